@@ -1,0 +1,72 @@
+"""Clipping by value, by norm and by global norm, as numbers that ride along in the update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.hyperparameters import as_number
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """What an optimizer clips by; None where it does not.
+
+    Raises
+    ------
+    ValueError
+        If a bound is negative, or both norms are given.
+    """
+
+    clipvalue: float | None = None
+    clipnorm: float | None = None
+    global_clipnorm: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("clipvalue", "clipnorm", "global_clipnorm"):
+            bound = getattr(self, name)
+            if bound is None:
+                continue
+            if as_number(name, bound) < 0:
+                raise ValueError(f"{name} must not be negative, got {bound}")
+        if self.clipnorm is not None and self.global_clipnorm is not None:
+            raise ValueError(
+                f"clipnorm and global_clipnorm can't both be set, got clipnorm={self.clipnorm} "
+                f"and global_clipnorm={self.global_clipnorm}"
+            )
+
+    @property
+    def by_norm(self) -> bool:
+        return self.clipnorm is not None or self.global_clipnorm is not None
+
+    @property
+    def bound(self) -> float:
+        """The bound on each value, infinite where there is none."""
+        return math.inf if self.clipvalue is None else float(self.clipvalue)
+
+    def factors(self, squares: NDArray[Any]) -> NDArray[Any]:
+        """What to multiply each gradient by.
+
+        Parameters
+        ----------
+        squares : float64 array, shape (gradients,)
+            The squared norm of each gradient, already clipped by value.
+
+        Returns
+        -------
+        float64 array, shape (gradients,)
+            NaN where TensorFlow makes the gradients NaN: for a global norm that is not finite.
+        """
+        if self.clipnorm is not None:
+            bound = float(self.clipnorm)
+            largest = np.maximum(np.sqrt(squares), bound)
+            return np.divide(bound, largest, out=np.zeros_like(largest), where=largest != 0)
+        assert self.global_clipnorm is not None
+        bound = float(self.global_clipnorm)
+        norm = math.sqrt(sum(squares.tolist()))
+        factor = 1.0 if norm <= bound else bound / norm if math.isfinite(norm) else math.nan
+        return np.full(len(squares), factor)

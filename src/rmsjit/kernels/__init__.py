@@ -1,0 +1,1 @@
+"""The compiled code.  It knows addresses and numbers, nothing of optimizers."""

@@ -1,0 +1,492 @@
+"""`RMSprop`: the interface of ``tf.keras.optimizers.legacy.RMSprop``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rmsjit import schedules
+from rmsjit.clipping import Clipping
+from rmsjit.forms import keras_form
+from rmsjit.hyperparameters import StepNumbers, as_number, checked, in_unit_interval, value_at
+from rmsjit.pairs import read_pairs
+from rmsjit.slots import SlotAllocator, SlotStore
+from rmsjit.stepper import Stepper
+from rmsjit.variables import Variable
+
+DEFAULT_EPSILON = 1e-7
+
+
+class RMSprop:
+    """RMSprop as ``tf.keras.optimizers.legacy.RMSprop`` computes it, on NumPy arrays in place.
+
+    With ``g`` the clipped gradient::
+
+        rms <- rho*rms + (1 - rho)*g*g
+        mg  <- rho*mg  + (1 - rho)*g                  if centered
+        v    = max(rms - mg*mg, 0)  or  rms
+        u    = lr*g / (sqrt(v) + epsilon)             if momentum is 0
+        u    = lr*g / sqrt(v + epsilon)               else
+        mom <- momentum*mom + u ;  variable <- variable - mom    (or - u without momentum)
+
+    All slots start from zero.  Where `momentum` stands at construction decides where epsilon
+    stands, as it does in tf-keras; a momentum that is set later adds its slot but leaves epsilon
+    in its place.
+
+    Parameters
+    ----------
+    learning_rate : float, callable or LearningRateSchedule, default 0.001
+        A number, a 0-d array, a function of no arguments, or a schedule of `iterations`.
+    rho : float or callable, default 0.9
+        Discounting factor of the averages, between 0 and 1.
+    momentum : float or callable, default 0.0
+        Between 0 and 1.
+    epsilon : float, default 1e-7
+        Keeps the denominator from zero; 0 and None mean 1e-7, as in tf-keras.
+    centered : bool, default False
+        Normalise by the estimated variance of the gradient instead of its mean square.
+    name : str, default "RMSprop"
+        Prefix of the names of slots.
+    clipvalue : float, optional
+        Each element of a gradient is clipped to ``[-clipvalue, clipvalue]``.
+    clipnorm : float, optional
+        Each gradient is scaled down to at most this norm.
+    global_clipnorm : float, optional
+        All gradients of a step are scaled down to at most this norm together.
+    lr : float, optional
+        Old name of `learning_rate`.
+    decay : float, default 0.0
+        The learning rate is divided by ``1 + decay*iterations``.
+    num_threads : int, optional
+        The most threads that a step uses; by default as many as the process may keep busy.
+    slot_allocator : callable, optional
+        ``slot_allocator(shape, dtype)`` returns the memory of a slot: a writeable, C-contiguous
+        array, such as an ``np.memmap``.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong type.
+    ValueError
+        If a number is out of its range, or `clipnorm` and `global_clipnorm` are both given.
+
+    Notes
+    -----
+    The clamp ``max(..., 0)`` is ours: under a constant gradient the centered form of other
+    libraries turns a variable into NaN when rounding makes the variance negative.  The clamp does
+    not bound the step, which tends to ``lr*g/epsilon`` as the variance vanishes.
+
+    State belongs to a variable's memory, not to the Python object: ``W``, ``W[...]`` and
+    ``W.reshape(-1)`` are the same variable.  Copy or pickle an optimizer together with its
+    variables, so that the copies belong together as well.
+
+    References
+    ----------
+    T. Tieleman and G. Hinton, "Lecture 6.5: RMSProp", Neural Networks for Machine Learning, 2012.
+
+    Examples
+    --------
+    One step down the slope of ``v**2 / 2``:
+
+    >>> import rmsjit
+    >>> v = rmsjit.Variable(10.0)
+    >>> opt = rmsjit.RMSprop(learning_rate=0.1)
+    >>> int(opt.apply_gradients([(v.numpy(), v)]).numpy())
+    1
+    >>> print(v.numpy())
+    9.683772
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        rho: Any = 0.9,
+        momentum: Any = 0.0,
+        epsilon: float | None = DEFAULT_EPSILON,
+        centered: bool = False,
+        name: str = "RMSprop",
+        *,
+        clipvalue: float | None = None,
+        clipnorm: float | None = None,
+        global_clipnorm: float | None = None,
+        lr: Any = None,
+        decay: float = 0.0,
+        num_threads: int | None = None,
+        slot_allocator: SlotAllocator | None = None,
+    ) -> None:
+        if lr is not None:
+            warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=2)
+            learning_rate = lr
+        self._name = _checked_name(name)
+        self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm)
+        self._learning_rate = checked("learning_rate", learning_rate, schedule=True)
+        self._rho = _checked_factor("rho", rho)
+        self._momentum = _checked_factor("momentum", momentum)
+        self._epsilon = _checked_epsilon(epsilon)
+        self._centered = bool(centered)
+        self._decay = _checked_decay(decay)
+        form = keras_form(centered=self._centered, momentum=self._uses_momentum)
+        self._store = SlotStore(self._name, form, slot_allocator)
+        self._stepper = Stepper(self._store, _checked_threads(num_threads))
+        self._iterations = Variable(np.zeros((), np.int64), f"{self._name}/iter", trainable=False)
+
+    # --- one step ---------------------------------------------------------------------------
+
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        name: str | None = None,
+        experimental_aggregate_gradients: bool = True,
+    ) -> Variable:
+        """Update variables by their gradients, in place.
+
+        Parameters
+        ----------
+        grads_and_vars : iterable of (gradient, variable)
+            A variable is a writeable array or a `Variable`; its gradient an array, a `Variable`
+            or a nested list of its shape, or None, which leaves the variable as it is.
+            The same variable may come twice: the updates apply one after the other.
+        name : str, optional
+            Accepted for compatibility; there is no graph in which the step could have a name.
+        experimental_aggregate_gradients : bool, default True
+            Whether gradients are summed over replicas; there are none without a strategy.
+
+        Returns
+        -------
+        Variable
+            `iterations`, which is one higher than before; an empty list changes nothing.
+
+        Raises
+        ------
+        TypeError
+            If the pairs are malformed, or a gradient or variable is of a wrong type or dtype.
+        ValueError
+            If no variable has a gradient, shapes differ, a variable is read-only, or two
+            variables share a part of their memory.
+
+        Notes
+        -----
+        Everything is checked before the first write: after an error, variables, slots and
+        `iterations` are as they were.
+        """
+        gradients, variables = read_pairs(grads_and_vars)
+        if gradients:
+            self._stepper.step(gradients, variables, self._clipping, self._numbers)
+            _apply_constraints(gradients, variables)
+            self._iterations.array[...] += 1
+        return self._iterations
+
+    def build(self, var_list: Sequence[Any]) -> None:
+        """Create the slots of `var_list` ahead of the first step, for `set_weights`."""
+        self._stepper.build(list(var_list))
+
+    def _numbers(self) -> StepNumbers:
+        """The hyperparameters at this step."""
+        iterations = int(self._iterations.array)
+        rate = value_at("learning_rate", self._learning_rate, iterations)
+        if self._decay:
+            rate = rate / (1.0 + self._decay * iterations)
+        return StepNumbers(
+            rate,
+            in_unit_interval("rho", value_at("rho", self._rho, iterations)),
+            in_unit_interval("momentum", value_at("momentum", self._momentum, iterations)),
+            self._epsilon,
+            self._clipping.bound,
+        )
+
+    # --- hyperparameters --------------------------------------------------------------------
+
+    @property
+    def learning_rate(self) -> Any:
+        """A float, a function of no arguments, or a schedule; takes effect at the next step."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self._learning_rate = checked("learning_rate", value, schedule=True)
+
+    lr = learning_rate
+
+    @property
+    def rho(self) -> Any:
+        """Discounting factor of the averages."""
+        return self._rho
+
+    @rho.setter
+    def rho(self, value: Any) -> None:
+        self._rho = _checked_factor("rho", value)
+
+    @property
+    def momentum(self) -> Any:
+        """Set from 0 to more, it adds the momentum slot and leaves epsilon where it is."""
+        return self._momentum
+
+    @momentum.setter
+    def momentum(self, value: Any) -> None:
+        self._momentum = _checked_factor("momentum", value)
+        if self._uses_momentum and not self._store.form.has_momentum:
+            self._store.form = self._store.form.with_momentum()
+            self._stepper.forget_plans()
+
+    @property
+    def _uses_momentum(self) -> bool:
+        return callable(self._momentum) or self._momentum > 0
+
+    @property
+    def epsilon(self) -> float:
+        """The small number in the denominator."""
+        return self._epsilon
+
+    @epsilon.setter
+    def epsilon(self, value: float | None) -> None:
+        self._epsilon = _checked_epsilon(value)
+
+    @property
+    def decay(self) -> float:
+        """The learning rate is divided by ``1 + decay*iterations``."""
+        return self._decay
+
+    @decay.setter
+    def decay(self, value: float) -> None:
+        self._decay = _checked_decay(value)
+
+    @property
+    def centered(self) -> bool:
+        """Whether steps are normalised by the estimated variance; fixed at construction."""
+        return self._centered
+
+    @property
+    def name(self) -> str:
+        """The prefix of the names of slots."""
+        return self._name
+
+    @property
+    def clipvalue(self) -> float | None:
+        """Bound on each element of a gradient, or None."""
+        return self._clipping.clipvalue
+
+    @clipvalue.setter
+    def clipvalue(self, value: float | None) -> None:
+        self._clipping = Clipping(value, self.clipnorm, self.global_clipnorm)
+
+    @property
+    def clipnorm(self) -> float | None:
+        """Bound on the norm of each gradient, or None."""
+        return self._clipping.clipnorm
+
+    @clipnorm.setter
+    def clipnorm(self, value: float | None) -> None:
+        self._clipping = Clipping(self.clipvalue, value, self.global_clipnorm)
+
+    @property
+    def global_clipnorm(self) -> float | None:
+        """Bound on the norm of all gradients of a step together, or None."""
+        return self._clipping.global_clipnorm
+
+    @global_clipnorm.setter
+    def global_clipnorm(self, value: float | None) -> None:
+        self._clipping = Clipping(self.clipvalue, self.clipnorm, value)
+
+    # --- state ------------------------------------------------------------------------------
+
+    @property
+    def iterations(self) -> Variable:
+        """How many steps have been taken; an int64 `Variable`."""
+        return self._iterations
+
+    @iterations.setter
+    def iterations(self, value: Any) -> None:
+        if isinstance(value, Variable):
+            self._share_iterations(value)
+        else:
+            self._iterations.assign(np.asarray(value))
+
+    def _share_iterations(self, counter: Variable) -> None:
+        if self._store.created:
+            raise RuntimeError(
+                "iterations can be set to another Variable only before the first step"
+            )
+        if counter.ndim != 0 or counter.dtype.kind not in "iu":
+            raise TypeError(
+                f"iterations must be an integer Variable of shape (), got {counter.dtype} of "
+                f"shape {counter.shape}"
+            )
+        self._iterations = counter
+
+    @property
+    def weights(self) -> list[Variable]:
+        """`iterations`, then all slots in the order in which they were created."""
+        return [self._iterations, *self._store.created.values()]
+
+    def variables(self) -> list[Variable]:
+        """The same as `weights`."""
+        return self.weights
+
+    def get_slot_names(self) -> list[str]:
+        """The names of the slots of each variable."""
+        return list(self._store.form.slots)
+
+    def get_slot(self, var: Any, slot_name: str) -> Variable:
+        """A slot of a variable, as a `Variable` over the slot's own memory.
+
+        Parameters
+        ----------
+        var : ndarray or Variable
+            Any view of the variable's memory; the slot comes in its shape.
+        slot_name : str
+            "rms", "momentum" or "mg".
+
+        Raises
+        ------
+        KeyError
+            If the optimizer has no such slot for `var`.
+        """
+        value = self._store.slot_of(var, slot_name)
+        if value is None:
+            raise KeyError(
+                f"{self._name} has no slot {slot_name!r} for this variable; its slots are "
+                f"{self.get_slot_names()}, made at the first step or by build()"
+            )
+        entry = self._store.find(var)
+        assert entry is not None
+        return Variable(value, f"{self._name}/{entry.name}/{slot_name}", trainable=False)
+
+    def get_weights(self) -> list[NDArray[Any]]:
+        """Copies of `weights` as arrays, in tf-keras's order."""
+        return [np.array(weight.array) for weight in self.weights]
+
+    def set_weights(self, weights: Sequence[ArrayLike]) -> None:
+        """Set `iterations` and all slots from a list as `get_weights` gives it.
+
+        Parameters
+        ----------
+        weights : sequence of array_like
+            May be one shorter, without `iterations`, which then become 0.
+
+        Raises
+        ------
+        ValueError
+            If the number of weights or a shape is another; nothing is changed then.  Before the
+            first step the slots are made by `build`.
+        """
+        given = [np.asarray(weight) for weight in weights]
+        targets = self.weights
+        if len(given) == len(targets) - 1:
+            given.insert(0, np.zeros((), np.int64))
+        _check_weights(given, targets)
+        for target, value in zip(targets, given, strict=True):
+            target.array[...] = value
+
+    # --- configuration ----------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments as a dictionary that JSON can hold, as tf-keras writes it.
+
+        A callable is written as its value now; a schedule as its own configuration.
+        """
+        config: dict[str, Any] = {"name": self._name}
+        for key in ("clipnorm", "clipvalue", "global_clipnorm"):
+            if getattr(self, key) is not None:
+                config[key] = getattr(self, key)
+        config |= {
+            "learning_rate": _serialized("learning_rate", self._learning_rate),
+            "decay": self._decay,
+            "rho": _serialized("rho", self._rho),
+            "momentum": _serialized("momentum", self._momentum),
+            "epsilon": self._epsilon,
+            "centered": self._centered,
+        }
+        return config
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> RMSprop:
+        """An optimizer with the arguments that `get_config` gave, and no state.
+
+        Parameters
+        ----------
+        config : dict
+        custom_objects : dict, optional
+            Classes of schedules that rmsjit does not know, by name.
+        """
+        arguments = dict(config)
+        if "lr" in arguments:
+            arguments["learning_rate"] = arguments.pop("lr")
+        if isinstance(arguments.get("learning_rate"), dict):
+            arguments["learning_rate"] = schedules.deserialize(
+                arguments["learning_rate"], custom_objects=custom_objects
+            )
+        return cls(**arguments)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"<rmsjit.{type(self).__name__} {arguments}, iterations={int(self._iterations)}>"
+
+
+def _checked_name(name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"name must be a string that is not empty, got {name!r}")
+    return name
+
+
+def _checked_factor(name: str, value: Any) -> Any:
+    value = checked(name, value)
+    return value if callable(value) else in_unit_interval(name, value)
+
+
+def _checked_epsilon(value: float | None) -> float:
+    epsilon = as_number("epsilon", value or DEFAULT_EPSILON)
+    if epsilon < 0:
+        raise ValueError(f"epsilon must be positive, got {epsilon}")
+    return epsilon
+
+
+def _checked_decay(value: float) -> float:
+    decay = as_number("decay", value)
+    if decay < 0:
+        raise ValueError(f"decay must not be negative, got {decay}")
+    return decay
+
+
+def _checked_threads(value: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"num_threads must be an integer or None, got {value!r}")
+    if value < 1:
+        raise ValueError(f"num_threads must be at least 1, got {value}")
+    return int(value)
+
+
+def _serialized(name: str, hyperparameter: Any) -> Any:
+    if isinstance(hyperparameter, schedules.LearningRateSchedule):
+        return schedules.serialize(hyperparameter)
+    return value_at(name, hyperparameter, 0)
+
+
+def _apply_constraints(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+    for gradient, variable in zip(gradients, variables, strict=True):
+        if isinstance(variable, Variable) and variable.constraint is not None:
+            if gradient is not None:
+                variable.assign(variable.constraint(variable.array))
+
+
+def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -> None:
+    if len(given) != len(targets):
+        raise ValueError(
+            f"expected {len(targets)} weights (or {len(targets) - 1} without iterations), got "
+            f"{len(given)}; before the first step, build(var_list) makes the slots"
+        )
+    for position, (value, target) in enumerate(zip(given, targets, strict=True)):
+        if value.shape != target.shape:
+            raise ValueError(
+                f"weights[{position}] must have the shape {target.shape} of {target.name}, got "
+                f"{value.shape}"
+            )
+
+

@@ -1,0 +1,135 @@
+"""Reading (gradient, variable) pairs and checking each against the contract, before any write."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.dtypes import SUPPORTED, Precision, precision_of
+from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.layout import layout_of, overlaps_itself
+from rmsjit.variables import Variable, array_of
+
+
+def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Gradients and variables of an iterable of pairs.
+
+    Raises
+    ------
+    TypeError
+        If it is no iterable of pairs.
+    """
+    try:
+        pairs = list(grads_and_vars)
+    except TypeError:
+        raise TypeError(
+            f"grads_and_vars must be an iterable of (gradient, variable) pairs, "
+            f"got {type(grads_and_vars).__name__}"
+        ) from None
+    if not pairs:
+        return (), ()
+    try:
+        gradients, variables = zip(*pairs, strict=True)
+    except (TypeError, ValueError):
+        raise _malformed(pairs) from None
+    return gradients, variables
+
+
+def _malformed(pairs: list[Any]) -> TypeError:
+    for position, pair in enumerate(pairs):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            return TypeError(
+                f"grads_and_vars[{position}] must be a (gradient, variable) pair, "
+                f"got {_brief(pair)}"
+            )
+    return TypeError("grads_and_vars must hold (gradient, variable) pairs")
+
+
+def check_variable(variable: Any, position: int) -> Precision:
+    """The precision of a variable that can be trained.
+
+    Raises
+    ------
+    TypeError
+        If it is no array, or of a dtype that rmsjit does not train.
+    ValueError
+        If it is read-only, or its elements share memory.
+    """
+    array = array_of(variable)
+    where = naming(variable, position)
+    if not isinstance(array, np.ndarray):
+        raise TypeError(
+            f"{where} must be a NumPy array or an rmsjit.Variable, got {_brief(variable)}"
+        )
+    precision = precision_of(array.dtype)
+    if precision is None:
+        raise TypeError(
+            f"{where} must have one of the dtypes {', '.join(SUPPORTED)} in native byte order, "
+            f"got {array.dtype!r}"
+        )
+    if not array.flags.writeable:
+        raise ValueError(f"{where} must be writeable, got a read-only array of {array.shape}")
+    if overlaps_itself(layout_of(array).canonical(array)):
+        raise ValueError(
+            f"{where} must have an element of its own at every index, got strides "
+            f"{array.strides} for shape {array.shape}, which use memory twice"
+        )
+    return precision
+
+
+def dense_gradient(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
+    """The gradient as an array of its variable's shape, its dtype one that may be cast.
+
+    Raises
+    ------
+    TypeError
+        If it is no array of numbers, or casting its dtype would lose more than precision.
+    ValueError
+        If its shape is not the variable's.
+    """
+    where = f"the gradient of {naming(variable, position)}"
+    array = _as_array(gradient, where)
+    target = array_of(variable)
+    if not np.can_cast(array.dtype, target.dtype, "same_kind"):
+        raise TypeError(
+            f"{where} must have a dtype that casts to {target.dtype} as same_kind, "
+            f"got {array.dtype}"
+        )
+    if array.shape != target.shape:
+        raise ValueError(f"{where} must have its shape {target.shape}, got {array.shape}")
+    return array
+
+
+def _as_array(gradient: Any, where: str) -> NDArray[Any]:
+    if isinstance(gradient, np.ndarray):
+        return gradient
+    if isinstance(gradient, Variable):
+        return gradient.array
+    known = isinstance(gradient, (list, tuple, numbers.Number, np.generic))
+    if not (known or hasattr(gradient, "__array__")):
+        raise TypeError(f"{where} must be an array or a nested list, got {_brief(gradient)}")
+    try:
+        return np.asarray(gradient)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{where} must be an array or a nested list of numbers: {error}") from None
+
+
+def is_sparse(kind: type) -> bool:
+    """Whether gradients of this type name rows."""
+    return issubclass(kind, IndexedSlices)
+
+
+def naming(variable: Any, position: int) -> str:
+    """How messages name a variable."""
+    if isinstance(variable, Variable):
+        return f"variable {position} ({variable.name})"
+    return f"variable {position}"
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

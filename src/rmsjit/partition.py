@@ -1,0 +1,82 @@
+"""Cutting the elements of many variables into pieces of equal work for a number of threads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CACHE_LINE = 64
+
+
+class Partition(NamedTuple):
+    """Work for kernels: see `rmsjit.kernels.dense.update_dense`.
+
+    Attributes
+    ----------
+    pieces : int64 array, shape (pieces, 3)
+        Row of the table, first element, number of elements.
+    bins : int64 array, shape (bins + 1,)
+        Where the pieces of each bin start, and the number of pieces.
+    """
+
+    pieces: NDArray[np.int64]
+    bins: NDArray[np.int64]
+
+
+def cut_evenly(
+    sizes: NDArray[np.int64], addresses: NDArray[np.int64], itemsize: int, bins: int
+) -> Partition:
+    """Cut all variables, laid end to end, into `bins` parts of about equal size.
+
+    Cuts within a variable fall on its cache lines, so that no two threads write to one line and
+    every part starts where vectors do not straddle lines.
+    """
+    ends = np.cumsum(sizes)
+    total = int(ends[-1]) if len(ends) else 0
+    cuts = [_on_line(total * part // bins, ends, sizes, addresses, itemsize) for part in range(bins)]
+    cuts.append(total)
+    pieces: list[tuple[int, int, int]] = []
+    starts = [0]
+    row = 0
+    for low, high in zip(cuts, cuts[1:], strict=False):
+        position = low
+        while position < high:
+            while ends[row] <= position:
+                row += 1
+            stop = min(high, int(ends[row]))
+            first = position - int(ends[row] - sizes[row])
+            pieces.append((row, first, stop - position))
+            position = stop
+        starts.append(len(pieces))
+    return Partition(np.array(pieces, np.int64).reshape(-1, 3), np.array(starts, np.int64))
+
+
+def _on_line(
+    position: int,
+    ends: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    addresses: NDArray[np.int64],
+    itemsize: int,
+) -> int:
+    """`position`, moved back to the start of a cache line of its variable."""
+    if position == 0:
+        return 0
+    row = int(np.searchsorted(ends, position, side="right"))
+    if row == len(ends):
+        return position
+    first = int(ends[row] - sizes[row])
+    excess = (int(addresses[row]) + (position - first) * itemsize) % _CACHE_LINE
+    return max(first, position - excess // itemsize)
+
+
+def cut_by_length(sizes: NDArray[np.int64], length: int, bins: int) -> Partition:
+    """Cut every variable into pieces of `length` elements, its last one shorter."""
+    pieces = [
+        (row, start, min(length, int(size) - start))
+        for row, size in enumerate(sizes)
+        for start in range(0, int(size), length)
+    ]
+    starts = [len(pieces) * part // bins for part in range(bins + 1)]
+    return Partition(np.array(pieces, np.int64).reshape(-1, 3), np.array(starts, np.int64))

@@ -1,0 +1,1 @@
+"""What the kernels run on: the compile cache and the threads."""

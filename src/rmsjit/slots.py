@@ -1,0 +1,252 @@
+"""The optimizer's state: for each variable's memory, its slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from rmsjit.dtypes import Precision, precision_of
+from rmsjit.forms import Form
+from rmsjit.layout import Key, Layout, address_of, is_dense, layout_of, memory_key, span_of
+from rmsjit.variables import Variable, array_of
+
+_CACHE_LINE = 64
+
+SlotAllocator = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
+
+
+class StalePlanError(Exception):
+    """A variable's memory is no longer where it was when a plan was made of it."""
+
+
+class Entry:
+    """A variable that the optimizer knows, and its slots.
+
+    Attributes
+    ----------
+    key : tuple
+        The memory (`rmsjit.layout.memory_key`).
+    owner : ndarray or Variable
+        The object that was given first; it keeps the memory alive.
+    layout : Layout
+        How the owner's axes lie in memory.
+    canonical : ndarray
+        The canonical view of the owner.
+    precision : Precision
+    slots : dict of str to ndarray
+        The slots that the rule uses, each one-dimensional in canonical order.
+    """
+
+    __slots__ = ("canonical", "key", "layout", "name", "owner", "precision", "slots")
+
+    def __init__(self, owner: Any, precision: Precision) -> None:
+        array = array_of(owner)
+        self.owner = owner
+        self.layout = layout_of(array)
+        self.canonical = self.layout.canonical(array)
+        self.key = memory_key(self.canonical)
+        self.precision = precision
+        self.slots: dict[str, NDArray[Any]] = {}
+        self.name = ""
+
+    @property
+    def dense(self) -> bool:
+        """Whether kernels run on the memory itself."""
+        return is_dense(self.canonical)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return span_of(self.canonical)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(array_of(self.owner).shape)
+
+
+def entry_of(variable: Any) -> Entry:
+    """A new entry for a variable that is known to be good."""
+    precision = precision_of(array_of(variable).dtype)
+    assert precision is not None
+    return Entry(variable, precision)
+
+
+class SlotStore:
+    """Every variable that an optimizer has updated, and all that it has created for them.
+
+    Parameters
+    ----------
+    name : str
+        Prefix of the names of all slots.
+    form : Form
+        Which slots each variable gets.
+    allocator : callable, optional
+        ``allocator(shape, dtype)`` gives the memory of a slot.
+    """
+
+    def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
+        self.name = name
+        self.form = form
+        self.allocator = allocator
+        self.entries: dict[Key, Entry] = {}
+        self.created: dict[tuple[Key, str], Variable] = {}  # in order of creation
+        self._stems: dict[str, int] = {}  # how many variables came with each name
+
+    def find(self, variable: Any) -> Entry | None:
+        """The entry of a variable, or None where the optimizer has not seen it."""
+        array = array_of(variable)
+        if not isinstance(array, np.ndarray):
+            return None
+        return self.entries.get(memory_key(layout_of(array).canonical(array)))
+
+    def slot_of(self, variable: Any, slot: str) -> NDArray[Any] | None:
+        """A slot with the axes of `variable`, which may be any view of the variable's memory."""
+        entry = self.find(variable)
+        if entry is None or slot not in entry.slots:
+            return None
+        array = array_of(variable)
+        return layout_of(array).logical(entry.slots[slot], array.shape)
+
+    def missing(self, entries: Iterable[Entry]) -> list[tuple[Entry, str, NDArray[Any]]]:
+        """The slots that the form asks for and these entries lack, allocated but not entered."""
+        entries = list({entry.key: entry for entry in entries}.values())
+        return [
+            (entry, slot, self._start(entry, slot))
+            for entry, slot in self._creation_order(entries)
+            if slot not in entry.slots
+        ]
+
+    def enter(self, entries: Iterable[Entry], fresh: Iterable[tuple[Entry, str, Any]]) -> None:
+        """Make new entries and slots known."""
+        for entry in entries:
+            if entry.key not in self.entries:
+                entry.name = self._name_for(entry.owner)
+                self.entries[entry.key] = entry
+        for entry, slot, value in fresh:
+            entry.slots[slot] = value
+            self.created[entry.key, slot] = self._wrapped(entry, slot, value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Slots as their variables are shaped, since a copy may lie otherwise in memory."""
+        numbers = {key: number for number, key in enumerate(self.entries)}
+        return {
+            "name": self.name,
+            "form": self.form,
+            "allocator": self.allocator,
+            "owners": [entry.owner for entry in self.entries.values()],
+            "created": [
+                (numbers[key], slot, np.asarray(variable))
+                for (key, slot), variable in self.created.items()
+            ],
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["name"], state["form"], state["allocator"])  # type: ignore[misc]
+        entries = [entry_of(owner) for owner in state["owners"]]
+        fresh = []
+        for number, slot, value in state["created"]:
+            entry = entries[number]
+            canonical = entry.layout.canonical(value)
+            memory = self.allocate((canonical.size,), canonical.dtype, entry.canonical)
+            memory[...] = canonical.reshape(-1)
+            fresh.append((entry, slot, memory))
+        self.enter(entries, fresh)
+
+    def _creation_order(self, entries: list[Entry]) -> list[tuple[Entry, str]]:
+        if self.form.by_variable:
+            return [(entry, slot) for entry in entries for slot in self.form.slots]
+        return [(entry, slot) for slot in self.form.slots for entry in entries]
+
+    def _start(self, entry: Entry, slot: str) -> NDArray[Any]:
+        value = self.allocate((entry.canonical.size,), entry.canonical.dtype, entry.canonical)
+        value[...] = self.form.start(slot)
+        return value
+
+    def allocate(
+        self, shape: tuple[int, ...], dtype: DTypeLike, beside: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Memory for a slot, its first element as far from a cache line as that of `beside`."""
+        dtype = np.dtype(dtype)
+        if self.allocator is not None:
+            return _checked_allocation(self.allocator(shape, dtype), shape, dtype)
+        start = 0 if beside is None else address_of(beside)
+        return allocate_aligned(shape, dtype, start)
+
+    def _name_for(self, owner: Any) -> str:
+        stem = owner.name.partition(":")[0] if isinstance(owner, Variable) else "Variable"
+        number = self._stems.get(stem, 0)
+        self._stems[stem] = number + 1
+        return f"{stem}_{number}" if number else stem
+
+    def _wrapped(self, entry: Entry, slot: str, value: NDArray[Any]) -> Variable:
+        shaped = entry.layout.logical(value, entry.shape)
+        return Variable(shaped, f"{self.name}/{entry.name}/{slot}", trainable=False)
+
+
+def allocate_aligned(
+    shape: tuple[int, ...], dtype: np.dtype[Any], beside_address: int = 0
+) -> NDArray[Any]:
+    """An uninitialised array whose data is as far from a cache line as `beside_address`.
+
+    A vector that straddles two cache lines costs two accesses; where a variable and its slots are
+    off by the same number of bytes, work that starts on a line of one starts on a line of all.
+    """
+    nbytes = dtype.itemsize * int(np.prod(shape))
+    memory = np.empty(nbytes + _CACHE_LINE, np.uint8)
+    offset = (beside_address - address_of(memory)) % _CACHE_LINE
+    return memory[offset : offset + nbytes].view(dtype).reshape(shape)
+
+
+def _checked_allocation(
+    array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    fits = (
+        isinstance(array, np.ndarray)
+        and array.shape == shape
+        and array.dtype == dtype
+        and array.flags.c_contiguous
+        and array.flags.writeable
+        and array.flags.aligned
+    )
+    if not fits:
+        raise ValueError(
+            f"slot_allocator must return a writeable, C-contiguous array of shape {shape} and "
+            f"dtype {dtype}, got {_described(array)}"
+        )
+    return array  # type: ignore[no-any-return]
+
+
+def _described(array: Any) -> str:
+    if isinstance(array, np.ndarray):
+        return f"shape {array.shape}, dtype {array.dtype}"
+    return repr(type(array).__name__)
+
+
+def find_overlap(
+    known: Iterable[Entry], new: Iterable[Entry]
+) -> tuple[Entry, Entry] | None:
+    """Two of these entries, at least one of them new, that share some of their memory."""
+    fresh = {entry.key for entry in new}
+    by_start = sorted(
+        {entry.key: entry for entry in (*known, *new) if entry.canonical.size}.values(),
+        key=lambda entry: entry.span,
+    )
+    open_entries: list[Entry] = []
+    for entry in by_start:
+        start = entry.span[0]
+        open_entries = [other for other in open_entries if other.span[1] > start]
+        for other in open_entries:
+            if (entry.key in fresh or other.key in fresh) and _share(entry, other):
+                return other, entry
+        open_entries.append(entry)
+    return None
+
+
+def _share(one: Entry, other: Entry) -> bool:
+    """Whether two entries have an element in common; if that is too hard to tell, they have."""
+    try:
+        return bool(np.shares_memory(one.canonical, other.canonical, max_work=100_000))
+    except np.exceptions.TooHardError:
+        return True

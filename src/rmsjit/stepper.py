@@ -1,0 +1,215 @@
+"""One step of an optimizer: check everything, then update everything."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.clipping import Clipping
+from rmsjit.hyperparameters import StepNumbers
+from rmsjit.pairs import check_variable, naming
+from rmsjit.slots import Entry, SlotStore, StalePlanError, find_overlap
+
+_PLANS_KEPT = 16  # lists of variables; a training loop has one, a GAN a few
+
+
+class Stepper:
+    """Applies the rule to lists of variables, whose plans it keeps.
+
+    Parameters
+    ----------
+    store : SlotStore
+        The state that steps read and write.
+    num_threads : int, optional
+        The most threads to use; by default as many as the process may keep busy.
+    """
+
+    def __init__(self, store: SlotStore, num_threads: int | None = None) -> None:
+        self.store = store
+        self.num_threads = num_threads
+        self._last: Any = None
+        self._plans: OrderedDict[Any, Any] = OrderedDict()
+        self._packed: tuple[Any, dict[str, NDArray[Any]]] = (None, {})
+        self._limit = num_threads or 0  # found out at the first step
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"store": self.store, "num_threads": self.num_threads}  # plans hold addresses
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def step(
+        self,
+        gradients: Sequence[Any],
+        variables: Sequence[Any],
+        clipping: Clipping,
+        numbers: Callable[[], StepNumbers],
+    ) -> None:
+        """Update `variables` by `gradients`, of which some may be None.
+
+        Parameters
+        ----------
+        gradients, variables : sequence
+            Of equal length, not empty.
+        clipping : Clipping
+        numbers : callable
+            Gives the numbers of the step; called once all gradients have been found good.
+
+        Raises
+        ------
+        TypeError, ValueError
+            Before anything has been written; see `rmsjit.pairs`.
+        """
+        plan, bound, packed = self._prepare(gradients, variables, clipping, numbers)
+        if plan.dropped:
+            warnings.warn(
+                f"no gradient for {plan.dropped}; left unchanged", RuntimeWarning, stacklevel=3
+            )
+        factors = self._factors(bound, len(gradients), clipping)
+        for group in bound:
+            group.update(factors, packed[group.precision.computing], self._limit)
+
+    def _prepare(
+        self,
+        gradients: Sequence[Any],
+        variables: Sequence[Any],
+        clipping: Clipping,
+        numbers: Callable[[], StepNumbers],
+    ) -> tuple[Any, list[Any], dict[str, NDArray[Any]]]:
+        """The plan, the checked gradients and the packed numbers; nothing written on an error."""
+        plan = self._known_plan(gradients, variables)
+        if plan is not None:
+            try:
+                return plan, plan.bind(gradients), self._pack(numbers(), plan, clipping)
+            except StalePlanError:
+                self.forget_plans()
+        with self._lock:
+            plan, entries, fresh = self._draft(gradients, variables)
+            bound, packed = plan.bind(gradients), self._pack(numbers(), plan, clipping)
+            self.store.enter(entries, fresh)
+            self._keep(plan)
+        return plan, bound, packed
+
+    def forget_plans(self) -> None:
+        """Make plans anew, as after a change of the slots."""
+        with self._lock:
+            self._last = None
+            self._plans.clear()
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Create the slots of `variables` without a step."""
+        with self._lock:
+            entries = self._entries(variables, [np.ndarray] * len(variables))
+            known = [entry for entry in entries if entry is not None]
+            self.store.enter(known, self.store.missing(known))
+            self.forget_plans()
+
+    def _known_plan(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
+        identity = (tuple(map(id, variables)), tuple(map(type, gradients)))
+        last = self._last
+        if last is not None and last.identity == identity:
+            return last
+        with self._lock:
+            plan = self._plans.get(identity)
+            if plan is not None:
+                self._plans.move_to_end(identity)
+                self._last = plan
+        return plan
+
+    def _keep(self, plan: Any) -> None:
+        self._last = plan
+        self._plans[plan.identity] = plan
+        while len(self._plans) > _PLANS_KEPT:
+            self._plans.popitem(last=False)
+
+    def _draft(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
+        """A plan for variables that may be new, which have not been entered yet."""
+        from rmsjit.plan import Member, Plan
+        from rmsjit.runtime.threads import thread_limit
+
+        self._limit = self.num_threads or thread_limit()
+        kinds = [type(gradient) for gradient in gradients]
+        entries = self._entries(variables, kinds)
+        present = [entry for entry in entries if entry is not None]
+        fresh = self.store.missing(present)
+        slots = {entry.key: dict(entry.slots) for entry in present}
+        for entry, slot, value in fresh:
+            slots[entry.key][slot] = value
+        if not present:
+            names = ", ".join(naming(v, k) for k, v in enumerate(variables))
+            raise ValueError(f"no gradient was given for any variable: {names}")
+        members = [entry and Member(entry, slots[entry.key]) for entry in entries]
+        return Plan(variables, kinds, members, self.store.form), present, fresh
+
+    def _entries(
+        self, variables: Sequence[Any], kinds: Sequence[type]
+    ) -> list[Entry | None]:
+        """The entry of every variable that has a gradient, known or new."""
+        entries: list[Entry | None] = []
+        new: dict[Any, Entry] = {}
+        for position, (variable, kind) in enumerate(zip(variables, kinds, strict=True)):
+            precision = check_variable(variable, position)
+            if kind is type(None):
+                entries.append(None)
+                continue
+            entry = Entry(variable, precision)
+            entry = self.store.entries.get(entry.key) or new.setdefault(entry.key, entry)
+            entries.append(entry)
+        self._refuse_overlap(list(new.values()), variables, entries)
+        return entries
+
+    def _refuse_overlap(
+        self, new: list[Entry], variables: Sequence[Any], entries: Sequence[Entry | None]
+    ) -> None:
+        pair = find_overlap(self.store.entries.values(), new) if new else None
+        if pair is None:
+            return
+        names = [
+            naming(variables[entries.index(entry)], entries.index(entry))
+            if entry in entries
+            else f"the variable {entry.name} of an earlier step"
+            for entry in pair
+        ]
+        raise ValueError(
+            f"variables must not overlap in part, but {names[0]} of shape {pair[0].shape} and "
+            f"{names[1]} of shape {pair[1].shape} share memory"
+        )
+
+    def _pack(
+        self, values: StepNumbers, plan: Any, clipping: Clipping
+    ) -> dict[str, NDArray[Any]]:
+        """The numbers of the step in every dtype of the plan."""
+        if clipping.clipvalue is not None:
+            _refuse_complex(plan)
+        known, packed = self._packed
+        if known != (values, self.store.form):
+            packed = {}
+        missing = [p for p in plan.precisions if p.computing not in packed]
+        if missing:
+            packed = packed | {p.computing: values.packed(p, self.store.form) for p in missing}
+            self._packed = ((values, self.store.form), packed)
+        return packed
+
+    def _factors(
+        self, bound: Sequence[Any], count: int, clipping: Clipping
+    ) -> NDArray[Any] | None:
+        """What each gradient is multiplied by, or None where norms are not clipped."""
+        if not clipping.by_norm:
+            return None
+        squares = np.zeros(count)
+        for group in bound:
+            squares[list(group.positions)] = group.squares(clipping.bound, self._limit)
+        return clipping.factors(squares)
+
+
+def _refuse_complex(plan: Any) -> None:
+    names = sorted(precision.name for precision in plan.precisions if precision.parts == 2)
+    if names:
+        raise TypeError(f"clipvalue can't be applied to gradients of complex variables ({names[0]})")
