@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object for each dtype, compared by identity
 class Precision:
     """How a dtype is stored and computed.
 

@@ -119,6 +119,13 @@ def in_unit_interval(name: str, value: float) -> float:
     return value
 
 
+def positive(name: str, value: float) -> float:
+    """`value`, which must be above zero."""
+    if not value > 0.0:
+        raise ValueError(f"{name} must be positive, got {value}")
+    return value
+
+
 def value_at(name: str, hyperparameter: Any, iterations: int) -> float:
     """The value of a checked hyperparameter at a step."""
     if isinstance(hyperparameter, float):

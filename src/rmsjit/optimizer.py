@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmsjit import schedules
+from rmsjit.arguments import checked_factor, checked_name, checked_threads
 from rmsjit.clipping import Clipping
 from rmsjit.forms import keras_form
-from rmsjit.hyperparameters import StepNumbers, as_number, checked, in_unit_interval, value_at
+from rmsjit.hyperparameters import (
+    StepNumbers,
+    as_number,
+    checked,
+    in_unit_interval,
+    positive,
+    value_at,
+)
 from rmsjit.pairs import read_pairs
 from rmsjit.slots import SlotAllocator, SlotStore
 from rmsjit.stepper import Stepper
@@ -121,17 +129,18 @@ class RMSprop:
         if lr is not None:
             warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=2)
             learning_rate = lr
-        self._name = _checked_name(name)
+        self._name = checked_name(name)
         self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm)
         self._learning_rate = checked("learning_rate", learning_rate, schedule=True)
-        self._rho = _checked_factor("rho", rho)
-        self._momentum = _checked_factor("momentum", momentum)
+        self._rho = checked_factor("rho", rho)
+        self._momentum = checked_factor("momentum", momentum)
         self._epsilon = _checked_epsilon(epsilon)
         self._centered = bool(centered)
         self._decay = _checked_decay(decay)
         form = keras_form(centered=self._centered, momentum=self._uses_momentum)
+        self._constant: StepNumbers | None = None  # made again after a setting has changed
         self._store = SlotStore(self._name, form, slot_allocator)
-        self._stepper = Stepper(self._store, _checked_threads(num_threads))
+        self._stepper = Stepper(self._store, checked_threads(num_threads))
         self._iterations = Variable(np.zeros((), np.int64), f"{self._name}/iter", trainable=False)
 
     # --- one step ---------------------------------------------------------------------------
@@ -176,8 +185,7 @@ class RMSprop:
         gradients, variables = read_pairs(grads_and_vars)
         if gradients:
             self._stepper.step(gradients, variables, self._clipping, self._numbers)
-            _apply_constraints(gradients, variables)
-            self._iterations.array[...] += 1
+            self._iterations.array[()] += 1
         return self._iterations
 
     def build(self, var_list: Sequence[Any]) -> None:
@@ -185,18 +193,24 @@ class RMSprop:
         self._stepper.build(list(var_list))
 
     def _numbers(self) -> StepNumbers:
-        """The hyperparameters at this step."""
+        """The hyperparameters at this step; the same object as long as none of them can change."""
+        if self._constant is not None:
+            return self._constant
         iterations = int(self._iterations.array)
         rate = value_at("learning_rate", self._learning_rate, iterations)
         if self._decay:
             rate = rate / (1.0 + self._decay * iterations)
-        return StepNumbers(
+        numbers = StepNumbers(
             rate,
             in_unit_interval("rho", value_at("rho", self._rho, iterations)),
             in_unit_interval("momentum", value_at("momentum", self._momentum, iterations)),
             self._epsilon,
             self._clipping.bound,
         )
+        given = (self._learning_rate, self._rho, self._momentum)
+        if not self._decay and not any(map(callable, given)):
+            self._constant = numbers
+        return numbers
 
     # --- hyperparameters --------------------------------------------------------------------
 
@@ -207,6 +221,7 @@ class RMSprop:
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
+        self._constant = None
         self._learning_rate = checked("learning_rate", value, schedule=True)
 
     lr = learning_rate
@@ -218,7 +233,8 @@ class RMSprop:
 
     @rho.setter
     def rho(self, value: Any) -> None:
-        self._rho = _checked_factor("rho", value)
+        self._constant = None
+        self._rho = checked_factor("rho", value)
 
     @property
     def momentum(self) -> Any:
@@ -227,7 +243,8 @@ class RMSprop:
 
     @momentum.setter
     def momentum(self, value: Any) -> None:
-        self._momentum = _checked_factor("momentum", value)
+        self._constant = None
+        self._momentum = checked_factor("momentum", value)
         if self._uses_momentum and not self._store.form.has_momentum:
             self._store.form = self._store.form.with_momentum()
             self._stepper.forget_plans()
@@ -243,6 +260,7 @@ class RMSprop:
 
     @epsilon.setter
     def epsilon(self, value: float | None) -> None:
+        self._constant = None
         self._epsilon = _checked_epsilon(value)
 
     @property
@@ -252,6 +270,7 @@ class RMSprop:
 
     @decay.setter
     def decay(self, value: float) -> None:
+        self._constant = None
         self._decay = _checked_decay(value)
 
     @property
@@ -271,6 +290,7 @@ class RMSprop:
 
     @clipvalue.setter
     def clipvalue(self, value: float | None) -> None:
+        self._constant = None
         self._clipping = Clipping(value, self.clipnorm, self.global_clipnorm)
 
     @property
@@ -280,6 +300,7 @@ class RMSprop:
 
     @clipnorm.setter
     def clipnorm(self, value: float | None) -> None:
+        self._constant = None
         self._clipping = Clipping(self.clipvalue, value, self.global_clipnorm)
 
     @property
@@ -289,6 +310,7 @@ class RMSprop:
 
     @global_clipnorm.setter
     def global_clipnorm(self, value: float | None) -> None:
+        self._constant = None
         self._clipping = Clipping(self.clipvalue, self.clipnorm, value)
 
     # --- state ------------------------------------------------------------------------------
@@ -345,15 +367,13 @@ class RMSprop:
         KeyError
             If the optimizer has no such slot for `var`.
         """
-        value = self._store.slot_of(var, slot_name)
-        if value is None:
+        slot = self._store.slot_of(var, slot_name)
+        if slot is None:
             raise KeyError(
                 f"{self._name} has no slot {slot_name!r} for this variable; its slots are "
                 f"{self.get_slot_names()}, made at the first step or by build()"
             )
-        entry = self._store.find(var)
-        assert entry is not None
-        return Variable(value, f"{self._name}/{entry.name}/{slot_name}", trainable=False)
+        return slot
 
     def get_weights(self) -> list[NDArray[Any]]:
         """Copies of `weights` as arrays, in tf-keras's order."""
@@ -428,22 +448,8 @@ class RMSprop:
         return f"<rmsjit.{type(self).__name__} {arguments}, iterations={int(self._iterations)}>"
 
 
-def _checked_name(name: Any) -> str:
-    if not isinstance(name, str) or not name:
-        raise TypeError(f"name must be a string that is not empty, got {name!r}")
-    return name
-
-
-def _checked_factor(name: str, value: Any) -> Any:
-    value = checked(name, value)
-    return value if callable(value) else in_unit_interval(name, value)
-
-
 def _checked_epsilon(value: float | None) -> float:
-    epsilon = as_number("epsilon", value or DEFAULT_EPSILON)
-    if epsilon < 0:
-        raise ValueError(f"epsilon must be positive, got {epsilon}")
-    return epsilon
+    return positive("epsilon", as_number("epsilon", value or DEFAULT_EPSILON))
 
 
 def _checked_decay(value: float) -> float:
@@ -453,27 +459,10 @@ def _checked_decay(value: float) -> float:
     return decay
 
 
-def _checked_threads(value: int | None) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"num_threads must be an integer or None, got {value!r}")
-    if value < 1:
-        raise ValueError(f"num_threads must be at least 1, got {value}")
-    return int(value)
-
-
 def _serialized(name: str, hyperparameter: Any) -> Any:
     if isinstance(hyperparameter, schedules.LearningRateSchedule):
         return schedules.serialize(hyperparameter)
     return value_at(name, hyperparameter, 0)
-
-
-def _apply_constraints(gradients: Sequence[Any], variables: Sequence[Any]) -> None:
-    for gradient, variable in zip(gradients, variables, strict=True):
-        if isinstance(variable, Variable) and variable.constraint is not None:
-            if gradient is not None:
-                variable.assign(variable.constraint(variable.array))
 
 
 def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -> None:
@@ -488,5 +477,3 @@ def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -
                 f"weights[{position}] must have the shape {target.shape} of {target.name}, got "
                 f"{value.shape}"
             )
-
-

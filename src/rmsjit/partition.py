@@ -35,7 +35,9 @@ def cut_evenly(
     """
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
-    cuts = [_on_line(total * part // bins, ends, sizes, addresses, itemsize) for part in range(bins)]
+    cuts = [
+        _on_line(total * part // bins, ends, sizes, addresses, itemsize) for part in range(bins)
+    ]
     cuts.append(total)
     pieces: list[tuple[int, int, int]] = []
     starts = [0]

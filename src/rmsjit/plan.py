@@ -1,13 +1,12 @@
 """A plan: a list of variables validated and laid out once, and the kernel calls that update them.
 
-Later steps with the same variables only read the addresses of their gradients, which compiled code
-checks on the way, and make one call for all variables of a dtype.
+A later step with the same variables only reads the addresses of their gradients, which compiled
+code checks on the way, and makes one call for all variables of a dtype.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,10 +21,9 @@ from rmsjit.pairs import check_variable, dense_gradient, naming
 from rmsjit.partition import Partition, cut_by_length, cut_evenly
 from rmsjit.runtime import threads
 from rmsjit.slots import Entry, StalePlanError
-from rmsjit.variables import array_of
+from rmsjit.variables import Variable, array_of
 
 PARALLEL_BYTES = 1 << 20  # of variables and slots: below it, starting threads costs more
-NOT_IN_PLACE = -1  # a number of dimensions that no array has: always staged
 
 
 class Member(NamedTuple):
@@ -35,151 +33,77 @@ class Member(NamedTuple):
     slots: dict[str, NDArray[Any]]
 
 
+class BoundStep(NamedTuple):
+    """The gradients of one step, checked, as addresses that kernels can read.
+
+    Attributes
+    ----------
+    addresses : int64 array, shape (pairs, 1)
+    alive : object
+        Keeps the memory behind the addresses.
+    """
+
+    addresses: NDArray[np.int64]
+    alive: Any
+
+
 class DenseGroup:
-    """Variables of one dtype with dense gradients, none of them twice, updated in one call.
+    """Variables of one dtype, none of them twice, that one call updates.
 
     Parameters
     ----------
     positions : sequence of int
         Where their pairs stand in the list.
-    variables : sequence
-        The objects as they were given.
     members : sequence of Member
         Their memory and slots.
     form : Form
-    written : int64 array, shape (2, n)
-        All memory that the step writes, as ascending disjoint spans.
-    first_round : bool
-        False where an earlier group of the same step has updated some of these variables.
+    is_all : bool
+        Whether the group is the whole list, in its order.
     """
 
     def __init__(
-        self,
-        positions: Sequence[int],
-        variables: Sequence[Any],
-        members: Sequence[Member],
-        form: Form,
-        written: NDArray[np.int64],
-        first_round: bool,
+        self, positions: Sequence[int], members: Sequence[Member], form: Form, is_all: bool
     ) -> None:
-        self.positions = tuple(positions)
-        self.variables = tuple(variables)
+        self.positions = list(positions)
         self.members = tuple(members)
         self.precision: Precision = members[0].entry.precision
-        self._dtype = members[0].entry.canonical.dtype
-        self.form = form
-        self._pick = itemgetter(*positions)
-        self._written = written
-        self._own_memory_readable = first_round
+        self._form = form
+        self._is_all = is_all
         self._sizes = np.array([member.entry.canonical.size for member in members], np.int64)
+        self._itemsize = members[0].entry.canonical.itemsize
         self._table = self._addresses_of_state()
-        self._expected = self._expected_headers()
         self._sample = np.empty(0, self.precision.storage)
         self._ones = np.ones(len(members), self.precision.computing)
-        self._columns = (
-            dense.MG if form.centered else None,
-            dense.MOMENTUM if form.has_momentum else None,
-        )
-        self._bytes = int(self._sizes.sum()) * self._dtype.itemsize * (1 + len(form.slots))
-        self._staged_rows = [row for row, member in enumerate(members) if not member.entry.dense]
-        self._partitions: dict[tuple[int, int], Partition] = {}
+        self._mg = dense.MG if form.centered else None
+        self._momentum = dense.MOMENTUM if form.has_momentum else None
+        gradient_bytes = int(self._sizes.sum()) * self._itemsize
+        self._norm_is_large = gradient_bytes >= PARALLEL_BYTES
+        self._update_is_large = gradient_bytes * (1 + len(form.slots)) >= PARALLEL_BYTES
+        self._copied_rows = [row for row, member in enumerate(members) if not member.entry.dense]
+        self._work: dict[int, tuple[loader.Kernel, Partition]] = {}
+        self._norm_work: dict[int, tuple[loader.Kernel, Partition]] = {}
 
     def _addresses_of_state(self) -> NDArray[np.int64]:
         table = np.zeros((len(self.members), dense.TABLE_COLUMNS), np.int64)
         columns = {RMS: dense.RMS, MG: dense.MG, MOMENTUM: dense.MOMENTUM}
-        for row, (entry, slots) in enumerate(self.members):
-            table[row, dense.VARIABLE] = address_of(entry.canonical)
-            for slot in self.form.slots:
-                table[row, columns[slot]] = address_of(slots[slot])
+        for row, (entry, slots) in zip(table, self.members, strict=True):
+            row[dense.VARIABLE] = address_of(entry.canonical)
+            for slot in self._form.slots:
+                row[columns[slot]] = address_of(slots[slot])
         return table
 
-    def _expected_headers(self) -> NDArray[np.int64]:
-        owners = [array_of(variable) for variable in self.variables]
-        most = max(owner.ndim for owner in owners)
-        expected = np.zeros((len(owners), arrays.FIRST_DIMENSION + most), np.int64)
-        for row, owner in zip(expected, owners, strict=True):
-            order = arrays.C_CONTIGUOUS if owner.flags.c_contiguous else arrays.F_CONTIGUOUS
-            row[arrays.OWNER] = id(owner)
-            row[arrays.OWNER_DATA] = address_of(owner)
-            row[arrays.DTYPE] = id(owner.dtype)
-            row[arrays.FLAGS] = order | arrays.ALIGNED
-            row[arrays.NBYTES] = owner.nbytes
-            row[arrays.NDIM] = owner.ndim if owner.flags.forc else NOT_IN_PLACE
-            row[arrays.FIRST_DIMENSION : arrays.FIRST_DIMENSION + owner.ndim] = owner.shape
-        return expected
-
-    def bind(self, gradients: Sequence[Any], in_place: bool) -> BoundGroup:
-        """Read and check the gradients of this group.
-
-        Parameters
-        ----------
-        gradients : sequence
-            Of the whole step.
-        in_place : bool
-            Whether all of them are known to be arrays.
-        """
-        picked = self._pick(gradients) if len(self.positions) > 1 else (self._pick(gradients),)
-        addresses = np.empty((len(picked), 1), np.int64)
-        if in_place:
-            read = loader.read_addresses()
-            if read is not None:
-                objects = np.fromiter(map(id, picked), np.int64, len(picked))
-                bad = read(objects, self._expected, self._table, self._written, addresses)
-                if bad < 0:
-                    return BoundGroup(self, addresses, picked)
-        return BoundGroup(self, addresses, self._bind_each(picked, addresses))
-
-    def _bind_each(
-        self, gradients: Sequence[Any], addresses: NDArray[np.int64]
-    ) -> list[NDArray[Any]]:
-        """The same one by one, copying a gradient that kernels can't read as it lies."""
-        readable = []
-        for row, gradient in enumerate(gradients):
-            variable, position = self.variables[row], self.positions[row]
-            check_variable(variable, position)
-            owner = array_of(variable)
-            layout = layout_of(owner)
-            if memory_key(layout.canonical(owner)) != self.members[row].entry.key:
-                raise StalePlanError(naming(variable, position))
-            canonical = layout.canonical(dense_gradient(gradient, variable, position))
-            if not self._reads_in_place(canonical, row):
-                canonical = self._copied(canonical)
-            addresses[row, 0] = address_of(canonical)
-            readable.append(canonical)
-        return readable
-
-    def _reads_in_place(self, canonical: NDArray[Any], row: int) -> bool:
-        if canonical.dtype != self._dtype or not is_dense(canonical):
-            return False
-        start = address_of(canonical)
-        end = start + canonical.nbytes
-        last = int(np.searchsorted(self._written[0], end - 1, side="right")) - 1
-        if last < 0 or canonical.size == 0 or self._written[1, last] <= start:
-            return True
-        own = (self._table[row, dense.VARIABLE], self._table[row, dense.VARIABLE] + end - start)
-        span = tuple(self._written[:, last])
-        return self._own_memory_readable and (start, end) == own == span
-
-    def _copied(self, canonical: NDArray[Any]) -> NDArray[Any]:
-        copy = np.empty(canonical.shape, self._dtype)
-        np.copyto(copy, canonical, casting="same_kind")
-        return copy
-
     def squares(self, addresses: NDArray[np.int64], bound: float, limit: int) -> NDArray[Any]:
-        """The squared norm of each gradient, in float64."""
-        precision = self.precision
-        wanted = self._threads_for(int(self._sizes.sum()) * self._dtype.itemsize, limit)
-        granted = threads.acquire(wanted)
+        """The squared norm of each gradient, in float64, its values clipped to `bound` first."""
+        granted = threads.acquire(limit) if self._norm_is_large else 1
         try:
-            part = self._norm_partition(granted)
+            kernel, part = self._norm_work.get(granted) or self._plan_norms(granted)
             sums = np.empty(len(part.pieces))
-            kernel = loader.sums_of_squares(precision.real, precision.computing, granted > 1)
             kernel(
-                addresses,
+                self._own(addresses),
                 part.pieces,
                 part.bins,
-                np.array([bound], precision.computing),
-                np.empty(0, precision.real),
+                np.array([bound], self.precision.computing),
+                np.empty(0, self.precision.real),
                 sums,
             )
         finally:
@@ -194,87 +118,68 @@ class DenseGroup:
         numbers: NDArray[Any],
         limit: int,
     ) -> None:
-        """Apply the rule to every variable of the group."""
-        table, staged = self._table, []
-        if self._staged_rows:
-            table, staged = self._staged_table()
-        scales = self._ones if factors is None else factors.astype(self.precision.computing)
-        granted = threads.acquire(self._threads_for(self._bytes, limit))
+        """Apply the rule to every variable of the group.
+
+        Parameters
+        ----------
+        addresses : int64 array, shape (pairs, 1)
+            Of the gradients of the whole step.
+        factors : float64 array, shape (pairs,), or None
+            What to multiply each gradient of the step by.
+        numbers : ndarray
+            See `rmsjit.hyperparameters.StepNumbers.packed`.
+        limit : int
+            The most threads.
+        """
+        scales = self._ones
+        if factors is not None:
+            scales = factors[self.positions].astype(self.precision.computing)
+        table, copies = self._table_of_copies() if self._copied_rows else (self._table, [])
+        granted = threads.acquire(limit) if self._update_is_large else 1
         try:
-            part = self._partition(granted)
-            kernel = loader.update_dense(
-                self.precision, self.form.centered, self.form.has_momentum, granted > 1
-            )
+            kernel, part = self._work.get(granted) or self._plan_update(granted)
             kernel(
                 table,
-                addresses,
+                self._own(addresses),
                 part.pieces,
                 part.bins,
                 scales,
                 numbers,
                 self._sample,
-                *self._columns,
+                self._mg,
+                self._momentum,
             )
         finally:
             threads.release(granted)
-        for row, copy in staged:
-            self.members[row].entry.canonical[...] = copy
+        for entry, copy in copies:
+            entry.canonical[...] = copy
 
-    def _staged_table(self) -> tuple[NDArray[np.int64], list[tuple[int, NDArray[Any]]]]:
+    def _own(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
+        return addresses if self._is_all else addresses[self.positions]
+
+    def _table_of_copies(self) -> tuple[NDArray[np.int64], list[tuple[Entry, NDArray[Any]]]]:
         """Contiguous copies of variables that do not lie contiguously, and a table of them."""
-        table = self._table.copy()
-        staged = []
-        for row in self._staged_rows:
-            copy = np.ascontiguousarray(self.members[row].entry.canonical)
+        table, copies = self._table.copy(), []
+        for row in self._copied_rows:
+            entry = self.members[row].entry
+            copy = np.ascontiguousarray(entry.canonical)
             table[row, dense.VARIABLE] = address_of(copy)
-            staged.append((row, copy))
-        return table, staged
+            copies.append((entry, copy))
+        return table, copies
 
-    def _threads_for(self, nbytes: int, limit: int) -> int:
-        return limit if nbytes >= PARALLEL_BYTES else 1
+    def _plan_update(self, bins: int) -> tuple[loader.Kernel, Partition]:
+        form = self._form
+        kernel = loader.update_dense(self.precision, form.centered, form.has_momentum, bins > 1)
+        part = cut_evenly(self._sizes, self._table[:, dense.VARIABLE], self._itemsize, bins)
+        self._work[bins] = kernel, part
+        return kernel, part
 
-    def _partition(self, bins: int) -> Partition:
-        part = self._partitions.get((bins, 0))
-        if part is None:
-            part = cut_evenly(self._sizes, self._table[:, dense.VARIABLE], self._dtype.itemsize, bins)
-            self._partitions[bins, 0] = part
-        return part
-
-    def _norm_partition(self, bins: int) -> Partition:
-        part = self._partitions.get((bins, NORM_PIECE))
-        if part is None:
-            part = cut_by_length(self._sizes * self.precision.parts, NORM_PIECE, bins)
-            self._partitions[bins, NORM_PIECE] = part
-        return part
-
-
-class BoundGroup:
-    """A group with the gradients of one step, checked and alive."""
-
-    __slots__ = ("_addresses", "_alive", "_group")
-
-    def __init__(
-        self, group: DenseGroup, addresses: NDArray[np.int64], alive: Sequence[Any]
-    ) -> None:
-        self._group = group
-        self._addresses = addresses
-        self._alive = alive
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        return self._group.positions
-
-    @property
-    def precision(self) -> Precision:
-        return self._group.precision
-
-    def squares(self, bound: float, limit: int) -> NDArray[Any]:
-        """The squared norm of each gradient, its values clipped to `bound` first."""
-        return self._group.squares(self._addresses, bound, limit)
-
-    def update(self, factors: NDArray[Any] | None, numbers: NDArray[Any], limit: int) -> None:
-        """Apply the rule, every gradient times its factor."""
-        self._group.update(self._addresses, factors, numbers, limit)
+    def _plan_norms(self, bins: int) -> tuple[loader.Kernel, Partition]:
+        precision = self.precision
+        kernel = loader.sums_of_squares(precision.real, precision.computing, bins > 1)
+        part = cut_by_length(self._sizes * precision.parts, NORM_PIECE, bins)
+        self._norm_work[bins] = kernel, part
+        return kernel, part
 
 
 class Plan:
@@ -297,6 +202,8 @@ class Plan:
         the plan keeps the variables alive, so that no id can become another's.
     dropped : str
         Names of the variables without a gradient, empty where there are none.
+    constrained : list of Variable
+        Those to which a constraint applies after the update.
     precisions : set of Precision
     """
 
@@ -308,40 +215,131 @@ class Plan:
         form: Form,
     ) -> None:
         self.identity = identity_of(variables, kinds)
-        self.variables = tuple(variables)
-        present = [member for member in members if member is not None]
+        self._variables = tuple(variables)
+        self._members = tuple(members)
+        pairs = list(zip(variables, members, strict=True))
         self.dropped = ", ".join(
-            naming(variable, position)
-            for position, (variable, member) in enumerate(zip(variables, members, strict=True))
-            if member is None
+            naming(variable, k) for k, (variable, member) in enumerate(pairs) if member is None
         )
+        self.constrained = [
+            variable
+            for variable, member in pairs
+            if member is not None and isinstance(variable, Variable) and variable.constraint
+        ]
+        present = [member for member in members if member is not None]
         self.precisions = {member.entry.precision for member in present}
-        self.in_place = all(
+        self._written = _written_spans(present)
+        groups = _grouped(members)
+        self.groups = [
+            DenseGroup(
+                positions,
+                [member for member in map(members.__getitem__, positions) if member is not None],
+                form,
+                is_all=len(positions) == len(variables),
+            )
+            for positions in groups.values()
+        ]
+        once = {position for (turn, _), group in groups.items() if turn == 0 for position in group}
+        self._expected = self._expected_headers(kinds, once)
+        self._count = len(variables)
+        only_arrays = all(
             issubclass(kind, np.ndarray)
             for kind, member in zip(kinds, members, strict=True)
             if member is not None
         )
-        written = _written_spans(present)
-        self.groups = [
-            DenseGroup(
-                positions,
-                [variables[position] for position in positions],
-                [member for member in map(members.__getitem__, positions) if member is not None],
-                form,
-                written,
-                first_round=turn == 0,
-            )
-            for (turn, _), positions in _grouped(members).items()
-        ]
+        self._read = loader.read_step() if only_arrays else None
 
-    def bind(self, gradients: Sequence[Any]) -> list[BoundGroup]:
-        """Check the gradients of a step; nothing has been written when an error is raised."""
-        return [group.bind(gradients, self.in_place) for group in self.groups]
+    def _expected_headers(self, kinds: Sequence[type], first_turn: set[int]) -> NDArray[np.int64]:
+        """What `rmsjit.kernels.arrays.read_step` must find.
+
+        A gradient may lie in its own variable's memory only in the first turn: later the variable
+        has changed already.
+        """
+        owners = [array_of(variable) for variable in self._variables]
+        most = max(owner.ndim for owner in owners)
+        expected = np.zeros((len(owners), arrays.FIRST_DIMENSION + most), np.int64)
+        for k, (row, owner) in enumerate(zip(expected, owners, strict=True)):
+            member = self._members[k]
+            row[arrays.VARIABLE_OBJECT] = id(self._variables[k])
+            row[arrays.KIND] = id(kinds[k])
+            row[arrays.NDIM] = arrays.NO_ARRAY
+            if member is None:
+                continue
+            row[arrays.OWNER] = id(owner)
+            row[arrays.OWNER_DATA] = address_of(owner)
+            row[arrays.OWNER_MEMORY] = address_of(member.entry.canonical) if k in first_turn else 0
+            row[arrays.DTYPE] = id(owner.dtype) if owner.flags.forc else 0  # 0: copied each time
+            order = arrays.C_CONTIGUOUS if owner.flags.c_contiguous else arrays.F_CONTIGUOUS
+            row[arrays.FLAGS] = order | arrays.ALIGNED
+            row[arrays.NBYTES] = owner.nbytes
+            row[arrays.NDIM] = owner.ndim
+            row[arrays.FIRST_DIMENSION : arrays.FIRST_DIMENSION + owner.ndim] = owner.shape
+        return expected
+
+    def bind_unchanged(
+        self, gradients: tuple[Any, ...], variables: tuple[Any, ...]
+    ) -> BoundStep | None:
+        """Bind a step whose variables and kinds of gradients are this plan's, else None."""
+        if self._read is None or len(gradients) != self._count:
+            return None
+        addresses = np.empty((self._count, 1), np.int64)
+        if self._read(id(gradients), id(variables), self._expected, self._written, addresses) < 0:
+            return BoundStep(addresses, gradients)
+        return None
+
+    def bind(self, gradients: Sequence[Any]) -> BoundStep:
+        """Check the gradients one by one, copying those that kernels can't read as they lie.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient or a variable is not as it must be.
+        StalePlanError
+            If a variable's memory has moved.
+        """
+        addresses = np.zeros((self._count, 1), np.int64)
+        alive = []
+        for k, member in enumerate(self._members):
+            if member is None:
+                continue
+            canonical = self._canonical_gradient(gradients[k], k, member.entry)
+            if not self._readable(canonical, k, member.entry):
+                canonical = _copied(canonical, member.entry.canonical.dtype)
+            addresses[k, 0] = address_of(canonical)
+            alive.append(canonical)
+        return BoundStep(addresses, alive)
+
+    def _canonical_gradient(self, gradient: Any, position: int, entry: Entry) -> NDArray[Any]:
+        variable = self._variables[position]
+        check_variable(variable, position)
+        owner = array_of(variable)
+        layout = layout_of(owner)
+        if memory_key(layout.canonical(owner)) != entry.key:
+            raise StalePlanError(naming(variable, position))
+        return layout.canonical(dense_gradient(gradient, variable, position))
+
+    def _readable(self, canonical: NDArray[Any], position: int, entry: Entry) -> bool:
+        """Whether kernels can read a gradient as it lies; see `rmsjit.kernels.arrays`."""
+        if canonical.dtype != entry.canonical.dtype or not is_dense(canonical):
+            return False
+        start = address_of(canonical)
+        end = start + canonical.nbytes
+        last = int(np.searchsorted(self._written[0], end - 1, side="right")) - 1
+        if start == end or last < 0 or self._written[1, last] <= start:
+            return True
+        own = self._expected[position, arrays.OWNER_MEMORY]
+        return start == own and (start, end) == tuple(self._written[:, last])
 
 
 def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
     """What must be the same for a plan to serve again."""
     return (tuple(map(id, variables)), tuple(kinds))
+
+
+def _copied(canonical: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    copy = np.empty(canonical.shape, dtype)
+    np.copyto(copy, canonical, casting="same_kind")
+    return copy
 
 
 def _grouped(members: Sequence[Member | None]) -> dict[tuple[int, str], list[int]]:

@@ -83,10 +83,10 @@ class LearningRateSchedule:
         """
         array = np.asarray(steps)
         if array.dtype.kind not in ("iuf" if array.ndim else "iu"):
-            raise TypeError(f"steps: expected a count or an array of numbers, got {steps!r}")
+            raise TypeError(f"steps must be a count or an array of numbers, got {steps!r}")
         if array.ndim == 0:
             if array < 0:
-                raise ValueError(f"steps: expected a count of 0 or more, got {steps!r}")
+                raise ValueError(f"steps must be a count of 0 or more, got {steps!r}")
             array = np.arange(int(array))
         rates = (float(self(step)) for step in array.ravel().tolist())
         return np.fromiter(rates, np.float64, array.size).reshape(array.shape)
@@ -124,8 +124,8 @@ class ExponentialDecay(_StaircaseDecay):
 
     Parameters
     ----------
-    initial_learning_rate : float
-    decay_steps : float, above 0
+    initial_learning_rate : float, the rate of step 0
+    decay_steps : float, above 0, the steps that multiply the rate by ``decay_rate``
     decay_rate : float, 0 or more (tf-keras accepts less and yields NaN between whole powers)
     staircase : bool, whether to round ``step / decay_steps`` down
     name : str, optional, a label kept in the config
@@ -165,9 +165,9 @@ class PiecewiseConstantDecay(_Decay):
         super().__post_init__()
         expected, got = len(self.boundaries) + 1, len(self.values)
         if got != expected:
-            raise ValueError(f"values: expected {expected}, one more than boundaries, got {got}")
+            raise ValueError(f"values must be {expected}, one more than boundaries, got {got}")
         if any(low >= high for low, high in pairwise(self.boundaries)):
-            raise ValueError(f"boundaries: expected increasing steps, got {self.boundaries}")
+            raise ValueError(f"boundaries must be strictly increasing, got {self.boundaries}")
 
     def __call__(self, step: Step) -> float:
         return float(self.values[bisect_left(self.boundaries, _step(step))])
@@ -183,11 +183,11 @@ class PolynomialDecay(_Decay):
 
     Parameters
     ----------
-    initial_learning_rate : float
-    decay_steps : float, above 0
-    end_learning_rate : float
+    initial_learning_rate : float, the rate of step 0
+    decay_steps : float, above 0, the steps until the end
+    end_learning_rate : float, the rate from step ``decay_steps`` on
     power : float, 0 or more (tf-keras accepts less and ends at infinity)
-    cycle : bool
+    cycle : bool, whether to start again and again
         Instead of ending, use the smallest multiple of ``decay_steps`` that is not below the step:
         the rate jumps up after every multiple, less far each time.
     name : str, optional, a label kept in the config
@@ -220,8 +220,8 @@ class InverseTimeDecay(_StaircaseDecay):
 
     Parameters
     ----------
-    initial_learning_rate : float
-    decay_steps : float, above 0
+    initial_learning_rate : float, the rate of step 0
+    decay_steps : float, above 0, the steps that add ``decay_rate`` to the denominator
     decay_rate : float, 0 or more (tf-keras accepts less, and the denominator reaches 0)
     staircase : bool, whether to round ``step / decay_steps`` down
     name : str, optional, a label kept in the config
@@ -249,9 +249,9 @@ class CosineDecay(_Decay):
     decay_steps : float, above 0, the length of the wave without the warmup
     alpha : float, the end of the wave as a fraction of its start
     name : str, optional, a label kept in the config
-    warmup_target : float, optional
-        The start of the wave, reached from ``initial_learning_rate`` in a straight line. Without
-        it the wave starts at once at ``initial_learning_rate``, whatever ``warmup_steps``.
+    warmup_target : float, optional, the start of the wave and the end of the warmup
+        Reached from ``initial_learning_rate`` in a straight line. Without it the wave starts at
+        step 0 and ``initial_learning_rate``, whatever ``warmup_steps``.
     warmup_steps : float, 0 or more, the length of the warmup
 
     Examples
@@ -290,12 +290,12 @@ class CosineDecayRestarts(_Decay):
 
     Parameters
     ----------
-    initial_learning_rate : float
-    first_decay_steps : float, above 0
-    t_mul : float, above 0
+    initial_learning_rate : float, the rate of step 0
+    first_decay_steps : float, above 0, the length of the first period
+    t_mul : float, above 0, how many times longer each period is than the one before
         Below 1 all periods end by step ``first_decay_steps / (1 - t_mul)``, and the rate is
         ``alpha * initial_learning_rate`` from there on (tf-keras yields NaN).
-    m_mul : float, 0 or more
+    m_mul : float, 0 or more, how many times higher each wave is than the one before
     alpha : float, the lowest rate as a fraction of ``initial_learning_rate``
     name : str, optional, a label kept in the config
 
@@ -341,7 +341,7 @@ def serialize(
     """
     cls = type(learning_rate_schedule)
     if not issubclass(cls, LearningRateSchedule):
-        raise TypeError(f"learning_rate_schedule: expected a schedule, got a {cls.__name__}")
+        raise TypeError(f"learning_rate_schedule must be a schedule, got a {cls.__name__}")
     built_in = _BUILT_IN.get(cls.__name__) is cls
     legacy = {"class_name": cls.__name__, "config": _plain(learning_rate_schedule.get_config())}
     if use_legacy_format:
@@ -366,14 +366,14 @@ def deserialize(
     100
     """
     if not isinstance(config, Mapping) or not {"class_name", "config"} <= config.keys():
-        raise TypeError(f"config: expected a dictionary that serialize() made, got {config!r}")
+        raise TypeError(f"config must be a dictionary that serialize() makes, got {config!r}")
     name, registered_name = config["class_name"], config.get("registered_name")
     known = (_BUILT_IN if registered_name is None else {}) | dict(custom_objects or {})
     cls = known.get(registered_name, known.get(name))
     if cls is None:
-        raise ValueError(f"config: unknown class {name!r}; give it in custom_objects")
+        raise ValueError(f"config must name a known class or one of custom_objects, got {name!r}")
     if not (isinstance(cls, type) and issubclass(cls, LearningRateSchedule)):
-        raise TypeError(f"custom_objects: expected {name!r} to be a schedule class, got {cls!r}")
+        raise TypeError(f"custom_objects must have a schedule class for {name!r}, got {cls!r}")
     return cls.from_config(config["config"])
 
 
@@ -394,10 +394,10 @@ def _step(step: Step) -> float:
     except OverflowError:
         value = math.inf
     except (TypeError, ValueError):
-        raise TypeError(f"step: expected one number (curve takes many), got {step!r}") from None
+        raise TypeError(f"step must be one number (curve takes many), got {step!r}") from None
     if 0.0 <= value <= _LARGEST_STEP:
         return value
-    raise ValueError(f"step: expected a number from 0 to 2**64, got {step!r}")
+    raise ValueError(f"step must be between 0 and 2**64, got {step!r}")
 
 
 def _power(base: float, exponent: float) -> float:
@@ -415,22 +415,22 @@ def _number(name: str, value: Any, low: float = -_LARGEST) -> float:
         value = value.item()
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real:
-        raise TypeError(f"{name}: expected a real number, got {value!r}")
+        raise TypeError(f"{name} must be a real number, got {value!r}")
     if not low <= value <= _LARGEST:
-        raise ValueError(f"{name}: expected a number from {low:g} to 1e38, got {value!r}")
+        raise ValueError(f"{name} must be between {low:g} and 1e38, got {value!r}")
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _numbers(name: str, value: Any) -> tuple[float, ...]:
     items = value.tolist() if isinstance(value, np.ndarray) else value
     if not isinstance(items, Sequence):
-        raise TypeError(f"{name}: expected a list of numbers, got {value!r}")
+        raise TypeError(f"{name} must be a list of numbers, got {value!r}")
     return tuple(_number(f"{name}[{i}]", item) for i, item in enumerate(items))
 
 
 def _kind(name: str, value: Any, kinds: tuple[type, ...], expected: str) -> Any:
     if not isinstance(value, kinds):
-        raise TypeError(f"{name}: expected {expected}, got {value!r}")
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
     return value
 
 

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from rmsjit.dtypes import Precision, precision_of
 from rmsjit.forms import Form
-from rmsjit.layout import Key, Layout, address_of, is_dense, layout_of, memory_key, span_of
+from rmsjit.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
 from rmsjit.variables import Variable, array_of
 
 _CACHE_LINE = 64
@@ -101,13 +101,14 @@ class SlotStore:
             return None
         return self.entries.get(memory_key(layout_of(array).canonical(array)))
 
-    def slot_of(self, variable: Any, slot: str) -> NDArray[Any] | None:
+    def slot_of(self, variable: Any, slot: str) -> Variable | None:
         """A slot with the axes of `variable`, which may be any view of the variable's memory."""
         entry = self.find(variable)
         if entry is None or slot not in entry.slots:
             return None
         array = array_of(variable)
-        return layout_of(array).logical(entry.slots[slot], array.shape)
+        shaped = layout_of(array).logical(entry.slots[slot], array.shape)
+        return self._wrapped(entry, slot, shaped)
 
     def missing(self, entries: Iterable[Entry]) -> list[tuple[Entry, str, NDArray[Any]]]:
         """The slots that the form asks for and these entries lack, allocated but not entered."""
@@ -126,7 +127,8 @@ class SlotStore:
                 self.entries[entry.key] = entry
         for entry, slot, value in fresh:
             entry.slots[slot] = value
-            self.created[entry.key, slot] = self._wrapped(entry, slot, value)
+            shaped = entry.layout.logical(value, entry.shape)
+            self.created[entry.key, slot] = self._wrapped(entry, slot, shaped)
 
     def __getstate__(self) -> dict[str, Any]:
         """Slots as their variables are shaped, since a copy may lie otherwise in memory."""
@@ -181,8 +183,7 @@ class SlotStore:
         return f"{stem}_{number}" if number else stem
 
     def _wrapped(self, entry: Entry, slot: str, value: NDArray[Any]) -> Variable:
-        shaped = entry.layout.logical(value, entry.shape)
-        return Variable(shaped, f"{self.name}/{entry.name}/{slot}", trainable=False)
+        return Variable(value, f"{self.name}/{entry.name}/{slot}", trainable=False)
 
 
 def allocate_aligned(
@@ -199,9 +200,7 @@ def allocate_aligned(
     return memory[offset : offset + nbytes].view(dtype).reshape(shape)
 
 
-def _checked_allocation(
-    array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> NDArray[Any]:
+def _checked_allocation(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     fits = (
         isinstance(array, np.ndarray)
         and array.shape == shape
@@ -224,9 +223,7 @@ def _described(array: Any) -> str:
     return repr(type(array).__name__)
 
 
-def find_overlap(
-    known: Iterable[Entry], new: Iterable[Entry]
-) -> tuple[Entry, Entry] | None:
+def find_overlap(known: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, Entry] | None:
     """Two of these entries, at least one of them new, that share some of their memory."""
     fresh = {entry.key for entry in new}
     by_start = sorted(

@@ -35,7 +35,7 @@ class Stepper:
         self.num_threads = num_threads
         self._last: Any = None
         self._plans: OrderedDict[Any, Any] = OrderedDict()
-        self._packed: tuple[Any, dict[str, NDArray[Any]]] = (None, {})
+        self._packed: tuple[Any, dict[Any, NDArray[Any]]] = (None, {})
         self._limit = num_threads or 0  # found out at the first step
         self._lock = threading.RLock()
 
@@ -47,8 +47,8 @@ class Stepper:
 
     def step(
         self,
-        gradients: Sequence[Any],
-        variables: Sequence[Any],
+        gradients: tuple[Any, ...],
+        variables: tuple[Any, ...],
         clipping: Clipping,
         numbers: Callable[[], StepNumbers],
     ) -> None:
@@ -56,7 +56,7 @@ class Stepper:
 
         Parameters
         ----------
-        gradients, variables : sequence
+        gradients, variables : tuple
             Of equal length, not empty.
         clipping : Clipping
         numbers : callable
@@ -72,25 +72,33 @@ class Stepper:
             warnings.warn(
                 f"no gradient for {plan.dropped}; left unchanged", RuntimeWarning, stacklevel=3
             )
-        factors = self._factors(bound, len(gradients), clipping)
-        for group in bound:
-            group.update(factors, packed[group.precision.computing], self._limit)
+        factors = self._factors(plan, bound, clipping) if clipping.by_norm else None
+        for group in plan.groups:
+            group.update(bound.addresses, factors, packed[group.precision], self._limit)
+        for variable in plan.constrained:
+            variable.assign(variable.constraint(variable.array))
 
     def _prepare(
         self,
-        gradients: Sequence[Any],
-        variables: Sequence[Any],
+        gradients: tuple[Any, ...],
+        variables: tuple[Any, ...],
         clipping: Clipping,
         numbers: Callable[[], StepNumbers],
-    ) -> tuple[Any, list[Any], dict[str, NDArray[Any]]]:
+    ) -> tuple[Any, Any, dict[Any, NDArray[Any]]]:
         """The plan, the checked gradients and the packed numbers; nothing written on an error."""
-        plan = self._known_plan(gradients, variables)
-        if plan is not None:
-            try:
-                return plan, plan.bind(gradients), self._pack(numbers(), plan, clipping)
-            except StalePlanError:
-                self.forget_plans()
+        last = self._last
+        if last is not None:
+            bound = last.bind_unchanged(gradients, variables)
+            if bound is not None:
+                return last, bound, self._pack(numbers(), last, clipping)
         with self._lock:
+            plan = self._known_plan(gradients, variables)
+            if plan is not None:
+                try:
+                    bound = plan.bind_unchanged(gradients, variables) or plan.bind(gradients)
+                    return plan, bound, self._pack(numbers(), plan, clipping)
+                except StalePlanError:
+                    self.forget_plans()
             plan, entries, fresh = self._draft(gradients, variables)
             bound, packed = plan.bind(gradients), self._pack(numbers(), plan, clipping)
             self.store.enter(entries, fresh)
@@ -113,14 +121,10 @@ class Stepper:
 
     def _known_plan(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
         identity = (tuple(map(id, variables)), tuple(map(type, gradients)))
-        last = self._last
-        if last is not None and last.identity == identity:
-            return last
-        with self._lock:
-            plan = self._plans.get(identity)
-            if plan is not None:
-                self._plans.move_to_end(identity)
-                self._last = plan
+        plan = self._plans.get(identity)
+        if plan is not None:
+            self._plans.move_to_end(identity)
+            self._last = plan
         return plan
 
     def _keep(self, plan: Any) -> None:
@@ -148,9 +152,7 @@ class Stepper:
         members = [entry and Member(entry, slots[entry.key]) for entry in entries]
         return Plan(variables, kinds, members, self.store.form), present, fresh
 
-    def _entries(
-        self, variables: Sequence[Any], kinds: Sequence[type]
-    ) -> list[Entry | None]:
+    def _entries(self, variables: Sequence[Any], kinds: Sequence[type]) -> list[Entry | None]:
         """The entry of every variable that has a gradient, known or new."""
         entries: list[Entry | None] = []
         new: dict[Any, Entry] = {}
@@ -182,34 +184,28 @@ class Stepper:
             f"{names[1]} of shape {pair[1].shape} share memory"
         )
 
-    def _pack(
-        self, values: StepNumbers, plan: Any, clipping: Clipping
-    ) -> dict[str, NDArray[Any]]:
+    def _pack(self, values: StepNumbers, plan: Any, clipping: Clipping) -> dict[Any, NDArray[Any]]:
         """The numbers of the step in every dtype of the plan."""
+        packed_values, packed = self._packed
+        if values is packed_values and plan.precisions <= packed.keys():
+            return packed
         if clipping.clipvalue is not None:
             _refuse_complex(plan)
-        known, packed = self._packed
-        if known != (values, self.store.form):
-            packed = {}
-        missing = [p for p in plan.precisions if p.computing not in packed]
-        if missing:
-            packed = packed | {p.computing: values.packed(p, self.store.form) for p in missing}
-            self._packed = ((values, self.store.form), packed)
+        packed = {p: values.packed(p, self.store.form) for p in plan.precisions}
+        self._packed = values, packed
         return packed
 
-    def _factors(
-        self, bound: Sequence[Any], count: int, clipping: Clipping
-    ) -> NDArray[Any] | None:
-        """What each gradient is multiplied by, or None where norms are not clipped."""
-        if not clipping.by_norm:
-            return None
-        squares = np.zeros(count)
-        for group in bound:
-            squares[list(group.positions)] = group.squares(clipping.bound, self._limit)
+    def _factors(self, plan: Any, bound: Any, clipping: Clipping) -> NDArray[Any]:
+        """What the norms that are clipped multiply each gradient by."""
+        squares = np.zeros(len(bound.addresses))
+        for group in plan.groups:
+            squares[group.positions] = group.squares(bound.addresses, clipping.bound, self._limit)
         return clipping.factors(squares)
 
 
 def _refuse_complex(plan: Any) -> None:
     names = sorted(precision.name for precision in plan.precisions if precision.parts == 2)
     if names:
-        raise TypeError(f"clipvalue can't be applied to gradients of complex variables ({names[0]})")
+        raise TypeError(
+            f"clipvalue can't be applied to gradients of complex variables ({names[0]})"
+        )

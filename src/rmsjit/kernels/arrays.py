@@ -1,9 +1,11 @@
-"""Reading NumPy array headers: the addresses of many gradients at once, checked on the way.
+"""Reading a step's pairs from the headers of their Python objects, checked on the way.
 
-``a.ctypes.data`` takes microseconds for each array; here the header that every C extension of
-NumPy is compiled against is read directly, in nanoseconds.  Its fields follow the object head,
-whose size is ``object.__basicsize__``: data, number of dimensions, dimensions, strides, base,
-dtype, flags.  `headers_readable` compares them once with what NumPy itself says.
+``a.ctypes.data`` takes microseconds for each array.  Here the headers that every C extension is
+compiled against are read directly, in nanoseconds: of the tuples that hold gradients and variables,
+and of the arrays in them.  A tuple's items follow its head, whose size is ``tuple.__basicsize__``.
+An array's fields follow the object head, whose size is ``object.__basicsize__``: data, number of
+dimensions, dimensions, strides, base, dtype, flags.  `headers_readable` compares all this once with
+what Python and NumPy say.
 """
 
 import numpy as np
@@ -12,17 +14,32 @@ from numba import carray, njit
 from rmsjit.kernels.memory import pointer_to
 from rmsjit.kernels.rule import RULE_FLAGS
 
-_HEAD = object.__basicsize__ // 8  # in words of 8 bytes, as all below
-_DATA, _NDIM, _DIMENSIONS, _DTYPE, _FLAGS = _HEAD, _HEAD + 1, _HEAD + 2, _HEAD + 5, _HEAD + 6
-_HEADER_WORDS = _HEAD + 7
+_WORD = 8  # bytes; positions below are in words
+_TYPE = object.__basicsize__ // _WORD - 1
+_DATA = object.__basicsize__ // _WORD
+_NDIM, _DIMENSIONS, _DTYPE, _FLAGS = _DATA + 1, _DATA + 2, _DATA + 5, _DATA + 6
+_HEADER_WORDS = _DATA + 7
+_TUPLE_HEAD = tuple.__basicsize__
 
 # NumPy's own flag bits
 C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
 
-# Columns of `expected`.  The first two are of the variable: its array object and its data; the
-# others of the gradient: dtype object, flags that must be set, size in bytes, number of
-# dimensions, and the dimensions.
-OWNER, OWNER_DATA, DTYPE, FLAGS, NBYTES, NDIM, FIRST_DIMENSION = range(7)
+# Columns of `expected`: the variable's object, its array and the array's data and memory; then the
+# gradient's type, and, unless NDIM is NO_ARRAY, its dtype object, flags that must be set, size in
+# bytes, number of dimensions, and the dimensions.
+(
+    VARIABLE_OBJECT,
+    OWNER,
+    OWNER_DATA,
+    OWNER_MEMORY,
+    KIND,
+    DTYPE,
+    FLAGS,
+    NBYTES,
+    NDIM,
+    FIRST_DIMENSION,
+) = range(10)
+NO_ARRAY = -1
 
 
 @njit(**RULE_FLAGS)
@@ -59,62 +76,71 @@ def _last_not_above(starts, address):
 
 
 @njit(**RULE_FLAGS)
-def _clear_of_writes(start, size, own, spans):
-    """Whether reading this memory is safe while `spans` are written.
+def _clear_of_writes(start, size, own, written):
+    """Whether reading this memory is safe while `written` is written.
 
-    That is so where it meets none of them, or is exactly the memory of its own variable.
+    That is so where it meets none of its spans, or is exactly the memory of its own variable.
     """
-    last = _last_not_above(spans[0], start + size - 1)
-    if last < 0 or spans[1, last] <= start or size == 0:
+    last = _last_not_above(written[0], start + size - 1)
+    if last < 0 or written[1, last] <= start or size == 0:
         return True
-    return spans[0, last] == start and start == own and spans[1, last] == start + size
+    return written[0, last] == start and start == own and written[1, last] == start + size
 
 
-def read_addresses(objects, expected, table, spans, addresses):
-    """Write the data address of every gradient to `addresses`; check each on the way.
+def read_step(gradients, variables, expected, written, addresses):
+    """Write the data address of every gradient to `addresses`; check each pair on the way.
 
     Parameters
     ----------
-    objects : int64 array, shape (gradients,)
-        ``id`` of each gradient, which the caller has seen to be an array and keeps alive.
-    expected : int64 array, shape (gradients, FIRST_DIMENSION + dimensions)
-        What the headers of variable and gradient must say.
-    table : int64 array, shape (gradients, columns)
-        The first column holds the memory of the variables.
-    spans : int64 array, shape (2, variables)
-        Start and end of the memory of all variables, by ascending start, none in another.
-    addresses : int64 array, shape (gradients, 1)
+    gradients, variables : int
+        ``id`` of a tuple each, as long as `expected`, which the caller keeps alive.
+    expected : int64 array, shape (pairs, FIRST_DIMENSION + dimensions)
+        What the headers must say.
+    written : int64 array, shape (2, spans)
+        Start and end of all memory that the step writes: ascending spans that do not meet.
+    addresses : int64 array, shape (pairs, 1)
 
     Returns
     -------
     int
-        The position of the first gradient that is not as expected, else -1.
+        The position of the first pair that is not as expected, else -1.
     """
-    for k in range(len(objects)):
+    count = len(expected)
+    gradient_objects = _words(gradients + _TUPLE_HEAD, count, expected)
+    variable_objects = _words(variables + _TUPLE_HEAD, count, expected)
+    for k in range(count):
+        if variable_objects[k] != expected[k, VARIABLE_OBJECT]:
+            return k
+        header = _words(gradient_objects[k], _HEADER_WORDS, expected)
+        if header[_TYPE] != expected[k, KIND]:
+            return k
+        if expected[k, NDIM] == NO_ARRAY:
+            continue
         owner = _words(expected[k, OWNER], _HEADER_WORDS, expected)
         if owner[_DATA] != expected[k, OWNER_DATA] or not owner[_FLAGS] & WRITEABLE:
             return k
-        header = _words(objects[k], _HEADER_WORDS, expected)
         if not _as_expected(header, expected[k], expected):
             return k
-        if not _clear_of_writes(header[_DATA], expected[k, NBYTES], table[k, 0], spans):
+        own = expected[k, OWNER_MEMORY]
+        if not _clear_of_writes(header[_DATA], expected[k, NBYTES], own, written):
             return k
         addresses[k, 0] = header[_DATA]
     return -1
 
 
 def headers_readable(read):
-    """Whether compiled `read_addresses` sees what NumPy says of an array of odd shape."""
-    array = np.zeros((2, 3, 5), np.float32)
-    data = array.__array_interface__["data"][0]
-    flags = C_CONTIGUOUS | ALIGNED
-    row = [id(array), data, id(array.dtype), flags, array.nbytes, array.ndim, *array.shape]
+    """Whether compiled `read_step` sees what Python and NumPy say of an array of odd shape."""
+    gradient = np.zeros((2, 3, 5), np.float32)
+    variable = np.zeros(7)
+    gradients, variables = (gradient,), (variable,)
+    data, own_data = (a.__array_interface__["data"][0] for a in (gradient, variable))
+    row = [id(variable), id(variable), own_data, own_data, id(np.ndarray), id(gradient.dtype)]
+    row += [C_CONTIGUOUS | ALIGNED, gradient.nbytes, gradient.ndim, *gradient.shape]
     expected = np.array([row], np.int64)
-    wrong = expected.copy()
-    wrong[0, -1] += 1
-    objects = np.array([id(array)], np.int64)
-    table = np.array([[data]], np.int64)
     nothing = np.zeros((2, 0), np.int64)
     addresses = np.zeros((1, 1), np.int64)
-    seen = read(objects, expected, table, nothing, addresses) == -1 and addresses[0, 0] == data
-    return seen and read(objects, wrong, table, nothing, addresses) == 0
+    seen = read(id(gradients), id(variables), expected, nothing, addresses)
+    if seen != -1 or addresses[0, 0] != data:
+        return False
+    expected[0, -1] += 1
+    return read(id(gradients), id(variables), expected, nothing, addresses) == 0

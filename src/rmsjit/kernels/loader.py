@@ -65,8 +65,8 @@ def sums_of_squares(real: str, computing: str, parallel: bool) -> Kernel:
 
 
 @functools.cache
-def read_addresses() -> Kernel | None:
-    """The reader of array headers, or None where they are not laid out as it expects."""
-    signature = (_INTEGERS, _TABLE, _TABLE, _TABLE, _TABLE)
-    read = compile_kernel(arrays.read_addresses, signature, parallel=False)
+def read_step() -> Kernel | None:
+    """The reader of object headers, or None where they are not laid out as it expects."""
+    signature = (_INT64, _INT64, _TABLE, _TABLE, _TABLE)
+    read = compile_kernel(arrays.read_step, signature, parallel=False)
     return read if arrays.headers_readable(read) else None

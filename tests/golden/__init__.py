@@ -1,0 +1,1 @@
+"""Vectors that TensorFlow computed, and what makes, describes and compares them."""
