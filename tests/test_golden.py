@@ -38,11 +38,6 @@ SCHEDULED_CASES = [case for case in cases.DENSE_CASES if case.schedule]
 HALF_CASES = [case for case in PLAIN_CASES if case.dtype in cases.HALF_DTYPES]
 
 # Strict: the day rmsjit takes row-sparse gradients these tests pass, and the mark must go.
-awaits_sparse = pytest.mark.xfail(
-    raises=TypeError, strict=True, reason="rmsjit does not take row-sparse gradients yet"
-)
-
-
 def every(case_list):
     return pytest.mark.parametrize("case", case_list, ids=lambda case: case.name)
 
@@ -276,13 +271,11 @@ def test_matches_tensorflow_under_a_schedule(case):
 # --- Sparse gradients ------------------------------------------------------------------------
 
 
-@awaits_sparse
 @every([case for case in cases.SPARSE_CASES if not case.whole_table])
 def test_sparse_rows_match_tensorflow(case):
     assert_agree(case, run_rmsjit(case), SPARSE[case.name])
 
 
-@awaits_sparse
 @every([case for case in cases.SPARSE_CASES if case.whole_table])
 def test_sparse_exact_matches_the_whole_table_rule_of_tf_keras(case):
     assert_agree(case, run_rmsjit(case, sparse="exact"), SPARSE[case.name])

@@ -33,6 +33,7 @@ from rmsjit.schedules import (
     deserialize,
     serialize,
 )
+from rmsjit.variables import Variable
 
 # One of each, with every argument away from its default.
 EXAMPLES = [
@@ -134,6 +135,8 @@ def test_ever_shorter_periods_end_at_the_lowest_rate():
     schedule = CosineDecayRestarts(0.1, 10, t_mul=0.5, m_mul=2.0, alpha=0.25)
     assert schedule(15) == pytest.approx(0.1 * (0.25 + 0.75 * 4))
     assert schedule.curve([20, 21, 1000]) == pytest.approx([0.025] * 3)
+    rounded = CosineDecayRestarts(0.1, 10, t_mul=0.9, m_mul=2.0)  # 10 * (0.9 - 1) is above -1
+    assert rounded(100) == 0
 
 
 def test_piecewise_constant_includes_the_boundary_in_the_left_piece():
@@ -224,7 +227,15 @@ class Convertible:
 
 @each_schedule
 def test_a_step_is_anything_that_float_takes_and_the_rate_is_a_float(schedule):
-    for step in (3, 3.0, np.int64(3), np.float32(3), np.array(3), Convertible()):
+    for step in (
+        3,
+        3.0,
+        np.int64(3),
+        np.float32(3),
+        np.array(3),
+        Variable(np.array(3)),
+        Convertible(),
+    ):
         rate = schedule(step)
         assert type(rate) is float
         assert rate == schedule(3)

@@ -31,3 +31,10 @@ def checked_threads(value: int | None) -> int | None:
     if value < 1:
         raise ValueError(f"num_threads must be at least 1, got {value}")
     return int(value)
+
+
+def checked_sparse(value: str) -> bool:
+    """Whether sparse gradients are to be exact."""
+    if value not in ("rows", "exact"):
+        raise ValueError(f'sparse must be "rows" or "exact", got {value!r}')
+    return value == "exact"

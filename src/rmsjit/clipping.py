@@ -64,7 +64,9 @@ class Clipping:
         if self.clipnorm is not None:
             bound = float(self.clipnorm)
             largest = np.maximum(np.sqrt(squares), bound)
-            return np.divide(bound, largest, out=np.zeros_like(largest), where=largest != 0)
+            factors = np.zeros_like(largest)
+            np.divide(bound, largest, out=factors, where=largest != 0)
+            return factors
         assert self.global_clipnorm is not None
         bound = float(self.global_clipnorm)
         norm = math.sqrt(sum(squares.tolist()))

@@ -30,7 +30,7 @@ class Layout:
     """
 
     axes: tuple[int, ...]
-    flips: tuple[slice, ...]
+    flips: tuple[Any, ...]
 
     def canonical(self, array: NDArray[Any]) -> NDArray[Any]:
         """The view of `array`, which has the shape that this layout was made for."""
@@ -49,9 +49,9 @@ def layout_of(array: NDArray[Any]) -> Layout:
         for stride, length in zip(array.strides, array.shape, strict=True)
     ]
     if array.flags.c_contiguous:
-        axes = range(array.ndim)
+        axes = list(range(array.ndim))
     elif array.flags.f_contiguous:
-        axes = range(array.ndim)[::-1]
+        axes = list(range(array.ndim))[::-1]
     else:
         axes = sorted(range(array.ndim), key=lambda axis: -abs(strides[axis]))
     flips = [slice(None, None, -1 if strides[axis] < 0 else None) for axis in axes]

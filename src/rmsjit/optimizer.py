@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmsjit import schedules
-from rmsjit.arguments import checked_factor, checked_name, checked_threads
+from rmsjit.arguments import checked_factor, checked_name, checked_sparse, checked_threads
 from rmsjit.clipping import Clipping
 from rmsjit.forms import keras_form
 from rmsjit.hyperparameters import (
@@ -69,6 +69,11 @@ class RMSprop:
         Old name of `learning_rate`.
     decay : float, default 0.0
         The learning rate is divided by ``1 + decay*iterations``.
+    sparse : {"rows", "exact"}, default "rows"
+        What an `IndexedSlices` gradient does to the rows that it does not name.  "rows" leaves
+        them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
+        there, at the cost of the named rows only: other rows catch up when they are next named,
+        or read through `get_slot`, or brought up to date by `sync`.
     num_threads : int, optional
         The most threads that a step uses; by default as many as the process may keep busy.
     slot_allocator : callable, optional
@@ -123,6 +128,7 @@ class RMSprop:
         global_clipnorm: float | None = None,
         lr: Any = None,
         decay: float = 0.0,
+        sparse: str = "rows",
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
     ) -> None:
@@ -140,7 +146,7 @@ class RMSprop:
         form = keras_form(centered=self._centered, momentum=self._uses_momentum)
         self._constant: StepNumbers | None = None  # made again after a setting has changed
         self._store = SlotStore(self._name, form, slot_allocator)
-        self._stepper = Stepper(self._store, checked_threads(num_threads))
+        self._stepper = Stepper(self._store, checked_threads(num_threads), checked_sparse(sparse))
         self._iterations = Variable(np.zeros((), np.int64), f"{self._name}/iter", trainable=False)
 
     # --- one step ---------------------------------------------------------------------------
@@ -187,6 +193,23 @@ class RMSprop:
             self._stepper.step(gradients, variables, self._clipping, self._numbers)
             self._iterations.array[()] += 1
         return self._iterations
+
+    def sync(self, var: Any = None, indices: Any = None) -> None:
+        """Bring rows of a table up to date before they are read (``sparse="exact"``).
+
+        Parameters
+        ----------
+        var : ndarray or Variable, optional
+            The table; all tables if left out.
+        indices : array_like of integers, optional
+            Its rows; all of them if left out.
+
+        Raises
+        ------
+        IndexError
+            If an index is no row.
+        """
+        self._stepper.sync(var, indices)
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the slots of `var_list` ahead of the first step, for `set_weights`."""
@@ -342,6 +365,7 @@ class RMSprop:
     @property
     def weights(self) -> list[Variable]:
         """`iterations`, then all slots in the order in which they were created."""
+        self._stepper.sync()
         return [self._iterations, *self._store.created.values()]
 
     def variables(self) -> list[Variable]:
@@ -367,6 +391,7 @@ class RMSprop:
         KeyError
             If the optimizer has no such slot for `var`.
         """
+        self._stepper.sync(var)
         slot = self._store.slot_of(var, slot_name)
         if slot is None:
             raise KeyError(
@@ -442,6 +467,10 @@ class RMSprop:
                 arguments["learning_rate"], custom_objects=custom_objects
             )
         return cls(**arguments)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._stepper.sync()
+        return vars(self).copy()
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())

@@ -15,6 +15,9 @@ from rmsjit.layout import layout_of, overlaps_itself
 from rmsjit.variables import Variable, array_of
 
 
+_MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits
+
+
 def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Gradients and variables of an iterable of pairs.
 
@@ -102,6 +105,54 @@ def dense_gradient(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
     if array.shape != target.shape:
         raise ValueError(f"{where} must have its shape {target.shape}, got {array.shape}")
     return array
+
+
+def sparse_gradient(
+    gradient: IndexedSlices, variable: Any, position: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Values and indices of a sparse gradient that fits its variable.
+
+    The range of the indices is left to compiled code.
+
+    Raises
+    ------
+    TypeError
+        If casting the dtype of the values would lose more than precision.
+    ValueError
+        If the shapes do not fit, or there are 2**31 indices or more.
+    RuntimeError
+        If the variable has a constraint.
+    """
+    where = f"the gradient of {naming(variable, position)}"
+    target = array_of(variable)
+    if isinstance(variable, Variable) and variable.constraint is not None:
+        raise RuntimeError(f"{where} must not be sparse, since the variable has a constraint")
+    if not np.can_cast(gradient.values.dtype, target.dtype, "same_kind"):
+        raise TypeError(
+            f"{where} must have values of a dtype that casts to {target.dtype} as same_kind, "
+            f"got {gradient.values.dtype}"
+        )
+    if target.ndim == 0 or gradient.values.shape[1:] != target.shape[1:]:
+        raise ValueError(
+            f"{where} must have values of shape (n, *row) for a variable of shape "
+            f"{target.shape}, got {gradient.values.shape}"
+        )
+    if gradient.dense_shape not in (None, target.shape):
+        raise ValueError(
+            f"{where} must have its shape {target.shape} as dense_shape, got {gradient.dense_shape}"
+        )
+    if len(gradient.indices) >= _MOST_INDICES:
+        raise ValueError(f"{where} must have fewer than 2**31 indices, got {len(gradient.indices)}")
+    return gradient.values, np.ascontiguousarray(gradient.indices, np.int64)
+
+
+def index_error(gradient: IndexedSlices, k: int, variable: Any, position: int) -> IndexError:
+    """The error for an index that is no row."""
+    rows = array_of(variable).shape[0]
+    return IndexError(
+        f"the gradient of {naming(variable, position)} must have indices from 0 to {rows - 1} "
+        f"for its {rows} rows, got {gradient.indices[k]} at position {k}"
+    )
 
 
 def _as_array(gradient: Any, where: str) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ def cut_evenly(
     pieces: list[tuple[int, int, int]] = []
     starts = [0]
     row = 0
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         position = low
         while position < high:
             while ends[row] <= position:
@@ -75,10 +76,8 @@ def _on_line(
 
 def cut_by_length(sizes: NDArray[np.int64], length: int, bins: int) -> Partition:
     """Cut every variable into pieces of `length` elements, its last one shorter."""
-    pieces = [
-        (row, start, min(length, int(size) - start))
-        for row, size in enumerate(sizes)
-        for start in range(0, int(size), length)
-    ]
-    starts = [len(pieces) * part // bins for part in range(bins + 1)]
-    return Partition(np.array(pieces, np.int64).reshape(-1, 3), np.array(starts, np.int64))
+    counts = -(-sizes // length)
+    rows = np.repeat(np.arange(len(sizes)), counts)
+    starts = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
+    pieces = np.stack([rows, starts, np.minimum(length, sizes[rows] - starts)], axis=1)
+    return Partition(pieces, np.arange(bins + 1) * len(rows) // bins)

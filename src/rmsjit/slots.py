@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from rmsjit.clock import Clock
 from rmsjit.dtypes import Precision, precision_of
 from rmsjit.forms import Form
 from rmsjit.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
 from rmsjit.variables import Variable, array_of
 
 _CACHE_LINE = 64
+_OVERLAP_WORK: Any = 100_000  # NumPy's stubs know only two special values
 
 SlotAllocator = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
@@ -38,9 +40,24 @@ class Entry:
     precision : Precision
     slots : dict of str to ndarray
         The slots that the rule uses, each one-dimensional in canonical order.
+    clock : Clock or None
+        Which rows have steps to catch up with (``sparse="exact"``).
+    table : ndarray or Variable
+        The view of the variable whose rows the clock counts.
     """
 
-    __slots__ = ("canonical", "key", "layout", "name", "owner", "precision", "slots")
+    __slots__ = (
+        "_scratch",
+        "canonical",
+        "clock",
+        "key",
+        "layout",
+        "name",
+        "owner",
+        "precision",
+        "slots",
+        "table",
+    )
 
     def __init__(self, owner: Any, precision: Precision) -> None:
         array = array_of(owner)
@@ -50,7 +67,26 @@ class Entry:
         self.key = memory_key(self.canonical)
         self.precision = precision
         self.slots: dict[str, NDArray[Any]] = {}
+        self.clock: Clock | None = None
+        self.table = owner
         self.name = ""
+        self._scratch: list[NDArray[np.int32]] = []
+
+    def take_scratch(self, rows: int) -> NDArray[np.int32]:
+        """Zeros, one for each of `rows`; give them back as zeros.
+
+        Kept from step to step, so that no step costs as much as the table has rows; several
+        threads that step at once have one each.
+        """
+        try:
+            scratch = self._scratch.pop()
+        except IndexError:
+            return np.zeros(rows, np.int32)
+        return scratch if len(scratch) == rows else np.zeros(rows, np.int32)
+
+    def give_scratch(self, scratch: NDArray[np.int32]) -> None:
+        """Keep scratch for the next step."""
+        self._scratch.append(scratch)
 
     @property
     def dense(self) -> bool:
@@ -64,6 +100,13 @@ class Entry:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(array_of(self.owner).shape)
+
+
+class Member(NamedTuple):
+    """A variable's memory and the slots that a step uses on it."""
+
+    entry: Entry
+    slots: dict[str, NDArray[Any]]
 
 
 def entry_of(variable: Any) -> Entry:
@@ -244,6 +287,6 @@ def find_overlap(known: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, E
 def _share(one: Entry, other: Entry) -> bool:
     """Whether two entries have an element in common; if that is too hard to tell, they have."""
     try:
-        return bool(np.shares_memory(one.canonical, other.canonical, max_work=100_000))
+        return bool(np.shares_memory(one.canonical, other.canonical, max_work=_OVERLAP_WORK))
     except np.exceptions.TooHardError:
         return True

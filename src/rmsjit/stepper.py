@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections import OrderedDict
@@ -12,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.clipping import Clipping
+from rmsjit.clock import Clock
 from rmsjit.hyperparameters import StepNumbers
 from rmsjit.pairs import check_variable, naming
-from rmsjit.slots import Entry, SlotStore, StalePlanError, find_overlap
+from rmsjit.slots import Entry, Member, SlotStore, StalePlanError, find_overlap
+from rmsjit.variables import array_of
 
+_NO_LOCK = contextlib.nullcontext()
 _PLANS_KEPT = 16  # lists of variables; a training loop has one, a GAN a few
 
 
@@ -28,11 +32,16 @@ class Stepper:
         The state that steps read and write.
     num_threads : int, optional
         The most threads to use; by default as many as the process may keep busy.
+    exact : bool
+        Whether rows that a sparse gradient does not name get a zero gradient, in effect.
     """
 
-    def __init__(self, store: SlotStore, num_threads: int | None = None) -> None:
+    def __init__(
+        self, store: SlotStore, num_threads: int | None = None, exact: bool = False
+    ) -> None:
         self.store = store
         self.num_threads = num_threads
+        self.exact = exact
         self._last: Any = None
         self._plans: OrderedDict[Any, Any] = OrderedDict()
         self._packed: tuple[Any, dict[Any, NDArray[Any]]] = (None, {})
@@ -40,7 +49,11 @@ class Stepper:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"store": self.store, "num_threads": self.num_threads}  # plans hold addresses
+        return {
+            "store": self.store,
+            "num_threads": self.num_threads,
+            "exact": self.exact,
+        }  # plans hold addresses, and are made again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -67,6 +80,16 @@ class Stepper:
         TypeError, ValueError
             Before anything has been written; see `rmsjit.pairs`.
         """
+        with self._lock if self.exact else _NO_LOCK:
+            self._step(gradients, variables, clipping, numbers)
+
+    def _step(
+        self,
+        gradients: tuple[Any, ...],
+        variables: tuple[Any, ...],
+        clipping: Clipping,
+        numbers: Callable[[], StepNumbers],
+    ) -> None:
         plan, bound, packed = self._prepare(gradients, variables, clipping, numbers)
         if plan.dropped:
             warnings.warn(
@@ -74,7 +97,9 @@ class Stepper:
             )
         factors = self._factors(plan, bound, clipping) if clipping.by_norm else None
         for group in plan.groups:
-            group.update(bound.addresses, factors, packed[group.precision], self._limit)
+            if self.exact:
+                self._settle(group)
+            group.update(bound, factors, packed[group.precision], self._limit)
         for variable in plan.constrained:
             variable.assign(variable.constraint(variable.array))
 
@@ -104,6 +129,47 @@ class Stepper:
             self.store.enter(entries, fresh)
             self._keep(plan)
         return plan, bound, packed
+
+    def sync(self, variable: Any = None, indices: Any = None) -> None:
+        """Bring rows of a table, all of its rows, or all tables to the last step.
+
+        Raises
+        ------
+        IndexError
+            If an index is no row.
+        """
+        if not self.exact:
+            return
+        with self._lock:
+            if variable is None:
+                for entry in self.store.entries.values():
+                    self._catch_up(entry)
+                return
+            known = self.store.find(variable)
+            if known is not None:
+                self._catch_up(known, _checked_rows(indices, variable))
+
+    def _catch_up(self, entry: Entry, rows: NDArray[np.int64] | None = None) -> None:
+        clock = entry.clock
+        if clock is None or clock.now == 0:
+            return
+        from rmsjit.sparse_group import SparseGroup
+
+        member = Member(entry, entry.slots)
+        group = SparseGroup(0, entry.table, member, self.store.form)
+        group.catch_up(clock, rows, self._limit)
+        if rows is None:
+            clock.reset()
+
+    def _settle(self, group: Any) -> None:
+        """Start clocks that are needed, and wind up those that are full or would be wrong."""
+        for member in group.members:
+            entry = member.entry
+            fits = entry.clock is not None and len(entry.clock.done) == group.rows
+            if not fits or entry.clock.full:
+                self._catch_up(entry)
+            if group.sparse and not fits:
+                entry.clock, entry.table = Clock(group.rows), group.variable
 
     def forget_plans(self) -> None:
         """Make plans anew, as after a change of the slots."""
@@ -135,7 +201,7 @@ class Stepper:
 
     def _draft(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
         """A plan for variables that may be new, which have not been entered yet."""
-        from rmsjit.plan import Member, Plan
+        from rmsjit.plan import Plan
         from rmsjit.runtime.threads import thread_limit
 
         self._limit = self.num_threads or thread_limit()
@@ -149,7 +215,7 @@ class Stepper:
         if not present:
             names = ", ".join(naming(v, k) for k, v in enumerate(variables))
             raise ValueError(f"no gradient was given for any variable: {names}")
-        members = [entry and Member(entry, slots[entry.key]) for entry in entries]
+        members = [None if entry is None else Member(entry, slots[entry.key]) for entry in entries]
         return Plan(variables, kinds, members, self.store.form), present, fresh
 
     def _entries(self, variables: Sequence[Any], kinds: Sequence[type]) -> list[Entry | None]:
@@ -199,7 +265,7 @@ class Stepper:
         """What the norms that are clipped multiply each gradient by."""
         squares = np.zeros(len(bound.addresses))
         for group in plan.groups:
-            squares[group.positions] = group.squares(bound.addresses, clipping.bound, self._limit)
+            squares[group.positions] = group.squares(bound, clipping.bound, self._limit)
         return clipping.factors(squares)
 
 
@@ -209,3 +275,17 @@ def _refuse_complex(plan: Any) -> None:
         raise TypeError(
             f"clipvalue can't be applied to gradients of complex variables ({names[0]})"
         )
+
+
+def _checked_rows(indices: Any, variable: Any) -> NDArray[np.int64] | None:
+    """Different rows of a table, ascending; None for all."""
+    if indices is None:
+        return None
+    rows = np.unique(np.asarray(indices))
+    length = len(array_of(variable))
+    if rows.size and rows.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, got dtype {rows.dtype}")
+    outside = rows[(rows < 0) | (rows >= length)]
+    if outside.size:
+        raise IndexError(f"indices must be from 0 to {length - 1}, got {outside[0]}")
+    return rows.astype(np.int64)

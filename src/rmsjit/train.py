@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit.arguments import checked_factor, checked_name, checked_threads
+from rmsjit.arguments import checked_factor, checked_name, checked_sparse, checked_threads
 from rmsjit.clipping import Clipping
 from rmsjit.forms import tf1_form
 from rmsjit.hyperparameters import (
@@ -58,6 +58,11 @@ class RMSPropOptimizer:
         Normalise by the estimated variance of the gradient instead of its mean square.
     name : str, default "RMSProp"
         Prefix of the names of slots.
+    sparse : {"rows", "exact"}, default "rows"
+        What an `IndexedSlices` gradient does to the rows that it does not name.  "rows" leaves
+        them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
+        there, at the cost of the named rows only: other rows catch up when they are next named,
+        or read through `get_slot`, or brought up to date by `sync`.
     num_threads : int, optional
         The most threads that a step uses; by default as many as the process may keep busy.
     slot_allocator : callable, optional
@@ -96,6 +101,7 @@ class RMSPropOptimizer:
         centered: bool = False,
         name: str = "RMSProp",
         *,
+        sparse: str = "rows",
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
     ) -> None:
@@ -109,7 +115,7 @@ class RMSPropOptimizer:
         self._use_locking = bool(use_locking)
         self._lock = threading.Lock()
         self._store = SlotStore(self._name, tf1_form(centered=bool(centered)), slot_allocator)
-        self._stepper = Stepper(self._store, checked_threads(num_threads))
+        self._stepper = Stepper(self._store, checked_threads(num_threads), checked_sparse(sparse))
         self._constant: StepNumbers | None = None
 
     def apply_gradients(
@@ -150,12 +156,17 @@ class RMSPropOptimizer:
             if counter is not None:
                 counter[()] += 1
 
+    def sync(self, var: Any = None, indices: Any = None) -> None:
+        """Bring rows of a table up to date; see `rmsjit.RMSprop.sync`."""
+        self._stepper.sync(var, indices)
+
     def get_name(self) -> str:
         """The name given at construction."""
         return self._name
 
     def get_slot(self, var: Any, name: str) -> Variable | None:
         """The slot `name` of a variable, over the slot's own memory; None where there is none."""
+        self._stepper.sync(var)
         return self._store.slot_of(var, name)
 
     def get_slot_names(self) -> list[str]:
@@ -164,6 +175,7 @@ class RMSPropOptimizer:
 
     def variables(self) -> list[Variable]:
         """All slots, in the order in which they were created."""
+        self._stepper.sync()
         return list(self._store.created.values())
 
     def _numbers(self) -> StepNumbers:
@@ -182,6 +194,7 @@ class RMSPropOptimizer:
         return numbers
 
     def __getstate__(self) -> dict[str, Any]:
+        self._stepper.sync()
         return {key: value for key, value in vars(self).items() if key != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

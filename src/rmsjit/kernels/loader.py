@@ -14,12 +14,13 @@ import numpy as np
 from numba import from_dtype, types
 
 from rmsjit.dtypes import Precision
-from rmsjit.kernels import arrays, dense, norms
+from rmsjit.kernels import arrays, dense, norms, rows
 from rmsjit.runtime.cache import compile_kernel
 
 _INT64 = types.int64
 _TABLE = types.Array(_INT64, 2, "C")
 _INTEGERS = types.Array(_INT64, 1, "C")
+_POSITIONS = types.Array(types.int32, 1, "C")
 
 Kernel = Callable[..., Any]
 
@@ -48,6 +49,67 @@ def update_dense(precision: Precision, mg: bool, momentum: bool, parallel: bool)
         _column(momentum),
     )
     return compile_kernel(dense.update_dense, signature, parallel=parallel)
+
+
+@functools.cache
+def update_rows(
+    precision: Precision, mg: bool, momentum: bool, clock: bool, parallel: bool
+) -> Kernel:
+    """The sparse driver for one dtype and set of slots, with or without a clock."""
+    numbers = _vector(precision.computing)
+    total = precision.storage if precision.parts == 2 else precision.computing
+    signature = (
+        _TABLE,
+        _TABLE,
+        _INTEGERS,
+        _POSITIONS,
+        _POSITIONS,
+        _INT64,
+        _INTEGERS,
+        types.Array(from_dtype(np.dtype(total)), 2, "C"),
+        numbers,
+        numbers,
+        _vector(precision.storage),
+        _column(mg),
+        _column(momentum),
+        *_clock_types(precision, clock),
+    )
+    return compile_kernel(rows.update_rows, signature, parallel=parallel)
+
+
+@functools.cache
+def catch_up_rows(precision: Precision, mg: bool, momentum: bool, parallel: bool) -> Kernel:
+    """The driver that brings rows to the last step."""
+    signature = (
+        _TABLE,
+        _INTEGERS,
+        _INT64,
+        _vector(precision.storage),
+        _column(mg),
+        _column(momentum),
+        *_clock_types(precision, present=True),
+    )
+    return compile_kernel(rows.catch_up_rows, signature, parallel=parallel)
+
+
+def _clock_types(precision: Precision, present: bool) -> tuple[Any, Any, Any]:
+    if not present:
+        return types.none, types.none, _INT64
+    lapses = types.Array(from_dtype(np.dtype(precision.computing)), 2, "C")
+    return types.Array(types.uint16, 1, "C"), lapses, _INT64
+
+
+@functools.cache
+def first_outside() -> Kernel:
+    """The check of row indices."""
+    return compile_kernel(rows.first_outside, (_INTEGERS, _INT64), parallel=False)
+
+
+@functools.cache
+def find_rows() -> Kernel:
+    """The search for the occurrences of each row."""
+    signature = (_INTEGERS, _POSITIONS, _POSITIONS, _POSITIONS)
+    return compile_kernel(rows.find_rows, signature, parallel=False)
 
 
 @functools.cache

@@ -14,14 +14,14 @@ which one is zero, and a slot that a form does not have is ``None``, which Numba
 compiles.  Drivers choose what an index is: an element of a dense variable, or of a sparse row.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from rmsjit.kernels.scalars import at_most, load, nonnegative, store
 
-RULE_FLAGS = {"error_model": "numpy", "nogil": True}  # a zero check would block vectorisation
+RULE_FLAGS: dict[str, Any] = {"error_model": "numpy", "nogil": True}  # a zero check would block vectorisation
 
 
 class RuleNumbers(NamedTuple):

@@ -1,0 +1,154 @@
+"""Updating all dense variables of one dtype in one compiled call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.bound import BoundStep
+from rmsjit.dtypes import Precision
+from rmsjit.forms import MG, MOMENTUM, RMS, Form
+from rmsjit.kernels import dense, loader
+from rmsjit.kernels.norms import NORM_PIECE
+from rmsjit.layout import address_of
+from rmsjit.partition import Partition, cut_by_length, cut_evenly
+from rmsjit.runtime import threads
+from rmsjit.slots import Entry, Member
+
+PARALLEL_BYTES = 1 << 20  # of variables and slots: below it, starting threads costs more
+
+
+class DenseGroup:
+    """Variables of one dtype, none of them twice, that one call updates.
+
+    Parameters
+    ----------
+    positions : sequence of int
+        Where their pairs stand in the list.
+    members : sequence of Member
+        Their memory and slots.
+    form : Form
+    is_all : bool
+        Whether the group is the whole list, in its order.
+    """
+
+    def __init__(
+        self, positions: Sequence[int], members: Sequence[Member], form: Form, is_all: bool
+    ) -> None:
+        self.positions = list(positions)
+        self.members = tuple(members)
+        self.sparse = False
+        self.rows = -1  # no clock fits a dense update
+        self.precision: Precision = members[0].entry.precision
+        self._form = form
+        self._is_all = is_all
+        self._sizes = np.array([member.entry.canonical.size for member in members], np.int64)
+        self._itemsize = members[0].entry.canonical.itemsize
+        self._table = self._addresses_of_state()
+        self._sample = np.empty(0, self.precision.storage)
+        self._ones = np.ones(len(members), self.precision.computing)
+        self._mg = dense.MG if form.centered else None
+        self._momentum = dense.MOMENTUM if form.has_momentum else None
+        gradient_bytes = int(self._sizes.sum()) * self._itemsize
+        self._norm_is_large = gradient_bytes >= PARALLEL_BYTES
+        self._update_is_large = gradient_bytes * (1 + len(form.slots)) >= PARALLEL_BYTES
+        self._copied_rows = [row for row, member in enumerate(members) if not member.entry.dense]
+        self._work: dict[int, tuple[loader.Kernel, Partition]] = {}
+        self._norm_work: dict[int, tuple[loader.Kernel, Partition]] = {}
+
+    def _addresses_of_state(self) -> NDArray[np.int64]:
+        table = np.zeros((len(self.members), dense.TABLE_COLUMNS), np.int64)
+        columns = {RMS: dense.RMS, MG: dense.MG, MOMENTUM: dense.MOMENTUM}
+        for row, (entry, slots) in zip(table, self.members, strict=True):
+            row[dense.VARIABLE] = address_of(entry.canonical)
+            for slot in self._form.slots:
+                row[columns[slot]] = address_of(slots[slot])
+        return table
+
+    def squares(self, bound: BoundStep, clipvalue: float, limit: int) -> NDArray[Any]:
+        """The squared norm of each gradient, its values clipped to `clipvalue` first."""
+        granted = threads.acquire(limit) if self._norm_is_large else 1
+        try:
+            kernel, part = self._norm_work.get(granted) or self._plan_norms(granted)
+            sums = np.empty(len(part.pieces))
+            kernel(
+                self._own(bound.addresses),
+                part.pieces,
+                part.bins,
+                np.array([clipvalue], self.precision.computing),
+                np.empty(0, self.precision.real),
+                sums,
+            )
+        finally:
+            threads.release(granted)
+        # Adds in the order of the pieces, whatever thread has summed them.
+        return np.bincount(part.pieces[:, 0], weights=sums, minlength=len(self.members))
+
+    def update(
+        self, bound: BoundStep, factors: NDArray[Any] | None, numbers: NDArray[Any], limit: int
+    ) -> None:
+        """Apply the rule to every variable of the group.
+
+        Parameters
+        ----------
+        bound : BoundStep
+            The gradients of the whole step.
+        factors : float64 array, shape (pairs,), or None
+            What to multiply each gradient of the step by.
+        numbers : ndarray
+            See `rmsjit.hyperparameters.StepNumbers.packed`.
+        limit : int
+            The most threads.
+        """
+        scales = self._ones
+        if factors is not None:
+            scales = factors[self.positions].astype(self.precision.computing)
+        table, copies = self._table_of_copies() if self._copied_rows else (self._table, [])
+        granted = threads.acquire(limit) if self._update_is_large else 1
+        try:
+            kernel, part = self._work.get(granted) or self._plan_update(granted)
+            kernel(
+                table,
+                self._own(bound.addresses),
+                part.pieces,
+                part.bins,
+                scales,
+                numbers,
+                self._sample,
+                self._mg,
+                self._momentum,
+            )
+        finally:
+            threads.release(granted)
+        for entry, copy in copies:
+            entry.canonical[...] = copy
+
+    def _own(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
+        return addresses if self._is_all else addresses[self.positions]
+
+    def _table_of_copies(self) -> tuple[NDArray[np.int64], list[tuple[Entry, NDArray[Any]]]]:
+        """Contiguous copies of variables that do not lie contiguously, and a table of them."""
+        table, copies = self._table.copy(), []
+        for row in self._copied_rows:
+            entry = self.members[row].entry
+            copy = np.ascontiguousarray(entry.canonical)
+            table[row, dense.VARIABLE] = address_of(copy)
+            copies.append((entry, copy))
+        return table, copies
+
+    def _plan_update(self, bins: int) -> tuple[loader.Kernel, Partition]:
+        form = self._form
+        kernel = loader.update_dense(self.precision, form.centered, form.has_momentum, bins > 1)
+        part = cut_evenly(self._sizes, self._table[:, dense.VARIABLE], self._itemsize, bins)
+        self._work[bins] = kernel, part
+        return kernel, part
+
+    def _plan_norms(self, bins: int) -> tuple[loader.Kernel, Partition]:
+        precision = self.precision
+        kernel = loader.sums_of_squares(precision.real, precision.computing, bins > 1)
+        part = cut_by_length(self._sizes * precision.parts, NORM_PIECE, bins)
+        self._norm_work[bins] = kernel, part
+        return kernel, part

@@ -1,0 +1,241 @@
+"""The sparse driver: the rule over the rows of a table that a gradient names.
+
+A gradient is `values`, a row for each of `indices`, where an index may come several times.  First
+`find_rows` chains the occurrences of every row, in their order; then `update_rows` sums each chain
+and applies the rule once.  A row belongs to one thread, so there is nothing to lock, and the sums
+do not depend on the number of threads.
+
+Rows that a gradient does not name can be brought up to date later, by `catch_up_rows`: with a zero
+gradient the averages and the momentum only shrink by the factors of the steps that were missed,
+and the variable moves by a multiple of its momentum (`rmsjit.clock`).
+"""
+
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
+
+from rmsjit.kernels.dense import RMS, VARIABLE
+from rmsjit.kernels.memory import view
+from rmsjit.kernels.rule import RULE_FLAGS, read_numbers, update_element
+from rmsjit.kernels.scalars import clip, load, scale, store
+
+NO_ROW = -1
+DECAY, CARRY, DRIFT = range(3)  # the rows of `lapses`
+_CACHE_LINE = 64
+_ROWS_AHEAD = 8  # far enough for memory to answer, near enough for the lines to be there still
+_ROW_COST = 3  # of updating a row, in reads of a gradient's row
+
+
+@intrinsic
+def _prefetch(typing_context, address):
+    """Ask for the cache line at `address`, which will be written; never faults."""
+
+    def codegen(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        name = "llvm.prefetch.p0i8"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        pointer = builder.inttoptr(args[0], byte)
+        builder.call(function, [pointer, word(1), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@njit(**RULE_FLAGS)
+def _prefetch_row(table, column, offset, nbytes):
+    if column is not None:
+        end = table[0, column] + offset + nbytes
+        line = end - nbytes
+        line -= line % _CACHE_LINE  # a row may straddle one line more than it fills
+        while line < end:
+            _prefetch(line)
+            line += _CACHE_LINE
+
+
+def first_outside(indices, rows):
+    """The position of the first index that is no row, or -1."""
+    least, most = 0, 0
+    for k in range(len(indices)):
+        least = min(least, indices[k])
+        most = max(most, indices[k])
+    if least >= 0 and most < rows:
+        return -1
+    for k in range(len(indices)):
+        if indices[k] < 0 or indices[k] >= rows:
+            return k
+    return -1
+
+
+def find_rows(indices, last, firsts, following):
+    """Chain the occurrences of each row.
+
+    Parameters
+    ----------
+    indices : int64 array, shape (n,)
+        All of them rows of the table.
+    last : int32 array, shape (rows,)
+        All zeros, on return as well.  Meanwhile the last occurrence of each row, counted from 1.
+    firsts : int32 array, shape (n,)
+        Filled with the first occurrence of each row that is named, in order of these.
+    following : int32 array, shape (n,)
+        Filled with the next occurrence of the same row, or NO_ROW.
+
+    Returns
+    -------
+    int
+        How many rows are named.
+    """
+    count = 0
+    for k in range(len(indices)):
+        row = indices[k]
+        previous = last[row]
+        last[row] = k + 1
+        following[k] = NO_ROW
+        if previous == 0:
+            firsts[count] = k
+            count += 1
+        else:
+            following[previous - 1] = k
+    for u in range(count):
+        last[indices[firsts[u]]] = 0
+    return count
+
+
+@njit(**RULE_FLAGS)
+def _cut(firsts, following, count, cuts):
+    """Write to `cuts` where bins of about equal work start among the `firsts`, and their end."""
+    bins = len(cuts) - 1
+    cuts[0], cuts[bins] = 0, count
+    if bins == 1:
+        return
+    total = len(following) + _ROW_COST * count
+    done, reached = 0, 0
+    for u in range(count):
+        while reached + 1 < bins and done >= total * (reached + 1) // bins:
+            reached += 1
+            cuts[reached] = u
+        done += _ROW_COST
+        k = firsts[u]
+        while k != NO_ROW:
+            done += 1
+            k = following[k]
+    for rest in range(reached + 1, bins):
+        cuts[rest] = count
+
+
+@njit(**RULE_FLAGS)
+def _sum_occurrences(total, values, k, following, factor, h, sample):
+    """Write to `total` the sum of the clipped rows of `values` from occurrence `k` on."""
+    width = len(total)
+    row = view(values, 0, 0, k * width, width, sample)
+    for i in range(width):
+        total[i] = scale(clip(load(row, i), h.clipvalue), factor)
+    k = following[k]
+    while k != NO_ROW:
+        row = view(values, 0, 0, k * width, width, sample)
+        for i in range(width):
+            total[i] += scale(clip(load(row, i), h.clipvalue), factor)
+        k = following[k]
+
+
+@njit(**RULE_FLAGS)
+def _catch_up_row(row, variable, rms, mg, momentum, clock, lapses):
+    """Bring a row to the last step of the clock, as zero gradients would have."""
+    if clock is not None:
+        missed = clock[row]
+        decay = lapses[DECAY, missed]
+        if decay == 1 and lapses[CARRY, missed] == 1 and lapses[DRIFT, missed] == 0:
+            return
+        for i in range(len(rms)):
+            store(rms, i, load(rms, i) * decay)
+            if mg is not None:
+                store(mg, i, load(mg, i) * decay)
+            if momentum is not None:
+                before = load(momentum, i)
+                store(variable, i, load(variable, i) - before * lapses[DRIFT, missed])
+                store(momentum, i, before * lapses[CARRY, missed])
+
+
+def update_rows(
+    table,
+    values,
+    indices,
+    firsts,
+    following,
+    count,
+    cuts,
+    totals,
+    factor,
+    numbers,
+    sample,
+    mg,
+    momentum,
+    clock,
+    lapses,
+    now,
+):
+    """Apply the rule to every named row.
+
+    Parameters
+    ----------
+    table : int64 array, shape (1, TABLE_COLUMNS)
+        Addresses of the table and its slots.
+    values : int64 array, shape (1, 1)
+        Address of the rows of the gradient.
+    indices, firsts, following, count
+        As `find_rows` takes and leaves them.
+    cuts : int64 array, shape (bins + 1,)
+        Room for the borders of the bins.
+    totals : array, shape (bins, width)
+        Room for the sum of a row, in the dtype of the arithmetic (complex for complex tables).
+    factor : array of the computing dtype, shape (1,)
+        What a clipped norm multiplies the gradient by, else 1.
+    numbers, sample, mg, momentum
+        As in `rmsjit.kernels.dense.update_dense`.
+    clock : uint16 array, shape (rows,), or None
+        The step up to which each row is done; None where rows that are not named stay as they are.
+    lapses : array of the computing dtype, shape (3, steps + 1), or None
+        By that step, what has become of 1 in the averages, of 1 in the momentum, and of the
+        variable per unit of momentum, since then.
+    now : int
+        The number of this step, for the clock.
+    """
+    _cut(firsts, following, count, cuts)
+    width = totals.shape[1]
+    nbytes = width * sample.itemsize
+    for b in prange(len(cuts) - 1):
+        h = read_numbers(numbers)
+        total = totals[b]
+        end = cuts[b + 1]
+        for u in range(cuts[b], end):
+            if u + _ROWS_AHEAD < end:
+                offset = indices[firsts[u + _ROWS_AHEAD]] * nbytes
+                _prefetch_row(table, VARIABLE, offset, nbytes)
+                _prefetch_row(table, RMS, offset, nbytes)
+                _prefetch_row(table, mg, offset, nbytes)
+                _prefetch_row(table, momentum, offset, nbytes)
+            row = indices[firsts[u]]
+            _sum_occurrences(total, values, firsts[u], following, factor[0], h, sample)
+            variable = view(table, 0, VARIABLE, row * width, width, sample)
+            rms_view = view(table, 0, RMS, row * width, width, sample)
+            mg_view = view(table, 0, mg, row * width, width, sample)
+            momentum_view = view(table, 0, momentum, row * width, width, sample)
+            _catch_up_row(row, variable, rms_view, mg_view, momentum_view, clock, lapses)
+            for i in range(width):
+                update_element(i, total[i], variable, rms_view, mg_view, momentum_view, h)
+            if clock is not None:
+                clock[row] = now
+
+
+def catch_up_rows(table, rows, width, sample, mg, momentum, clock, lapses, now):
+    """Bring `rows`, an int64 array without repeats, to step `now`; the rest as in `update_rows`."""
+    for r in prange(len(rows)):
+        row = rows[r]
+        variable = view(table, 0, VARIABLE, row * width, width, sample)
+        rms_view = view(table, 0, RMS, row * width, width, sample)
+        mg_view = view(table, 0, mg, row * width, width, sample)
+        momentum_view = view(table, 0, momentum, row * width, width, sample)
+        _catch_up_row(row, variable, rms_view, mg_view, momentum_view, clock, lapses)
+        clock[row] = now
