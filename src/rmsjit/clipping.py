@@ -64,11 +64,10 @@ class Clipping:
         if self.clipnorm is not None:
             bound = float(self.clipnorm)
             largest = np.maximum(np.sqrt(squares), bound)
-            factors = np.zeros_like(largest)
+            factors: NDArray[Any] = np.zeros_like(largest)
             np.divide(bound, largest, out=factors, where=largest != 0)
             return factors
-        assert self.global_clipnorm is not None
-        bound = float(self.global_clipnorm)
+        bound = float(self.global_clipnorm or 0.0)
         norm = math.sqrt(sum(squares.tolist()))
         factor = 1.0 if norm <= bound else bound / norm if math.isfinite(norm) else math.nan
         return np.full(len(squares), factor)

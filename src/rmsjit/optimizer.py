@@ -24,6 +24,7 @@ from rmsjit.hyperparameters import (
 from rmsjit.pairs import read_pairs
 from rmsjit.slots import SlotAllocator, SlotStore
 from rmsjit.stepper import Stepper
+from rmsjit.strategy import Strategy
 from rmsjit.variables import Variable
 
 DEFAULT_EPSILON = 1e-7
@@ -79,6 +80,8 @@ class RMSprop:
     slot_allocator : callable, optional
         ``slot_allocator(shape, dtype)`` returns the memory of a slot: a writeable, C-contiguous
         array, such as an ``np.memmap``.
+    strategy : Strategy, optional
+        Shares the work with other processes; see `rmsjit.distributed.MPIStrategy`.
 
     Raises
     ------
@@ -131,6 +134,7 @@ class RMSprop:
         sparse: str = "rows",
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         if lr is not None:
             warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=2)
@@ -144,6 +148,7 @@ class RMSprop:
         self._centered = bool(centered)
         self._decay = _checked_decay(decay)
         form = keras_form(centered=self._centered, momentum=self._uses_momentum)
+        self._strategy = strategy
         self._constant: StepNumbers | None = None  # made again after a setting has changed
         self._store = SlotStore(self._name, form, slot_allocator)
         self._stepper = Stepper(self._store, checked_threads(num_threads), checked_sparse(sparse))
@@ -190,9 +195,18 @@ class RMSprop:
         """
         gradients, variables = read_pairs(grads_and_vars)
         if gradients:
-            self._stepper.step(gradients, variables, self._clipping, self._numbers)
+            self._step(gradients, variables, experimental_aggregate_gradients)
             self._iterations.array[()] += 1
         return self._iterations
+
+    def _step(
+        self, gradients: tuple[Any, ...], variables: tuple[Any, ...], aggregate: bool
+    ) -> None:
+        step = (gradients, variables, self._clipping, self._numbers)
+        if self._strategy is None:
+            self._stepper.step(*step)
+        else:
+            self._strategy.step(self._stepper, *step, aggregate=aggregate)
 
     def sync(self, var: Any = None, indices: Any = None) -> None:
         """Bring rows of a table up to date before they are read (``sparse="exact"``).

@@ -22,6 +22,7 @@ from rmsjit.hyperparameters import (
 from rmsjit.pairs import read_pairs
 from rmsjit.slots import SlotAllocator, SlotStore
 from rmsjit.stepper import Stepper
+from rmsjit.strategy import Strategy
 from rmsjit.variables import Variable, array_of
 
 NO_CLIPPING = Clipping()
@@ -68,6 +69,8 @@ class RMSPropOptimizer:
     slot_allocator : callable, optional
         ``slot_allocator(shape, dtype)`` returns the memory of a slot: a writeable, C-contiguous
         array, such as an ``np.memmap``.
+    strategy : Strategy, optional
+        Shares the work with other processes; see `rmsjit.distributed.MPIStrategy`.
 
     Raises
     ------
@@ -104,6 +107,7 @@ class RMSPropOptimizer:
         sparse: str = "rows",
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
+        strategy: Strategy | None = None,
     ) -> None:
         self._name = checked_name(name)
         self._learning_rate = checked("learning_rate", learning_rate)
@@ -116,6 +120,7 @@ class RMSPropOptimizer:
         self._lock = threading.Lock()
         self._store = SlotStore(self._name, tf1_form(centered=bool(centered)), slot_allocator)
         self._stepper = Stepper(self._store, checked_threads(num_threads), checked_sparse(sparse))
+        self._strategy = strategy
         self._constant: StepNumbers | None = None
 
     def apply_gradients(
@@ -152,9 +157,16 @@ class RMSPropOptimizer:
             raise ValueError("grads_and_vars must hold at least one variable, got none")
         counter = None if global_step is None else _checked_step(global_step)
         with self._lock if self._use_locking else contextlib.nullcontext():
-            self._stepper.step(gradients, variables, NO_CLIPPING, self._numbers)
+            self._step(gradients, variables)
             if counter is not None:
                 counter[()] += 1
+
+    def _step(self, gradients: tuple[Any, ...], variables: tuple[Any, ...]) -> None:
+        step = (gradients, variables, NO_CLIPPING, self._numbers)
+        if self._strategy is None:
+            self._stepper.step(*step)
+        else:
+            self._strategy.step(self._stepper, *step, aggregate=True)
 
     def sync(self, var: Any = None, indices: Any = None) -> None:
         """Bring rows of a table up to date; see `rmsjit.RMSprop.sync`."""
