@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.hyperparameters import checked, in_unit_interval
+
+Initializer = str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]
 
 
 def checked_name(name: Any) -> str:
@@ -38,3 +42,35 @@ def checked_sparse(value: str) -> bool:
     if value not in ("rows", "exact"):
         raise ValueError(f'sparse must be "rows" or "exact", got {value!r}')
     return value == "exact"
+
+
+def checked_function(name: str, value: Any) -> Any:
+    """A callable or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, got {value!r}")
+    return value
+
+
+def checked_functions(name: str, values: Sequence[Any] | None) -> list[Any]:
+    """A list of callables, empty for None."""
+    functions = list(values or ())
+    for position, function in enumerate(functions):
+        if not callable(function):
+            raise TypeError(f"{name}[{position}] must be callable, got {function!r}")
+    return functions
+
+
+def initial_value(
+    initializer: Initializer, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """The first value of a slot or weight, in memory of its own."""
+    if isinstance(initializer, str):
+        if initializer not in ("zeros", "ones"):
+            raise ValueError(
+                f'initializer must be "zeros", "ones", an array or a callable, got {initializer!r}'
+            )
+        return np.full(shape, initializer == "ones", dtype)
+    value = np.array(initializer(shape, dtype) if callable(initializer) else initializer, dtype)
+    if value.shape != shape:
+        raise ValueError(f"initializer must give shape {shape}, got {value.shape}")
+    return value

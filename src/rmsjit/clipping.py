@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.hyperparameters import as_number
+from rmsjit.indexed_slices import IndexedSlices
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,25 @@ class Clipping:
         """The bound on each value, infinite where there is none."""
         return math.inf if self.clipvalue is None else float(self.clipvalue)
 
+    def clipped(self, gradients: Sequence[Any]) -> list[Any]:
+        """Clipped copies of gradients, for code that needs to see them.
+
+        Parameters
+        ----------
+        gradients : sequence of ndarray or IndexedSlices
+        """
+        values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g in gradients]
+        if self.clipvalue is not None:
+            values = [_clipped_by_value(value, float(self.clipvalue)) for value in values]
+        if self.by_norm:
+            squares = [float(np.sum(np.square(np.abs(v), dtype=np.float64))) for v in values]
+            factors = self.factors(np.array(squares))
+            values = [v * v.real.dtype.type(f) for v, f in zip(values, factors, strict=True)]
+        return [
+            IndexedSlices(v, g.indices, g.dense_shape) if isinstance(g, IndexedSlices) else v
+            for g, v in zip(gradients, values, strict=True)
+        ]
+
     def factors(self, squares: NDArray[Any]) -> NDArray[Any]:
         """What to multiply each gradient by.
 
@@ -71,3 +92,14 @@ class Clipping:
         norm = math.sqrt(sum(squares.tolist()))
         factor = 1.0 if norm <= bound else bound / norm if math.isfinite(norm) else math.nan
         return np.full(len(squares), factor)
+
+
+def _clipped_by_value(value: NDArray[Any], bound: float) -> NDArray[Any]:
+    if value.dtype.kind == "c":
+        raise TypeError("clipvalue can't be applied to complex gradients")
+    limit = value.dtype.type(bound)
+    clipped: NDArray[Any] = np.clip(value, -limit, limit)
+    return clipped
+
+
+NO_CLIPPING = Clipping()

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rmsjit import schedules
-from rmsjit.arguments import checked_factor, checked_name, checked_sparse, checked_threads
-from rmsjit.clipping import Clipping
+from rmsjit.arguments import (
+    Initializer,
+    checked_factor,
+    checked_function,
+    checked_functions,
+    initial_value,
+)
+from rmsjit.base import Optimizer, is_integer_scalar
+from rmsjit.clipping import NO_CLIPPING, Clipping
 from rmsjit.forms import keras_form
 from rmsjit.hyperparameters import (
     StepNumbers,
@@ -21,16 +28,21 @@ from rmsjit.hyperparameters import (
     positive,
     value_at,
 )
-from rmsjit.pairs import read_pairs
-from rmsjit.slots import SlotAllocator, SlotStore
-from rmsjit.stepper import Stepper
+from rmsjit.nested import flatten
+from rmsjit.pairs import check_variable, naming, present_pairs, read_pairs
+from rmsjit.slots import SlotAllocator
 from rmsjit.strategy import Strategy
-from rmsjit.variables import Variable
+from rmsjit.variables import Variable, array_of
 
+Pairs = list[tuple[Any, Any]]
+PairsTransform = Callable[[Pairs], Iterable[tuple[Any, Any]]]
+Aggregator = Callable[[Pairs], Sequence[Any]]
+
+_HOOKS = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
 DEFAULT_EPSILON = 1e-7
 
 
-class RMSprop:
+class RMSprop(Optimizer):
     """RMSprop as ``tf.keras.optimizers.legacy.RMSprop`` computes it, on NumPy arrays in place.
 
     With ``g`` the clipped gradient::
@@ -70,6 +82,11 @@ class RMSprop:
         Old name of `learning_rate`.
     decay : float, default 0.0
         The learning rate is divided by ``1 + decay*iterations``.
+    gradient_transformers : sequence of callable, optional
+        Each takes the list of (gradient, variable) pairs, clipped, and returns another one.
+    gradient_aggregator : callable, optional
+        Takes the list of (gradient, variable) pairs and returns the gradients summed over all
+        replicas, in place of the strategy.
     sparse : {"rows", "exact"}, default "rows"
         What an `IndexedSlices` gradient does to the rows that it does not name.  "rows" leaves
         them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
@@ -131,6 +148,8 @@ class RMSprop:
         global_clipnorm: float | None = None,
         lr: Any = None,
         decay: float = 0.0,
+        gradient_transformers: Sequence[PairsTransform] | None = None,
+        gradient_aggregator: Aggregator | None = None,
         sparse: str = "rows",
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
@@ -139,7 +158,6 @@ class RMSprop:
         if lr is not None:
             warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=2)
             learning_rate = lr
-        self._name = checked_name(name)
         self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm)
         self._learning_rate = checked("learning_rate", learning_rate, schedule=True)
         self._rho = checked_factor("rho", rho)
@@ -147,11 +165,12 @@ class RMSprop:
         self._epsilon = _checked_epsilon(epsilon)
         self._centered = bool(centered)
         self._decay = _checked_decay(decay)
+        self.gradient_transformers = checked_functions(
+            "gradient_transformers", gradient_transformers
+        )
+        self.gradient_aggregator = checked_function("gradient_aggregator", gradient_aggregator)
         form = keras_form(centered=self._centered, momentum=self._uses_momentum)
-        self._strategy = strategy
-        self._constant: StepNumbers | None = None  # made again after a setting has changed
-        self._store = SlotStore(self._name, form, slot_allocator)
-        self._stepper = Stepper(self._store, checked_threads(num_threads), checked_sparse(sparse))
+        super().__init__(name, form, sparse, num_threads, slot_allocator, strategy)
         self._iterations = Variable(np.zeros((), np.int64), f"{self._name}/iter", trainable=False)
 
     # --- one step ---------------------------------------------------------------------------
@@ -195,59 +214,166 @@ class RMSprop:
         """
         gradients, variables = read_pairs(grads_and_vars)
         if gradients:
-            self._step(gradients, variables, experimental_aggregate_gradients)
+            aggregate = bool(experimental_aggregate_gradients)
+            if self._is_hooked():
+                self._step_through_hooks(gradients, variables, aggregate)
+            else:
+                self._step(gradients, variables, self._clipping, aggregate)
             self._iterations.array[()] += 1
         return self._iterations
 
-    def _step(
-        self, gradients: tuple[Any, ...], variables: tuple[Any, ...], aggregate: bool
-    ) -> None:
-        step = (gradients, variables, self._clipping, self._numbers)
-        if self._strategy is None:
-            self._stepper.step(*step)
-        else:
-            self._strategy.step(self._stepper, *step, aggregate=aggregate)
-
-    def sync(self, var: Any = None, indices: Any = None) -> None:
-        """Bring rows of a table up to date before they are read (``sparse="exact"``).
+    def minimize(
+        self,
+        loss: Any,
+        var_list: Any,
+        grad_loss: Any = None,
+        name: str | None = None,
+        tape: Any = None,
+    ) -> Variable:
+        """Update variables once by the gradients of a loss.
 
         Parameters
         ----------
-        var : ndarray or Variable, optional
-            The table; all tables if left out.
-        indices : array_like of integers, optional
-            Its rows; all of them if left out.
+        loss : callable, or a value with its `tape`
+            A function of no arguments that returns the loss, ordinary code in `autograd.numpy` or
+            NumPy over `rmsjit.Variable`; a loss of any shape stands for its sum.
+        var_list : list, tuple, nested structure, or a callable that returns one
+            The variables; a callable is asked after the loss has been computed.  May be empty.
+        grad_loss : array_like, optional
+            The gradient of something else with respect to `loss`, of its shape; ones if left out.
+        name : str, optional
+            As for `apply_gradients`.
+        tape : GradientTape, optional
+            The tape that recorded `loss`, where that is a value.
+
+        Returns
+        -------
+        Variable
+            `iterations`.
 
         Raises
         ------
-        IndexError
-            If an index is no row.
+        ValueError
+            If `loss` is a value and there is no `tape`, or the loss depends on no variable.
+        TypeError
+            If an entry of `var_list` is no variable.
+
+        Examples
+        --------
+        >>> import rmsjit
+        >>> v = rmsjit.Variable(10.0)
+        >>> opt = rmsjit.RMSprop(learning_rate=0.1)
+        >>> print(opt.minimize(lambda: (v ** 2) / 2.0, [v]).numpy(), v.numpy())
+        1 9.683772
         """
-        self._stepper.sync(var, indices)
+        pairs = self._compute_gradients(loss, var_list, grad_loss=grad_loss, tape=tape)
+        return self.apply_gradients(pairs, name=name)
 
-    def build(self, var_list: Sequence[Any]) -> None:
-        """Create the slots of `var_list` ahead of the first step, for `set_weights`."""
-        self._stepper.build(list(var_list))
+    def get_gradients(self, loss: Any, params: Any) -> list[Any]:
+        """The gradients of a loss with respect to `params`.
 
-    def _numbers(self) -> StepNumbers:
-        """The hyperparameters at this step; the same object as long as none of them can change."""
-        if self._constant is not None:
-            return self._constant
+        Parameters
+        ----------
+        loss : callable
+            As for `minimize`.
+        params : nested structure of Variable
+
+        Returns
+        -------
+        list of ndarray or IndexedSlices
+
+        Raises
+        ------
+        ValueError
+            If the loss does not depend on one of them.
+        """
+        pairs = self._compute_gradients(loss, params)
+        for position, (gradient, variable) in enumerate(pairs):
+            if gradient is None:
+                raise ValueError(
+                    f"the loss does not depend on {naming(variable, position)}, or not in a way "
+                    f"that can be differentiated"
+                )
+        return [gradient for gradient, _ in pairs]
+
+    def get_updates(self, loss: Any, params: Any) -> list[Variable]:
+        """Update `params` once by the gradients of a loss; `iterations` in a list."""
+        gradients = self.get_gradients(loss, params)
+        return [self.apply_gradients(zip(gradients, flatten(params), strict=True))]
+
+    def _compute_gradients(
+        self, loss: Any, var_list: Any, grad_loss: Any = None, tape: Any = None
+    ) -> list[tuple[Any, Any]]:
+        from rmsjit.autodiff import gradients_of
+
+        gradients, variables = gradients_of(loss, var_list, grad_loss, tape)
+        return list(zip(gradients, variables, strict=True))
+
+    # --- what subclasses override -----------------------------------------------------------
+
+    def _transform_unaggregated_gradients(self, grads_and_vars: Pairs) -> Pairs:
+        """Change this replica's gradients before they are summed; by default nothing."""
+        return grads_and_vars
+
+    def _aggregate_gradients(self, grads_and_vars: Pairs) -> Sequence[Any]:
+        """The gradients summed over all replicas.
+
+        By default `gradient_aggregator` decides, and where there is none the gradients stay as
+        they are: a strategy sums them later.
+        """
+        if self.gradient_aggregator is None:
+            return [gradient for gradient, _ in grads_and_vars]
+        return list(self.gradient_aggregator(grads_and_vars))
+
+    def _transform_gradients(self, grads_and_vars: Pairs) -> Pairs:
+        """Clip the summed gradients, then call `gradient_transformers`.
+
+        Only called where something needs the clipped gradients: otherwise clipping rides along in
+        the update and copies nothing.
+        """
+        gradients, variables = zip(*grads_and_vars, strict=True)
+        pairs = list(zip(self._clipping.clipped(gradients), variables, strict=True))
+        for transform in self.gradient_transformers:
+            pairs = list(transform(pairs))
+        return pairs
+
+    def _is_hooked(self) -> bool:
+        """Whether anything but the kernels sees the gradients of a step."""
+        if self.gradient_transformers or self.gradient_aggregator is not None:
+            return True
+        return type(self) is not RMSprop and any(_overrides(self, name) for name in _HOOKS)
+
+    def _step_through_hooks(
+        self, gradients: tuple[Any, ...], variables: tuple[Any, ...], aggregate: bool
+    ) -> None:
+        pairs = present_pairs(gradients, variables)
+        replaced = self.gradient_aggregator is not None or _overrides(self, "_aggregate_gradients")
+        if aggregate:
+            pairs = list(self._transform_unaggregated_gradients(pairs))
+            reduced = self._aggregate_gradients(pairs)
+            pairs = [(g, variable) for g, (_, variable) in zip(reduced, pairs, strict=True)]
+        if self._strategy is not None and aggregate and not replaced:
+            self._step(*read_pairs(pairs), self._clipping, aggregate)
+            return
+        pairs = list(self._transform_gradients(pairs))
+        self._step(*read_pairs(pairs), NO_CLIPPING, aggregate=False)
+
+    def _numbers_now(self) -> StepNumbers:
         iterations = int(self._iterations.array)
         rate = value_at("learning_rate", self._learning_rate, iterations)
         if self._decay:
             rate = rate / (1.0 + self._decay * iterations)
-        numbers = StepNumbers(
+        return StepNumbers(
             rate,
             in_unit_interval("rho", value_at("rho", self._rho, iterations)),
             in_unit_interval("momentum", value_at("momentum", self._momentum, iterations)),
             self._epsilon,
             self._clipping.bound,
         )
+
+    def _numbers_vary(self) -> bool:
         given = (self._learning_rate, self._rho, self._momentum)
-        if not self._decay and not any(map(callable, given)):
-            self._constant = numbers
-        return numbers
+        return bool(self._decay) or any(map(callable, given))
 
     # --- hyperparameters --------------------------------------------------------------------
 
@@ -365,11 +491,11 @@ class RMSprop:
             self._iterations.assign(np.asarray(value))
 
     def _share_iterations(self, counter: Variable) -> None:
-        if self._store.created:
+        if self._store.entries:
             raise RuntimeError(
                 "iterations can be set to another Variable only before the first step"
             )
-        if counter.ndim != 0 or counter.dtype.kind not in "iu":
+        if not is_integer_scalar(counter.array):
             raise TypeError(
                 f"iterations must be an integer Variable of shape (), got {counter.dtype} of "
                 f"shape {counter.shape}"
@@ -379,8 +505,7 @@ class RMSprop:
     @property
     def weights(self) -> list[Variable]:
         """`iterations`, then all slots in the order in which they were created."""
-        self._stepper.sync()
-        return [self._iterations, *self._store.created.values()]
+        return [self._iterations, *self._created()]
 
     def variables(self) -> list[Variable]:
         """The same as `weights`."""
@@ -388,7 +513,7 @@ class RMSprop:
 
     def get_slot_names(self) -> list[str]:
         """The names of the slots of each variable."""
-        return list(self._store.form.slots)
+        return self._names_of_slots
 
     def get_slot(self, var: Any, slot_name: str) -> Variable:
         """A slot of a variable, as a `Variable` over the slot's own memory.
@@ -398,21 +523,101 @@ class RMSprop:
         var : ndarray or Variable
             Any view of the variable's memory; the slot comes in its shape.
         slot_name : str
-            "rms", "momentum" or "mg".
+            "rms", "momentum", "mg", or one that `add_slot` has added.
 
         Raises
         ------
         KeyError
             If the optimizer has no such slot for `var`.
         """
-        self._stepper.sync(var)
-        slot = self._store.slot_of(var, slot_name)
+        slot = self._slot(var, slot_name)
         if slot is None:
             raise KeyError(
                 f"{self._name} has no slot {slot_name!r} for this variable; its slots are "
                 f"{self.get_slot_names()}, made at the first step or by build()"
             )
         return slot
+
+    def add_slot(
+        self,
+        var: Any,
+        slot_name: str,
+        initializer: Initializer = "zeros",
+        shape: Sequence[int] | None = None,
+    ) -> Variable:
+        """A slot of one's own for a variable, or the one of that name that it has.
+
+        Parameters
+        ----------
+        var : ndarray or Variable
+        slot_name : str
+        initializer : "zeros", "ones", array_like, or callable ``(shape, dtype)``
+            Its first value.
+        shape : sequence of int, optional
+            The shape of the variable if left out.
+
+        Returns
+        -------
+        Variable
+            Of the variable's dtype; it appears in `weights` and in checkpoints.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the variable can't be trained, or the initializer does not fit the shape.
+        """
+        existing = self._slot(var, slot_name)
+        if existing is not None:
+            return existing
+        check_variable(var, 0)
+        if slot_name in self._store.form.slots:
+            self.build([var])
+            slot = self.get_slot(var, slot_name)
+            return slot.assign(initial_value(initializer, slot.shape, slot.dtype))
+        array = array_of(var)
+        own_shape = array.shape if shape is None else tuple(map(int, shape))
+        return self._store.add_slot(
+            var, slot_name, initial_value(initializer, own_shape, array.dtype)
+        )
+
+    def add_weight(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dtype: DTypeLike | None = None,
+        initializer: Initializer = "zeros",
+        trainable: bool | None = None,
+        synchronization: Any = None,
+        aggregation: Any = None,
+    ) -> Variable:
+        """A weight of the optimizer that belongs to no variable.
+
+        Parameters
+        ----------
+        name : str
+        shape : sequence of int
+        dtype : dtype_like, optional
+            float32 if left out.
+        initializer : "zeros", "ones", array_like, or callable ``(shape, dtype)``
+        trainable : bool, optional
+            Whether `rmsjit.GradientTape` watches it; by default not.
+        synchronization, aggregation : None
+            Placement among TensorFlow's replicas, for which there is no counterpart.
+
+        Returns
+        -------
+        Variable
+            It appears in `weights` and in checkpoints, in the order of creation.
+
+        Raises
+        ------
+        ValueError
+            If the initializer does not fit the shape, or there is a placement.
+        """
+        if synchronization is not None or aggregation is not None:
+            raise ValueError("synchronization and aggregation must be None: there are no replicas")
+        value = initial_value(initializer, tuple(map(int, shape)), np.dtype(dtype or np.float32))
+        return self._store.add_weight(name, value, bool(trainable))
 
     def get_weights(self) -> list[NDArray[Any]]:
         """Copies of `weights` as arrays, in tf-keras's order."""
@@ -482,13 +687,13 @@ class RMSprop:
             )
         return cls(**arguments)
 
-    def __getstate__(self) -> dict[str, Any]:
-        self._stepper.sync()
-        return vars(self).copy()
-
     def __repr__(self) -> str:
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
         return f"<rmsjit.{type(self).__name__} {arguments}, iterations={int(self._iterations)}>"
+
+
+def _overrides(optimizer: RMSprop, method: str) -> bool:
+    return getattr(type(optimizer), method) is not getattr(RMSprop, method)
 
 
 def _checked_epsilon(value: float | None) -> float:

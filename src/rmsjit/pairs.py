@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ from rmsjit.dtypes import SUPPORTED, Precision, precision_of
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.layout import layout_of, overlaps_itself
 from rmsjit.variables import Variable, array_of
-
 
 _MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits
 
@@ -50,6 +50,46 @@ def _malformed(pairs: list[Any]) -> TypeError:
                 f"got {_brief(pair)}"
             )
     return TypeError("grads_and_vars must hold (gradient, variable) pairs")
+
+
+def present_pairs(gradients: Sequence[Any], variables: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """The pairs that have a gradient, each checked; the others are named in one warning.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `check_variable`, `dense_gradient` and `sparse_gradient` do.
+    ValueError
+        If no variable has a gradient.
+    """
+    pairs: list[tuple[Any, Any]] = []
+    missing: list[str] = []
+    for position, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
+        check_variable(variable, position)
+        if gradient is None:
+            missing.append(naming(variable, position))
+        elif isinstance(gradient, IndexedSlices):
+            sparse_gradient(gradient, variable, position)
+            pairs.append((gradient, variable))
+        else:
+            pairs.append((dense_gradient(gradient, variable, position), variable))
+    if not pairs:
+        raise no_gradient(missing)
+    if missing:
+        warn_of_missing(missing)
+    return pairs
+
+
+def no_gradient(names: Sequence[str]) -> ValueError:
+    """The error for a step without any gradient."""
+    return ValueError(f"no gradient was given for any variable: {', '.join(names)}")
+
+
+def warn_of_missing(names: Sequence[str]) -> None:
+    """Say which variables a step leaves alone."""
+    warnings.warn(
+        f"no gradient for {', '.join(names)}: left unchanged", RuntimeWarning, stacklevel=2
+    )
 
 
 def check_variable(variable: Any, position: int) -> Precision:

@@ -42,8 +42,8 @@ class Plan:
     identity : tuple
         The ids of the variables and the types of their gradients, by which a plan is found again;
         the plan keeps the variables alive, so that no id can become another's.
-    dropped : str
-        Names of the variables without a gradient, empty where there are none.
+    dropped : list of str
+        Names of the variables without a gradient.
     constrained : list of Variable
         Those to which a constraint applies after the update.
     precisions : set of Precision
@@ -60,9 +60,9 @@ class Plan:
         self._variables = tuple(variables)
         self._members = tuple(members)
         pairs = list(zip(variables, members, strict=True))
-        self.dropped = ", ".join(
+        self.dropped = [
             naming(variable, k) for k, (variable, member) in enumerate(pairs) if member is None
-        )
+        ]
         self.constrained = [
             variable
             for variable, member in pairs

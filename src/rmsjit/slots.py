@@ -15,6 +15,7 @@ from rmsjit.layout import Key, address_of, is_dense, layout_of, memory_key, span
 from rmsjit.variables import Variable, array_of
 
 _CACHE_LINE = 64
+_NO_VARIABLE = "weight"  # stands where the memory of a variable would
 _OVERLAP_WORK: Any = 100_000  # NumPy's stubs know only two special values
 
 SlotAllocator = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
@@ -148,10 +149,33 @@ class SlotStore:
         """A slot with the axes of `variable`, which may be any view of the variable's memory."""
         entry = self.find(variable)
         if entry is None or slot not in entry.slots:
-            return None
+            return None if entry is None else self.created.get((entry.key, slot))
         array = array_of(variable)
         shaped = layout_of(array).logical(entry.slots[slot], array.shape)
         return self._wrapped(entry, slot, shaped)
+
+    def add_slot(self, variable: Any, slot: str, value: NDArray[Any]) -> Variable:
+        """A slot that the rule does not know, for a variable that is known to be good."""
+        entry = self.find(variable)
+        if entry is None:
+            entry = entry_of(variable)
+            self.enter([entry], [])
+        self.created[entry.key, slot] = self._wrapped(entry, slot, value)
+        return self.created[entry.key, slot]
+
+    def add_weight(self, name: str, value: NDArray[Any], trainable: bool) -> Variable:
+        """A weight that belongs to no variable."""
+        weight = Variable(value, f"{self.name}/{name}", trainable=trainable)
+        self.created[(_NO_VARIABLE, len(self.created)), name] = weight
+        return weight
+
+    def added_slot_names(self) -> list[str]:
+        """The slots that the rule does not know, in order of creation."""
+        return [
+            slot
+            for key, slot in self.created
+            if key[0] != _NO_VARIABLE and slot not in self.form.slots
+        ]
 
     def missing(self, entries: Iterable[Entry]) -> list[tuple[Entry, str, NDArray[Any]]]:
         """The slots that the form asks for and these entries lack, allocated but not entered."""
@@ -182,22 +206,27 @@ class SlotStore:
             "allocator": self.allocator,
             "owners": [entry.owner for entry in self.entries.values()],
             "created": [
-                (numbers[key], slot, np.asarray(variable))
-                for (key, slot), variable in self.created.items()
+                (numbers.get(key), slot, variable) for (key, slot), variable in self.created.items()
             ],
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["name"], state["form"], state["allocator"])  # type: ignore[misc]
         entries = [entry_of(owner) for owner in state["owners"]]
-        fresh = []
-        for number, slot, value in state["created"]:
-            entry = entries[number]
-            canonical = entry.layout.canonical(value)
-            memory = self.allocate((canonical.size,), canonical.dtype, entry.canonical)
-            memory[...] = canonical.reshape(-1)
-            fresh.append((entry, slot, memory))
-        self.enter(entries, fresh)
+        self.enter(entries, [])
+        for number, slot, variable in state["created"]:
+            if number is None:
+                self.created[(_NO_VARIABLE, len(self.created)), slot] = variable
+            elif slot in self.form.slots:
+                self.enter([], [(entries[number], slot, self._restored(entries[number], variable))])
+            else:
+                self.created[entries[number].key, slot] = variable
+
+    def _restored(self, entry: Entry, variable: Variable) -> NDArray[Any]:
+        canonical = entry.layout.canonical(variable.array)
+        memory = self.allocate((canonical.size,), canonical.dtype, entry.canonical)
+        memory[...] = canonical.reshape(-1)
+        return memory
 
     def _creation_order(self, entries: list[Entry]) -> list[tuple[Entry, str]]:
         if self.form.by_variable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from rmsjit.clipping import Clipping
 from rmsjit.clock import Clock
 from rmsjit.hyperparameters import StepNumbers
-from rmsjit.pairs import check_variable, naming
+from rmsjit.pairs import check_variable, naming, no_gradient, warn_of_missing
 from rmsjit.slots import Entry, Member, SlotStore, StalePlanError, find_overlap
 from rmsjit.variables import array_of
 
@@ -92,9 +91,7 @@ class Stepper:
     ) -> None:
         plan, bound, packed = self._prepare(gradients, variables, clipping, numbers)
         if plan.dropped:
-            warnings.warn(
-                f"no gradient for {plan.dropped}; left unchanged", RuntimeWarning, stacklevel=3
-            )
+            warn_of_missing(plan.dropped)
         factors = self._factors(plan, bound, clipping) if clipping.by_norm else None
         for group in plan.groups:
             if self.exact:
@@ -213,8 +210,7 @@ class Stepper:
         for entry, slot, value in fresh:
             slots[entry.key][slot] = value
         if not present:
-            names = ", ".join(naming(v, k) for k, v in enumerate(variables))
-            raise ValueError(f"no gradient was given for any variable: {names}")
+            raise no_gradient([naming(v, k) for k, v in enumerate(variables)])
         members = [None if entry is None else Member(entry, slots[entry.key]) for entry in entries]
         return Plan(variables, kinds, members, self.store.form), present, fresh
 

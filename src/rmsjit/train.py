@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from rmsjit.arguments import checked_factor, checked_name, checked_sparse, checked_threads
-from rmsjit.clipping import Clipping
+from rmsjit.arguments import checked_factor
+from rmsjit.base import Optimizer, is_integer_scalar
+from rmsjit.clipping import NO_CLIPPING
 from rmsjit.forms import tf1_form
-from rmsjit.hyperparameters import (
-    StepNumbers,
-    checked,
-    in_unit_interval,
-    positive,
-    value_at,
-)
+from rmsjit.hyperparameters import StepNumbers, checked, in_unit_interval, positive, value_at
 from rmsjit.pairs import read_pairs
-from rmsjit.slots import SlotAllocator, SlotStore
-from rmsjit.stepper import Stepper
+from rmsjit.slots import SlotAllocator
 from rmsjit.strategy import Strategy
 from rmsjit.variables import Variable, array_of
 
-NO_CLIPPING = Clipping()
+GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2
 
 
-class RMSPropOptimizer:
+class RMSPropOptimizer(Optimizer):
     """RMSprop as ``tf.train.RMSPropOptimizer`` computes it, on NumPy arrays in place.
 
     With ``g`` the gradient::
@@ -94,6 +89,10 @@ class RMSPropOptimizer:
     array([0.9, 2.1])
     """
 
+    GATE_NONE = GATE_NONE
+    GATE_OP = GATE_OP
+    GATE_GRAPH = GATE_GRAPH
+
     def __init__(
         self,
         learning_rate: Any,
@@ -109,7 +108,6 @@ class RMSPropOptimizer:
         slot_allocator: SlotAllocator | None = None,
         strategy: Strategy | None = None,
     ) -> None:
-        self._name = checked_name(name)
         self._learning_rate = checked("learning_rate", learning_rate)
         self._decay = checked_factor("decay", decay)
         self._momentum = checked_factor("momentum", momentum)
@@ -118,10 +116,118 @@ class RMSPropOptimizer:
             positive("epsilon", self._epsilon)
         self._use_locking = bool(use_locking)
         self._lock = threading.Lock()
-        self._store = SlotStore(self._name, tf1_form(centered=bool(centered)), slot_allocator)
-        self._stepper = Stepper(self._store, checked_threads(num_threads), checked_sparse(sparse))
-        self._strategy = strategy
-        self._constant: StepNumbers | None = None
+        form = tf1_form(centered=bool(centered))
+        super().__init__(name, form, sparse, num_threads, slot_allocator, strategy)
+
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Any = None,
+    ) -> list[tuple[Any, Any]]:
+        """The gradients of a loss, with the variables that they belong to.
+
+        Parameters
+        ----------
+        loss : callable
+            Ordinary code in `autograd.numpy` or NumPy that returns the loss, of any shape: its
+            sum is meant.  With a `var_list` it takes the variables as arguments; a function of no
+            arguments may read `rmsjit.Variable` instead.
+        var_list : list or tuple of ndarray or Variable, optional
+            If left out, every trainable `Variable` that the loss reads.
+        gate_gradients : {GATE_NONE, GATE_OP, GATE_GRAPH}
+            Checked and otherwise ignored, as are the two that follow: there is no graph whose
+            operations could be gated, accumulated or placed.
+        aggregation_method : {None, 0, 1, 2}
+        colocate_gradients_with_ops : bool
+        grad_loss : array_like, optional
+            The gradient of something else with respect to `loss`, of its shape.
+
+        Returns
+        -------
+        list of (gradient, variable)
+            A gradient is an array, an `IndexedSlices`, or None where the loss does not depend on
+            the variable.
+
+        Raises
+        ------
+        RuntimeError
+            If `loss` is not callable.
+        TypeError
+            If an entry of `var_list` is no variable.
+        ValueError
+            If another argument is none of those above.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> opt = rmsjit.train.RMSPropOptimizer(0.1)
+        >>> w = np.array([1.0, 2.0])
+        >>> [(gradient, _)] = opt.compute_gradients(lambda w: (w * w).sum(), [w])
+        >>> gradient
+        array([2., 4.])
+        """
+        if not callable(loss):
+            raise RuntimeError(f"loss must be callable, got {loss!r}")
+        _check_graph_arguments(gate_gradients, aggregation_method, colocate_gradients_with_ops)
+        from rmsjit import autodiff
+
+        if var_list is None:
+            gradients, variables = autodiff.gradients_of_touched(loss, grad_loss)
+        elif _takes_arguments(loss):
+            gradients, variables = autodiff.gradients_of_arguments(loss, var_list, grad_loss)
+        else:
+            gradients, variables = autodiff.gradients_of(loss, var_list, grad_loss)
+        return list(zip(gradients, variables, strict=True))
+
+    def minimize(
+        self,
+        loss: Callable[..., Any],
+        global_step: Any = None,
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
+        name: str | None = None,
+        grad_loss: Any = None,
+    ) -> None:
+        """Update variables once: `compute_gradients`, then `apply_gradients`.
+
+        Parameters
+        ----------
+        loss, var_list, gate_gradients, aggregation_method, colocate_gradients_with_ops, grad_loss
+            As for `compute_gradients`.
+        global_step, name
+            As for `apply_gradients`.
+
+        Raises
+        ------
+        ValueError
+            If the loss depends on no variable.
+        RuntimeError, TypeError
+            As `compute_gradients` and `apply_gradients` do.
+
+        Examples
+        --------
+        >>> import rmsjit
+        >>> v = rmsjit.Variable([1.0, 2.0])
+        >>> rmsjit.train.RMSPropOptimizer(0.1).minimize(lambda: (v * v).sum())
+        >>> print(v.numpy().round(3))
+        [0.825 1.747]
+        """
+        pairs = self.compute_gradients(
+            loss,
+            var_list,
+            gate_gradients,
+            aggregation_method,
+            colocate_gradients_with_ops,
+            grad_loss,
+        )
+        self.apply_gradients(pairs, global_step, name)
 
     def apply_gradients(
         self,
@@ -157,20 +263,9 @@ class RMSPropOptimizer:
             raise ValueError("grads_and_vars must hold at least one variable, got none")
         counter = None if global_step is None else _checked_step(global_step)
         with self._lock if self._use_locking else contextlib.nullcontext():
-            self._step(gradients, variables)
+            self._step(gradients, variables, NO_CLIPPING, aggregate=True)
             if counter is not None:
                 counter[()] += 1
-
-    def _step(self, gradients: tuple[Any, ...], variables: tuple[Any, ...]) -> None:
-        step = (gradients, variables, NO_CLIPPING, self._numbers)
-        if self._strategy is None:
-            self._stepper.step(*step)
-        else:
-            self._strategy.step(self._stepper, *step, aggregate=True)
-
-    def sync(self, var: Any = None, indices: Any = None) -> None:
-        """Bring rows of a table up to date; see `rmsjit.RMSprop.sync`."""
-        self._stepper.sync(var, indices)
 
     def get_name(self) -> str:
         """The name given at construction."""
@@ -178,36 +273,32 @@ class RMSPropOptimizer:
 
     def get_slot(self, var: Any, name: str) -> Variable | None:
         """The slot `name` of a variable, over the slot's own memory; None where there is none."""
-        self._stepper.sync(var)
-        return self._store.slot_of(var, name)
+        return self._slot(var, name)
 
     def get_slot_names(self) -> list[str]:
         """The names of the slots of each variable, sorted."""
-        return sorted(self._store.form.slots)
+        return sorted(self._names_of_slots)
 
     def variables(self) -> list[Variable]:
         """All slots, in the order in which they were created."""
-        self._stepper.sync()
-        return list(self._store.created.values())
+        return self._created()
 
-    def _numbers(self) -> StepNumbers:
-        """The hyperparameters at this step; the same object where none of them can change."""
-        if self._constant is not None:
-            return self._constant
-        numbers = StepNumbers(
+    def _numbers_now(self) -> StepNumbers:
+        return StepNumbers(
             value_at("learning_rate", self._learning_rate, 0),
             in_unit_interval("decay", value_at("decay", self._decay, 0)),
             in_unit_interval("momentum", value_at("momentum", self._momentum, 0)),
             positive("epsilon", value_at("epsilon", self._epsilon, 0)),
         )
+
+    def _numbers_vary(self) -> bool:
         given = (self._learning_rate, self._decay, self._momentum, self._epsilon)
-        if not any(map(callable, given)):
-            self._constant = numbers
-        return numbers
+        return any(map(callable, given))
 
     def __getstate__(self) -> dict[str, Any]:
-        self._stepper.sync()
-        return {key: value for key, value in vars(self).items() if key != "_lock"}
+        state = self._copied_state()
+        del state["_lock"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
@@ -223,10 +314,34 @@ class RMSPropOptimizer:
 
 def _checked_step(global_step: Any) -> Any:
     array = array_of(global_step)
-    good = isinstance(array, np.ndarray) and array.ndim == 0 and array.dtype.kind in "iu"
-    if not good or not array.flags.writeable:
+    if not is_integer_scalar(array) or not array.flags.writeable:
         raise TypeError(
             f"global_step must be a writeable integer array of shape () or a Variable of one, "
             f"got {global_step!r}"
         )
     return array
+
+
+def _check_graph_arguments(gate: Any, aggregation: Any, colocate: Any) -> None:
+    if gate not in (GATE_NONE, GATE_OP, GATE_GRAPH):
+        raise ValueError(f"gate_gradients must be GATE_NONE, GATE_OP or GATE_GRAPH, got {gate!r}")
+    if aggregation not in (None, 0, 1, 2):
+        raise ValueError(f"aggregation_method must be None, 0, 1 or 2, got {aggregation!r}")
+    if not isinstance(colocate, (bool, np.bool_)):
+        raise ValueError(f"colocate_gradients_with_ops must be True or False, got {colocate!r}")
+
+
+def _takes_arguments(loss: Callable[..., Any]) -> bool:
+    """Whether a loss wants the variables; TensorFlow's own code calls it without any."""
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):  # a builtin, which tells nothing
+        return True
+    return any(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
+        or (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and parameter.default is parameter.empty
+        )
+        for parameter in parameters
+    )

@@ -1,0 +1,123 @@
+"""What both optimizers share: their state, and one step through stepper and strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rmsjit.arguments import checked_name, checked_sparse, checked_threads
+from rmsjit.clipping import Clipping
+from rmsjit.forms import Form
+from rmsjit.hyperparameters import StepNumbers
+from rmsjit.slots import SlotAllocator, SlotStore
+from rmsjit.stepper import Stepper
+from rmsjit.strategy import Strategy
+from rmsjit.variables import Variable
+
+
+class Optimizer:
+    """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`."""
+
+    def __init__(
+        self,
+        name: str,
+        form: Form,
+        sparse: str,
+        num_threads: int | None,
+        slot_allocator: SlotAllocator | None,
+        strategy: Strategy | None,
+    ) -> None:
+        self._name = checked_name(name)
+        self._store = SlotStore(self._name, form, slot_allocator)
+        self._stepper = Stepper(self._store, checked_threads(num_threads), checked_sparse(sparse))
+        self._strategy = strategy
+        self._constant: StepNumbers | None = None  # made again after a setting has changed
+
+    def _step(
+        self,
+        gradients: tuple[Any, ...],
+        variables: tuple[Any, ...],
+        clipping: Clipping,
+        aggregate: bool,
+    ) -> None:
+        if self._strategy is None:
+            self._stepper.step(gradients, variables, clipping, self._numbers)
+        else:
+            self._strategy.step(
+                self._stepper, gradients, variables, clipping, self._numbers, aggregate=aggregate
+            )
+
+    def _numbers(self) -> StepNumbers:
+        """The hyperparameters at this step; the same object as long as none of them can change."""
+        if self._constant is not None:
+            return self._constant
+        numbers = self._numbers_now()
+        if not self._numbers_vary():
+            self._constant = numbers
+        return numbers
+
+    def _numbers_now(self) -> StepNumbers:
+        raise NotImplementedError
+
+    def _numbers_vary(self) -> bool:
+        raise NotImplementedError
+
+    def build(self, var_list: Sequence[Any]) -> None:
+        """Create the slots of `var_list` ahead of the first step.
+
+        Parameters
+        ----------
+        var_list : sequence of ndarray or Variable
+
+        Raises
+        ------
+        TypeError, ValueError
+            If one of them can't be trained, or two share a part of their memory.
+        """
+        self._stepper.build(list(var_list))
+
+    def sync(self, var: Any = None, indices: Any = None) -> None:
+        """Bring rows of a table up to date before they are read (``sparse="exact"``).
+
+        Parameters
+        ----------
+        var : ndarray or Variable, optional
+            The table; all tables if left out.
+        indices : array_like of integers, optional
+            Its rows; all of them if left out.
+
+        Raises
+        ------
+        IndexError
+            If an index is no row.
+        """
+        self._stepper.sync(var, indices)
+
+    def _slot(self, var: Any, slot_name: str) -> Variable | None:
+        self._stepper.sync(var)
+        return self._store.slot_of(var, slot_name)
+
+    def _created(self) -> list[Variable]:
+        self._stepper.sync()
+        return list(self._store.created.values())
+
+    def _copied_state(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: all rows up to date."""
+        self._stepper.sync()
+        return vars(self).copy()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._copied_state()
+
+    @property
+    def _names_of_slots(self) -> list[str]:
+        """The rule's slots, then those that were added, each once."""
+        names = [*self._store.form.slots, *self._store.added_slot_names()]
+        return list(dict.fromkeys(names))
+
+
+def is_integer_scalar(array: Any) -> bool:
+    """Whether an array can count steps."""
+    return isinstance(array, np.ndarray) and array.ndim == 0 and array.dtype.kind in "iu"
