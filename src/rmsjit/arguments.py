@@ -44,6 +44,13 @@ def checked_sparse(value: str) -> bool:
     return value == "exact"
 
 
+def checked_nonfinite(value: str) -> str:
+    """What a gradient that is not finite does."""
+    if value not in ("propagate", "skip", "raise"):
+        raise ValueError(f'nonfinite must be "propagate", "skip" or "raise", got {value!r}')
+    return value
+
+
 def checked_function(name: str, value: Any) -> Any:
     """A callable or None."""
     if value is not None and not callable(value):

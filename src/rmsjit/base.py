@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit.arguments import checked_name, checked_sparse, checked_threads
+from rmsjit.arguments import checked_name, checked_nonfinite, checked_sparse, checked_threads
 from rmsjit.clipping import Clipping
 from rmsjit.forms import Form
 from rmsjit.hyperparameters import StepNumbers
@@ -18,20 +18,33 @@ from rmsjit.variables import Variable
 
 
 class Optimizer:
-    """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`."""
+    """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`.
+
+    Attributes
+    ----------
+    skipped_steps : int
+        How many steps were skipped for a gradient that was not finite (``nonfinite="skip"``).
+    """
 
     def __init__(
         self,
         name: str,
         form: Form,
         sparse: str,
+        nonfinite: str,
         num_threads: int | None,
         slot_allocator: SlotAllocator | None,
         strategy: Strategy | None,
     ) -> None:
         self._name = checked_name(name)
         self._store = SlotStore(self._name, form, slot_allocator)
-        self._stepper = Stepper(self._store, checked_threads(num_threads), checked_sparse(sparse))
+        self._stepper = Stepper(
+            self._store,
+            checked_threads(num_threads),
+            checked_sparse(sparse),
+            checked_nonfinite(nonfinite),
+        )
+        self.skipped_steps = 0
         self._strategy = strategy
         self._constant: StepNumbers | None = None  # made again after a setting has changed
 
@@ -41,13 +54,17 @@ class Optimizer:
         variables: tuple[Any, ...],
         clipping: Clipping,
         aggregate: bool,
-    ) -> None:
+    ) -> bool:
+        """Take one step; False, and `skipped_steps` one higher, if it was skipped."""
         if self._strategy is None:
-            self._stepper.step(gradients, variables, clipping, self._numbers)
+            taken = self._stepper.step(gradients, variables, clipping, self._numbers)
         else:
-            self._strategy.step(
+            taken = self._strategy.step(
                 self._stepper, gradients, variables, clipping, self._numbers, aggregate=aggregate
             )
+        if not taken:
+            self.skipped_steps += 1
+        return taken
 
     def _numbers(self) -> StepNumbers:
         """The hyperparameters at this step; the same object as long as none of them can change."""

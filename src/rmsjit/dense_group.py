@@ -12,9 +12,9 @@ from rmsjit.bound import BoundStep
 from rmsjit.dtypes import Precision
 from rmsjit.forms import MG, MOMENTUM, RMS, Form
 from rmsjit.kernels import dense, loader
-from rmsjit.kernels.norms import NORM_PIECE
 from rmsjit.layout import address_of
-from rmsjit.partition import Partition, cut_by_length, cut_evenly
+from rmsjit.norms import Norms, norms_of
+from rmsjit.partition import Partition, cut_evenly
 from rmsjit.runtime import threads
 from rmsjit.slots import Entry, Member
 
@@ -53,11 +53,9 @@ class DenseGroup:
         self._mg = dense.MG if form.centered else None
         self._momentum = dense.MOMENTUM if form.has_momentum else None
         gradient_bytes = int(self._sizes.sum()) * self._itemsize
-        self._norm_is_large = gradient_bytes >= PARALLEL_BYTES
         self._update_is_large = gradient_bytes * (1 + len(form.slots)) >= PARALLEL_BYTES
         self._copied_rows = [row for row, member in enumerate(members) if not member.entry.dense]
         self._work: dict[int, tuple[loader.Kernel, Partition]] = {}
-        self._norm_work: dict[int, tuple[loader.Kernel, Partition]] = {}
 
     def _addresses_of_state(self) -> NDArray[np.int64]:
         table = np.zeros((len(self.members), dense.TABLE_COLUMNS), np.int64)
@@ -68,24 +66,10 @@ class DenseGroup:
                 row[columns[slot]] = address_of(slots[slot])
         return table
 
-    def squares(self, bound: BoundStep, clipvalue: float, limit: int) -> NDArray[Any]:
-        """The squared norm of each gradient, its values clipped to `clipvalue` first."""
-        granted = threads.acquire(limit) if self._norm_is_large else 1
-        try:
-            kernel, part = self._norm_work.get(granted) or self._plan_norms(granted)
-            sums = np.empty(len(part.pieces))
-            kernel(
-                self._own(bound.addresses),
-                part.pieces,
-                part.bins,
-                np.array([clipvalue], self.precision.computing),
-                np.empty(0, self.precision.real),
-                sums,
-            )
-        finally:
-            threads.release(granted)
-        # Adds in the order of the pieces, whatever thread has summed them.
-        return np.bincount(part.pieces[:, 0], weights=sums, minlength=len(self.members))
+    def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
+        """Norms and finiteness of the gradients, in the order of `positions`."""
+        addresses = self._own(bound.addresses)
+        return norms_of(addresses, self._sizes, self.precision, clipvalue, limit)
 
     def update(
         self, bound: BoundStep, factors: NDArray[Any] | None, numbers: NDArray[Any], limit: int
@@ -144,11 +128,4 @@ class DenseGroup:
         kernel = loader.update_dense(self.precision, form.centered, form.has_momentum, bins > 1)
         part = cut_evenly(self._sizes, self._table[:, dense.VARIABLE], self._itemsize, bins)
         self._work[bins] = kernel, part
-        return kernel, part
-
-    def _plan_norms(self, bins: int) -> tuple[loader.Kernel, Partition]:
-        precision = self.precision
-        kernel = loader.sums_of_squares(precision.real, precision.computing, bins > 1)
-        part = cut_by_length(self._sizes * precision.parts, NORM_PIECE, bins)
-        self._norm_work[bins] = kernel, part
         return kernel, part

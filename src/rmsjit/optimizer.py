@@ -92,6 +92,10 @@ class RMSprop(Optimizer):
         them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
         there, at the cost of the named rows only: other rows catch up when they are next named,
         or read through `get_slot`, or brought up to date by `sync`.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a NaN or an infinity in a gradient does.  "propagate" lets it through, as TensorFlow
+        does; "skip" leaves all state as it is and counts `skipped_steps`; "raise" raises
+        `FloatingPointError` with nothing changed.  The last two read gradients once more.
     num_threads : int, optional
         The most threads that a step uses; by default as many as the process may keep busy.
     slot_allocator : callable, optional
@@ -151,6 +155,7 @@ class RMSprop(Optimizer):
         gradient_transformers: Sequence[PairsTransform] | None = None,
         gradient_aggregator: Aggregator | None = None,
         sparse: str = "rows",
+        nonfinite: str = "propagate",
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
         strategy: Strategy | None = None,
@@ -170,7 +175,7 @@ class RMSprop(Optimizer):
         )
         self.gradient_aggregator = checked_function("gradient_aggregator", gradient_aggregator)
         form = keras_form(centered=self._centered, momentum=self._uses_momentum)
-        super().__init__(name, form, sparse, num_threads, slot_allocator, strategy)
+        super().__init__(name, form, sparse, nonfinite, num_threads, slot_allocator, strategy)
         self._iterations = Variable(np.zeros((), np.int64), f"{self._name}/iter", trainable=False)
 
     # --- one step ---------------------------------------------------------------------------
@@ -216,10 +221,11 @@ class RMSprop(Optimizer):
         if gradients:
             aggregate = bool(experimental_aggregate_gradients)
             if self._is_hooked():
-                self._step_through_hooks(gradients, variables, aggregate)
+                taken = self._step_through_hooks(gradients, variables, aggregate)
             else:
-                self._step(gradients, variables, self._clipping, aggregate)
-            self._iterations.array[()] += 1
+                taken = self._step(gradients, variables, self._clipping, aggregate)
+            if taken:
+                self._iterations.array[()] += 1
         return self._iterations
 
     def minimize(
@@ -345,7 +351,7 @@ class RMSprop(Optimizer):
 
     def _step_through_hooks(
         self, gradients: tuple[Any, ...], variables: tuple[Any, ...], aggregate: bool
-    ) -> None:
+    ) -> bool:
         pairs = present_pairs(gradients, variables)
         replaced = self.gradient_aggregator is not None or _overrides(self, "_aggregate_gradients")
         if aggregate:
@@ -353,10 +359,9 @@ class RMSprop(Optimizer):
             reduced = self._aggregate_gradients(pairs)
             pairs = [(g, variable) for g, (_, variable) in zip(reduced, pairs, strict=True)]
         if self._strategy is not None and aggregate and not replaced:
-            self._step(*read_pairs(pairs), self._clipping, aggregate)
-            return
+            return self._step(*read_pairs(pairs), self._clipping, aggregate)
         pairs = list(self._transform_gradients(pairs))
-        self._step(*read_pairs(pairs), NO_CLIPPING, aggregate=False)
+        return self._step(*read_pairs(pairs), NO_CLIPPING, aggregate=False)
 
     def _numbers_now(self) -> StepNumbers:
         iterations = int(self._iterations.array)

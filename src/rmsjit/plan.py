@@ -131,6 +131,10 @@ class Plan:
             row[arrays.FIRST_DIMENSION : arrays.FIRST_DIMENSION + owner.ndim] = owner.shape
         return expected
 
+    def name(self, position: int) -> str:
+        """How messages name a variable."""
+        return naming(self._variables[position], position)
+
     def bind_unchanged(
         self, gradients: tuple[Any, ...], variables: tuple[Any, ...]
     ) -> BoundStep | None:

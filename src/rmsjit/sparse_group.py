@@ -13,10 +13,9 @@ from rmsjit.dtypes import Precision
 from rmsjit.forms import MG, MOMENTUM, RMS, Form
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.kernels import dense, loader
-from rmsjit.kernels.norms import NORM_PIECE
 from rmsjit.layout import address_of, layout_of
+from rmsjit.norms import Norms, norms_of
 from rmsjit.pairs import index_error, sparse_gradient
-from rmsjit.partition import cut_by_length
 from rmsjit.runtime import threads
 from rmsjit.slots import Member
 from rmsjit.spans import span_that_meets
@@ -96,26 +95,11 @@ class SparseGroup:
         self.members[0].entry.give_scratch(last)
         return Occurrences(values, indices, firsts, following, distinct)
 
-    def squares(self, bound: BoundStep, clipvalue: float, limit: int) -> float:
-        """The squared norm of the values as they were given, each clipped to `clipvalue` first."""
+    def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
+        """Norm and finiteness of the values as they were given."""
         values = bound.occurrences[self.position].values
-        precision = self.precision
-        size = np.array([values.size * precision.parts], np.int64)
-        granted = threads.acquire(limit if values.nbytes >= PARALLEL_BYTES else 1)
-        try:
-            part = cut_by_length(size, NORM_PIECE, granted)
-            sums = np.empty(len(part.pieces))
-            loader.sums_of_squares(precision.real, precision.computing, granted > 1)(
-                np.array([[address_of(values)]]),
-                part.pieces,
-                part.bins,
-                np.array([clipvalue], precision.computing),
-                np.empty(0, precision.real),
-                sums,
-            )
-        finally:
-            threads.release(granted)
-        return float(np.bincount(part.pieces[:, 0], weights=sums, minlength=1)[0])
+        addresses = np.array([[address_of(values)]])
+        return norms_of(addresses, np.array([values.size]), self.precision, clipvalue, limit)
 
     def update(
         self, bound: BoundStep, factors: NDArray[Any] | None, numbers: NDArray[Any], limit: int

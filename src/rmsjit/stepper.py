@@ -6,20 +6,35 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.clipping import Clipping
 from rmsjit.clock import Clock
+from rmsjit.dtypes import Precision
 from rmsjit.hyperparameters import StepNumbers
 from rmsjit.pairs import check_variable, naming, no_gradient, warn_of_missing
 from rmsjit.slots import Entry, Member, SlotStore, StalePlanError, find_overlap
 from rmsjit.variables import array_of
 
+if TYPE_CHECKING:  # these bring Numba along, which is imported at the first step
+    from rmsjit.bound import BoundStep
+    from rmsjit.norms import Norms
+    from rmsjit.plan import Plan
+
 _NO_LOCK = contextlib.nullcontext()
 _PLANS_KEPT = 16  # lists of variables; a training loop has one, a GAN a few
+
+
+class _ReadyStep(NamedTuple):
+    """Everything that the kernels take."""
+
+    plan: Plan
+    bound: BoundStep
+    packed: dict[Precision, NDArray[Any]]
+    factors: NDArray[Any] | None
 
 
 class Stepper:
@@ -33,17 +48,24 @@ class Stepper:
         The most threads to use; by default as many as the process may keep busy.
     exact : bool
         Whether rows that a sparse gradient does not name get a zero gradient, in effect.
+    nonfinite : {"propagate", "skip", "raise"}
+        What a NaN or an infinity in a gradient does.
     """
 
     def __init__(
-        self, store: SlotStore, num_threads: int | None = None, exact: bool = False
+        self,
+        store: SlotStore,
+        num_threads: int | None = None,
+        exact: bool = False,
+        nonfinite: str = "propagate",
     ) -> None:
         self.store = store
+        self.nonfinite = nonfinite
         self.num_threads = num_threads
         self.exact = exact
-        self._last: Any = None
-        self._plans: OrderedDict[Any, Any] = OrderedDict()
-        self._packed: tuple[Any, dict[Any, NDArray[Any]]] = (None, {})
+        self._last: Plan | None = None
+        self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._packed: tuple[StepNumbers | None, dict[Precision, NDArray[Any]]] = (None, {})
         self._limit = num_threads or 0  # found out at the first step
         self._lock = threading.RLock()
 
@@ -52,6 +74,7 @@ class Stepper:
             "store": self.store,
             "num_threads": self.num_threads,
             "exact": self.exact,
+            "nonfinite": self.nonfinite,
         }  # plans hold addresses, and are made again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -63,7 +86,7 @@ class Stepper:
         variables: tuple[Any, ...],
         clipping: Clipping,
         numbers: Callable[[], StepNumbers],
-    ) -> None:
+    ) -> bool:
         """Update `variables` by `gradients`, of which some may be None.
 
         Parameters
@@ -74,30 +97,32 @@ class Stepper:
         numbers : callable
             Gives the numbers of the step; called once all gradients have been found good.
 
+        Returns
+        -------
+        bool
+            False if the step was skipped, because a gradient was not finite.
+
         Raises
         ------
-        TypeError, ValueError
+        TypeError, ValueError, RuntimeError, IndexError, FloatingPointError
             Before anything has been written; see `rmsjit.pairs`.
         """
         with self._lock if self.exact else _NO_LOCK:
-            self._step(gradients, variables, clipping, numbers)
+            ready = self._prepare(gradients, variables, clipping, numbers)
+            if ready is None:
+                return False
+            if ready.plan.dropped:
+                warn_of_missing(ready.plan.dropped)
+            self._update(ready)
+        return True
 
-    def _step(
-        self,
-        gradients: tuple[Any, ...],
-        variables: tuple[Any, ...],
-        clipping: Clipping,
-        numbers: Callable[[], StepNumbers],
-    ) -> None:
-        plan, bound, packed = self._prepare(gradients, variables, clipping, numbers)
-        if plan.dropped:
-            warn_of_missing(plan.dropped)
-        factors = self._factors(plan, bound, clipping) if clipping.by_norm else None
-        for group in plan.groups:
+    def _update(self, ready: _ReadyStep) -> None:
+        for group in ready.plan.groups:
             if self.exact:
                 self._settle(group)
-            group.update(bound, factors, packed[group.precision], self._limit)
-        for variable in plan.constrained:
+            group.update(ready.bound, ready.factors, ready.packed[group.precision], self._limit)
+        for variable in ready.plan.constrained:
+            assert variable.constraint is not None
             variable.assign(variable.constraint(variable.array))
 
     def _prepare(
@@ -106,26 +131,58 @@ class Stepper:
         variables: tuple[Any, ...],
         clipping: Clipping,
         numbers: Callable[[], StepNumbers],
-    ) -> tuple[Any, Any, dict[Any, NDArray[Any]]]:
-        """The plan, the checked gradients and the packed numbers; nothing written on an error."""
+    ) -> _ReadyStep | None:
+        """All that a step needs, or None where it must be skipped; nothing written on an error."""
         last = self._last
         if last is not None:
             bound = last.bind_unchanged(gradients, variables)
             if bound is not None:
-                return last, bound, self._pack(numbers(), last, clipping)
+                return self._ready(last, bound, clipping, numbers)
         with self._lock:
             plan = self._known_plan(gradients, variables)
             if plan is not None:
                 try:
                     bound = plan.bind_unchanged(gradients, variables) or plan.bind(gradients)
-                    return plan, bound, self._pack(numbers(), plan, clipping)
+                    return self._ready(plan, bound, clipping, numbers)
                 except StalePlanError:
                     self.forget_plans()
             plan, entries, fresh = self._draft(gradients, variables)
-            bound, packed = plan.bind(gradients), self._pack(numbers(), plan, clipping)
-            self.store.enter(entries, fresh)
-            self._keep(plan)
-        return plan, bound, packed
+            ready = self._ready(plan, plan.bind(gradients), clipping, numbers)
+            if ready is not None:
+                self.store.enter(entries, fresh)
+                self._keep(plan)
+        return ready
+
+    def _ready(
+        self, plan: Plan, bound: BoundStep, clipping: Clipping, numbers: Callable[[], StepNumbers]
+    ) -> _ReadyStep | None:
+        factors = None
+        if clipping.by_norm or self.nonfinite != "propagate":
+            norms = self._norms(plan, bound, clipping.bound)
+            if not norms.finite.all() and self.nonfinite != "propagate":
+                self._raise_nonfinite(plan, norms)
+                return None
+            if clipping.by_norm:
+                factors = clipping.factors(norms.squares)
+        return _ReadyStep(plan, bound, self._pack(numbers(), plan, clipping), factors)
+
+    def _norms(self, plan: Plan, bound: BoundStep, clipvalue: float) -> Norms:
+        """Norms and finiteness of all gradients of a step; a missing one is zero."""
+        from rmsjit.norms import Norms
+
+        count = len(bound.addresses)
+        norms = Norms(np.zeros(count), np.ones(count, np.bool_))
+        for group in plan.groups:
+            found = group.norms(bound, clipvalue, self._limit)
+            norms.squares[group.positions] = found.squares
+            norms.finite[group.positions] = found.finite
+        return norms
+
+    def _raise_nonfinite(self, plan: Plan, norms: Norms) -> None:
+        """Raise, unless the step is to be skipped."""
+        if self.nonfinite == "raise":
+            names = ", ".join(plan.name(int(k)) for k in np.flatnonzero(~norms.finite))
+            raise FloatingPointError(f"the gradient of {names} must be finite, got NaN or infinity")
 
     def sync(self, variable: Any = None, indices: Any = None) -> None:
         """Bring rows of a table, all of its rows, or all tables to the last step.
@@ -182,7 +239,7 @@ class Stepper:
             self.store.enter(known, self.store.missing(known))
             self.forget_plans()
 
-    def _known_plan(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
+    def _known_plan(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Plan | None:
         identity = (tuple(map(id, variables)), tuple(map(type, gradients)))
         plan = self._plans.get(identity)
         if plan is not None:
@@ -190,7 +247,7 @@ class Stepper:
             self._last = plan
         return plan
 
-    def _keep(self, plan: Any) -> None:
+    def _keep(self, plan: Plan) -> None:
         self._last = plan
         self._plans[plan.identity] = plan
         while len(self._plans) > _PLANS_KEPT:
@@ -246,7 +303,9 @@ class Stepper:
             f"{names[1]} of shape {pair[1].shape} share memory"
         )
 
-    def _pack(self, values: StepNumbers, plan: Any, clipping: Clipping) -> dict[Any, NDArray[Any]]:
+    def _pack(
+        self, values: StepNumbers, plan: Plan, clipping: Clipping
+    ) -> dict[Precision, NDArray[Any]]:
         """The numbers of the step in every dtype of the plan."""
         packed_values, packed = self._packed
         if values is packed_values and plan.precisions <= packed.keys():
@@ -257,15 +316,8 @@ class Stepper:
         self._packed = values, packed
         return packed
 
-    def _factors(self, plan: Any, bound: Any, clipping: Clipping) -> NDArray[Any]:
-        """What the norms that are clipped multiply each gradient by."""
-        squares = np.zeros(len(bound.addresses))
-        for group in plan.groups:
-            squares[group.positions] = group.squares(bound, clipping.bound, self._limit)
-        return clipping.factors(squares)
 
-
-def _refuse_complex(plan: Any) -> None:
+def _refuse_complex(plan: Plan) -> None:
     names = sorted(precision.name for precision in plan.precisions if precision.parts == 2)
     if names:
         raise TypeError(

@@ -22,5 +22,11 @@ class Strategy(Protocol):
         numbers: Callable[[], StepNumbers],
         *,
         aggregate: bool,
-    ) -> None:
-        """Reduce `gradients` over all processes if `aggregate`, and update `variables`."""
+    ) -> bool:
+        """Reduce `gradients` over all processes if `aggregate`, and update `variables`.
+
+        Returns
+        -------
+        bool
+            False if the step was skipped, as `Stepper.step` may.
+        """

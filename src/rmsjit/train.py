@@ -59,6 +59,10 @@ class RMSPropOptimizer(Optimizer):
         them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
         there, at the cost of the named rows only: other rows catch up when they are next named,
         or read through `get_slot`, or brought up to date by `sync`.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a NaN or an infinity in a gradient does.  "propagate" lets it through, as TensorFlow
+        does; "skip" leaves all state as it is and counts `skipped_steps`; "raise" raises
+        `FloatingPointError` with nothing changed.  The last two read gradients once more.
     num_threads : int, optional
         The most threads that a step uses; by default as many as the process may keep busy.
     slot_allocator : callable, optional
@@ -104,6 +108,7 @@ class RMSPropOptimizer(Optimizer):
         name: str = "RMSProp",
         *,
         sparse: str = "rows",
+        nonfinite: str = "propagate",
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
         strategy: Strategy | None = None,
@@ -117,7 +122,7 @@ class RMSPropOptimizer(Optimizer):
         self._use_locking = bool(use_locking)
         self._lock = threading.Lock()
         form = tf1_form(centered=bool(centered))
-        super().__init__(name, form, sparse, num_threads, slot_allocator, strategy)
+        super().__init__(name, form, sparse, nonfinite, num_threads, slot_allocator, strategy)
 
     def compute_gradients(
         self,
@@ -263,8 +268,8 @@ class RMSPropOptimizer(Optimizer):
             raise ValueError("grads_and_vars must hold at least one variable, got none")
         counter = None if global_step is None else _checked_step(global_step)
         with self._lock if self._use_locking else contextlib.nullcontext():
-            self._step(gradients, variables, NO_CLIPPING, aggregate=True)
-            if counter is not None:
+            taken = self._step(gradients, variables, NO_CLIPPING, aggregate=True)
+            if taken and counter is not None:
                 counter[()] += 1
 
     def get_name(self) -> str:

@@ -121,7 +121,7 @@ def sums_of_squares(real: str, computing: str, parallel: bool) -> Kernel:
         _INTEGERS,
         _vector(computing),
         _vector(real),
-        types.Array(types.float64, 1, "C"),
+        types.Array(types.float64, 2, "C"),
     )
     return compile_kernel(norms.sums_of_squares, signature, parallel=parallel)
 

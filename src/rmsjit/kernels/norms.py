@@ -4,6 +4,8 @@ A piece is summed in float64 over `LANES` running sums, which are added up in a 
 pieces have a fixed length, and their caller adds them up in their order, so nothing depends on how
 they are dealt out to threads.  The loop is written in LLVM's own vectors: the vectoriser would
 need leave to reorder a sum, and could then choose another order for another kernel.
+
+The same pass tells whether a gradient is finite: zero times each element adds up to zero or NaN.
 """
 
 import numpy as np
@@ -18,26 +20,27 @@ from rmsjit.kernels.scalars import BFLOAT16_BITS, FLOAT16_BITS, clip, load
 NORM_PIECE = 8192  # elements: long enough to hide the call, short enough to share out evenly
 LANES = 32
 _WIDTH = 8  # elements of a vector; LANES / _WIDTH of them hide the latency of the addition
+_FLOATS = ir.VectorType(ir.FloatType(), _WIDTH)
+_DOUBLES = ir.VectorType(ir.DoubleType(), _WIDTH)
+_WORDS = ir.VectorType(ir.IntType(32), _WIDTH)
 
 
 def _widened(builder, vector, dtype):
     """A vector of stored elements as real numbers: float32, or float64 as it is."""
     if dtype == FLOAT16_BITS:
-        halves = builder.bitcast(vector, ir.VectorType(ir.HalfType(), _WIDTH))
-        return builder.fpext(halves, ir.VectorType(ir.FloatType(), _WIDTH))
+        halves = ir.VectorType(ir.HalfType(), _WIDTH)
+        return builder.fpext(builder.bitcast(vector, halves), _FLOATS)
     if dtype == BFLOAT16_BITS:
-        words = ir.VectorType(ir.IntType(32), _WIDTH)
-        shift = ir.Constant(words, [16] * _WIDTH)
-        wide = builder.shl(builder.zext(vector, words), shift)
-        return builder.bitcast(wide, ir.VectorType(ir.FloatType(), _WIDTH))
+        wide = builder.shl(builder.zext(vector, _WORDS), ir.Constant(_WORDS, [16] * _WIDTH))
+        return builder.bitcast(wide, _FLOATS)
     return vector
 
 
 def _splat(builder, scalar):
-    vector = ir.VectorType(scalar.type, _WIDTH)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), scalar, ir.IntType(32)(0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), _WIDTH), [0] * _WIDTH)
-    return builder.shuffle_vector(first, first, zeros)
+    """A vector of equal elements."""
+    undefined = ir.Constant(ir.VectorType(scalar.type, _WIDTH), ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(first, first, ir.Constant(_WORDS, [0] * _WIDTH))
 
 
 def _clipped(builder, vector, upper, lower):
@@ -46,75 +49,100 @@ def _clipped(builder, vector, upper, lower):
     return builder.select(builder.fcmp_ordered("<", vector, lower), lower, vector)
 
 
+def _added_up(builder, vector):
+    """The sum of the elements of a vector, from the first to the last."""
+    total = builder.extract_element(vector, ir.IntType(32)(0))
+    for lane in range(1, _WIDTH):
+        total = builder.fadd(total, builder.extract_element(vector, ir.IntType(32)(lane)))
+    return total
+
+
+class _Loop:
+    """A counted LLVM loop that carries vectors from one turn to the next, in registers."""
+
+    def __init__(self, builder, count, starts):
+        self._builder, self._count = builder, count
+        self._entry = builder.block
+        self._body = builder.append_basic_block("groups")
+        self._done = builder.append_basic_block("groups.done")
+        self._starts = starts
+        some = builder.icmp_signed(">", count, count.type(0))
+        builder.cbranch(some, self._body, self._done)
+        builder.position_at_end(self._body)
+        self.index = builder.phi(count.type)
+        self.index.add_incoming(count.type(0), self._entry)
+        self.carried = [self._phi(start.type, start) for start in starts]
+
+    def _phi(self, kind, start):
+        phi = self._builder.phi(kind)
+        phi.add_incoming(start, self._entry)
+        return phi
+
+    def finish(self, results):
+        """Close the loop; the values of `results` after the last turn."""
+        following = self._builder.add(self.index, self.index.type(1))
+        self.index.add_incoming(following, self._body)
+        for phi, result in zip(self.carried, results, strict=True):
+            phi.add_incoming(result, self._body)
+        more = self._builder.icmp_signed("<", following, self._count)
+        self._builder.cbranch(more, self._body, self._done)
+        self._builder.position_at_end(self._done)
+        finals = [self._phi(start.type, start) for start in self._starts]
+        for final, result in zip(finals, results, strict=True):
+            final.add_incoming(result, self._body)
+        return finals
+
+
 @intrinsic
 def _sum_groups(typing_context, gradient, groups, bound):
-    """The sum of squares of the first ``groups * LANES`` elements of `gradient`."""
+    """The sum of squares of ``groups * LANES`` elements, and zero, or NaN if one is not finite."""
     dtype = gradient.dtype
+    pair = types.UniTuple(types.float64, 2)
 
     def codegen(context, builder, signature, args):
         array = context.make_array(gradient)(context, builder, args[0])
-        stored = ir.VectorType(context.get_data_type(dtype), _WIDTH)
-        sums = ir.VectorType(ir.DoubleType(), _WIDTH)
-        data = builder.bitcast(array.data, stored.as_pointer())
-        upper = _splat(builder, args[2])
-        lower = _splat(builder, builder.fneg(args[2]))
-        zero = ir.Constant(sums, [0.0] * _WIDTH)
-        count, accumulators = LANES // _WIDTH, []
-        index = args[1].type
-        entry = builder.block
-        loop = builder.append_basic_block("groups")
-        done = builder.append_basic_block("groups.done")
-        builder.cbranch(builder.icmp_signed(">", args[1], index(0)), loop, done)
-
-        builder.position_at_end(loop)
-        group = builder.phi(index)
-        group.add_incoming(index(0), entry)
-        accumulators = [builder.phi(sums) for _ in range(count)]
-        totals = []
-        for number, accumulator in enumerate(accumulators):
-            accumulator.add_incoming(zero, entry)
-            position = builder.add(builder.mul(group, index(count)), index(number))
+        stored = ir.VectorType(context.get_data_type(dtype), _WIDTH).as_pointer()
+        data = builder.bitcast(array.data, stored)
+        upper, lower = _splat(builder, args[2]), _splat(builder, builder.fneg(args[2]))
+        zero = ir.Constant(_DOUBLES, [0.0] * _WIDTH)
+        nothing = ir.Constant(upper.type, [0.0] * _WIDTH)
+        vectors = LANES // _WIDTH
+        loop = _Loop(builder, args[1], [zero] * vectors + [nothing])
+        *sums, poison = loop.carried
+        for number in range(vectors):
+            index = args[1].type
+            position = builder.add(builder.mul(loop.index, index(vectors)), index(number))
             vector = builder.load(builder.gep(data, [position]), align=dtype.bitwidth // 8)
-            vector = _clipped(builder, _widened(builder, vector, dtype), upper, lower)
-            wide = vector if vector.type == sums else builder.fpext(vector, sums)
-            totals.append(builder.fadd(accumulator, builder.fmul(wide, wide)))
-            accumulator.add_incoming(totals[-1], loop)
-        following = builder.add(group, index(1))
-        group.add_incoming(following, loop)
-        builder.cbranch(builder.icmp_signed("<", following, args[1]), loop, done)
+            vector = _widened(builder, vector, dtype)
+            poison = builder.fadd(poison, builder.fmul(vector, nothing))
+            wide = _clipped(builder, vector, upper, lower)
+            wide = wide if wide.type == _DOUBLES else builder.fpext(wide, _DOUBLES)
+            sums[number] = builder.fadd(sums[number], builder.fmul(wide, wide))
+        first, *others, poison = loop.finish([*sums, poison])
+        for other in others:
+            first = builder.fadd(first, other)
+        poison = _added_up(builder, poison)
+        poison = poison if dtype == types.float64 else builder.fpext(poison, ir.DoubleType())
+        return context.make_tuple(builder, pair, [_added_up(builder, first), poison])
 
-        builder.position_at_end(done)
-        finals = []
-        for total in totals:
-            final = builder.phi(sums)
-            final.add_incoming(zero, entry)
-            final.add_incoming(total, loop)
-            finals.append(final)
-        vector = finals[0]
-        for final in finals[1:]:
-            vector = builder.fadd(vector, final)
-        result = builder.extract_element(vector, ir.IntType(32)(0))
-        for lane in range(1, _WIDTH):
-            element = builder.extract_element(vector, ir.IntType(32)(lane))
-            result = builder.fadd(result, element)
-        return result
-
-    return types.float64(gradient, groups, bound), codegen
+    return pair(gradient, groups, bound), codegen
 
 
 @njit(**RULE_FLAGS)
 def sum_of_squares(gradient, bound):
-    """The sum of the squares of `gradient`, each value clipped to `bound` first."""
+    """The sum of the squares of `gradient`, each value clipped to `bound` first, and its poison."""
     groups = len(gradient) // LANES
-    total = _sum_groups(gradient, groups, bound)
+    total, poison = _sum_groups(gradient, groups, bound)
     for i in range(len(gradient) - groups * LANES):
-        value = np.float64(clip(load(gradient, groups * LANES + i), bound))
+        element = load(gradient, groups * LANES + i)
+        poison += np.float64(element) * 0.0
+        value = np.float64(clip(element, bound))
         total += value * value
-    return total
+    return total, poison
 
 
 def sums_of_squares(gradients, pieces, bins, bound, sample, sums):
-    """Write the sum of squares of every piece to `sums`.
+    """Write the sum of squares of every piece, and its poison, to the two rows of `sums`.
 
     Parameters are as in `update_dense`, but for `bound`, an array of one number; complex gradients
     come as real ones of twice the length.
@@ -122,4 +150,5 @@ def sums_of_squares(gradients, pieces, bins, bound, sample, sums):
     for b in prange(len(bins) - 1):
         for p in range(bins[b], bins[b + 1]):
             row, start, count = pieces[p, 0], pieces[p, 1], pieces[p, 2]
-            sums[p] = sum_of_squares(view(gradients, row, 0, start, count, sample), bound[0])
+            gradient = view(gradients, row, 0, start, count, sample)
+            sums[0, p], sums[1, p] = sum_of_squares(gradient, bound[0])

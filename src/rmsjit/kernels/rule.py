@@ -21,7 +21,10 @@ from numba import njit
 
 from rmsjit.kernels.scalars import at_most, load, nonnegative, store
 
-RULE_FLAGS: dict[str, Any] = {"error_model": "numpy", "nogil": True}  # a zero check would block vectorisation
+RULE_FLAGS: dict[str, Any] = {
+    "error_model": "numpy",
+    "nogil": True,
+}  # a zero check would block vectorisation
 
 
 class RuleNumbers(NamedTuple):
