@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rmsjit import recording
 from rmsjit.arguments import checked_name, checked_nonfinite, checked_sparse, checked_threads
 from rmsjit.clipping import Clipping
 from rmsjit.forms import Form
@@ -47,6 +48,13 @@ class Optimizer:
         self.skipped_steps = 0
         self._strategy = strategy
         self._constant: StepNumbers | None = None  # made again after a setting has changed
+
+        self._watch_gathers()
+
+    def _watch_gathers(self) -> None:
+        """Have rows brought up to date before `rmsjit.gather` reads them."""
+        if self._stepper.exact:
+            recording.before_gather(self.sync)
 
     def _step(
         self,
@@ -127,6 +135,10 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         return self._copied_state()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._watch_gathers()
 
     @property
     def _names_of_slots(self) -> list[str]:

@@ -196,10 +196,9 @@ def index_error(gradient: IndexedSlices, k: int, variable: Any, position: int) -
 
 
 def _as_array(gradient: Any, where: str) -> NDArray[Any]:
+    gradient = array_of(gradient)
     if isinstance(gradient, np.ndarray):
         return gradient
-    if isinstance(gradient, Variable):
-        return gradient.array
     known = isinstance(gradient, (list, tuple, numbers.Number, np.generic))
     if not (known or hasattr(gradient, "__array__")):
         raise TypeError(f"{where} must be an array or a nested list, got {_brief(gradient)}")

@@ -46,6 +46,8 @@ class Plan:
         Names of the variables without a gradient.
     constrained : list of Variable
         Those to which a constraint applies after the update.
+    owners : list of ndarray
+        The arrays of the variables.
     precisions : set of Precision
     """
 
@@ -58,6 +60,7 @@ class Plan:
     ) -> None:
         self.identity = identity_of(variables, kinds)
         self._variables = tuple(variables)
+        self.owners = [array_of(variable) for variable in variables]
         self._members = tuple(members)
         pairs = list(zip(variables, members, strict=True))
         self.dropped = [
@@ -110,7 +113,7 @@ class Plan:
         A gradient may lie in its own variable's memory only in the first turn: later the variable
         has changed already.
         """
-        owners = [array_of(variable) for variable in self._variables]
+        owners = self.owners
         most = max(owner.ndim for owner in owners)
         expected = np.zeros((len(owners), arrays.FIRST_DIMENSION + most), np.int64)
         for k, (row, owner) in enumerate(zip(expected, owners, strict=True)):

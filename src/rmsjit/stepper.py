@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit import recording
 from rmsjit.clipping import Clipping
 from rmsjit.clock import Clock
 from rmsjit.dtypes import Precision
@@ -124,6 +125,7 @@ class Stepper:
         for variable in ready.plan.constrained:
             assert variable.constraint is not None
             variable.assign(variable.constraint(variable.array))
+        recording.wrote(ready.plan.owners)
 
     def _prepare(
         self,
@@ -211,6 +213,8 @@ class Stepper:
 
         member = Member(entry, entry.slots)
         group = SparseGroup(0, entry.table, member, self.store.form)
+        if len(clock.done) != group.rows:
+            rows = None  # counted by another view of the variable
         group.catch_up(clock, rows, self._limit)
         if rows is None:
             clock.reset()

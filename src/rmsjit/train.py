@@ -306,7 +306,7 @@ class RMSPropOptimizer(Optimizer):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        super().__setstate__(state | {"_lock": threading.Lock()})
 
     def __repr__(self) -> str:
         return (

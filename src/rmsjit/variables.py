@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, ValuesView
 from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-_PRINTED_ELEMENTS = 1000  # beyond this NumPy abbreviates, as it does for plain arrays
+from rmsjit import recording
+
+UNTRACED = -2  # below -1, so that autograd takes a variable with this trace for a constant
+
+
+def _array_method(name: str) -> Callable[..., Any]:
+    """The method of that name of the array, or of what stands for it while a tape records."""
+
+    def method(self: Variable, *args: Any, **kwargs: Any) -> Any:
+        return getattr(recording.read(self), name)(*args, **kwargs)
+
+    method.__name__ = name
+    method.__doc__ = f"``ndarray.{name}`` of the value, which a tape records."
+    return method
 
 
 class Variable(NDArrayOperatorsMixin):
@@ -17,14 +30,19 @@ class Variable(NDArrayOperatorsMixin):
 
     A plain writeable ``ndarray`` serves just as well wherever rmsjit takes a variable; this class
     adds a name, a constraint and the spelling of ``tf.Variable``.  Arithmetic and NumPy functions
-    take a `Variable` for the array that it holds and give plain arrays back.
+    take a `Variable` for the array that it holds and give plain arrays back, or results that can
+    be differentiated while a `rmsjit.GradientTape` records.
+
+    ``np.asarray(v)``, ``v.array``, ``v.numpy()`` and ``float(v)`` give plain numbers always, which
+    a tape takes for constants.
 
     Parameters
     ----------
     initial_value : array_like
         An ``ndarray`` of a dtype that rmsjit trains is held as it is, not copied, so that the
         variable and the array stay one memory.  Anything else is converted; Python floats become
-        float32 and Python integers int32, as in TensorFlow.
+        float32 and Python integers int32, as in TensorFlow.  A callable is
+        called for the value, without arguments.
     name : str, optional
         Appears in the names of slots and in error messages.
     dtype : dtype_like, optional
@@ -48,7 +66,7 @@ class Variable(NDArrayOperatorsMixin):
 
     def __init__(
         self,
-        initial_value: ArrayLike | Variable,
+        initial_value: ArrayLike | Variable | Callable[[], ArrayLike],
         name: str | None = None,
         dtype: DTypeLike | None = None,
         trainable: bool = True,
@@ -56,7 +74,9 @@ class Variable(NDArrayOperatorsMixin):
     ) -> None:
         if constraint is not None and not callable(constraint):
             raise TypeError(f"constraint must be callable or None, got {constraint!r}")
-        self._array = _as_array(initial_value, dtype)
+        self._array = _as_array(
+            initial_value() if callable(initial_value) else initial_value, dtype
+        )
         self._name = name or "Variable"
         self._trainable = bool(trainable)
         self._constraint = constraint
@@ -104,30 +124,45 @@ class Variable(NDArrayOperatorsMixin):
         return self._array.copy()[()]
 
     def value(self) -> Any:
-        """The same as `numpy`."""
-        return self.numpy()
+        """The same as `numpy`, or what a tape that records takes the variable for."""
+        value = recording.read(self)
+        return self.numpy() if value is self._array else value
 
     def read_value(self) -> Any:
-        """The same as `numpy`."""
-        return self.numpy()
+        """The same as `value`."""
+        return self.value()
+
+    def item(self, *index: Any) -> Any:
+        """One element as a Python number."""
+        return self._array.item(*index)
+
+    def tolist(self) -> Any:
+        """The value as nested lists of Python numbers."""
+        return self._array.tolist()
 
     def assign(self, value: ArrayLike) -> Variable:
-        """Overwrite the value in place; a wrong shape raises `ValueError`."""
+        """Overwrite the value in place; a wrong shape raises `ValueError`.
+
+        Tapes do not record this, and refuse to differentiate what was computed from the old value.
+        """
         self._array[...] = self._checked(value)
+        recording.wrote([self._array])
         return self
 
     def assign_add(self, delta: ArrayLike) -> Variable:
-        """Add `delta` in place; a wrong shape raises `ValueError`."""
+        """Add `delta` in place; otherwise as `assign`."""
         self._array[...] += self._checked(delta)
+        recording.wrote([self._array])
         return self
 
     def assign_sub(self, delta: ArrayLike) -> Variable:
-        """Subtract `delta` in place; a wrong shape raises `ValueError`."""
+        """Subtract `delta` in place; otherwise as `assign`."""
         self._array[...] -= self._checked(delta)
+        recording.wrote([self._array])
         return self
 
     def _checked(self, value: ArrayLike) -> NDArray[Any]:
-        array = np.asarray(value)
+        array = np.asarray(array_of(value))
         if array.shape != self.shape:
             raise ValueError(f"{self.name} has shape {self.shape}, got a value of {array.shape}")
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
@@ -142,21 +177,92 @@ class Variable(NDArrayOperatorsMixin):
         return self._array.astype(dtype)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        if "out" in kwargs:
-            kwargs["out"] = tuple(array_of(target) for target in kwargs["out"])
-        return getattr(ufunc, method)(*(array_of(value) for value in inputs), **kwargs)
+        compute = getattr(ufunc, method)
+        written = inputs[:1] if method == "at" else kwargs.get("out", ())
+        if not written:
+            reads = [recording.read(x) if isinstance(x, Variable) else x for x in inputs]
+            return compute(*reads, **_with_reads(kwargs))
+        for target in written:
+            _check_unwatched(target)
+        result = compute(*arrays_of(inputs), **arrays_of(kwargs))
+        recording.wrote(array_of(target) for target in written)
+        # `v += x` must leave the variable in `v`, not its array.
+        return written[0] if method != "at" and len(written) == 1 else result
+
+    def __array_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return function(*_with_reads(args), **_with_reads(kwargs))
+
+    # autograd's functions take a variable for one of their boxes by these three, once
+    # `rmsjit.GradientTape` has told them to; so they find it inside of lists as well.
+    @property
+    def _trace(self) -> float:
+        value = recording.read(self)
+        return UNTRACED if value is self._array else value._trace
+
+    @property
+    def _node(self) -> Any:
+        return recording.sources[id(self._array)]
+
+    @property
+    def _value(self) -> NDArray[Any]:
+        return np.asarray(self._array)  # of a subclass, such as a memmap, the plain array
+
+    all = _array_method("all")
+    any = _array_method("any")
+    argmax = _array_method("argmax")
+    argmin = _array_method("argmin")
+    argsort = _array_method("argsort")
+    astype = _array_method("astype")
+    clip = _array_method("clip")
+    conj = _array_method("conj")
+    copy = _array_method("copy")
+    cumsum = _array_method("cumsum")
+    dot = _array_method("dot")
+    flatten = _array_method("flatten")
+    max = _array_method("max")
+    mean = _array_method("mean")
+    min = _array_method("min")
+    prod = _array_method("prod")
+    ravel = _array_method("ravel")
+    repeat = _array_method("repeat")
+    reshape = _array_method("reshape")
+    round = _array_method("round")
+    squeeze = _array_method("squeeze")
+    std = _array_method("std")
+    sum = _array_method("sum")
+    swapaxes = _array_method("swapaxes")
+    transpose = _array_method("transpose")
+    var = _array_method("var")
+
+    @property
+    def T(self) -> Any:  # noqa: N802  # NumPy's name
+        return recording.read(self).T
+
+    @property
+    def real(self) -> Any:
+        return recording.read(self).real
+
+    @property
+    def imag(self) -> Any:
+        return recording.read(self).imag
 
     def __getitem__(self, index: Any) -> Any:
-        return self._array[index]
+        return recording.read(self)[arrays_of(index)]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._array[index] = array_of(value)
+        self._array[arrays_of(index)] = array_of(value)
+        recording.wrote([self._array])
 
     def __len__(self) -> int:
         return len(self._array)
 
-    def __iter__(self) -> Any:
-        return iter(self._array)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(recording.read(self))
+
+    def __contains__(self, value: Any) -> bool:
+        return array_of(value) in self._array
 
     def __float__(self) -> float:
         return float(self._array)
@@ -202,9 +308,40 @@ class Variable(NDArrayOperatorsMixin):
         )
 
 
-def array_of(variable: Any) -> Any:
-    """The array that a `Variable` holds; anything else as it is."""
-    return variable._array if isinstance(variable, Variable) else variable
+def array_of(value: Any) -> Any:
+    """The array of a `Variable` or of a result that a tape recorded; anything else as it is."""
+    return value.array if isinstance(value, (Variable, recording.Recorded)) else value
+
+
+def arrays_of(arguments: Any) -> Any:
+    """`array_of` everything in (nested) arguments of a function."""
+    return mapped(array_of, arguments)
+
+
+def _with_reads(arguments: Any) -> Any:
+    """The arguments with what tapes take the variables among them for."""
+    return mapped(
+        lambda value: recording.read(value) if isinstance(value, Variable) else value, arguments
+    )
+
+
+def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
+    """Arguments of a function with each changed, those in lists and the like too."""
+    if isinstance(arguments, tuple):
+        return tuple(mapped(change, argument) for argument in arguments)
+    if isinstance(arguments, (list, ValuesView)):
+        return [mapped(change, argument) for argument in arguments]
+    if isinstance(arguments, dict):
+        return {key: mapped(change, argument) for key, argument in arguments.items()}
+    return change(arguments)
+
+
+def _check_unwatched(target: Any) -> None:
+    if isinstance(target, Variable) and recording.read(target) is not target.array:
+        raise TypeError(
+            f"a tape records what is computed from {target.name}, so that an operator can't write "
+            f"to it: use `v = v + x` for a new value, or `v.assign` to overwrite it unrecorded"
+        )
 
 
 def _plain_number(array: NDArray[Any]) -> str:
@@ -212,8 +349,7 @@ def _plain_number(array: NDArray[Any]) -> str:
 
 
 def _as_array(value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
-    if isinstance(value, Variable):
-        value = value.array
+    value = array_of(value)
     if isinstance(value, np.ndarray):
         return value if dtype is None else value.astype(dtype, copy=False)
     array = np.array(value, dtype)

@@ -9,7 +9,7 @@ what Python and NumPy say.
 """
 
 import numpy as np
-from numba import carray, njit  # type: ignore[attr-defined]
+from numba import carray, njit
 
 from rmsjit.kernels.memory import pointer_to
 from rmsjit.kernels.rule import RULE_FLAGS

@@ -5,7 +5,7 @@ is an int64 array with a row for each variable and a column for each of its arra
 a form of the rule does not have is ``None``, and so is the view of it, at compile time.
 """
 
-from numba import carray, types  # type: ignore[attr-defined]
+from numba import carray, types
 from numba.extending import intrinsic, overload
 
 

@@ -1,0 +1,124 @@
+"""The gradients of a loss, the three ways in which optimizers ask for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from rmsjit.autodiff.tape import GradientTape, brief
+from rmsjit.nested import flatten
+from rmsjit.variables import Variable
+
+
+def gradients_of(
+    loss: Any, var_list: Any, grad_loss: Any = None, tape: GradientTape | None = None
+) -> tuple[list[Any], list[Any]]:
+    """The gradients of a loss, the way Keras's ``minimize`` asks for them.
+
+    Parameters
+    ----------
+    loss : callable without arguments, or a value that `tape` recorded
+        Differentiated as the sum of its elements.
+    var_list : nested structure of Variables and arrays, or a callable that returns one
+        A callable is called after the loss.  An array is accepted where the loss reads it through
+        ``Variable(array)``, for this very array.
+    grad_loss : array_like, optional
+        Of the loss's shape: weighs its elements.
+    tape : GradientTape, optional
+        Records the loss in place of a new one.
+
+    Returns
+    -------
+    gradients, variables : list, list
+        In the order of `rmsjit.nested.flatten`; a gradient is None where the loss does not
+        depend on the variable.
+
+    Raises
+    ------
+    TypeError
+        If the loss gives no number or array, or `var_list` holds anything but variables and
+        arrays that the loss reads through a `Variable`.
+    ValueError
+        If `loss` is a value and there is no tape.
+    """
+    if tape is None:
+        if not callable(loss):
+            raise ValueError(
+                "a loss that is a value needs the tape that recorded it; pass tape=, or a "
+                "callable that computes the loss"
+            )
+        tape = GradientTape()
+    if callable(loss):
+        with tape:
+            if not callable(var_list):
+                tape.watch(_checked_variables(var_list))
+            loss = loss()
+    variables = _checked_variables(var_list() if callable(var_list) else var_list)
+    return tape.gradient(loss, variables, grad_loss), variables
+
+
+def gradients_of_arguments(
+    loss: Callable[..., Any], var_list: Any, grad_loss: Any = None
+) -> tuple[list[Any], list[Any]]:
+    """The gradients of ``loss(*var_list)``, the way TensorFlow 1 asks for them.
+
+    Plain arrays arrive in the loss as stand-ins that notice their use; variables as themselves.
+
+    Parameters
+    ----------
+    loss : callable
+        Takes the variables as arguments, those of a nested structure in flat order.
+    var_list : nested structure of Variables and arrays
+    grad_loss : array_like, optional
+        As in `gradients_of`.
+
+    Returns
+    -------
+    gradients, variables : list, list
+        As in `gradients_of`.
+
+    Raises
+    ------
+    TypeError
+        If the loss gives no number or array, or `var_list` holds anything but variables and arrays.
+    """
+    variables = _checked_variables(var_list)
+    with GradientTape() as tape:
+        arguments = tape.watch(variables)
+        value = loss(*arguments)
+    return tape.gradient(value, arguments, grad_loss), variables
+
+
+def gradients_of_touched(
+    loss: Callable[[], Any], grad_loss: Any = None
+) -> tuple[list[Any], list[Any]]:
+    """The gradients for every trainable `Variable` that the loss reads, in order of first use.
+
+    Parameters
+    ----------
+    loss : callable without arguments
+    grad_loss : array_like, optional
+        As in `gradients_of`.
+
+    Returns
+    -------
+    gradients, variables : list, list
+        As in `gradients_of`.
+    """
+    with GradientTape() as tape:
+        value = loss()
+    variables = list(tape.watched_variables())
+    return tape.gradient(value, variables, grad_loss), variables
+
+
+def _checked_variables(var_list: Any) -> list[Any]:
+    variables = flatten(var_list)
+    for position, variable in enumerate(variables):
+        if not isinstance(variable, (Variable, np.ndarray)):
+            raise TypeError(
+                f"var_list[{position}] must be a variable: an rmsjit.Variable or an array, "
+                f"got {brief(variable)}"
+            )
+    return variables

@@ -1,0 +1,225 @@
+"""`Traced`: what computing with variables gives while a tape records.
+
+An autograd box that behaves as an array does elsewhere too: it takes part in plain NumPy functions,
+prints as a number, and converts to one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import autograd.numpy as anp
+import numpy as np
+from autograd.numpy.numpy_boxes import ArrayBox
+from autograd.numpy.numpy_vspaces import ArrayVSpace
+from autograd.tracer import Box, isbox, trace_primitives_map
+from numpy.typing import DTypeLike, NDArray
+
+from rmsjit import recording
+from rmsjit.autodiff.record import TapeNode, is_differentiable
+from rmsjit.variables import UNTRACED, Variable, arrays_of, mapped
+
+
+class Traced(ArrayBox, recording.Recorded):  # type: ignore[misc]  # autograd has no types
+    """The result of a computation with variables while a tape records.
+
+    Computes like an array, through NumPy and ``autograd.numpy`` alike.  `numpy` gives the values,
+    and so do ``float`` and the like.  Once no tape records it any more, a result is an array like
+    any other to all NumPy functions.
+    """
+
+    __slots__ = ()
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The values, not copied."""
+        return self._value  # type: ignore[no-any-return]
+
+    @property
+    def stands_for(self) -> NDArray[Any] | None:
+        """The array that was watched, where this is its stand-in."""
+        return self._node.array  # type: ignore[no-any-return]
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether a tape that records now has this result."""
+        return any(self._node in record.steps for record in recording.records())
+
+    def numpy(self) -> Any:
+        """A copy of the values: an array, or a NumPy scalar where the shape is ``()``."""
+        return self._value.copy()[()]
+
+    def item(self) -> Any:
+        """The only element as a Python number."""
+        return self._value.item()
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python numbers."""
+        return self._value.tolist()
+
+    def copy(self) -> Any:
+        """A copy that is recorded as one."""
+        return anp.array(self)
+
+    def astype(self, dtype: DTypeLike, **options: Any) -> Any:
+        """The values in another dtype; integers and truth values are constants to the tape."""
+        if not is_differentiable(np.dtype(dtype)):
+            return self.array.astype(dtype, **options)
+        if np.dtype(dtype).kind == "c" and self.dtype.kind != "c":
+            # autograd's rule for astype would cast the complex gradient back with a warning.
+            return ArrayBox.astype(self + 0j, dtype, **options)
+        return super().astype(dtype, **options)
+
+    def conj(self) -> Any:
+        """The complex conjugates."""
+        return anp.conj(self)
+
+    def dot(self, other: Any) -> Any:
+        """The same as ``np.dot(self, other)``."""
+        return anp.dot(self, other)
+
+    @property
+    def real(self) -> Any:
+        return anp.real(self)
+
+    @property
+    def imag(self) -> Any:
+        return anp.imag(self)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        # Functions that autograd does not know convert their arguments in silence; what they give
+        # would count as a constant.
+        if self.is_recorded:
+            raise TypeError(
+                "a result that a tape records can't become a plain array unasked, for the tape "
+                "would lose track of it: use a function of autograd.numpy, or numpy() to take "
+                "the values as constants"
+            )
+        return np.array(self._value, dtype, copy=copy)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if not self.is_recorded:
+            return getattr(ufunc, method)(*_with_constants(inputs), **_with_constants(kwargs))
+        result = super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
+        if result is NotImplemented and all(isinstance(value, _OURS) for value in inputs):
+            raise TypeError(
+                f"a tape can't record {ufunc.__name__} as {method}"
+                f"{' with out=, as by an operator like +=' if 'out' in kwargs else ''}"
+            )
+        return result
+
+    def __array_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if function in _WITHOUT_VALUES:
+            return function(*arrays_of(args), **arrays_of(kwargs))
+        if not self.is_recorded:
+            return function(*_with_constants(args), **_with_constants(kwargs))
+        return _recordable(function, args)(*args, **kwargs)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __float__(self) -> float:
+        return float(self._value)
+
+    def __int__(self) -> int:
+        return int(self._value)
+
+    def __complex__(self) -> complex:
+        return complex(self._value)
+
+    def __pos__(self) -> Any:
+        return self
+
+    def __floordiv__(self, other: Any) -> Any:
+        return anp.floor_divide(self, other)
+
+    def __rfloordiv__(self, other: Any) -> Any:
+        return anp.floor_divide(other, self)
+
+    def __format__(self, spec: str) -> str:
+        return format(self._value[()], spec) if spec else str(self)
+
+    def __str__(self) -> str:
+        return str(self._value)
+
+    def __repr__(self) -> str:
+        return f"<rmsjit result: shape={self.shape} dtype={self.dtype}, numpy={self._value[()]!r}>"
+
+
+# What takes no part in a ufunc's choice of an implementation beside a result.
+_OURS = (Box, Variable, np.ndarray, np.generic, int, float, complex)
+
+# These look at no values and are the same for a result as for its array.
+_WITHOUT_VALUES = frozenset({np.ndim, np.shape, np.size, np.iscomplexobj, np.result_type})
+
+# These take a list of arrays, where autograd looks for boxes in its own versions only.
+_OF_LISTS: dict[Any, Callable[..., Any]] = {
+    np.append: anp.append,
+    np.column_stack: anp.column_stack,
+    np.concatenate: anp.concatenate,
+    np.hstack: anp.hstack,
+    np.stack: anp.stack,
+    np.vstack: anp.vstack,
+}
+
+
+def _with_constants(arguments: Any) -> Any:
+    """The arguments with arrays for those results that no tape records now."""
+
+    def plain(value: Any) -> Any:
+        return value.array if isinstance(value, Traced) and not value.is_recorded else value
+
+    return mapped(plain, arguments)
+
+
+def _recordable(function: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """autograd's version of a NumPy function that was called with these positional arguments."""
+    if function in _OF_LISTS:
+        return _OF_LISTS[function]
+    recordable = trace_primitives_map.get(function)
+    name = f"{function.__module__}.{function.__name__}"
+    if recordable is None:
+        raise TypeError(f"autograd has no version of {name} that a tape could record")
+    if not any(isbox(argument) and argument._trace != UNTRACED for argument in args):
+        # autograd would not see the box, and call the function that called us.
+        raise TypeError(
+            f"a tape records {name} where variables and results are positional arguments, "
+            f"not inside of lists or given by keyword"
+        )
+    return recordable  # type: ignore[no-any-return]
+
+
+def _box(value: Any, trace: float, node: Any) -> ArrayBox:
+    if type(node) is TapeNode:
+        return Traced(np.asarray(value), trace, node)
+    return ArrayBox(value, trace, node)
+
+
+def _register() -> None:
+    """Have autograd make `Traced` boxes for tapes, and take a `Variable` for a box itself."""
+    with contextlib.suppress(ImportError):
+        import ml_dtypes
+
+        ArrayBox.register(ml_dtypes.bfloat16)
+        ArrayVSpace.register(ml_dtypes.bfloat16)
+    for value_type, box_type in list(Box.type_mappings.items()):
+        if box_type is ArrayBox and value_type is not ArrayBox:
+            Box.type_mappings[value_type] = _box
+    Box.types.add(Traced)
+    Box.type_mappings[Traced] = ArrayBox  # an inner trace of autograd.grad, around a tape's box
+
+
+def register_variable_types(kind: type[Variable] = Variable) -> None:
+    """Have autograd's functions take variables for boxes, those of subclasses too."""
+    if kind not in Box.types:
+        Box.types.add(kind)
+        Box.type_mappings[kind] = lambda value, *rest: ArrayBox(recording.read(value), *rest)
+    for subclass in kind.__subclasses__():
+        register_variable_types(subclass)
+
+
+_register()

@@ -1,0 +1,225 @@
+"""``python -m rmsjit info``: what rmsjit runs on, for a bug report or a look before a run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import rmsjit
+
+ENVIRONMENT = ("RMSJIT_CACHE", "RMSJIT_CACHE_DIR")
+REASONS = {
+    "affinity": "the affinity mask",
+    "control_group": "the control group's quota",
+    "SLURM_CPUS_PER_TASK": "SLURM_CPUS_PER_TASK",
+    "NUMBA_NUM_THREADS": "NUMBA_NUM_THREADS",
+}
+
+Report = dict[str, Any]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``info``."""
+    parser = subparsers.add_parser(
+        "info",
+        help="show versions, processor, threads and cache",
+        description="Show versions, processor, threads and the cache of compiled kernels.",
+    )
+    parser.add_argument("--json", action="store_true", help="write JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report; return the exit status."""
+    report = collect()
+    print(json.dumps(report, indent=2) if arguments.json else as_text(report))
+    return 0
+
+
+def collect() -> Report:
+    """Everything there is to know.
+
+    Returns
+    -------
+    dict
+        Fit for JSON.  What can't be found out is None, and "problems" says why.
+    """
+    problems: dict[str, str] = {}
+
+    def known(name: str, find: Callable[[], Any]) -> Any:
+        try:
+            return find()
+        except Exception as error:  # a report on a broken installation must come out nevertheless
+            problems[name] = f"{type(error).__name__}: {error}"
+            return None
+
+    return {
+        "versions": {
+            "rmsjit": rmsjit.__version__,
+            "python": platform.python_version(),
+            "numpy": known("numpy", lambda: _imported_version("numpy")),
+            "numba": known("numba", lambda: _imported_version("numba")),
+            "llvmlite": known("llvmlite", lambda: _imported_version("llvmlite")),
+            "tbb": known("tbb", _tbb_version),
+        },
+        "cpu": {
+            "model": known("cpu model", _cpu_model),
+            "llvm_name": known("cpu llvm_name", _llvm_cpu_name),
+            "count": os.cpu_count(),
+        },
+        "threads": known("threads", _threads),
+        "threading_layer": known("threading_layer", _threading_layer),
+        "cache": known("cache", _cache),
+        "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
+        "problems": problems,
+    }
+
+
+def as_text(report: Report) -> str:
+    """The report in aligned lines for people."""
+    blocks = [list(block) for block in (_versions(report), _machine(report), _storage(report))]
+    blocks.append([(f"Problem: {name}", text) for name, text in report["problems"].items()])
+    width = max(len(label) for block in blocks for label, _ in block)
+    return "\n\n".join(
+        "\n".join(f"{label:{width}}  {value}" for label, value in block)
+        for block in blocks
+        if block
+    )
+
+
+def human_size(size: float) -> str:
+    """A number of bytes for people.
+
+    >>> human_size(999), human_size(4_300_000)
+    ('999 B', '4.1 MiB')
+    """
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+# --- finding out ----------------------------------------------------------------------------
+
+
+def _imported_version(name: str) -> str:
+    version: str = importlib.import_module(name).__version__
+    return version
+
+
+def _tbb_version() -> str | None:
+    try:
+        return importlib.metadata.version("tbb")
+    except importlib.metadata.PackageNotFoundError:
+        return None  # not a problem: there are other layers
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _llvm_cpu_name() -> str:
+    from llvmlite import binding
+
+    name: str = binding.get_host_cpu_name()
+    return name
+
+
+def _threads() -> Report:
+    from numba.core import config
+
+    from rmsjit.runtime import threads
+
+    limits = {
+        "affinity": threads._affinity(),
+        "control_group": threads._control_group_quota(),
+        "SLURM_CPUS_PER_TASK": threads._slurm_cpus(),
+        "NUMBA_NUM_THREADS": config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined,unused-ignore]
+    }
+    used = threads.thread_limit()
+    return {"used": used, "limited_by": _limiting(used, limits), "limits": limits}
+
+
+def _limiting(used: int, limits: dict[str, int | None]) -> list[str]:
+    """The limits without which there would be more threads, if the machine has more CPUs."""
+    if used == os.cpu_count():
+        return []
+    names = [name for name, limit in limits.items() if limit == used]
+    # Numba's own limit follows the affinity mask where nobody has set it.
+    if "NUMBA_NUM_THREADS" not in os.environ and len(names) > 1:
+        names = [name for name in names if name != "NUMBA_NUM_THREADS"]
+    return names
+
+
+def _threading_layer() -> str:
+    from rmsjit.runtime import threads
+
+    return threads.threading_layer()
+
+
+def _cache() -> Report:
+    from rmsjit.runtime.cache import cache_folder
+
+    folder = cache_folder()
+    if folder is None:
+        return {"folder": None, "kernels": 0, "bytes": 0}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        "folder": str(folder),
+        "kernels": sum(path.suffix == ".nbc" for path in files),
+        "bytes": sum(path.stat().st_size for path in files),
+    }
+
+
+# --- writing it down ------------------------------------------------------------------------
+
+Lines = Iterator[tuple[str, str]]
+
+
+def _versions(report: Report) -> Lines:
+    versions = report["versions"]
+    yield "rmsjit", versions["rmsjit"]
+    yield "Python", f"{versions['python']} ({platform.system()}, {platform.machine()})"
+    for label in ("NumPy", "Numba", "llvmlite"):
+        yield label, versions[label.lower()] or "can't be imported"
+    yield "TBB", versions["tbb"] or "not installed"
+
+
+def _machine(report: Report) -> Lines:
+    cpu, threads = report["cpu"], report["threads"]
+    yield "CPU", f"{_or_unknown(cpu['model'])} (LLVM: {_or_unknown(cpu['llvm_name'])})"
+    yield "CPUs of the machine", _or_unknown(cpu["count"])
+    yield "Threads", _or_unknown(threads and f"{threads['used']} ({_reason(threads)})")
+    yield "Threading layer", _or_unknown(report["threading_layer"])
+
+
+def _reason(threads: Report) -> str:
+    if not threads["limited_by"]:
+        return "one for each CPU"
+    return "limited by " + " and ".join(REASONS[name] for name in threads["limited_by"])
+
+
+def _storage(report: Report) -> Lines:
+    cache = report["cache"]
+    yield "Cache folder", _or_unknown(cache and (cache["folder"] or "none"))
+    if cache:
+        yield "Cached kernels", f"{cache['kernels']} ({human_size(cache['bytes'])})"
+    for name, value in report["environment"].items():
+        yield name, "not set" if value is None else value
+
+
+def _or_unknown(value: Any) -> str:
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,301 @@
+"""The command line: what it prints where, and its exit statuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+import rmsjit
+from rmsjit.__main__ import main
+from rmsjit.cli import demo, info
+
+QUICK = ["--epochs", "1", "--hidden", "16"]
+LAST_LINE = re.compile(
+    r"The optimizer took \S+ % of the training time \([\d,]+ µs a step\); the same rule in "
+    r"hand-written NumPy would have taken \S+ % \([\d,]+ µs a step\)\."
+)
+
+
+def python(*arguments, **options):
+    """The finished process of a fresh interpreter."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=120,
+        check=False,
+        **options,
+    )
+
+
+@pytest.fixture
+def needs_demo():
+    for name in ("sklearn", "matplotlib", "tqdm"):
+        pytest.importorskip(name, reason="the demos need rmsjit[demo]")
+
+
+# --- the frame ------------------------------------------------------------------------------
+
+
+def test_version_in_a_fresh_process():
+    process = python("-m", "rmsjit", "--version")
+    assert (process.returncode, process.stdout) == (0, f"rmsjit {rmsjit.__version__}\n")
+
+
+def test_help_imports_nothing_slow():
+    process = python(
+        "-c",
+        "import sys, rmsjit.__main__\n"
+        "try: rmsjit.__main__.main(['--help'])\n"
+        "finally: print(sorted(sys.modules.keys() & "
+        "{'numba', 'matplotlib', 'sklearn', 'scipy', 'tqdm'}))",
+    )
+    assert process.returncode == 0
+    assert process.stdout.endswith("\n[]\n")
+    for command in ("demo", "info", "schedule"):
+        assert f"  {command} " in process.stdout
+
+
+def test_without_a_command_there_is_help(capsys):
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: rmsjit")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["demo", "--help"], ["demo", "digits", "-h"]])
+def test_help(argv, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: rmsjit")
+
+
+def test_schedule_is_there(capsys):
+    argv = ["schedule", "cosine", "--initial-learning-rate", "0.1", "--decay-steps", "10"]
+    assert main([*argv, "--text"]) == 0
+    assert "CosineDecay" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
+def test_a_reader_that_goes_away_is_no_error():
+    with subprocess.Popen(
+        [sys.executable, "-m", "rmsjit", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+# --- demo -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["demo"], ["demo", "digits"]),
+        (["demo", "--epochs", "3"], ["demo", "digits", "--epochs", "3"]),
+        (["demo", "digits", "--quiet"], ["demo", "digits", "--quiet"]),
+        (["demo", "--help"], ["demo", "--help"]),
+        (["info"], ["info"]),
+        (["info", "demo"], ["info", "demo"]),
+        ([], []),
+    ],
+)
+def test_the_first_demo_needs_no_name(argv, expected):
+    assert demo.spelled_out(argv) == expected
+
+
+def test_demo(needs_demo, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", *QUICK]) == 0
+    out, err = capsys.readouterr()
+    accuracy, picture, comparison = out.splitlines()
+    assert re.fullmatch(r"Test accuracy \d+\.\d % after 1 epoch in \d+\.\d s", accuracy)
+    assert picture == "Learning curve: rmsjit-digits.png"
+    assert LAST_LINE.fullmatch(comparison)
+    assert (tmp_path / "rmsjit-digits.png").read_bytes().startswith(b"\x89PNG")
+    assert re.search(r"a network of 64-16-10 units", err)
+    assert re.search(r"ompiled (the )?kernels .*in \d+\.\d s", err)
+    assert re.search(r"1/1 .*loss \d\.\d{4}, test accuracy \d+\.\d %", err)
+
+
+def test_quiet_demo_without_a_picture(needs_demo, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["demo", "digits", *QUICK, "--quiet", "--no-plot"]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 2
+    assert err == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["sklearn", "matplotlib", "tqdm"])
+def test_missing_packages_are_named(package, needs_demo, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["demo", *QUICK]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"can't import {package};" in err
+    assert 'pip install "rmsjit[demo]"' in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--epochs", "0", "must be a whole number of at least 1, got '0'"),
+        ("--batch-size", "2.5", "must be a whole number of at least 1, got '2.5'"),
+        ("--hidden", "-3", "at least 1, got '-3'"),
+        ("--seed", "-1", "must be a whole number of at least 0, got '-1'"),
+        ("--learning-rate", "0", "must be a positive number, got '0'"),
+        ("--learning-rate", "nan", "must be a positive number, got 'nan'"),
+        ("--learning-rate", "fast", "must be a positive number, got 'fast'"),
+        ("--output", "curve.txt", "must end in .png, .pdf or .svg, got 'curve.txt'"),
+        ("--output", "nowhere/curve.png", "can't be written: 'nowhere/curve.png'"),
+    ],
+)
+def test_wrong_options_are_refused(option, value, complaint, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main(["demo", option, value])
+    assert exit_.value.code == 2
+    assert re.search(complaint, capsys.readouterr().err)
+
+
+def test_options_reach_the_demo(needs_demo, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(demo.digits, "run", lambda *args, **kwargs: calls.append((args, kwargs)))
+    picture = tmp_path / "curve.svg"
+    options = "--hidden 8 4 --epochs 2 --batch-size 16 --learning-rate 1e-2 --seed 7 --quiet"
+    assert main(["demo", *options.split(), "--output", str(picture)]) == 0
+    settings = demo.digits.Settings(
+        hidden=(8, 4), epochs=2, batch_size=16, learning_rate=0.01, seed=7
+    )
+    assert calls == [((settings, picture), {"quiet": True})]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_interrupt_ends_the_demo_quietly(needs_demo, tmp_path):
+    command = [sys.executable, "-m", "rmsjit", "demo", "--epochs", "100000", "--hidden", "16"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+    ) as process:
+        seen = b""
+        while b"accuracy" not in seen:
+            seen += os.read(process.stderr.fileno(), 1000)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert out == b""
+    assert b"Traceback" not in err
+
+
+# --- info -----------------------------------------------------------------------------------
+
+
+def test_info_names_everything(capsys):
+    assert main(["info"]) == 0
+    lines = dict(
+        re.split(r" {2,}", line, maxsplit=1)
+        for line in capsys.readouterr().out.splitlines()
+        if line
+    )
+    assert lines["rmsjit"] == rmsjit.__version__
+    for label in ("Python", "NumPy", "Numba", "llvmlite"):
+        assert re.match(r"\d+\.\d+", lines[label])
+    assert set(lines) >= {"TBB", "CPU", "RMSJIT_CACHE", "RMSJIT_CACHE_DIR", "Cache folder"}
+    assert "LLVM: " in lines["CPU"]
+    assert lines["CPUs of the machine"] == str(os.cpu_count())
+    assert re.fullmatch(r"\d+ \((one for each CPU|limited by .*)\)", lines["Threads"])
+    assert lines["Threading layer"] in ("tbb", "omp", "workqueue")
+    assert re.fullmatch(r"\d+ \([\d.]+ \w+\)", lines["Cached kernels"])
+
+
+def test_info_in_columns(capsys):
+    main(["info"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line]
+    assert len({re.match(r".*?  +", line).end() for line in lines}) == 1
+
+
+def test_info_for_machines(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RMSJIT_CACHE_DIR", str(tmp_path))
+    (tmp_path / "kernel").mkdir()
+    (tmp_path / "kernel" / "f.nbc").write_bytes(bytes(1000))
+    (tmp_path / "kernel" / "f.nbi").write_bytes(bytes(24))
+    assert main(["info", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["cache"] == {"folder": str(tmp_path), "kernels": 1, "bytes": 1024}
+    assert report["environment"]["RMSJIT_CACHE_DIR"] == str(tmp_path)
+    assert report["versions"]["rmsjit"] == rmsjit.__version__
+    assert 1 <= report["threads"]["used"] <= report["threads"]["limits"]["NUMBA_NUM_THREADS"]
+    assert report["problems"] == {}
+
+
+def test_info_without_a_cache(capsys, monkeypatch):
+    monkeypatch.setenv("RMSJIT_CACHE", "0")
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^Cache folder +none$", out, re.MULTILINE)
+    assert re.search(r"^RMSJIT_CACHE +0$", out, re.MULTILINE)
+
+
+def test_info_with_a_cache_folder_that_is_not_there(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("RMSJIT_CACHE_DIR", str(tmp_path / "none"))
+    assert main(["info"]) == 0
+    assert re.search(r"^Cached kernels +0 \(0 B\)$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_info_on_a_broken_installation(option):
+    process = python(
+        "-c",
+        "import sys\n"
+        "sys.modules['numba'] = sys.modules['llvmlite'] = None\n"
+        "from rmsjit.__main__ import main\n"
+        f"sys.exit(main(['info', *{option}]))",
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    if option:
+        report = json.loads(process.stdout)
+        assert report["versions"]["numba"] is report["threads"] is None
+        assert report["problems"].keys() >= {"numba", "llvmlite", "threads", "threading_layer"}
+    else:
+        assert re.search(r"^Numba +can't be imported$", process.stdout, re.MULTILINE)
+        assert re.search(r"^Problem: numba +ModuleNotFoundError", process.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("used", "limits", "numba_is_set", "expected"),
+    [
+        (8, {"affinity": 8, "NUMBA_NUM_THREADS": 8}, False, []),
+        (4, {"affinity": 4, "NUMBA_NUM_THREADS": 4}, False, ["affinity"]),
+        (4, {"affinity": 4, "NUMBA_NUM_THREADS": 4}, True, ["affinity", "NUMBA_NUM_THREADS"]),
+        (3, {"affinity": 8, "control_group": 3, "NUMBA_NUM_THREADS": 8}, False, ["control_group"]),
+        (
+            2,
+            {"affinity": 8, "control_group": None, "SLURM_CPUS_PER_TASK": 2},
+            False,
+            ["SLURM_CPUS_PER_TASK"],
+        ),
+        (2, {"affinity": 8, "NUMBA_NUM_THREADS": 2}, False, ["NUMBA_NUM_THREADS"]),
+    ],
+)
+def test_why_there_are_so_few_threads(used, limits, numba_is_set, expected, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    if numba_is_set:
+        monkeypatch.setenv("NUMBA_NUM_THREADS", "4")
+    assert info._limiting(used, limits) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 2**20, "5.0 MiB"), (3e12, "2794.0 GiB")],
+)
+def test_sizes_for_people(size, text):
+    assert info.human_size(size) == text
