@@ -14,11 +14,12 @@ from rmsjit.forms import MG, MOMENTUM, RMS, Form
 from rmsjit.kernels import dense, loader
 from rmsjit.layout import address_of
 from rmsjit.norms import Norms, norms_of
-from rmsjit.partition import Partition, cut_evenly
+from rmsjit.partition import Partition, backwards, cut_evenly
 from rmsjit.runtime import threads
 from rmsjit.slots import Entry, Member
 
 PARALLEL_BYTES = 1 << 20  # of variables and slots: below it, starting threads costs more
+BACKWARD_PIECE = 1 << 15  # elements, small beside any cache that is worth running backwards for
 
 
 class DenseGroup:
@@ -55,7 +56,7 @@ class DenseGroup:
         gradient_bytes = int(self._sizes.sum()) * self._itemsize
         self._update_is_large = gradient_bytes * (1 + len(form.slots)) >= PARALLEL_BYTES
         self._copied_rows = [row for row, member in enumerate(members) if not member.entry.dense]
-        self._work: dict[int, tuple[loader.Kernel, Partition]] = {}
+        self._work: dict[tuple[int, bool], tuple[loader.Kernel, Partition]] = {}
 
     def _addresses_of_state(self) -> NDArray[np.int64]:
         table = np.zeros((len(self.members), dense.TABLE_COLUMNS), np.int64)
@@ -93,7 +94,7 @@ class DenseGroup:
         table, copies = self._table_of_copies() if self._copied_rows else (self._table, [])
         granted = threads.acquire(limit) if self._update_is_large else 1
         try:
-            kernel, part = self._work.get(granted) or self._plan_update(granted)
+            kernel, part = self._planned(granted, after_norms=factors is not None)
             kernel(
                 table,
                 self._own(bound.addresses),
@@ -123,9 +124,19 @@ class DenseGroup:
             copies.append((entry, copy))
         return table, copies
 
-    def _plan_update(self, bins: int) -> tuple[loader.Kernel, Partition]:
+    def _planned(self, bins: int, after_norms: bool) -> tuple[loader.Kernel, Partition]:
+        """The kernel and the pieces for a number of threads.
+
+        After a pass over the gradients the update runs backwards, so that it begins with what that
+        pass has left in the cache.
+        """
+        known = self._work.get((bins, after_norms))
+        if known is not None:
+            return known
         form = self._form
         kernel = loader.update_dense(self.precision, form.centered, form.has_momentum, bins > 1)
         part = cut_evenly(self._sizes, self._table[:, dense.VARIABLE], self._itemsize, bins)
-        self._work[bins] = kernel, part
+        if after_norms:
+            part = backwards(part, BACKWARD_PIECE)
+        self._work[bins, after_norms] = kernel, part
         return kernel, part

@@ -81,3 +81,17 @@ def cut_by_length(sizes: NDArray[np.int64], length: int, bins: int) -> Partition
     starts = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
     pieces = np.stack([rows, starts, np.minimum(length, sizes[rows] - starts)], axis=1)
     return Partition(pieces, np.arange(bins + 1) * len(rows) // bins)
+
+
+def backwards(part: Partition, length: int) -> Partition:
+    """The same bins, their work cut into pieces of at most `length` and turned round."""
+    row, start, count = part.pieces.T
+    cuts = np.maximum(1, -(-count // length))
+    source = np.repeat(np.arange(len(cuts)), cuts)
+    offset = (np.arange(len(source)) - np.repeat(np.cumsum(cuts) - cuts, cuts)) * length
+    fine = np.stack([row[source], start[source] + offset, count[source] - offset], axis=1)
+    fine[:, 2] = np.minimum(fine[:, 2], length)
+    borders = np.concatenate([[0], np.cumsum(cuts)])[part.bins]
+    for low, high in pairwise(borders):
+        fine[low:high] = fine[low:high][::-1]
+    return Partition(fine, borders)

@@ -112,8 +112,6 @@ class Stepper:
             ready = self._prepare(gradients, variables, clipping, numbers)
             if ready is None:
                 return False
-            if ready.plan.dropped:
-                warn_of_missing(ready.plan.dropped)
             self._update(ready)
         return True
 
@@ -158,6 +156,8 @@ class Stepper:
     def _ready(
         self, plan: Plan, bound: BoundStep, clipping: Clipping, numbers: Callable[[], StepNumbers]
     ) -> _ReadyStep | None:
+        if plan.dropped:
+            warn_of_missing(plan.dropped)
         factors = None
         if clipping.by_norm or self.nonfinite != "propagate":
             norms = self._norms(plan, bound, clipping.bound)
