@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,7 @@ _PRECISIONS = {
 SUPPORTED = tuple(_PRECISIONS)
 
 
+@functools.cache  # a dtype's name takes microseconds to make
 def precision_of(dtype: np.dtype[Any]) -> Precision | None:
     """The `Precision` of a dtype, or None where rmsjit can't train it."""
     return _PRECISIONS.get(dtype.name) if dtype.isnative else None

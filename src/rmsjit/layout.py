@@ -8,6 +8,7 @@ kernels run.  For a C- or F-contiguous array that view is simply its elements in
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ class Layout:
     axes : tuple of int
         The array's axes by descending stride.
     flips : tuple of slice
-        For each of these, ``slice(None, None, -1)`` where its stride is negative.
+        For each of these, ``slice(None, None, -1)`` where its stride is negative; empty for a
+        C-contiguous array, whose canonical view is itself.
     """
 
     axes: tuple[int, ...]
@@ -34,28 +36,37 @@ class Layout:
 
     def canonical(self, array: NDArray[Any]) -> NDArray[Any]:
         """The view of `array`, which has the shape that this layout was made for."""
+        if not self.flips:
+            return array
         return array.transpose(self.axes)[(*self.flips, ...)]  # ... keeps a 0-d array an array
 
     def logical(self, canonical: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         """The inverse: a view of canonical elements with the axes of the array."""
+        if not self.flips:
+            return canonical.reshape(shape)
         ordered = canonical.reshape([shape[axis] for axis in self.axes])
         return ordered[(*self.flips, ...)].transpose(np.argsort(self.axes))
 
 
 def layout_of(array: NDArray[Any]) -> Layout:
     """The layout of `array`; axes of length 1 keep their place among equals."""
+    if array.flags.c_contiguous:
+        return _in_order(array.ndim)
     strides = [
         stride if length > 1 else 0
         for stride, length in zip(array.strides, array.shape, strict=True)
     ]
-    if array.flags.c_contiguous:
-        axes = list(range(array.ndim))
-    elif array.flags.f_contiguous:
+    if array.flags.f_contiguous:
         axes = list(range(array.ndim))[::-1]
     else:
         axes = sorted(range(array.ndim), key=lambda axis: -abs(strides[axis]))
     flips = [slice(None, None, -1 if strides[axis] < 0 else None) for axis in axes]
     return Layout(tuple(axes), tuple(flips))
+
+
+@functools.cache
+def _in_order(ndim: int) -> Layout:
+    return Layout(tuple(range(ndim)), ())
 
 
 def is_dense(canonical: NDArray[Any]) -> bool:
@@ -76,7 +87,7 @@ def overlaps_itself(canonical: NDArray[Any]) -> bool:
 
 def memory_key(canonical: NDArray[Any]) -> Key:
     """What tells the memory of one variable from that of another."""
-    dtype = canonical.dtype.name
+    dtype = canonical.dtype
     if canonical.flags.c_contiguous:
         return (address_of(canonical), dtype, canonical.size)
     return (address_of(canonical), dtype, *_collapsed(canonical))

@@ -303,7 +303,23 @@ class RMSprop(Optimizer):
         return [gradient for gradient, _ in pairs]
 
     def get_updates(self, loss: Any, params: Any) -> list[Variable]:
-        """Update `params` once by the gradients of a loss; `iterations` in a list."""
+        """Update `params` once by the gradients of a loss.
+
+        Parameters
+        ----------
+        loss, params
+            As for `get_gradients`.
+
+        Returns
+        -------
+        list of Variable
+            `iterations` alone.
+
+        Raises
+        ------
+        ValueError
+            If the loss does not depend on one of them; nothing is updated then.
+        """
         gradients = self.get_gradients(loss, params)
         return [self.apply_gradients(zip(gradients, flatten(params), strict=True))]
 

@@ -103,23 +103,26 @@ def check_variable(variable: Any, position: int) -> Precision:
         If it is read-only, or its elements share memory.
     """
     array = array_of(variable)
-    where = naming(variable, position)
     if not isinstance(array, np.ndarray):
         raise TypeError(
-            f"{where} must be a NumPy array or an rmsjit.Variable, got {_brief(variable)}"
+            f"{naming(variable, position)} must be a NumPy array or an rmsjit.Variable, "
+            f"got {_brief(variable)}"
         )
     precision = precision_of(array.dtype)
     if precision is None:
         raise TypeError(
-            f"{where} must have one of the dtypes {', '.join(SUPPORTED)} in native byte order, "
-            f"got {array.dtype!r}"
+            f"{naming(variable, position)} must have one of the dtypes {', '.join(SUPPORTED)} in "
+            f"native byte order, got {array.dtype!r}"
         )
     if not array.flags.writeable:
-        raise ValueError(f"{where} must be writeable, got a read-only array of {array.shape}")
-    if overlaps_itself(layout_of(array).canonical(array)):
         raise ValueError(
-            f"{where} must have an element of its own at every index, got strides "
-            f"{array.strides} for shape {array.shape}, which use memory twice"
+            f"{naming(variable, position)} must be writeable, got a read-only array of shape "
+            f"{array.shape}"
+        )
+    if not array.flags.forc and overlaps_itself(layout_of(array).canonical(array)):
+        raise ValueError(
+            f"{naming(variable, position)} must have an element of its own at every index, got "
+            f"strides {array.strides} for shape {array.shape}, which use memory twice"
         )
     return precision
 
@@ -134,16 +137,20 @@ def dense_gradient(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
     ValueError
         If its shape is not the variable's.
     """
-    where = f"the gradient of {naming(variable, position)}"
-    array = _as_array(gradient, where)
+    array = (
+        gradient if isinstance(gradient, np.ndarray) else _as_array(gradient, variable, position)
+    )
     target = array_of(variable)
     if not np.can_cast(array.dtype, target.dtype, "same_kind"):
         raise TypeError(
-            f"{where} must have a dtype that casts to {target.dtype} as same_kind, "
-            f"got {array.dtype}"
+            f"{_gradient_of(variable, position)} must have a dtype that casts to {target.dtype} "
+            f"as same_kind, got {array.dtype}"
         )
     if array.shape != target.shape:
-        raise ValueError(f"{where} must have its shape {target.shape}, got {array.shape}")
+        raise ValueError(
+            f"{_gradient_of(variable, position)} must have its shape {target.shape}, "
+            f"got {array.shape}"
+        )
     return array
 
 
@@ -163,7 +170,7 @@ def sparse_gradient(
     RuntimeError
         If the variable has a constraint.
     """
-    where = f"the gradient of {naming(variable, position)}"
+    where = _gradient_of(variable, position)
     target = array_of(variable)
     if isinstance(variable, Variable) and variable.constraint is not None:
         raise RuntimeError(f"{where} must not be sparse, since the variable has a constraint")
@@ -190,27 +197,37 @@ def index_error(gradient: IndexedSlices, k: int, variable: Any, position: int) -
     """The error for an index that is no row."""
     rows = array_of(variable).shape[0]
     return IndexError(
-        f"the gradient of {naming(variable, position)} must have indices from 0 to {rows - 1} "
+        f"{_gradient_of(variable, position)} must have indices from 0 to {rows - 1} "
         f"for its {rows} rows, got {gradient.indices[k]} at position {k}"
     )
 
 
-def _as_array(gradient: Any, where: str) -> NDArray[Any]:
+def _as_array(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
     gradient = array_of(gradient)
     if isinstance(gradient, np.ndarray):
         return gradient
     known = isinstance(gradient, (list, tuple, numbers.Number, np.generic))
     if not (known or hasattr(gradient, "__array__")):
-        raise TypeError(f"{where} must be an array or a nested list, got {_brief(gradient)}")
+        raise TypeError(
+            f"{_gradient_of(variable, position)} must be an array or a nested list, "
+            f"got {_brief(gradient)}"
+        )
     try:
         return np.asarray(gradient)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{where} must be an array or a nested list of numbers: {error}") from None
+        raise TypeError(
+            f"{_gradient_of(variable, position)} must be an array or a nested list of numbers: "
+            f"{error}"
+        ) from None
 
 
 def is_sparse(kind: type) -> bool:
     """Whether gradients of this type name rows."""
     return issubclass(kind, IndexedSlices)
+
+
+def _gradient_of(variable: Any, position: int) -> str:
+    return f"the gradient of {naming(variable, position)}"
 
 
 def naming(variable: Any, position: int) -> str:

@@ -6,19 +6,20 @@ code checks on the way, and makes one call for all variables of a dtype.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.bound import BoundStep, Occurrences
+from rmsjit.bound import BoundStep
 from rmsjit.dense_group import DenseGroup
 from rmsjit.forms import Form
 from rmsjit.kernels import arrays, loader
-from rmsjit.layout import Key, Layout, address_of, is_dense, layout_of, memory_key
-from rmsjit.pairs import check_variable, dense_gradient, is_sparse, naming
-from rmsjit.slots import Entry, Member, StalePlanError
+from rmsjit.layout import Key, address_of, is_dense, layout_of, memory_key
+from rmsjit.pairs import dense_gradient, is_sparse, naming
+from rmsjit.slots import Entry, Member
 from rmsjit.spans import span_that_meets, written_spans
 from rmsjit.sparse_group import SparseGroup
 from rmsjit.variables import Variable, array_of
@@ -42,6 +43,8 @@ class Plan:
     identity : tuple
         The ids of the variables and the types of their gradients, by which a plan is found again;
         the plan keeps the variables alive, so that no id can become another's.
+    layouts : tuple
+        The same for all views of the same memory.
     dropped : list of str
         Names of the variables without a gradient.
     constrained : list of Variable
@@ -59,18 +62,12 @@ class Plan:
         form: Form,
     ) -> None:
         self.identity = identity_of(variables, kinds)
+        self.layouts = layouts_of(variables, kinds)
         self._variables = tuple(variables)
         self.owners = [array_of(variable) for variable in variables]
         self._members = tuple(members)
-        pairs = list(zip(variables, members, strict=True))
-        self.dropped = [
-            naming(variable, k) for k, (variable, member) in enumerate(pairs) if member is None
-        ]
-        self.constrained = [
-            variable
-            for variable, member in pairs
-            if member is not None and isinstance(variable, Variable) and variable.constraint
-        ]
+        self.dropped = _dropped(variables, members)
+        self.constrained = _constrained(variables, members)
         present = [member for member in members if member is not None]
         self.precisions = {member.entry.precision for member in present}
         self._written = written_spans(present)
@@ -79,14 +76,10 @@ class Plan:
         self._sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
         self._sparse_positions = {group.position for group in self._sparse}
         once = {position for position, turn in enumerate(turns) if turn == 0}
-        self._expected = self._expected_headers(kinds, once)
+        self._kinds = tuple(kinds)
+        self._expected = self._expected_headers(once)
         self._count = len(variables)
-        as_they_are = all(
-            is_sparse(kind) or issubclass(kind, np.ndarray)
-            for kind, member in zip(kinds, members, strict=True)
-            if member is not None
-        )
-        self._read = loader.read_step() if as_they_are else None
+        self._read = loader.read_step()
 
     def _grouped(
         self, kinds: Sequence[type], turns: Sequence[int], form: Form
@@ -107,7 +100,7 @@ class Plan:
                 groups.append(DenseGroup(positions, members, form, is_all))
         return groups
 
-    def _expected_headers(self, kinds: Sequence[type], first_turn: set[int]) -> NDArray[np.int64]:
+    def _expected_headers(self, first_turn: set[int]) -> NDArray[np.int64]:
         """What `rmsjit.kernels.arrays.read_step` must find.
 
         A gradient may lie in its own variable's memory only in the first turn: later the variable
@@ -117,15 +110,17 @@ class Plan:
         most = max(owner.ndim for owner in owners)
         expected = np.zeros((len(owners), arrays.FIRST_DIMENSION + most), np.int64)
         for k, (row, owner) in enumerate(zip(expected, owners, strict=True)):
-            member = self._members[k]
+            member, kind = self._members[k], self._kinds[k]
             row[arrays.VARIABLE_OBJECT] = id(self._variables[k])
-            row[arrays.KIND] = id(kinds[k])
-            row[arrays.NDIM] = arrays.NO_ARRAY
-            if member is None or is_sparse(kinds[k]):
+            row[arrays.KIND] = id(kind)
+            if member is None:
                 continue
             row[arrays.OWNER] = id(owner)
             row[arrays.OWNER_DATA] = address_of(owner)
             row[arrays.OWNER_MEMORY] = address_of(member.entry.canonical) if k in first_turn else 0
+            if not issubclass(kind, np.ndarray):
+                row[arrays.NDIM] = arrays.NAMED_ROWS if is_sparse(kind) else arrays.ANOTHER_KIND
+                continue
             row[arrays.DTYPE] = id(owner.dtype) if owner.flags.forc else 0  # 0: copied each time
             order = arrays.C_CONTIGUOUS if owner.flags.c_contiguous else arrays.F_CONTIGUOUS
             row[arrays.FLAGS] = order | arrays.ALIGNED
@@ -134,63 +129,88 @@ class Plan:
             row[arrays.FIRST_DIMENSION : arrays.FIRST_DIMENSION + owner.ndim] = owner.shape
         return expected
 
+    def rebound(self, variables: Sequence[Any]) -> Plan:
+        """This plan for other views, or other `Variable` objects, of the same memory."""
+        plan = copy.copy(self)
+        plan.identity = identity_of(variables, self._kinds)
+        plan._variables = tuple(variables)
+        plan.owners = [array_of(variable) for variable in variables]
+        plan.dropped = _dropped(variables, self._members)
+        plan.constrained = _constrained(variables, self._members)
+        plan._expected = self._expected.copy()
+        plan._expected[:, arrays.VARIABLE_OBJECT] = [id(variable) for variable in variables]
+        has_gradient = plan._expected[:, arrays.OWNER] != 0
+        plan._expected[:, arrays.OWNER] = [id(owner) for owner in plan.owners] * has_gradient
+        return plan
+
     def name(self, position: int) -> str:
         """How messages name a variable."""
         return naming(self._variables[position], position)
 
-    def bind_unchanged(
-        self, gradients: tuple[Any, ...], variables: tuple[Any, ...]
-    ) -> BoundStep | None:
-        """Bind a step whose variables and kinds of gradients are this plan's, else None."""
-        if self._read is None or len(gradients) != self._count:
-            return None
-        addresses = np.empty((self._count, 1), np.int64)
-        if self._read(id(gradients), id(variables), self._expected, self._written, addresses) >= 0:
-            return None
-        return BoundStep(addresses, self._occurrences(gradients), gradients)
+    def bind(self, gradients: tuple[Any, ...], variables: tuple[Any, ...]) -> BoundStep | None:
+        """Check the gradients of a step; nothing is written.
 
-    def bind(self, gradients: Sequence[Any]) -> BoundStep:
-        """Check the gradients one by one, copying those that kernels can't read as they lie.
+        Returns
+        -------
+        BoundStep or None
+            None if variables or types of gradients are not those of the plan, or if a variable
+            has moved or become read-only: then another plan must be made.
 
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError
-            If a gradient or a variable is not as it must be.
-        StalePlanError
-            If a variable's memory has moved.
+            If a gradient is not as it must be; see `rmsjit.pairs`.
         """
-        addresses = np.zeros((self._count, 1), np.int64)
-        alive = []
-        for k, member in enumerate(self._members):
-            if member is None:
+        if len(gradients) != self._count:
+            return None
+        addresses = np.empty((self._count, 1), np.int64)
+        others = self._read_headers(gradients, variables, addresses)
+        if others == arrays.NOT_AS_EXPECTED:
+            return None
+        copies = self._bind_others(gradients, addresses) if others else None
+        occurrences = {
+            group.position: group.bind(gradients[group.position], self._written)
+            for group in self._sparse
+        }
+        return BoundStep(addresses, occurrences, (gradients, copies))
+
+    def _bind_others(
+        self, gradients: Sequence[Any], addresses: NDArray[np.int64]
+    ) -> list[NDArray[Any]]:
+        """Check the dense gradients that kernels can't read as they lie, and copy them."""
+        copies = []
+        for k in np.flatnonzero(addresses[:, 0] == arrays.NOT_READABLE).tolist():
+            member = self._members[k]
+            if member is None or k in self._sparse_positions:
                 continue
-            layout = self._checked_layout(k, member.entry)
-            if k in self._sparse_positions:
-                continue
-            canonical = layout.canonical(dense_gradient(gradients[k], self._variables[k], k))
+            gradient = dense_gradient(gradients[k], self._variables[k], k)
+            canonical = layout_of(self.owners[k]).canonical(gradient)
             if not self._readable(canonical, k, member.entry):
                 canonical = _copied(canonical, member.entry.canonical.dtype)
             addresses[k, 0] = address_of(canonical)
-            alive.append(canonical)
-        return BoundStep(addresses, self._occurrences(gradients), alive)
+            copies.append(canonical)
+        return copies
 
-    def _occurrences(self, gradients: Sequence[Any]) -> dict[int, Occurrences]:
-        found = {}
-        for group in self._sparse:
-            position = group.position
-            self._checked_layout(position, group.members[0].entry)
-            found[position] = group.bind(gradients[position], self._written)
-        return found
-
-    def _checked_layout(self, position: int, entry: Entry) -> Layout:
-        """The layout of a variable that is still good and where it was."""
-        variable = self._variables[position]
-        check_variable(variable, position)
-        owner = array_of(variable)
-        layout = layout_of(owner)
-        if memory_key(layout.canonical(owner)) != entry.key:
-            raise StalePlanError(naming(variable, position))
-        return layout
+    def _read_headers(
+        self,
+        gradients: tuple[Any, ...],
+        variables: tuple[Any, ...],
+        addresses: NDArray[np.int64],
+    ) -> int:
+        """`rmsjit.kernels.arrays.read_step`, or the same in Python where it can't be used."""
+        if self._read is not None:
+            found: int = self._read(
+                id(gradients), id(variables), self._expected, self._written, addresses
+            )
+            return found
+        addresses[:] = arrays.NOT_READABLE
+        for k, owner in enumerate(self.owners):
+            if variables[k] is not self._variables[k] or type(gradients[k]) is not self._kinds[k]:
+                return arrays.NOT_AS_EXPECTED
+            moved = address_of(owner) != self._expected[k, arrays.OWNER_DATA]
+            if self._members[k] is not None and (moved or not owner.flags.writeable):
+                return arrays.NOT_AS_EXPECTED
+        return self._count
 
     def _readable(self, canonical: NDArray[Any], position: int, entry: Entry) -> bool:
         """Whether kernels can read a gradient as it lies; see `rmsjit.kernels.arrays`."""
@@ -202,9 +222,34 @@ class Plan:
         return span is None or (start == own and span == (start, start + canonical.nbytes))
 
 
+def layouts_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
+    """What must be the same for a plan to serve for other views of the same memory."""
+    return (tuple(map(_view_of, variables)), tuple(kinds))
+
+
+def _view_of(variable: Any) -> tuple[Any, ...]:
+    array = array_of(variable)
+    constrained = isinstance(variable, Variable) and variable.constraint is not None
+    key = memory_key(layout_of(array).canonical(array))
+    return (key, array.shape, array.strides, constrained)
+
+
 def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
     """What must be the same for a plan to serve again."""
     return (tuple(map(id, variables)), tuple(kinds))
+
+
+def _dropped(variables: Sequence[Any], members: Sequence[Member | None]) -> list[str]:
+    pairs = enumerate(zip(variables, members, strict=True))
+    return [naming(variable, k) for k, (variable, member) in pairs if member is None]
+
+
+def _constrained(variables: Sequence[Any], members: Sequence[Member | None]) -> list[Variable]:
+    return [
+        variable
+        for variable, member in zip(variables, members, strict=True)
+        if member is not None and isinstance(variable, Variable) and variable.constraint
+    ]
 
 
 def _copied(canonical: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

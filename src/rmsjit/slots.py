@@ -21,10 +21,6 @@ _OVERLAP_WORK: Any = 100_000  # NumPy's stubs know only two special values
 SlotAllocator = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
 
-class StalePlanError(Exception):
-    """A variable's memory is no longer where it was when a plan was made of it."""
-
-
 class Entry:
     """A variable that the optimizer knows, and its slots.
 

@@ -17,7 +17,7 @@ from rmsjit.clock import Clock
 from rmsjit.dtypes import Precision
 from rmsjit.hyperparameters import StepNumbers
 from rmsjit.pairs import check_variable, naming, no_gradient, warn_of_missing
-from rmsjit.slots import Entry, Member, SlotStore, StalePlanError, find_overlap
+from rmsjit.slots import Entry, Member, SlotStore, find_overlap
 from rmsjit.variables import array_of
 
 if TYPE_CHECKING:  # these bring Numba along, which is imported at the first step
@@ -66,6 +66,7 @@ class Stepper:
         self.exact = exact
         self._last: Plan | None = None
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
+        self._by_layout: OrderedDict[Any, Plan] = OrderedDict()
         self._packed: tuple[StepNumbers | None, dict[Precision, NDArray[Any]]] = (None, {})
         self._limit = num_threads or 0  # found out at the first step
         self._lock = threading.RLock()
@@ -135,19 +136,20 @@ class Stepper:
         """All that a step needs, or None where it must be skipped; nothing written on an error."""
         last = self._last
         if last is not None:
-            bound = last.bind_unchanged(gradients, variables)
+            bound = last.bind(gradients, variables)
             if bound is not None:
                 return self._ready(last, bound, clipping, numbers)
         with self._lock:
             plan = self._known_plan(gradients, variables)
+            bound = None if plan is None else plan.bind(gradients, variables)
+            if plan is not None and bound is not None:
+                return self._ready(plan, bound, clipping, numbers)
             if plan is not None:
-                try:
-                    bound = plan.bind_unchanged(gradients, variables) or plan.bind(gradients)
-                    return self._ready(plan, bound, clipping, numbers)
-                except StalePlanError:
-                    self.forget_plans()
+                self.forget_plans()  # a variable has moved
             plan, entries, fresh = self._draft(gradients, variables)
-            ready = self._ready(plan, plan.bind(gradients), clipping, numbers)
+            bound = plan.bind(gradients, variables)
+            assert bound is not None  # the plan was made of these very variables
+            ready = self._ready(plan, bound, clipping, numbers)
             if ready is not None:
                 self.store.enter(entries, fresh)
                 self._keep(plan)
@@ -234,6 +236,7 @@ class Stepper:
         with self._lock:
             self._last = None
             self._plans.clear()
+            self._by_layout.clear()
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the slots of `variables` without a step."""
@@ -244,18 +247,31 @@ class Stepper:
             self.forget_plans()
 
     def _known_plan(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Plan | None:
-        identity = (tuple(map(id, variables)), tuple(map(type, gradients)))
+        """The plan for these variables, or for other views of the same memory."""
+        from rmsjit.plan import identity_of, layouts_of
+
+        kinds = [type(gradient) for gradient in gradients]
+        identity = identity_of(variables, kinds)
         plan = self._plans.get(identity)
-        if plan is not None:
-            self._plans.move_to_end(identity)
-            self._last = plan
+        if plan is None:
+            for position, variable in enumerate(variables):
+                check_variable(variable, position)
+            alike = self._by_layout.get(layouts_of(variables, kinds))
+            if alike is None:
+                return None
+            plan = alike.rebound(variables)
+        self._keep(plan)
         return plan
 
     def _keep(self, plan: Plan) -> None:
         self._last = plan
         self._plans[plan.identity] = plan
+        self._plans.move_to_end(plan.identity)
+        self._by_layout[plan.layouts] = plan
         while len(self._plans) > _PLANS_KEPT:
             self._plans.popitem(last=False)
+        while len(self._by_layout) > _PLANS_KEPT:
+            self._by_layout.popitem(last=False)
 
     def _draft(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
         """A plan for variables that may be new, which have not been entered yet."""

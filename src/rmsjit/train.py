@@ -277,7 +277,20 @@ class RMSPropOptimizer(Optimizer):
         return self._name
 
     def get_slot(self, var: Any, name: str) -> Variable | None:
-        """The slot `name` of a variable, over the slot's own memory; None where there is none."""
+        """A slot of a variable, as a `Variable` over the slot's own memory.
+
+        Parameters
+        ----------
+        var : ndarray or Variable
+            Any view of the variable's memory; the slot comes in its shape.
+        name : str
+            "rms", "momentum" or "mg".
+
+        Returns
+        -------
+        Variable or None
+            None where there is no such slot, or the variable has taken no step yet.
+        """
         return self._slot(var, name)
 
     def get_slot_names(self) -> list[str]:

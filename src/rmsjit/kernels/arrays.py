@@ -24,9 +24,9 @@ _TUPLE_HEAD = tuple.__basicsize__
 # NumPy's own flag bits
 C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
 
-# Columns of `expected`: the variable's object, its array and the array's data and memory; then the
-# gradient's type, and, unless NDIM is NO_ARRAY, its dtype object, flags that must be set, size in
-# bytes, number of dimensions, and the dimensions.
+# Columns of `expected`: the variable's object, its array (0 where there is no gradient), and the
+# array's data and memory; then the gradient's type, its dtype object, flags that must be set, size
+# in bytes, number of dimensions (or ANOTHER_KIND, or NAMED_ROWS), and the dimensions.
 (
     VARIABLE_OBJECT,
     OWNER,
@@ -39,7 +39,9 @@ C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
     NDIM,
     FIRST_DIMENSION,
 ) = range(10)
-NO_ARRAY = -1
+ANOTHER_KIND, NAMED_ROWS = -1, -2  # a nested list, say; a sparse gradient
+NOT_READABLE = 0  # in place of an address
+NOT_AS_EXPECTED = -1
 
 
 @njit(**RULE_FLAGS)
@@ -88,7 +90,7 @@ def _clear_of_writes(start, size, own, written):
 
 
 def read_step(gradients, variables, expected, written, addresses):
-    """Write the data address of every gradient to `addresses`; check each pair on the way.
+    """Write the data address of every dense gradient to `addresses`; check each pair on the way.
 
     Parameters
     ----------
@@ -99,33 +101,43 @@ def read_step(gradients, variables, expected, written, addresses):
     written : int64 array, shape (2, spans)
         Start and end of all memory that the step writes: ascending spans that do not meet.
     addresses : int64 array, shape (pairs, 1)
+        NOT_READABLE where a gradient can't be read as it lies.
 
     Returns
     -------
     int
-        The position of the first pair that is not as expected, else -1.
+        How many gradients can't be read as they lie; NOT_AS_EXPECTED if a variable or the type of
+        a gradient is another, or a variable has moved or become read-only.
     """
     count = len(expected)
     gradient_objects = _words(gradients + _TUPLE_HEAD, count, expected)
     variable_objects = _words(variables + _TUPLE_HEAD, count, expected)
+    others = 0
     for k in range(count):
+        addresses[k, 0] = NOT_READABLE
         if variable_objects[k] != expected[k, VARIABLE_OBJECT]:
-            return k
+            return NOT_AS_EXPECTED
         header = _words(gradient_objects[k], _HEADER_WORDS, expected)
         if header[_TYPE] != expected[k, KIND]:
-            return k
-        if expected[k, NDIM] == NO_ARRAY:
+            return NOT_AS_EXPECTED
+        if expected[k, OWNER] == 0:
             continue
         owner = _words(expected[k, OWNER], _HEADER_WORDS, expected)
         if owner[_DATA] != expected[k, OWNER_DATA] or not owner[_FLAGS] & WRITEABLE:
-            return k
-        if not _as_expected(header, expected[k], expected):
-            return k
-        own = expected[k, OWNER_MEMORY]
-        if not _clear_of_writes(header[_DATA], expected[k, NBYTES], own, written):
-            return k
-        addresses[k, 0] = header[_DATA]
-    return -1
+            return NOT_AS_EXPECTED
+        if expected[k, NDIM] == NAMED_ROWS:
+            continue
+        if (
+            expected[k, NDIM] != ANOTHER_KIND
+            and _as_expected(header, expected[k], expected)
+            and _clear_of_writes(
+                header[_DATA], expected[k, NBYTES], expected[k, OWNER_MEMORY], written
+            )
+        ):
+            addresses[k, 0] = header[_DATA]
+        else:
+            others += 1
+    return others
 
 
 def headers_readable(read):
@@ -140,7 +152,7 @@ def headers_readable(read):
     nothing = np.zeros((2, 0), np.int64)
     addresses = np.zeros((1, 1), np.int64)
     seen = read(id(gradients), id(variables), expected, nothing, addresses)
-    if seen != -1 or addresses[0, 0] != data:
+    if seen != 0 or addresses[0, 0] != data:
         return False
     expected[0, -1] += 1
-    return read(id(gradients), id(variables), expected, nothing, addresses) == 0
+    return read(id(gradients), id(variables), expected, nothing, addresses) == 1

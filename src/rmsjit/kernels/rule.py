@@ -62,7 +62,8 @@ def read_numbers(numbers):
 @njit(**RULE_FLAGS)
 def update_element(i, g, variable, rms, mg, momentum, h):
     """Apply the rule to element `i` of a variable and its slots."""
-    mean_square = h.rho * load(rms, i) + h.one_minus_rho * (g * g)
+    # An average that has overflowed must neither stay infinite nor, times a rho of 0, become NaN.
+    mean_square = h.rho * at_most(load(rms, i), h.largest) + h.one_minus_rho * (g * g)
     store(rms, i, mean_square)
     variance = mean_square
     if mg is not None:
