@@ -1,23 +1,29 @@
 """RMSprop for NumPy: the interface of TensorFlow's two optimizers on compiled, parallel kernels."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from rmsjit import schedules, train
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizer import RMSprop
 from rmsjit.variables import Variable
 
-if TYPE_CHECKING:
+if _TYPE_CHECKING:
+    from rmsjit import distributed, interop
     from rmsjit.autodiff import GradientTape, gather
+    from rmsjit.checkpoint import load, save
 
 __version__ = "0.1.0"
 
 RMSProp = RMSprop
 
-_ON_DEMAND = {  # imported at first use: each needs a package that takes its time to import
+_ON_DEMAND = {  # imported at first use, since each takes its time
     "GradientTape": "rmsjit.autodiff",
+    "distributed": "rmsjit",
     "gather": "rmsjit.autodiff",
+    "interop": "rmsjit",
+    "load": "rmsjit.checkpoint",
+    "save": "rmsjit.checkpoint",
 }
 
 __all__ = [
@@ -26,15 +32,22 @@ __all__ = [
     "RMSProp",
     "RMSprop",
     "Variable",
+    "distributed",
     "gather",
+    "interop",
+    "load",
+    "save",
     "schedules",
     "train",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ON_DEMAND:
-        return getattr(import_module(_ON_DEMAND[name]), name)
+def __getattr__(name: str) -> object:
+    module = _ON_DEMAND.get(name)
+    if module == "rmsjit":
+        return _import_module(f"rmsjit.{name}")
+    if module is not None:
+        return getattr(_import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

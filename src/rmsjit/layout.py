@@ -76,6 +76,8 @@ def is_dense(canonical: NDArray[Any]) -> bool:
 
 def overlaps_itself(canonical: NDArray[Any]) -> bool:
     """Whether two elements of a canonical view may share memory, as after a broadcast."""
+    if canonical.size == 0:
+        return False
     reach = canonical.itemsize
     for length, stride in zip(canonical.shape[::-1], canonical.strides[::-1], strict=True):
         if length > 1:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from rmsjit.kernels.scalars import at_most, load, nonnegative, store
+from rmsjit.kernels.scalars import at_most, load, nonnegative, store, weighted_square
 
 RULE_FLAGS: dict[str, Any] = {
     "error_model": "numpy",
@@ -62,8 +62,8 @@ def read_numbers(numbers):
 @njit(**RULE_FLAGS)
 def update_element(i, g, variable, rms, mg, momentum, h):
     """Apply the rule to element `i` of a variable and its slots."""
-    # An average that has overflowed must neither stay infinite nor, times a rho of 0, become NaN.
-    mean_square = h.rho * at_most(load(rms, i), h.largest) + h.one_minus_rho * (g * g)
+    # Neither an average that has overflowed nor a square that would may meet a factor of 0.
+    mean_square = h.rho * at_most(load(rms, i), h.largest) + weighted_square(h.one_minus_rho, g)
     store(rms, i, mean_square)
     variance = mean_square
     if mg is not None:
@@ -71,7 +71,7 @@ def update_element(i, g, variable, rms, mg, momentum, h):
         store(mg, i, mean)
         # Rounding can leave the difference below zero, and two overflowed terms would give NaN.
         variance = nonnegative(mean_square - at_most(mean * mean, h.largest))
-    step = h.lr * g / (np.sqrt(variance + h.eps_root) + h.eps)
+    step = h.lr * (g / (np.sqrt(variance + h.eps_root) + h.eps))  # lr * g could overflow
     if momentum is not None:
         step = h.momentum * load(momentum, i) + step
         store(momentum, i, step)

@@ -124,6 +124,18 @@ def _at_most(value, bound):
     return lambda value, bound: min(value, bound)
 
 
+def weighted_square(weight, value):
+    """``weight * value**2``, which for a weight of 0 is 0 even where the square overflows."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(weighted_square)
+def _weighted_square(weight, value):
+    if isinstance(value, types.Complex):
+        return lambda weight, value: weight * (value * value)
+    return lambda weight, value: weight * value * value
+
+
 def clip(value, bound):
     """`value` within plus and minus `bound`; a NaN stays NaN; a complex number is left alone."""
     raise NotImplementedError("compiled code only")

@@ -1,0 +1,1 @@
+"""What `rmsjit.save` and `rmsjit.load` are made of."""

@@ -1,0 +1,161 @@
+"""Files of named arrays and one text: ``.npz`` or ``.safetensors``, by their ending.
+
+Neither file can hold every dtype.  What it lacks travels as one that it has: bfloat16 as its bits
+in ``.npz``, complex numbers as pairs of real ones in ``.safetensors``.  The text tells which.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+_TEXT = "rmsjit"  # the name that the text has among the arrays, or in the metadata
+
+
+def write_arrays(path: Path, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write ASCII text and arrays of numbers to a new file."""
+    native = {
+        key: array.astype(array.dtype.newbyteorder("="), copy=False)
+        for key, array in arrays.items()
+    }
+    _WRITERS[ending_of(path)](path, text, native)
+
+
+def read_arrays(path: str | os.PathLike[str]) -> tuple[str, Arrays]:
+    """The text and the arrays of a file, in the dtypes that it could hold; see `as_dtype`.
+
+    Raises
+    ------
+    OSError
+        If the file can't be opened.
+    ValueError
+        If it is damaged, or is not one that `write_arrays` made.
+    """
+    reader = _READERS[ending_of(path)]
+    with open(path, "rb"):  # whatever fails from here on is the fault of what the file holds
+        pass
+    try:
+        return reader(Path(path))
+    except (ImportError, MemoryError):
+        raise
+    except KeyError as error:
+        raise ValueError(f"{path} was not written by rmsjit.save: it has no {error}") from None
+    except Exception as error:  # zipfile alone has seven types of them for damaged files
+        raise ValueError(f"{path} is damaged or of another format: {error}") from error
+
+
+def ending_of(path: str | os.PathLike[str]) -> str:
+    """Which of the two formats a path asks for."""
+    ending = Path(path).suffix
+    if ending not in _WRITERS:
+        raise ValueError(f"path must end in {' or '.join(_WRITERS)}, got {os.fspath(path)!r}")
+    return ending
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The dtype of that name; for bfloat16 the package that defines it is imported."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        name = ml_dtypes.bfloat16
+    return np.dtype(name)
+
+
+def as_dtype(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array that was read, with the dtype that it had when it was written."""
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if native.dtype == dtype:
+        return native
+    if dtype.kind == "c":
+        return np.asarray(native, order="C").view(dtype)[..., 0]
+    return native.view(dtype)
+
+
+# --- .npz -----------------------------------------------------------------------------------
+
+
+def _write_npz(path: Path, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    held: dict[str, Any] = {key: _as_bits(array) for key, array in arrays.items()}
+    np.savez(path, **held | {_TEXT: np.array(text.encode("ascii"))})
+
+
+def _as_bits(array: NDArray[Any]) -> NDArray[Any]:
+    return array.view(np.uint16) if array.dtype.name == "bfloat16" else array
+
+
+def _read_npz(path: Path) -> tuple[str, Arrays]:
+    with zipfile.ZipFile(path) as archive:
+        members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+        text = _parsed(archive.read(members.pop(_TEXT))).tobytes().decode("ascii")
+        return text, {key: _parsed(archive.read(name)) for key, name in members.items()}
+
+
+def _parsed(data: bytes) -> NDArray[Any]:
+    """The array in the bytes of an ``.npy`` file, whose checksum has been found good.
+
+    `numpy.load` would allocate what a forged header asks for, and takes a name that ends in
+    ".npy" for that of another array.
+    """
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) == (1, 0):
+        shape, by_column, dtype = np.lib.format.read_array_header_1_0(stream)
+    else:
+        shape, by_column, dtype = np.lib.format.read_array_header_2_0(stream)
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    order: Literal["C", "F"] = "F" if by_column else "C"
+    return np.ndarray(shape, dtype, data, stream.tell(), order=order)
+
+
+# --- .safetensors ---------------------------------------------------------------------------
+
+
+def _write_safetensors(path: Path, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    # Contiguous: safetensors writes the memory from the first element on, whatever the strides.
+    held = {key: np.asarray(_as_pairs(array), order="C") for key, array in arrays.items()}
+    _safetensors().numpy.save_file(held, path, metadata={_TEXT: text})
+
+
+def _as_pairs(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind != "c":
+        return array
+    return np.asarray(array, order="C")[..., np.newaxis].view(array.real.dtype)
+
+
+def _read_safetensors(path: Path) -> tuple[str, Arrays]:
+    with contextlib.suppress(ImportError):  # safetensors gives bfloat16 only where it is known
+        dtype_named("bfloat16")
+    with _safetensors().safe_open(path, framework="np") as file:
+        text = (file.metadata() or {})[_TEXT]
+        return text, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _safetensors() -> Any:
+    try:
+        import safetensors.numpy
+    except ImportError as error:
+        raise ImportError(
+            "files that end in .safetensors need the package of that name: "
+            "pip install 'rmsjit[safetensors]'"
+        ) from error
+    return safetensors
+
+
+_WRITERS: dict[str, Callable[[Path, str, Mapping[str, NDArray[Any]]], None]] = {
+    ".npz": _write_npz,
+    ".safetensors": _write_safetensors,
+}
+_READERS: dict[str, Callable[[Path], tuple[str, Arrays]]] = {
+    ".npz": _read_npz,
+    ".safetensors": _read_safetensors,
+}

@@ -1,0 +1,237 @@
+"""What a checkpoint holds, and how it becomes arrays and one JSON text.
+
+The text, of format version 1::
+
+    {"format": "rmsjit checkpoint", "version": 1, "rmsjit": <version of the package>,
+     "variables": [{"name", "array", "dtype", "shape", "axes", "flipped", "same_memory_as"}, ...],
+     "optimizer": {"class", "subclass", "config", "form", "iterations", "skipped_steps",
+                   "weights": [{"variable", "name", "array", "dtype", "shape"}, ...]}}
+
+``array`` is the name of an array of the file; null for a variable in the memory of an earlier one,
+which ``same_memory_as`` names.  ``axes`` are those of a variable by descending stride, ``flipped``
+those whose stride is negative: so it lay in memory.  ``weights`` are in the order of the
+optimizer's; ``variable`` is null for those that are no slot.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
+
+from numpy.typing import NDArray
+
+from rmsjit.forms import MG, MOMENTUM, RMS, Form
+from rmsjit.layout import Layout
+from rmsjit.persistence.array_file import Arrays, as_dtype, dtype_named
+
+FORMAT, VERSION = "rmsjit checkpoint", 1
+
+
+@dataclass(frozen=True)
+class SavedVariable:
+    """A variable of a checkpoint; its value is that of another where both are one memory."""
+
+    value: NDArray[Any]
+    layout: Layout
+    same_memory_as: str | None = None
+
+
+@dataclass(frozen=True)
+class SavedWeight:
+    """A slot of a variable, or where `variable` is None a weight of the optimizer's own."""
+
+    variable: str | None
+    name: str
+    value: NDArray[Any]
+
+    @property
+    def title(self) -> str:
+        """How messages name it."""
+        return f"weight {self.name!r}" if self.variable is None else f"slot {self.name!r}"
+
+
+@dataclass(frozen=True)
+class SavedOptimizer:
+    """An optimizer without its weights.
+
+    Attributes
+    ----------
+    class_name : str
+        Which of rmsjit's two classes.
+    subclass : str
+        The class itself: that, or one of the user's that derives from it.
+    config : dict
+        The constructor's arguments.
+    form : Form
+    iterations : int or None
+        None where the class does not count them.
+    skipped_steps : int
+    """
+
+    class_name: str
+    subclass: str
+    config: dict[str, Any]
+    form: Form
+    iterations: int | None
+    skipped_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All that a file holds."""
+
+    optimizer: SavedOptimizer
+    variables: dict[str, SavedVariable]
+    weights: list[SavedWeight]
+
+
+def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
+    """The JSON text and the arrays of a checkpoint.
+
+    Raises
+    ------
+    TypeError
+        If the optimizer's config holds what JSON can't.
+    """
+    from rmsjit import __version__  # which imports this module
+
+    arrays: Arrays = {}
+    variables = [
+        _variable_record(name, saved, arrays) for name, saved in checkpoint.variables.items()
+    ]
+    weights = [_weight_record(saved, arrays) for saved in checkpoint.weights]
+    optimizer = asdict(checkpoint.optimizer)
+    optimizer["class"] = optimizer.pop("class_name")
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "rmsjit": __version__,
+        "variables": variables,
+        "optimizer": optimizer | {"weights": weights},
+    }
+    return json.dumps(content), arrays
+
+
+def decoded(text: str, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
+    """The checkpoint that `encoded` made these of.
+
+    Raises
+    ------
+    ValueError
+        If they were made of something else, or in a newer format.
+    """
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError(f"its format is {content['format']!r}")
+        version = content["version"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"it was not written by rmsjit.save: {error}") from error
+    if version != VERSION:
+        raise ValueError(
+            f"its format version is {version!r} (of rmsjit {content.get('rmsjit')}), "
+            f"and this rmsjit reads version {VERSION}"
+        )
+    try:
+        return _checkpoint(content, arrays)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"it is damaged: {type(error).__name__}: {error}") from error
+
+
+def _checkpoint(content: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
+    optimizer = dict(content["optimizer"])
+    weights = [
+        SavedWeight(record["variable"], _string(record["name"]), _value(record, arrays))
+        for record in optimizer.pop("weights")
+    ]
+    variables: dict[str, SavedVariable] = {}
+    for record in content["variables"]:
+        variables[_string(record["name"])] = _saved_variable(record, variables, arrays)
+    for weight in weights:
+        if weight.variable is not None and weight.variable not in variables:
+            raise ValueError(f"{weight.title} is of a variable {weight.variable!r} without value")
+    form = Form(**optimizer["form"] | {"slots": tuple(optimizer["form"]["slots"])})
+    if RMS not in form.slots or not {RMS, MG, MOMENTUM}.issuperset(form.slots):
+        raise ValueError(f"it has the slots {form.slots}")
+    saved = SavedOptimizer(class_name=optimizer.pop("class"), **optimizer | {"form": form})
+    return Checkpoint(saved, variables, weights)
+
+
+def _variable_record(name: str, saved: SavedVariable, arrays: Arrays) -> dict[str, Any]:
+    key = None
+    if saved.same_memory_as is None:
+        key = "variables/" + _quoted(name)
+        arrays[key] = saved.value
+    return {
+        "name": name,
+        "array": key,
+        "dtype": saved.value.dtype.name,
+        "shape": saved.value.shape,
+        "axes": saved.layout.axes,
+        "flipped": _flipped_axes(saved.layout),
+        "same_memory_as": saved.same_memory_as,
+    }
+
+
+def _saved_variable(
+    record: dict[str, Any],
+    earlier: Mapping[str, SavedVariable],
+    arrays: Mapping[str, NDArray[Any]],
+) -> SavedVariable:
+    layout = _layout(record)
+    sharing = record["same_memory_as"]
+    if sharing is None:
+        value = _value(record, arrays)
+    else:
+        first = earlier[sharing]
+        flat = first.layout.canonical(first.value).reshape(-1)
+        value = layout.logical(flat, tuple(record["shape"]))
+    return SavedVariable(value, layout, sharing)
+
+
+def _flipped_axes(layout: Layout) -> list[int]:
+    flips = layout.flips or [slice(None)] * len(layout.axes)
+    return [axis for axis, flip in zip(layout.axes, flips, strict=True) if flip.step == -1]
+
+
+def _layout(record: dict[str, Any]) -> Layout:
+    axes, flipped = tuple(record["axes"]), record["flipped"]
+    if sorted(axes) != list(range(len(record["shape"]))):
+        raise ValueError(f"{record['name']!r} has the axes {axes} for the shape {record['shape']}")
+    return Layout(axes, tuple(slice(None, None, -1 if k in flipped else None) for k in axes))
+
+
+def _weight_record(saved: SavedWeight, arrays: Arrays) -> dict[str, Any]:
+    if saved.variable is None:
+        key = f"weights/{len(arrays)}/{_quoted(saved.name)}"  # two may have one name
+    else:
+        key = f"slots/{_quoted(saved.name, safe='')}/{_quoted(saved.variable)}"
+    arrays[key] = saved.value
+    return {
+        "variable": saved.variable,
+        "name": saved.name,
+        "array": key,
+        "dtype": saved.value.dtype.name,
+        "shape": saved.value.shape,
+    }
+
+
+def _quoted(name: str, safe: str = "/ :()[]{},;=+@#!$&'") -> str:
+    """A name as zip files can hold it: printable ASCII, in which no two names come to be one."""
+    return quote(name, safe, errors="surrogatepass")
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no name")
+    return value
+
+
+def _value(record: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    value = as_dtype(arrays[record["array"]], dtype_named(record["dtype"]))
+    if value.shape != tuple(record["shape"]):
+        raise ValueError(f"{record['array']} is of shape {value.shape}, not {record['shape']}")
+    return value

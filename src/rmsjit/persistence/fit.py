@@ -1,0 +1,225 @@
+"""Whether a checkpoint fits an optimizer and its variables, and if not, what differs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from rmsjit.base import Optimizer
+from rmsjit.dtypes import precision_of
+from rmsjit.forms import Form
+from rmsjit.layout import Key, layout_of, memory_key, overlaps_itself
+from rmsjit.optimizer import RMSprop
+from rmsjit.persistence.content import Checkpoint, SavedOptimizer, SavedWeight
+from rmsjit.slots import entry_of, find_overlap
+from rmsjit.train import RMSPropOptimizer
+from rmsjit.variables import Variable, array_of
+
+Variables = Mapping[str, Any]
+Place = tuple[Key, str]  # where `SlotStore.created` has a weight
+
+CLASSES: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (RMSprop, RMSPropOptimizer)}
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+_FLOATS = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
+DTYPES = ["bool", *_INTEGERS, *_FLOATS]  # what both file formats can hold
+_FORM_WORDS = {
+    "epsilon_inside": "epsilon inside the root",
+    "rms_start": "the start of rms",
+    "slots": "slots",
+}
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise `TypeError` where it is none of rmsjit's."""
+    if not isinstance(optimizer, tuple(CLASSES.values())):
+        raise TypeError(f"optimizer must be one of rmsjit's, got {type(optimizer).__name__}")
+
+
+def check_variables(variables: Any) -> None:
+    """Raise `TypeError` where it is no dict of arrays, `ValueError` where these overlap."""
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables must be a dict of arrays, got {type(variables).__name__}")
+    for name, variable in variables.items():
+        if not isinstance(name, str):
+            raise TypeError(f"variables must have strings as names, got {name!r}")
+        array = array_of(variable)
+        if not isinstance(array, np.ndarray):
+            raise TypeError(
+                f"variables[{name!r}] must be a NumPy array or an rmsjit.Variable, "
+                f"got {type(variable).__name__}"
+            )
+        if array.dtype.name not in DTYPES:
+            raise TypeError(f"variables[{name!r}] must hold numbers, got dtype {array.dtype}")
+    _refuse_overlap(variables)
+
+
+def _refuse_overlap(variables: Variables) -> None:
+    entries = {name: entry_of(v) for name, v in variables.items() if precision_of(v.dtype)}
+    pair = find_overlap([], entries.values())
+    if pair is not None:
+        first, second = (name for name, entry in entries.items() if entry in pair)
+        raise ValueError(
+            f"variables must not overlap in part, but {first!r} and {second!r} share memory"
+        )
+
+
+def class_of(optimizer: Optimizer) -> type[Optimizer]:
+    """Which class of rmsjit an optimizer is of, itself or through a class of the user's."""
+    return RMSprop if isinstance(optimizer, RMSprop) else RMSPropOptimizer
+
+
+def key_of(variable: Any) -> Key:
+    """What tells the memory of a variable."""
+    array = array_of(variable)
+    return memory_key(layout_of(array).canonical(array))
+
+
+def sharing_of(names: Iterable[str], variables: Variables) -> dict[str, str | None]:
+    """For each name the earlier one whose memory its variable has, if there is one."""
+    first_of: dict[Key, str] = {}
+    sharing: dict[str, str | None] = {}
+    for name in names:
+        first = first_of.setdefault(key_of(variables[name]), name)
+        alone = first == name or variables[name].size == 0  # empty arrays have no memory
+        sharing[name] = None if alone else first
+    return sharing
+
+
+def check_all_named(optimizer: Optimizer, variables: Variables) -> None:
+    """Raise `ValueError` where `variables` lacks one that the optimizer has state for."""
+    strangers = unnamed(optimizer, variables)
+    if strangers:
+        raise ValueError(
+            "variables must hold every variable that the optimizer has stepped or built, "
+            f"but lacks {', '.join(strangers)}"
+        )
+
+
+def unnamed(optimizer: Optimizer, variables: Variables) -> list[str]:
+    """The variables that the optimizer has state for and `variables` does not hold."""
+    named = {key_of(variable) for variable in variables.values()}
+    return [
+        f"{entry.name} (number {number} of the optimizer, {entry.canonical.dtype} {entry.shape})"
+        for number, (key, entry) in enumerate(optimizer._store.entries.items())
+        if key not in named
+    ]
+
+
+def own_weights(optimizer: Optimizer) -> dict[Place, Variable]:
+    """The weights that are no slot of a variable, in the order of their creation."""
+    store = optimizer._store
+    return {place: w for place, w in store.created.items() if place[0] not in store.entries}
+
+
+def is_rules_slot(weight: SavedWeight, checkpoint: Checkpoint) -> bool:
+    """Whether a weight is a slot that the rule uses, and not one that the user has added."""
+    return weight.variable is not None and weight.name in checkpoint.optimizer.form.slots
+
+
+def differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> list[str]:
+    """Why a checkpoint can't be restored into these; empty where it can."""
+    return [
+        *_optimizer_differences(checkpoint.optimizer, optimizer),
+        *_variable_differences(checkpoint, variables),
+        *_slot_differences(checkpoint, optimizer, variables),
+        *_own_weight_differences(checkpoint, optimizer),
+    ]
+
+
+def _optimizer_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Iterator[str]:
+    here = class_of(optimizer).__name__
+    if saved.class_name != here:
+        yield f"class of the optimizer: saved {saved.class_name}, here {here}"
+        return
+    for field in fields(Form):
+        theirs, ours = (_plain(getattr(f, field.name)) for f in (saved.form, optimizer._store.form))
+        if theirs != ours:
+            words = _FORM_WORDS.get(field.name, field.name)
+            yield f"{words}: saved {theirs}, here {ours}"
+    if isinstance(optimizer, RMSprop):
+        counter, count = optimizer.iterations.dtype, saved.iterations
+        if not isinstance(count, int) or not 0 <= count <= np.iinfo(counter).max:
+            yield f"iterations: saved {count}, which the {counter} here can't hold"
+
+
+def _plain(value: Any) -> Any:
+    return ", ".join(sorted(value)) if isinstance(value, tuple) else value
+
+
+def _variable_differences(checkpoint: Checkpoint, variables: Variables) -> Iterator[str]:
+    for name in checkpoint.variables:
+        if name not in variables:
+            yield f"variable {name!r} was saved, but is not here"
+    for name in variables:
+        if name not in checkpoint.variables:
+            yield f"variable {name!r} was not saved"
+    common = [name for name in checkpoint.variables if name in variables]
+    sharing = sharing_of(common, variables)
+    for name in common:
+        saved, array = checkpoint.variables[name], array_of(variables[name])
+        if array.shape != saved.value.shape:
+            yield f"shape of {name!r}: saved {saved.value.shape}, here {array.shape}"
+        if array.dtype.name != saved.value.dtype.name:
+            yield f"dtype of {name!r}: saved {saved.value.dtype}, here {array.dtype}"
+        if not array.flags.writeable:
+            yield f"variable {name!r} is read-only here"
+        elif array.size and overlaps_itself(layout_of(array).canonical(array)):
+            yield f"variable {name!r} is a view here in which elements share memory"
+        if sharing[name] != saved.same_memory_as:
+            theirs, ours = map(_or_none, (saved.same_memory_as, sharing[name]))
+            yield f"memory of {name!r}: saved as shared with {theirs}, here with {ours}"
+
+
+def _or_none(name: str | None) -> str:
+    return "none" if name is None else repr(name)
+
+
+def _slot_differences(
+    checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables
+) -> Iterator[str]:
+    for stranger in unnamed(optimizer, variables):
+        yield f"the optimizer has slots of {stranger}, which is not in variables"
+    saved_places = set()
+    for weight in checkpoint.weights:
+        if weight.variable is not None and weight.variable in variables:
+            saved_places.add((key_of(variables[weight.variable]), weight.name))
+            yield from _slot_difference(weight, checkpoint, optimizer, variables[weight.variable])
+    store = optimizer._store
+    for key, slot in store.created:
+        added = key in store.entries and slot not in store.form.slots
+        if added and (key, slot) not in saved_places:
+            yield f"slot {slot!r} of {store.entries[key].name} was not saved"
+
+
+def _slot_difference(
+    weight: SavedWeight, checkpoint: Checkpoint, optimizer: Optimizer, variable: Any
+) -> Iterator[str]:
+    title = f"slot {weight.name!r} of {weight.variable!r}"
+    if precision_of(array_of(variable).dtype) is None:
+        yield f"{title}: a variable of {array_of(variable).dtype!r} can't be trained"
+        return
+    assert weight.variable is not None
+    expected: Any = optimizer._store.created.get((key_of(variable), weight.name), weight.value)
+    if is_rules_slot(weight, checkpoint):
+        expected = checkpoint.variables[weight.variable].value
+    if weight.value.dtype != expected.dtype:
+        yield f"dtype of {title}: saved {weight.value.dtype}, here {expected.dtype}"
+    if weight.value.shape != expected.shape:
+        yield f"shape of {title}: saved {weight.value.shape}, here {expected.shape}"
+
+
+def _own_weight_differences(checkpoint: Checkpoint, optimizer: Optimizer) -> Iterator[str]:
+    saved = [_described(w.name, w.value) for w in checkpoint.weights if w.variable is None]
+    here = [_described(name, weight) for (_, name), weight in own_weights(optimizer).items()]
+    if saved != here:
+        yield (
+            f"weights besides slots: saved {', '.join(saved) or 'none'}, "
+            f"here {', '.join(here) or 'none'}"
+        )
+
+
+def _described(name: str, weight: Any) -> str:
+    return f"{name!r} {weight.dtype} {weight.shape}"

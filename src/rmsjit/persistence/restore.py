@@ -1,0 +1,172 @@
+"""Writing what a checkpoint holds into an optimizer and its variables, or into new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.base import Optimizer
+from rmsjit.layout import layout_of
+from rmsjit.optimizer import RMSprop
+from rmsjit.persistence.content import Checkpoint, SavedWeight
+from rmsjit.persistence.fit import (
+    CLASSES,
+    Place,
+    Variables,
+    differences,
+    is_rules_slot,
+    key_of,
+    own_weights,
+)
+from rmsjit.slots import Entry, entry_of
+from rmsjit.variables import array_of
+
+_DIFFERENCES_LISTED = 10
+
+
+@dataclass
+class _Writing:
+    """What restoring will write, all of it found and allocated before the first write."""
+
+    values: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)  # to, from
+    slots: list[tuple[Entry, str, NDArray[Any]]] = field(default_factory=list)  # the rule's, new
+    added_slots: list[tuple[Any, str, NDArray[Any]]] = field(default_factory=list)  # also new
+    order: list[Place] = field(default_factory=list)  # of all weights
+
+
+def new_variables(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
+    """Arrays that lie in memory as those that were saved did, with values still to be set."""
+    memories: dict[str, NDArray[Any]] = {}
+    arrays = {}
+    for name, saved in checkpoint.variables.items():
+        if saved.same_memory_as is None:
+            memories[name] = np.empty(saved.value.size, saved.value.dtype)
+        else:
+            memories[name] = memories[saved.same_memory_as]
+        arrays[name] = saved.layout.logical(memories[name], saved.value.shape)
+    return arrays
+
+
+def new_optimizer(checkpoint: Checkpoint, custom_objects: Mapping[str, Any] | None) -> Optimizer:
+    """An optimizer as the saved one was constructed, its weights still to be set.
+
+    Raises
+    ------
+    ValueError
+        If its class is unknown, or does not take the saved configuration.
+    """
+    saved = checkpoint.optimizer
+    custom = dict(custom_objects or {})
+    cls: Any = custom.get(saved.subclass, CLASSES.get(saved.subclass))
+    if cls is None:
+        raise ValueError(
+            f"an optimizer of the class {saved.subclass!r} needs that class among custom_objects, "
+            f"or to be given as optimizer"
+        )
+    try:
+        if issubclass(cls, RMSprop):
+            optimizer: Optimizer = cls.from_config(saved.config, custom_objects=custom)
+        else:
+            optimizer = cls(**saved.config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an optimizer can't be made from its configuration: {error}") from error
+    # A momentum that was set later has its slot, and epsilon where the constructor had put it.
+    optimizer._store.form = saved.form
+    if not own_weights(optimizer):
+        for weight in checkpoint.weights:
+            if weight.variable is None:
+                optimizer._store.add_weight(weight.name, weight.value.copy(), trainable=False)
+    return optimizer
+
+
+def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> None:
+    """Overwrite variables and the optimizer's state.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint does not fit; nothing has been changed then.
+    """
+    found = differences(checkpoint, optimizer, variables)
+    if found:
+        listed = found[:_DIFFERENCES_LISTED]
+        if len(found) > len(listed):
+            listed.append(f"and {len(found) - len(listed)} more")
+        raise ValueError("it does not fit; nothing was changed:\n- " + "\n- ".join(listed))
+    writing = _planned(checkpoint, optimizer, variables)
+    # From here on there is only writing, which can't fail.
+    for name, saved in checkpoint.variables.items():
+        array_of(variables[name])[...] = saved.value
+    _start_slots_anew(optimizer)
+    for memory, value in writing.values:
+        memory[...] = value
+    _enter(writing, optimizer)
+    optimizer.skipped_steps = checkpoint.optimizer.skipped_steps
+    if isinstance(optimizer, RMSprop):
+        optimizer.iterations.array[()] = checkpoint.optimizer.iterations
+
+
+def _planned(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> _Writing:
+    writing = _Writing()
+    own = iter(own_weights(optimizer).items())
+    entries = dict(optimizer._store.entries)
+    for weight in checkpoint.weights:
+        if weight.variable is None:
+            place, held = next(own)
+            writing.values.append((held.array, weight.value))
+        else:
+            variable = variables[weight.variable]
+            place = key_of(variable), weight.name
+            entry = entries.setdefault(place[0], entry_of(variable))
+            if is_rules_slot(weight, checkpoint):
+                _plan_slot(writing, optimizer, variable, entry, weight)
+            else:
+                _plan_added_slot(writing, optimizer, variable, weight)
+        writing.order.append(place)
+    return writing
+
+
+def _plan_slot(
+    writing: _Writing, optimizer: Optimizer, variable: Any, entry: Entry, weight: SavedWeight
+) -> None:
+    value = layout_of(array_of(variable)).canonical(weight.value).reshape(-1)
+    memory = entry.slots.get(weight.name)
+    if memory is None:
+        memory = optimizer._store.allocate(value.shape, value.dtype, entry.canonical)
+        writing.slots.append((entry, weight.name, memory))
+    writing.values.append((memory, value))
+
+
+def _plan_added_slot(
+    writing: _Writing, optimizer: Optimizer, variable: Any, weight: SavedWeight
+) -> None:
+    held = optimizer._store.created.get((key_of(variable), weight.name))
+    if held is None:
+        writing.added_slots.append((variable, weight.name, weight.value.copy()))
+    else:
+        writing.values.append((held.array, weight.value))
+
+
+def _start_slots_anew(optimizer: Optimizer) -> None:
+    """Give the rule's slots their first values, for those that were not saved."""
+    form = optimizer._store.form
+    for entry in optimizer._store.entries.values():
+        for slot, memory in entry.slots.items():
+            memory[...] = form.start(slot)
+        if entry.clock is not None:
+            entry.clock.reset()  # in a checkpoint no row has missed a step
+
+
+def _enter(writing: _Writing, optimizer: Optimizer) -> None:
+    """Make new slots known, and bring all weights to the order in which they were saved."""
+    store = optimizer._store
+    store.enter([entry for entry, _, _ in writing.slots], writing.slots)
+    for variable, name, value in writing.added_slots:
+        store.add_slot(variable, name, value)
+    saved = {place: store.created[place] for place in writing.order}
+    store.created = saved | store.created  # those that were not saved come last
+    optimizer._stepper.forget_plans()
