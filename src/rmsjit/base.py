@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmsjit import recording
 from rmsjit.arguments import checked_name, checked_nonfinite, checked_sparse, checked_threads
@@ -68,11 +69,21 @@ class Optimizer:
             taken = self._stepper.step(gradients, variables, clipping, self._numbers)
         else:
             taken = self._strategy.step(
-                self._stepper, gradients, variables, clipping, self._numbers, aggregate=aggregate
+                self._stepper,
+                gradients,
+                variables,
+                clipping,
+                self._numbers,
+                aggregate=aggregate,
+                counter=self._counter(),
             )
-        if not taken:
+        if gradients and not taken:
             self.skipped_steps += 1
         return taken
+
+    def _counter(self) -> NDArray[Any] | None:
+        """The memory of the number of steps, where there is one."""
+        return None
 
     def _numbers(self) -> StepNumbers:
         """The hyperparameters at this step; the same object as long as none of them can change."""

@@ -69,6 +69,11 @@ class Clipping:
             for g, v in zip(gradients, values, strict=True)
         ]
 
+    def fixed_factors(self, count: int) -> NDArray[Any] | None:
+        """What to multiply each of `count` gradients by where norms don't matter; None for 1."""
+        del count
+        return None
+
     def factors(self, squares: NDArray[Any]) -> NDArray[Any]:
         """What to multiply each gradient by.
 

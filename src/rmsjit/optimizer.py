@@ -226,7 +226,12 @@ class RMSprop(Optimizer):
                 taken = self._step(gradients, variables, self._clipping, aggregate)
             if taken:
                 self._iterations.array[()] += 1
+        elif self._strategy is not None:
+            self._step((), (), self._clipping, bool(experimental_aggregate_gradients))
         return self._iterations
+
+    def _counter(self) -> NDArray[Any]:
+        return self._iterations.array
 
     def minimize(
         self,
@@ -375,6 +380,11 @@ class RMSprop(Optimizer):
             reduced = self._aggregate_gradients(pairs)
             pairs = [(g, variable) for g, (_, variable) in zip(reduced, pairs, strict=True)]
         if self._strategy is not None and aggregate and not replaced:
+            if self.gradient_transformers or _overrides(self, "_transform_gradients"):
+                raise ValueError(
+                    "gradient_transformers and _transform_gradients see summed gradients, which "
+                    "a strategy does not hand out: sum them in gradient_aggregator"
+                )
             return self._step(*read_pairs(pairs), self._clipping, aggregate)
         pairs = list(self._transform_gradients(pairs))
         return self._step(*read_pairs(pairs), NO_CLIPPING, aggregate=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from rmsjit.clipping import Clipping
 from rmsjit.hyperparameters import StepNumbers
 from rmsjit.stepper import Stepper
@@ -22,8 +24,12 @@ class Strategy(Protocol):
         numbers: Callable[[], StepNumbers],
         *,
         aggregate: bool,
+        counter: NDArray[Any] | None = None,
     ) -> bool:
         """Reduce `gradients` over all processes if `aggregate`, and update `variables`.
+
+        Lists may be empty, so that the other processes learn of it.  `counter` counts the steps;
+        at the first it becomes that of the first process.
 
         Returns
         -------

@@ -1,0 +1,192 @@
+"""What `MPIStrategy` costs over MPI itself: ``mpiexec -n 2 python benchmarks/distributed.py``.
+
+Three tables, printed by rank 0:
+
+- the time (lower quartile, in microseconds) of a step with the strategy, of a bare ``Allreduce`` of
+  the same bytes and the local step on its result, and of the same with the ``Allreduce`` in place,
+  which overwrites the gradients and finds them where the last step has left them in the cache;
+- the memory of slots on each rank with ``shard_state=True``, over an equal share;
+- with ``--count``, bytes on the wire of each step against the model of ``docs/scaling.md``.  All
+  traffic must then go through the loopback device: ``--count`` prints the settings for MPICH.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+
+import rmsjit
+from rmsjit.distributed import MPIStrategy
+
+LOOPBACK = "MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp FI_TCP_IFACE=lo MPIR_CVAR_NOLOCAL=1"
+CASES = {
+    "one large (4,194,304)": [(2048, 2048)],
+    "a network (1,710,602)": [
+        (784, 1024),
+        (1024,),
+        (1024, 768),
+        (768,),
+        (768, 150),
+        (150,),
+        (4052,),
+    ],
+    "many small (200 x 1,024)": [(1024,)] * 200,
+}
+COMM = MPI.COMM_WORLD
+
+
+def arrays(shapes, seed):
+    """Random float32 arrays."""
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+
+
+def seconds(work):
+    """The time that the slowest rank takes; all start together."""
+    COMM.Barrier()
+    begin = time.perf_counter()
+    work()
+    return COMM.allreduce(time.perf_counter() - begin, MPI.MAX)
+
+
+def contenders(shapes, **settings):
+    """One step with the strategy, and the bare one."""
+    strategy = MPIStrategy(**settings)
+    variables, gradients = arrays(shapes, 0), arrays(shapes, 1 + COMM.rank)
+    opt = rmsjit.RMSprop(1e-3, strategy=strategy)
+    pairs = list(zip(gradients, variables, strict=True))
+
+    bare_opt = rmsjit.RMSprop(1e-3, num_threads=strategy.threads)
+    flat = np.concatenate([gradient.ravel() for gradient in gradients])
+    reduced = flat.copy()
+    ends = np.cumsum([gradient.size for gradient in gradients])
+    places = [
+        reduced[end - gradient.size : end].reshape(gradient.shape)
+        for gradient, end in zip(gradients, ends, strict=True)
+    ]
+    bare_pairs = list(zip(places, [v.copy() for v in variables], strict=True))
+
+    def bare():
+        COMM.Allreduce(flat, reduced)
+        bare_opt.apply_gradients(bare_pairs)
+
+    def in_place():
+        COMM.Allreduce(MPI.IN_PLACE, reduced)
+        bare_opt.apply_gradients(bare_pairs)
+
+    return lambda: opt.apply_gradients(pairs), bare, in_place
+
+
+def table_of_times(rounds, **options):
+    """Rounds of all in turn, so that a change of the machine's load meets each of them."""
+    say(f"{'step':36} {'strategy':>9} {'bare':>9} {'in place':>9} {'/ bare':>7} {'/ in place':>10}")
+    for name, shapes in CASES.items():
+        for shard in (False, True):
+            works = contenders(shapes, shard_state=shard, **options)
+            for work in works * 2:
+                work()
+            times = np.array([[seconds(work) for work in works] for _ in range(rounds)])
+            ours, bare, in_place = 1e6 * np.quantile(times, 0.25, axis=0)
+            say(
+                f"{name + ', sharded' * shard:36} {ours:9.0f} {bare:9.0f} {in_place:9.0f} "
+                f"{ours / bare:7.2f} {ours / in_place:10.2f}"
+            )
+
+
+def table_of_memory():
+    """The largest share of any rank."""
+    say(f"\n{'slots with shard_state':28} {'largest':>12} {'equal share':>12} {'ratio':>7}")
+    for name, shapes in CASES.items():
+        opt = rmsjit.RMSprop(1e-3, momentum=0.5, strategy=MPIStrategy(shard_state=True))
+        variables = arrays(shapes, 0)
+        opt.apply_gradients(zip(arrays(shapes, 1), variables, strict=True))
+        own = sum(weight.array.nbytes for weight in opt.weights[1:])
+        largest = max(COMM.allgather(own))
+        even = 2 * sum(v.nbytes for v in variables) / COMM.size
+        say(f"{name:28} {largest:12,} {even:12,.0f} {largest / even:7.3f}")
+
+
+# --- bytes on the wire ----------------------------------------------------------------------
+
+
+def loopback_bytes():
+    """All bytes that this machine has sent to itself."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, counts = line.partition(":")
+        if name.strip() == "lo":
+            return int(counts.split()[0])
+    raise RuntimeError("no loopback device")
+
+
+def counted(work, steps=5):
+    """Bytes on the wire of one call, all ranks together."""
+    work()
+    COMM.Barrier()
+    before = loopback_bytes()
+    COMM.Barrier()
+    for _ in range(steps):
+        work()
+    COMM.Barrier()
+    after = loopback_bytes()
+    COMM.Barrier()
+    return (after - before) / steps
+
+
+def table_of_bytes():
+    """Counted bytes of all ranks against the model."""
+    ranks, others = COMM.size, COMM.size - 1
+    say(f"\n{'bytes of a step, all ranks':36} {'counted':>12} {'model':>12} {'ratio':>7}")
+    for name, shapes in CASES.items():
+        size = 4 * sum(int(np.prod(shape)) for shape in shapes)
+        for shard in (False, True):
+            ours, _, _ = contenders(shapes, shard_state=shard)
+            label = f"{name}{', sharded' if shard else ''}"
+            report(label, counted(ours), 2 * others * size)
+    rows, width, named = 100_000, 64, 4096
+    for shard in (False, True):
+        opt = rmsjit.RMSprop(1e-3, strategy=MPIStrategy(shard_state=shard))
+        table = np.zeros((rows, width), np.float32)
+        rng = np.random.default_rng(COMM.rank)
+        indices = rng.choice(rows, named, replace=False)
+        gradient = rmsjit.IndexedSlices(np.ones((named, width), np.float32), indices)
+        everyone = np.concatenate(COMM.allgather(indices))
+        per_row = 4 * width + 4
+        if shard:
+            model = named * others * per_row + others * len(np.unique(everyone)) * per_row
+        else:
+            model = ranks * others * named * per_row
+        label = f"{named:,} rows of {rows:,} x {width}{', sharded' if shard else ''}"
+        report(label, counted(lambda: opt.apply_gradients([(gradient, table)])), model)  # noqa: B023
+
+
+def report(label, count, model):
+    """A line of the table of bytes."""
+    say(f"{label:36} {count:12,.0f} {model:12,.0f} {count / max(model, 1):7.3f}")
+
+
+def say(text):
+    """Print on rank 0."""
+    if COMM.rank == 0:
+        print(text, flush=True)
+
+
+def main():
+    """The tables that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--bucket-bytes", type=int, default=1 << 22)
+    parser.add_argument("--count", action="store_true", help="count bytes instead of time")
+    options = parser.parse_args()
+    say(f"{COMM.size} ranks, {MPI.Get_library_version().splitlines()[0]}")
+    if options.count:
+        say(f"(to count, run under: env {LOOPBACK} mpiexec -n {COMM.size} ...)")
+        table_of_bytes()
+    else:
+        table_of_times(options.rounds, bucket_bytes=options.bucket_bytes)
+        table_of_memory()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Ranks that share a machine: one of them compiles first, and each has its share of the threads."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from rmsjit.distributed.comm import load_mpi
+from rmsjit.distributed.incoming import Incoming
+from rmsjit.dtypes import Precision
+from rmsjit.forms import Form
+from rmsjit.runtime import processors
+
+_PARALLEL_BYTES = 1 << 20  # of variables, about where the stepper begins to use threads
+
+
+class Node:
+    """The ranks on this rank's machine.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+        All ranks.
+
+    Attributes
+    ----------
+    comm : mpi4py.MPI.Comm
+        Those on this machine.
+    threads : int
+        How many threads this rank may keep busy.
+    """
+
+    def __init__(self, comm: Any) -> None:
+        self.comm = comm.Split_type(load_mpi().COMM_TYPE_SHARED)
+        masks = self.comm.allgather(_affinity_mask())
+        sharing = sum(bool(mask & masks[self.comm.rank]) for mask in masks)
+        self.threads = min(processors.thread_limit(), thread_share(sharing))
+
+    def compile_first(self, kernels: Kernels) -> None:
+        """Have the first rank of the machine compile kernels, and the others load them.
+
+        Ranks may compile the same kernel at once without harm, but each would take the time.
+        """
+        if self.comm.rank != 0:
+            self.comm.Barrier()
+        try:
+            kernels.load()
+        finally:
+            if self.comm.rank == 0:
+                self.comm.Barrier()
+
+
+def thread_share(sharing: int) -> int:
+    """The threads for each of `sharing` ranks that have the same processors."""
+    limits = [processors.affinity(), processors.control_group_quota()]
+    available = min((limit for limit in limits if limit is not None), default=1)
+    return max(1, available // sharing)
+
+
+def _affinity_mask() -> frozenset[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What the steps of a list of variables need.
+
+    Attributes
+    ----------
+    dense, sparse : dict of Precision to bool
+        For the dtypes of dense and of sparse gradients, whether threads are worth while.
+    form : Form
+    exact : bool
+    norms : bool
+        Whether gradients are read before the update.
+    """
+
+    dense: dict[Precision, bool]
+    sparse: dict[Precision, bool]
+    form: Form
+    exact: bool
+    norms: bool
+
+    def load(self) -> None:
+        """Compile them, or load them from the cache."""
+        from rmsjit.kernels import loader
+
+        slots = self.form.centered, self.form.has_momentum
+        loader.read_step()
+        for precision, parallel in self.dense.items():
+            loader.update_dense(precision, *slots, parallel)
+        if self.sparse:
+            loader.find_rows()
+            loader.first_outside()
+        for precision, parallel in self.sparse.items():
+            loader.update_rows(precision, *slots, self.exact, parallel)
+        for precision, parallel in {**self.sparse, **self.dense}.items():
+            if self.norms:
+                loader.sums_of_squares(precision.real, precision.computing, parallel)
+
+
+def kernels_of(incoming: Incoming, form: Form, exact: bool, norms: bool, threads: int) -> Kernels:
+    """The kernels that steps of a list of variables need, as far as sizes tell."""
+    sizes: dict[Precision, int] = {}
+    for k in incoming.dense:
+        precision = incoming.precisions[k]
+        sizes[precision] = sizes.get(precision, 0) + incoming.arrays[k].nbytes
+    large = {p: threads > 1 and size >= _PARALLEL_BYTES for p, size in sizes.items()}
+    tables = {incoming.precisions[k]: False for k in incoming.sparse}
+    return Kernels(large, tables, form, exact, norms)

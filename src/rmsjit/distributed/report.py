@@ -1,0 +1,42 @@
+"""What each rank of an MPI job runs on, for ``python -m rmsjit info`` under ``mpiexec``."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from rmsjit.distributed.comm import load_mpi
+from rmsjit.distributed.node import Node
+
+_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+
+
+def launched_by_mpi() -> bool:
+    """Whether this process is a rank, as launchers tell; MPI is not started to find out."""
+    return any(name in os.environ for name in _RANK_VARIABLES)
+
+
+def report() -> list[dict[str, Any]] | None:
+    """Host, threads and MPI library of every rank, on rank 0; None on the others.
+
+    Collective.
+
+    Raises
+    ------
+    ImportError
+        If there is no mpi4py.
+    """
+    mpi = load_mpi()
+    comm = mpi.COMM_WORLD
+    node = Node(comm)
+    own = {
+        "rank": comm.rank,
+        "host": platform.node(),
+        "ranks_on_host": node.comm.size,
+        "threads": node.threads,
+        "compiles": node.comm.rank == 0,
+        "library": mpi.Get_library_version().splitlines()[0].strip("\0 "),
+    }
+    ranks: list[dict[str, Any]] | None = comm.gather(own, 0)  # a few words, once
+    return ranks

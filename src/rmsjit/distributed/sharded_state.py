@@ -1,0 +1,139 @@
+"""Slots of whole variables and of shares: taken apart at the first step, put together to save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.distributed.comm import receive, send
+from rmsjit.distributed.shards import Cut
+from rmsjit.layout import Key, Layout, layout_of, memory_key
+from rmsjit.slots import Entry, SlotStore, entry_of
+from rmsjit.variables import array_of
+
+Slots = dict[str, NDArray[Any]]
+
+
+def remove(store: SlotStore, key: Key) -> Slots:
+    """Take a variable's entry out of a store; its slots, none if it was not there."""
+    entry = store.entries.pop(key, None)
+    for known in [known for known in store.created if known[0] == key]:
+        del store.created[known]
+    return {} if entry is None else entry.slots
+
+
+def shaped(entry: Entry, slot: str) -> NDArray[Any]:
+    """A slot in the shape of what `entry` was made of."""
+    return entry.layout.logical(entry.slots[slot], entry.shape)
+
+
+def scatter(
+    comm: Any, whole: Slots, array: NDArray[Any], cut: Cut, piece: Entry | None, slots: list[str]
+) -> None:
+    """Give each rank its part of the slots of a variable that rank 0 has as a whole.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+    whole : dict
+        On rank 0, slots of the whole variable in canonical order.
+    array : ndarray
+        The variable.
+    cut : Cut
+    piece : Entry or None
+        Of this rank's part, if it has one.
+    slots : list of str
+        The same on all ranks.
+    """
+    layout = layout_of(array)
+    for slot in slots:
+        if comm.rank != 0:
+            if piece is not None:
+                receive(comm, shaped(piece, slot), 0)
+            continue
+        for rank in range(comm.size):
+            part = cut.part_of_slot(whole[slot], layout, array.shape, rank)
+            if part.size == 0:
+                continue
+            if rank:
+                send(comm, part, rank)
+            elif piece is not None:
+                shaped(piece, slot)[...] = part
+
+
+def gather(
+    comm: Any, array: NDArray[Any], cut: Cut, piece: Entry | None, slots: list[str]
+) -> Slots:
+    """The slots of a whole variable, on rank 0; empty on the others. The reverse of `scatter`."""
+    layout = layout_of(array)
+    whole: Slots = {}
+    for slot in slots:
+        if comm.rank != 0:
+            if piece is not None:
+                send(comm, shaped(piece, slot), 0)
+            continue
+        whole[slot] = np.empty(array.size, array.dtype)
+        for rank in range(comm.size):
+            part = cut.part_of_slot(whole[slot], layout, array.shape, rank)
+            if part.size == 0:
+                continue
+            if rank:
+                receive(comm, part, rank)
+            elif piece is not None:
+                part[...] = shaped(piece, slot)
+    return whole
+
+
+def gathered_store(
+    comm: Any, store: SlotStore, cuts: Mapping[Key, Cut], variables: Mapping[str, Any]
+) -> SlotStore:
+    """A store as one process has it, complete on rank 0.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+    store : SlotStore
+        Of the shares of this rank.
+    cuts : dict of Key to Cut
+        How each variable is shared out, by its memory on this rank, in the same order on all.
+    variables : dict of str to ndarray or Variable
+
+    Raises
+    ------
+    ValueError
+        If `variables` lacks one that is shared out.
+    """
+    owners = {key_of(array_of(variable)): variable for variable in variables.values()}
+    missing = sum(key not in owners for key in cuts)
+    if missing:
+        raise ValueError(
+            f"variables must hold every variable that the optimizer has stepped, but lacks "
+            f"{missing} of {len(cuts)}"
+        )
+    whole = SlotStore(store.name, store.form, store.allocator)
+    entries = [entry_of(owners[key]) for key in cuts]
+    found: list[Slots] = []
+    for key, entry in zip(cuts, entries, strict=True):
+        array, cut = array_of(entry.owner), cuts[key]
+        piece = store.entries.get(key_of(cut.part(array, entry.layout, comm.rank)))
+        found.append(gather(comm, array, cut, piece, list(store.form.slots)))
+    pairs = list(zip(entries, found, strict=True))
+    if store.form.by_variable:
+        fresh = [(entry, slot, value) for entry, slots in pairs for slot, value in slots.items()]
+    else:
+        names = store.form.slots if comm.rank == 0 else ()
+        fresh = [(entry, slot, slots[slot]) for slot in names for entry, slots in pairs]
+    whole.enter(entries, fresh)
+    for place, weight in store.created.items():
+        if place[0] not in store.entries:  # a weight that belongs to no variable
+            whole.created[place] = weight
+    return whole
+
+
+def key_of(array: NDArray[Any]) -> Key:
+    """What tells the memory of an array."""
+    layout: Layout = layout_of(array)
+    return memory_key(layout.canonical(array))

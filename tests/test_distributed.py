@@ -1,0 +1,235 @@
+"""`MPIStrategy` under mpiexec, on 1 to 4 ranks (the checks of ``tests/mpi``), and its parts."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rmsjit
+from rmsjit.distributed import MPIStrategy
+from rmsjit.distributed.agreement import claim
+from rmsjit.distributed.dense import Part, cut
+from rmsjit.distributed.incoming import Rows
+from rmsjit.distributed.node import thread_share
+from rmsjit.distributed.settings import Settings
+from rmsjit.distributed.shard_buffer import rounds
+from rmsjit.distributed.shards import _end_to_end
+from rmsjit.distributed.sparse import combined
+
+FOLDER = Path(__file__).parent / "mpi"
+SECONDS = 600  # of one launch; most of it is compiling where no kernel is in the cache yet
+RANKS = (1, 2, 3, 4)
+
+sys.path.insert(0, str(FOLDER))
+try:
+    import checks
+    import resuming
+finally:
+    sys.path.remove(str(FOLDER))
+
+NAMES = (*checks.CHECKS, *resuming.CHECKS)
+
+
+def mpiexec():
+    """The launcher beside this Python, or of the system; skips where there is none."""
+    pytest.importorskip("mpi4py", reason="needs mpi4py")
+    pytest.importorskip("ml_dtypes")
+    beside = shutil.which("mpiexec", path=str(Path(sys.executable).parent))
+    found = beside or shutil.which("mpiexec")
+    if found is None:
+        pytest.skip("needs mpiexec: pip install mpich")
+    return found
+
+
+def launch(ranks, *command, timeout=SECONDS, **environment):
+    """Run Python on some ranks; what it wrote, after it has ended or been killed."""
+    return subprocess.run(
+        [mpiexec(), "-n", str(ranks), sys.executable, *map(str, command)],
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1", **environment},
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each check said on each number of ranks; every number is launched once."""
+    done = {}
+
+    def of(ranks):
+        if ranks not in done:
+            folder = tmp_path_factory.mktemp(f"ranks{ranks}")
+            try:
+                end = launch(ranks, FOLDER / "program.py", folder)
+                output = f"exit status {end.returncode}\n{end.stdout}\n{end.stderr}"
+            except subprocess.TimeoutExpired as error:
+                output = f"still running after {SECONDS} s\n{error.stderr!r}"
+            done[ranks] = folder, output
+        return done[ranks]
+
+    return of
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_on_ranks(results, name, ranks):
+    folder, output = results(ranks)
+    for rank in range(ranks):
+        file = folder / f"{name}.{rank}.json"
+        assert file.exists(), f"rank {rank} did not come to the end of {name}:\n{output[-3000:]}"
+        error = json.loads(file.read_text())["error"]
+        assert not error, f"on rank {rank}:\n{error}"
+
+
+# --- one process ----------------------------------------------------------------------------
+
+
+def test_file_of_ranks_is_that_of_one_process(results):
+    """What three ranks have saved resumes without any strategy."""
+    folder, _ = results(3)
+    for sparse, shard in resuming.MODES:
+        variables = [np.zeros_like(v) for v in resuming.new_variables()]
+        opt = resuming.optimizer(sparse)
+        path = folder / f"resume-{sparse}-{shard}-False.npz"
+        rmsjit.load(path, opt, resuming.named(variables))
+        expected, alone = resuming.one_process(3, sparse, 3, 3)
+        for got, wanted in zip(variables, expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        for got, wanted in zip(opt.get_weights(), alone.get_weights(), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_rank_that_fails_ends_the_job():
+    process = launch(2, FOLDER / "failing.py", timeout=60)
+    assert process.returncode != 0
+    assert "ValueError: out of data" in process.stderr
+
+
+def test_example_learns():
+    pytest.importorskip("sklearn")
+    example = FOLDER.parents[1] / "examples" / "mpi_digits.py"
+    process = launch(2, example, "--epochs", "3", timeout=SECONDS)
+    assert process.returncode == 0, process.stderr[-3000:]
+    accuracy = float(process.stdout.split("test accuracy")[-1].split("%")[0])
+    assert accuracy > 85
+
+
+def test_without_mpi4py_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ImportError, match=r"rmsjit\[mpi\]"):
+        MPIStrategy()
+
+
+def test_import_needs_no_mpi4py():
+    code = "import sys, rmsjit.distributed; assert 'mpi4py' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"reduce": "average"}, ValueError),
+        ({"bucket_bytes": 0}, ValueError),
+        ({"bucket_bytes": 1 << 31}, ValueError),
+        ({"bucket_bytes": 4096.0}, TypeError),
+    ],
+)
+def test_settings_are_checked(arguments, error):
+    with pytest.raises(error, match=next(iter(arguments))):
+        Settings(**arguments)
+
+
+# --- parts ----------------------------------------------------------------------------------
+
+
+def test_counts_stay_below_2_to_the_31():
+    """Five times 2**31 elements, of which nothing is allocated."""
+    sizes = {0: 5, 1: 5 * 2**31, 2: 7}
+    pieces = cut(sizes, 2**28)
+    lengths = [sum(part.stop - part.start for part in piece) for piece in pieces]
+    assert max(lengths) == 2**28
+    assert sum(lengths) == sum(sizes.values())
+
+
+@pytest.mark.parametrize("most", [1, 16, 100, 10_000])
+def test_pieces_cover_every_gradient_once_in_order(most):
+    sizes = {3: 10, 4: 0, 7: 1000, 8: 1, 9: 999, 11: 40, 12: 41}
+    pieces = cut(sizes, most)
+    elements = [
+        (part.position, element)
+        for piece in pieces
+        for part in piece
+        for element in range(part.start, part.stop)
+    ]
+    assert elements == [(k, element) for k, size in sizes.items() for element in range(size)]
+    assert all(sum(p.stop - p.start for p in piece) == most for piece in pieces[:-1])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_shares_are_even_and_on_lines(ranks):
+    sizes = [10_000, 3, 0, 64, 4097]
+    bounds = _end_to_end(sizes, ranks, 16)
+    shares = np.diff(np.array(bounds), axis=1).sum(axis=0)
+    assert shares.sum() == sum(sizes)
+    assert shares.max() - shares.min() <= 2 * 16 + 1
+    for size, cuts in zip(sizes, bounds, strict=True):
+        assert all(cut % 16 == 0 or cut == size for cut in cuts)
+
+
+@pytest.mark.parametrize("each", [1, 3, 8, 100])
+def test_rounds_move_every_element_once(each):
+    shards = [[Part(0, 0, 7)], [], [Part(0, 7, 9), Part(2, 0, 5)]]
+    moved = [[], [], []]
+    for one in rounds(shards, each):
+        assert max(one.counts) <= each
+        for owner, owned in enumerate(one.parts):
+            elements = [(p.position, e) for p in owned for e in range(p.start, p.stop)]
+            assert len(elements) == one.counts[owner]
+            assert one.first == len(moved[owner]) or not elements
+            moved[owner] += elements
+    for owner, shard in enumerate(shards):
+        assert moved[owner] == [(p.position, e) for p in shard for e in range(p.start, p.stop)]
+
+
+def test_duplicates_are_added_in_order_of_occurrence():
+    big = np.float32(2**24)
+    values = np.array([[1, 1], [big, 1], [1, 1], [1, 1], [-big, 1]], np.float32)
+    rows = combined(Rows(values, np.array([5, 2, 2, 2, 2])))
+    assert rows.indices.tolist() == [2, 5]
+    assert rows.values.tolist() == [[0, 4], [1, 1]]  # 2**24 + 1 is 2**24 in float32
+    flat = combined(Rows(values[:, 0], np.array([5, 2, 2, 2, 2])))
+    assert flat.values.tolist() == [0, 1]
+
+
+def test_many_duplicates_are_added_in_order_of_occurrence():
+    rng = np.random.default_rng(0)
+    indices = rng.zipf(1.3, 2000) % 50  # some rows hundreds of times, many now and then
+    values = rng.standard_normal((2000, 3)).astype(np.float32)
+    rows = combined(Rows(values, indices))
+    expected = np.zeros((50, 3), np.float32)
+    for index, value in zip(indices, values, strict=True):
+        expected[index] += value
+    assert rows.indices.tolist() == sorted(set(indices.tolist()))
+    assert rows.values.tobytes() == expected[rows.indices].tobytes()
+
+
+def test_rows_that_are_distinct_are_not_copied():
+    rows = Rows(np.ones((3, 2)), np.array([0, 4, 5]))
+    assert combined(rows) is rows
+
+
+def test_fingerprints_are_exact_in_float64():
+    one = claim("header", ["a"], ["x"])
+    assert one.fingerprint == int(one.fingerprint) < 2**53
+    assert one.fingerprint != claim("header", ["a"], ["y"]).fingerprint
+
+
+def test_threads_are_shared_by_ranks():
+    assert thread_share(1) >= thread_share(2) >= thread_share(10_000) == 1
