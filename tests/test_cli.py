@@ -224,12 +224,11 @@ def test_info_in_columns(capsys):
 
 def test_info_for_machines(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("RMSJIT_CACHE_DIR", str(tmp_path))
-    (tmp_path / "kernel").mkdir()
-    (tmp_path / "kernel" / "f.nbc").write_bytes(bytes(1000))
-    (tmp_path / "kernel" / "f.nbi").write_bytes(bytes(24))
+    (tmp_path / "f-0123.kernel").write_bytes(bytes(1000))
+    (tmp_path / "of-somebody-else").write_bytes(bytes(24))
     assert main(["info", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["cache"] == {"folder": str(tmp_path), "kernels": 1, "bytes": 1024}
+    assert report["cache"] == {"folder": str(tmp_path), "kernels": 1, "bytes": 1000}
     assert report["environment"]["RMSJIT_CACHE_DIR"] == str(tmp_path)
     assert report["versions"]["rmsjit"] == rmsjit.__version__
     assert 1 <= report["threads"]["used"] <= report["threads"]["limits"]["NUMBA_NUM_THREADS"]

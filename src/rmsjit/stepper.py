@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from rmsjit.clock import Clock
 from rmsjit.dtypes import Precision
 from rmsjit.hyperparameters import StepNumbers
 from rmsjit.pairs import check_variable, naming, no_gradient, warn_of_missing
+from rmsjit.runtime.forks import RenewedLock
 from rmsjit.slots import Entry, Member, SlotStore, find_overlap
 from rmsjit.variables import array_of
 
@@ -69,7 +69,7 @@ class Stepper:
         self._by_layout: OrderedDict[Any, Plan] = OrderedDict()
         self._packed: tuple[StepNumbers | None, dict[Precision, NDArray[Any]]] = (None, {})
         self._limit = num_threads or 0  # found out at the first step
-        self._lock = threading.RLock()
+        self._lock = RenewedLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -160,7 +160,7 @@ class Stepper:
     ) -> _ReadyStep | None:
         if plan.dropped:
             warn_of_missing(plan.dropped)
-        factors = None
+        factors = clipping.fixed_factors(len(bound.addresses))
         if clipping.by_norm or self.nonfinite != "propagate":
             norms = self._norms(plan, bound, clipping.bound)
             if not norms.finite.all() and self.nonfinite != "propagate":

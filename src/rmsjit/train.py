@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +15,7 @@ from rmsjit.clipping import NO_CLIPPING
 from rmsjit.forms import tf1_form
 from rmsjit.hyperparameters import StepNumbers, checked, in_unit_interval, positive, value_at
 from rmsjit.pairs import read_pairs
+from rmsjit.runtime.forks import RenewedLock
 from rmsjit.slots import SlotAllocator
 from rmsjit.strategy import Strategy
 from rmsjit.variables import Variable, array_of
@@ -120,7 +120,7 @@ class RMSPropOptimizer(Optimizer):
         if not callable(self._epsilon):
             positive("epsilon", self._epsilon)
         self._use_locking = bool(use_locking)
-        self._lock = threading.Lock()
+        self._lock = RenewedLock()
         form = tf1_form(centered=bool(centered))
         super().__init__(name, form, sparse, nonfinite, num_threads, slot_allocator, strategy)
 
@@ -319,7 +319,7 @@ class RMSPropOptimizer(Optimizer):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state | {"_lock": threading.Lock()})
+        super().__setstate__(state | {"_lock": RenewedLock()})
 
     def __repr__(self) -> str:
         return (

@@ -6,7 +6,6 @@ steps and says which of them to go back through.
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from rmsjit import recording
 from rmsjit.autodiff.gather import Rows, conjugate, rows_pulled_back, slices_of, take_rows
 from rmsjit.dtypes import precision_of
+from rmsjit.runtime.forks import RenewedLock
 from rmsjit.variables import Variable
 
 # A trace says who follows a box.  All tapes share one; autograd numbers its own from 0 up, and a
@@ -82,7 +82,7 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
 # What autograd does not differentiate (comparisons, shapes, rounding) no tape records either.
 notrace_primitives[TapeNode] = notrace_primitives[VJPNode]
 
-_making_source = threading.Lock()
+_making_source = RenewedLock()
 
 
 def source_of(array: NDArray[Any]) -> TapeNode:

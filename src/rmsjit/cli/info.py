@@ -139,17 +139,10 @@ def _llvm_cpu_name() -> str:
 
 
 def _threads() -> Report:
-    from numba.core import config
+    from rmsjit.runtime import processors
 
-    from rmsjit.runtime import threads
-
-    limits = {
-        "affinity": threads._affinity(),
-        "control_group": threads._control_group_quota(),
-        "SLURM_CPUS_PER_TASK": threads._slurm_cpus(),
-        "NUMBA_NUM_THREADS": config.NUMBA_NUM_THREADS,  # type: ignore[attr-defined,unused-ignore]
-    }
-    used = threads.thread_limit()
+    limits = processors.limits()
+    used = processors.thread_limit()
     return {"used": used, "limited_by": _limiting(used, limits), "limits": limits}
 
 
@@ -171,17 +164,13 @@ def _threading_layer() -> str:
 
 
 def _cache() -> Report:
-    from rmsjit.runtime.cache import cache_folder
+    from rmsjit.runtime import store
 
-    folder = cache_folder()
+    folder = store.cache_folder()
     if folder is None:
         return {"folder": None, "kernels": 0, "bytes": 0}
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {
-        "folder": str(folder),
-        "kernels": sum(path.suffix == ".nbc" for path in files),
-        "bytes": sum(path.stat().st_size for path in files),
-    }
+    sizes = [path.stat().st_size for path in store.contents(folder)]
+    return {"folder": str(folder), "kernels": len(sizes), "bytes": sum(sizes)}
 
 
 # --- writing it down ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from numba import from_dtype, types
 
 from rmsjit.dtypes import Precision
-from rmsjit.kernels import arrays, dense, norms, rows
+from rmsjit.kernels import arrays, dense, norms, rows, selfcheck
 from rmsjit.runtime.cache import compile_kernel
 
 _INT64 = types.int64
@@ -48,7 +48,8 @@ def update_dense(precision: Precision, mg: bool, momentum: bool, parallel: bool)
         _column(mg),
         _column(momentum),
     )
-    return compile_kernel(dense.update_dense, signature, parallel=parallel)
+    check = functools.partial(selfcheck.update_dense, precision, mg, momentum)
+    return compile_kernel(dense.update_dense, signature, parallel=parallel, check=check)
 
 
 @functools.cache
@@ -74,7 +75,8 @@ def update_rows(
         _column(momentum),
         *_clock_types(precision, clock),
     )
-    return compile_kernel(rows.update_rows, signature, parallel=parallel)
+    check = functools.partial(selfcheck.update_rows, precision, mg, momentum, clock)
+    return compile_kernel(rows.update_rows, signature, parallel=parallel, check=check)
 
 
 @functools.cache
@@ -89,7 +91,8 @@ def catch_up_rows(precision: Precision, mg: bool, momentum: bool, parallel: bool
         _column(momentum),
         *_clock_types(precision, present=True),
     )
-    return compile_kernel(rows.catch_up_rows, signature, parallel=parallel)
+    check = functools.partial(selfcheck.catch_up_rows, precision, mg, momentum)
+    return compile_kernel(rows.catch_up_rows, signature, parallel=parallel, check=check)
 
 
 def _clock_types(precision: Precision, present: bool) -> tuple[Any, Any, Any]:
@@ -102,14 +105,16 @@ def _clock_types(precision: Precision, present: bool) -> tuple[Any, Any, Any]:
 @functools.cache
 def first_outside() -> Kernel:
     """The check of row indices."""
-    return compile_kernel(rows.first_outside, (_INTEGERS, _INT64), parallel=False)
+    return compile_kernel(
+        rows.first_outside, (_INTEGERS, _INT64), parallel=False, check=selfcheck.first_outside
+    )
 
 
 @functools.cache
 def find_rows() -> Kernel:
     """The search for the occurrences of each row."""
     signature = (_INTEGERS, _POSITIONS, _POSITIONS, _POSITIONS)
-    return compile_kernel(rows.find_rows, signature, parallel=False)
+    return compile_kernel(rows.find_rows, signature, parallel=False, check=selfcheck.find_rows)
 
 
 @functools.cache
@@ -123,12 +128,14 @@ def sums_of_squares(real: str, computing: str, parallel: bool) -> Kernel:
         _vector(real),
         types.Array(types.float64, 2, "C"),
     )
-    return compile_kernel(norms.sums_of_squares, signature, parallel=parallel)
+    check = functools.partial(selfcheck.sums_of_squares, real, computing)
+    return compile_kernel(norms.sums_of_squares, signature, parallel=parallel, check=check)
 
 
 @functools.cache
 def read_step() -> Kernel | None:
     """The reader of object headers, or None where they are not laid out as it expects."""
     signature = (_INT64, _INT64, _TABLE, _TABLE, _TABLE)
-    read = compile_kernel(arrays.read_step, signature, parallel=False)
-    return read if arrays.headers_readable(read) else None
+    check = arrays.headers_readable
+    read = compile_kernel(arrays.read_step, signature, parallel=False, check=check)
+    return read if check(read) else None

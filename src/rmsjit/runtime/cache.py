@@ -1,69 +1,51 @@
-"""Compiling kernels, once per machine type, into a folder that any number of processes share.
+"""Compiling kernels once per machine type, or loading them from the cache.
 
-Numba keeps an index file per function, and two processes that add different signatures to one
-index at once can leave it pointing at the wrong machine code.  Here every kernel has a folder of
-its own, named by a hash of all that its code depends on, so an index never has two entries and
-two processes that race write the same thing.  An edit of any kernel source changes every name.
-
-``RMSJIT_CACHE_DIR`` moves the folder; ``RMSJIT_CACHE=0`` goes without one.
+Numba's own cache has one index per function, which processes can leave pointing at the wrong code,
+and it needs all of Numba's compiler in memory before it loads anything.  Here the result of a
+compilation is stored whole (`rmsjit.runtime.store`) under an identity that holds everything the
+code depends on, so an edit of any kernel source never meets stale code.  What is loaded runs its
+check once before it is used.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import pickle
 import platform
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rmsjit.runtime import forks, store
+from rmsjit.runtime.settings import compilable, numba_config
+from rmsjit.runtime.store import cache_folder
+from rmsjit.runtime.warning import warn
+
+Kernel = Callable[..., Any]
+
 _KERNEL_FOLDER = Path(__file__).parents[1] / "kernels"
-_ENVIRONMENT_OF_CODE = (  # Numba's settings that change the code it makes
+_SETTINGS_IN_CODE = (  # those of Numba that change the code it makes
     "OPT",
     "LOOP_VECTORIZE",
     "SLP_VECTORIZE",
-    "CPU_NAME",
-    "CPU_FEATURES",
-    "ENABLE_AVX",
-    "DISABLE_INTEL_SVML",
+    "USING_SVML",
     "DEBUGINFO_DEFAULT",
+    "ENABLE_PROFILING",
 )
 
-_lock = threading.RLock()
-_warned = False
-
-
-def cache_folder() -> Path | None:
-    """The folder for compiled kernels, or None where ``RMSJIT_CACHE=0``."""
-    if os.environ.get("RMSJIT_CACHE", "1").lower() in ("0", "false", "off", "no"):
-        return None
-    chosen = os.environ.get("RMSJIT_CACHE_DIR")
-    if chosen:
-        return Path(chosen).expanduser()
-    return _user_cache() / "rmsjit"
-
-
-def _user_cache() -> Path:
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches"
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home folder, as in some containers
-        import tempfile
-
-        return Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+_lock = forks.RenewedLock()
+_results: dict[Any, Any] = {}  # what has been compiled or loaded; keeps the machine code alive
 
 
 def compile_kernel(
-    function: Callable[..., Any], signature: tuple[Any, ...], *, parallel: bool
-) -> Callable[..., Any]:
+    function: Kernel,
+    signature: tuple[Any, ...],
+    *,
+    parallel: bool,
+    check: Callable[[Kernel], bool] | None = None,
+) -> Kernel:
     """Machine code of `function` for exactly one signature, from the cache where it is there.
 
     Parameters
@@ -74,87 +56,119 @@ def compile_kernel(
         The types of its arguments.  The result checks nothing: it must be called with these.
     parallel : bool
         Whether its ``prange`` loops run on threads.
+    check : callable, optional
+        Runs what was loaded on a few elements; False if the result is wrong.  Where `parallel`,
+        the caller has leave to launch (`rmsjit.runtime.threads.acquire`).
     """
-    with _lock:
-        folder = _kernel_folder(function.__name__, signature, parallel)
-        dispatcher = _compiled(function, signature, parallel, folder)
-    entry_point: Callable[..., Any] = dispatcher.get_overload(signature)
+    key = (function, signature, parallel)
+    with forks.undisturbed(), _lock:
+        if key not in _results:
+            with compilable():
+                _results[key] = _obtain(function, signature, parallel, check)
+        entry_point: Kernel = _results[key].entry_point
     return entry_point
 
 
-def _compiled(
-    function: Callable[..., Any], signature: tuple[Any, ...], parallel: bool, folder: Path | None
+def _obtain(
+    function: Kernel,
+    signature: tuple[Any, ...],
+    parallel: bool,
+    check: Callable[[Kernel], bool] | None,
 ) -> Any:
+    folder = cache_folder()
+    if folder is None:
+        return _compiled(function, signature, parallel)
+    try:
+        identity = _identity(function, signature, parallel)
+        path = store.path_for(folder, function.__name__, identity)
+        result = _loaded(path, identity)
+    except Exception as error:  # whatever the folder holds, it must not keep anybody from training
+        store.warn_once(folder, error)
+        return _compiled(function, signature, parallel)
+    if result is not None:
+        if check is None or _passes(check, result.entry_point):
+            return result
+        warn(f"the compiled kernel {path} gave wrong results; rmsjit has compiled it anew")
+    result = _compiled(function, signature, parallel)
+    try:
+        store.write(path, identity, _packed(result))
+    except Exception as error:  # a full disk, a folder that can only be read
+        store.warn_once(folder, error)
+    return result
+
+
+def _passes(check: Callable[[Kernel], bool], kernel: Kernel) -> bool:
+    try:
+        return check(kernel)
+    except Exception:  # such as that of a kernel for other types
+        return False
+
+
+def _compiled(function: Kernel, signature: tuple[Any, ...], parallel: bool) -> Any:
     from numba import njit
 
-    flags = {"error_model": "numpy", "nogil": True, "boundscheck": False, "parallel": parallel}
-    if folder is not None:
-        try:
-            with _numba_settings(CACHE_DIR=str(folder), CACHE_LOCATOR_CLASSES=""):
-                dispatcher = njit(cache=True, **flags)(function)
-                dispatcher.compile(signature)
-            return dispatcher
-        except Exception as error:  # a full disk, a truncated file, no leave to write: go without
-            _warn_once(folder, error)
-    with _numba_settings():
-        dispatcher = njit(**flags)(function)
-        dispatcher.compile(signature)
-    return dispatcher
+    flags: dict[str, Any] = {"error_model": "numpy", "nogil": True, "parallel": parallel}
+    dispatcher = njit(**flags)(function)
+    dispatcher.compile(signature)
+    return dispatcher.overloads[signature]
 
 
-def _warn_once(folder: Path, error: Exception) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            f"rmsjit compiles its kernels anew in every process, because the cache folder "
-            f"{folder.parent} can't be used ({error}); set RMSJIT_CACHE_DIR to a folder that can "
-            f"be written, or RMSJIT_CACHE=0 to silence this",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+def _packed(result: Any) -> bytes:
+    from numba.core import serialize
+
+    if result.lifted or result.library.has_dynamic_globals:
+        raise ValueError(f"{result.fndesc.qualname} can't be stored")
+    dumps: Callable[..., bytes] = serialize.dumps
+    return dumps(result._reduce())
 
 
-@contextmanager
-def _numba_settings(**settings: str) -> Iterator[None]:
-    """Set Numba's configuration for our own compilations and put the user's back."""
-    from numba.core import config
+def _loaded(path: Path, identity: str) -> Any:
+    """The stored result, or None where there is none.
 
-    settings_now = {"DISABLE_JIT": 0, **settings}
-    before = {name: getattr(config, name) for name in settings_now if hasattr(config, name)}
-    try:
-        for name in before:
-            setattr(config, name, settings_now[name])
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(config, name, value)
-
-
-def _kernel_folder(name: str, signature: tuple[Any, ...], parallel: bool) -> Path | None:
-    root = cache_folder()
-    if root is None:
+    Only as much of Numba is set up as machine code needs to run, which is a fifth of the time that
+    it takes to get the compiler ready.
+    """
+    content = store.read(path, identity)
+    if content is None:
         return None
-    identity = f"{_code_identity()}|{name}|{signature}|{parallel}"
-    return root / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:20]}"
+    from numba.core.compiler import CompileResult
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
+    from numba.core.runtime.nrt import rtsys
+
+    rebuild: Callable[..., Any] = CompileResult._rebuild
+    context = cpu_target.target_context
+    with global_compiler_lock:
+        rtsys.initialize(context)
+        return rebuild(context, *pickle.loads(content))
+
+
+def _identity(function: Kernel, signature: tuple[Any, ...], parallel: bool) -> str:
+    """All that the machine code depends on."""
+    from numba.core.registry import cpu_target
+
+    sources = _digest_of_sources(Path(function.__code__.co_filename))
+    machine = cpu_target.target_context.codegen().magic_tuple()
+    config = numba_config()
+    settings = [f"{name}={getattr(config, name, None)}" for name in _SETTINGS_IN_CODE]
+    parts = [function.__qualname__, signature, parallel, sources, _versions(), *machine, *settings]
+    return "|".join(map(str, parts))
 
 
 @functools.cache
-def _code_identity() -> str:
-    """All that the machine code depends on beside function, signature and threads."""
-    import llvmlite
-    import llvmlite.binding
-    import numba
-    from numba.core import config
+def _digest_of_sources(file: Path) -> str:
+    """Of all kernels, of this module and of the function's own file."""
+    kernels = sorted(_KERNEL_FOLDER.glob("*.py"))
+    if not kernels:
+        raise FileNotFoundError(f"no kernel sources in {_KERNEL_FOLDER}")
+    paths = [*kernels, Path(__file__), file]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
-    sources = b"".join(path.read_bytes() for path in sorted(_KERNEL_FOLDER.glob("*.py")))
-    parts = [
-        hashlib.sha256(sources + Path(__file__).read_bytes()).hexdigest(),
-        numba.__version__,
-        llvmlite.__version__,
-        platform.python_version(),
-        llvmlite.binding.get_host_cpu_name(),
-        llvmlite.binding.get_host_cpu_features().flatten(),
-        *(f"{name}={getattr(config, name, None)}" for name in _ENVIRONMENT_OF_CODE),
-    ]
-    return "|".join(parts)
+
+@functools.cache
+def _versions() -> str:
+    import llvmlite
+    import numba
+
+    python = f"{platform.python_version()}{getattr(sys, 'abiflags', '')}"
+    return f"{numba.__version__}|{llvmlite.__version__}|{python}"

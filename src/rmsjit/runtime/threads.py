@@ -1,191 +1,182 @@
-"""How many threads a kernel may have, and the hazards of each threading layer.
+"""Leave for a kernel to run on several threads, where that is safe, and how many.
 
-Numba runs ``prange`` on one of three layers.  TBB is the best of them: quick to start, safe to
-enter from several Python threads, safe after a fork.  GNU OpenMP kills a forked child at its first
-parallel loop, and its spinning threads stall for milliseconds where a core is shared.  Numba's own
-workqueue aborts the process when two threads enter it.  The user's choice of layer is never
-overruled; what a layer can't do is done by the serial kernels instead.
+What a threading layer can't do is done by the serial kernels instead: see `rmsjit.runtime.layers`
+for the layers and `rmsjit.runtime.forks` for what a fork does to them.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import importlib.metadata
-import os
 import sys
 import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import time
 
-_start_lock = threading.Lock()
+from rmsjit.runtime import forks, layers
+from rmsjit.runtime.processors import thread_limit
+from rmsjit.runtime.warning import warn
+
+__all__ = ["acquire", "release", "thread_limit", "threading_layer"]
+
+_STALL = 4e-3  # seconds that a launch may take beyond its work: a scheduler's tick or two
+_SLOWEST = 4e9  # bytes per second that any machine moves
+_STALLS = 16  # so many of them more than good launches are no chance
+
+_start_lock = forks.RenewedLock()
 _workqueue_lock = threading.Lock()
-_layer: str | None = None  # set by the first parallel launch
-_forked = False  # whether this process is a child that must not start OpenMP threads
+_layer: layers.Layer | None = None  # set by the first parallel launch
+_serial_because = ""  # why this process must not launch threads, if so
+_warned = False
+_stalls = 0
+_launchers: set[int] = set()  # the threads that have launched, and may have ended since
+_crowded = False  # whether others of them were alive at the last fork
 
 
 def threading_layer() -> str:
     """The threading layer in use ("tbb", "omp" or "workqueue"); starts it if need be."""
-    global _layer
-    if _layer is None:
-        with _start_lock:
-            if _layer is None:
-                _layer = _start_layer()
-    return _layer
+    return _started().name
 
 
-def acquire(wanted: int) -> int:
+def acquire(wanted: int, nbytes: int = 0) -> int:
     """Prepare this Python thread for a launch on `wanted` threads; the number granted.
 
     One means that the serial kernel must be used.  Every call is followed by `release`.
-    """
-    if wanted <= 1 or (_forked and _refused_after_fork()):
-        return 1
-    layer = threading_layer()
-    if layer == "workqueue" and not _workqueue_lock.acquire(blocking=False):
-        return 1
-    import numba
 
-    allowed = numba.get_num_threads()
-    if allowed > wanted:
-        _previous.count = allowed
-        numba.set_num_threads(wanted)
-        return wanted
-    if allowed == 1 and layer == "workqueue":
-        _workqueue_lock.release()
-    return allowed
+    Parameters
+    ----------
+    wanted : int
+    nbytes : int, optional
+        The memory that the kernel moves, by which stalls are told from work.
+    """
+    if wanted <= 1:
+        return 1
+    layer = _layer or _start_or_refuse()
+    if layer is None or _serial_because:
+        _warn_once()
+        return 1
+    if not forks.enter(wait=False):  # another thread is about to fork
+        return 1
+    allowed = layer.get_threads()
+    granted = min(allowed, wanted)
+    if granted <= 1 or (layer.name == "workqueue" and not _workqueue_lock.acquire(blocking=False)):
+        forks.leave()
+        return 1
+    _launchers.add(threading.get_ident())
+    if granted < allowed:
+        _mine.allowed = allowed
+        layer.set_threads(granted)
+    if layer.spins:
+        _mine.started = time.perf_counter()
+        _mine.nbytes = nbytes
+    return granted
 
 
 def release(granted: int) -> None:
     """Undo what `acquire` did."""
-    if granted <= 1:
+    if granted <= 1 or _layer is None:
         return
-    count = _previous.count
-    if count:
-        import numba
-
-        _previous.count = 0
-        numba.set_num_threads(count)
-    if _layer == "workqueue":
+    if _mine.allowed:
+        _layer.set_threads(_mine.allowed)
+        _mine.allowed = 0
+    if _layer.name == "workqueue":
         _workqueue_lock.release()
+    forks.leave()
+    if _layer.spins and _mine.nbytes:
+        _watch(time.perf_counter() - _mine.started, _mine.nbytes)
 
 
-class _Previous(threading.local):
-    count = 0  # of threads that the user had set, while we use fewer
+class _Mine(threading.local):
+    allowed = 0  # threads that the user had set for this one, while we use fewer
+    started = 0.0  # when it last had leave
+    nbytes = 0
 
 
-_previous = _Previous()
+_mine = _Mine()
 
 
-@functools.cache
-def thread_limit() -> int:
-    """The processors that this process may keep busy.
-
-    The least of its affinity mask, its control group's quota, ``SLURM_CPUS_PER_TASK`` and
-    Numba's own limit (``NUMBA_NUM_THREADS``).
-    """
-    from numba.core import config
-
-    limits = [config.NUMBA_NUM_THREADS, _affinity(), _control_group_quota(), _slurm_cpus()]
-    return max(1, min(limit for limit in limits if limit is not None))
+def _started() -> layers.Layer:
+    global _layer
+    with _start_lock:
+        if _layer is None:
+            layer = layers.start()
+            if _may_be_inherited(layer):
+                _refuse(_AFTER_FORK)
+            _layer = layer
+    return _layer
 
 
-def _affinity() -> int | None:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
-def _slurm_cpus() -> int | None:
-    text = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(text) if text.isdigit() and int(text) > 0 else None
-
-
-def _control_group_quota() -> int | None:
-    """Processors' worth of time that a container may use, rounded up; version 2, then 1."""
+def _start_or_refuse() -> layers.Layer | None:
+    if _serial_because:
+        return None
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            folder = Path("/sys/fs/cgroup/cpu")
-            quota = (folder / "cpu.cfs_quota_us").read_text().strip()
-            period = (folder / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
-        return None  # "max" or -1: no limit
-    return max(1, -(-int(quota) // int(period)))
+        return _started()
+    except ValueError as error:  # no layer of the kind that the user's settings demand
+        _refuse(f"Numba has no threads to offer ({str(error).splitlines()[0]})")
+        return None
 
 
-def _start_layer() -> str:
-    """Let Numba choose its layer, TBB within its reach and OpenMP told not to spin."""
-    import numba
-    from numba.np.ufunc import parallel
-
-    _load_tbb()
-    with _passive_openmp():
-        parallel._launch_threads()
-    layer: str = numba.threading_layer()
-    if layer == "omp" and sys.platform == "linux":
-        os.register_at_fork(after_in_child=_mark_forked)
-    if layer == "workqueue":
-        os.register_at_fork(after_in_child=_renew_workqueue_lock)
-    return layer
+def _may_be_inherited(layer: layers.Layer) -> bool:
+    """Whether OpenMP was perhaps started by a parent of this process, before rmsjit came in."""
+    if not (layer.gnu and layer.started_before):
+        return False
+    if forks.is_child():
+        return True
+    processes = sys.modules.get("multiprocessing")
+    return (
+        processes is not None
+        and processes.parent_process() is not None
+        and processes.get_start_method(allow_none=True) in (None, "fork")
+    )
 
 
-def _load_tbb() -> None:
-    """Load libtbb by its full path: ``pip install tbb`` leaves it where no loader looks."""
-    try:
-        files = importlib.metadata.files("tbb") or []
-    except importlib.metadata.PackageNotFoundError:
+def _watch(seconds: float, nbytes: int) -> None:
+    """Count the launches that took far longer than their work, and give up when they are many."""
+    global _stalls
+    if seconds > _STALL + nbytes / _SLOWEST:
+        _stalls += 1
+        if _stalls >= _STALLS:
+            _refuse(
+                "the spinning threads of GNU OpenMP stall where others use the processors; install "
+                "tbb, or set OMP_WAIT_POLICY=passive before Python starts"
+            )
+    else:
+        _stalls = max(0, _stalls - 1)
+
+
+_AFTER_FORK = (
+    "GNU OpenMP can't start threads after a fork; install tbb, or start processes with 'spawn'"
+)
+
+
+def _refuse(reason: str) -> None:
+    global _serial_because
+    _serial_because = reason
+
+
+def _warn_once() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warn(f"rmsjit runs on one thread in this process: {_serial_because}")
+
+
+def _before_fork() -> None:
+    global _crowded
+    _launchers.intersection_update(thread.ident for thread in threading.enumerate())
+    _crowded = bool(_launchers - {threading.get_ident()})
+
+
+def _in_child() -> None:
+    global _warned, _workqueue_lock
+    _warned = False
+    _workqueue_lock = threading.Lock()
+    if _layer is None or _serial_because:
         return
-    for file in files:
-        if file.name in ("libtbb.so.12", "libtbb.12.dylib", "tbb12.dll"):
-            try:
-                ctypes.CDLL(str(Path(str(file.locate())).resolve()), mode=ctypes.RTLD_GLOBAL)
-            except OSError:
-                return  # Numba will find another layer
+    if _layer.gnu:
+        _refuse(_AFTER_FORK)
+    elif _layer.name == "tbb" and (_crowded or _layer.starter != threading.get_ident()):
+        # Numba could not shut TBB down before the fork: the child waits for threads that are gone.
+        _refuse("TBB was in use by another thread than the one that forked")
+        layers.keep_tbb_module()
+    _launchers.clear()
 
 
-@contextmanager
-def _passive_openmp() -> Iterator[None]:
-    """Have idle OpenMP threads sleep, unless the user has said otherwise.
-
-    libgomp reads the setting once, when it is loaded.
-    """
-    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
-        yield
-        return
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-    try:
-        yield
-    finally:
-        del os.environ["OMP_WAIT_POLICY"]
-
-
-def _mark_forked() -> None:
-    global _forked
-    _forked = True
-
-
-def _renew_workqueue_lock() -> None:
-    global _workqueue_lock
-    _workqueue_lock = threading.Lock()  # the parent may have held it at the fork
-
-
-_warned_after_fork = False
-
-
-def _refused_after_fork() -> bool:
-    global _warned_after_fork
-    if not _warned_after_fork:
-        _warned_after_fork = True
-        warnings.warn(
-            "rmsjit runs on one thread in this forked process, because GNU OpenMP can't start "
-            "threads after a fork; install tbb, or start processes with 'spawn'",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    return True
+forks.add_hooks(_before_fork, _in_child)

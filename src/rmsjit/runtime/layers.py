@@ -1,0 +1,190 @@
+"""Starting Numba's threads on the best layer that the user's settings leave open.
+
+Numba runs ``prange`` on one of three layers.  TBB is the best of them: quick to start, and safe to
+enter from several Python threads.  GNU OpenMP kills a forked child at its first parallel loop, and
+threads that wait by spinning, as its threads do by default, stall for milliseconds where a core is
+shared.  Numba's own workqueue aborts the process when two threads enter it.  The user's choice of
+layer is never overruled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rmsjit.runtime.settings import changed, numba_config
+
+_UFUNC = "numba.np.ufunc"
+_TBB_NAMES = {"linux": "libtbb.so.12", "darwin": "libtbb.12.dylib", "win32": "tbb12.dll"}
+_OLDEST_TBB = 12060  # interface version; Numba refuses older ones, with a warning
+
+
+class Layer(NamedTuple):
+    """A threading layer that has been started.
+
+    Attributes
+    ----------
+    name : str
+        "tbb", "omp" or "workqueue".
+    gnu : bool
+        Whether it is GNU OpenMP.
+    spins : bool
+        Whether its threads may wait by spinning.
+    starter : int
+        The thread that has started it; the main thread where that is not known.
+    started_before : bool
+        Whether somebody else had started it before rmsjit did.
+    get_threads, set_threads : callable
+        Numba's own number of threads for the calling thread.
+    """
+
+    name: str
+    gnu: bool
+    spins: bool
+    starter: int | None
+    started_before: bool
+    get_threads: Callable[[], int]
+    set_threads: Callable[[int], None]
+
+
+def start() -> Layer:
+    """Let Numba choose its layer, with TBB within its reach and OpenMP told not to spin.
+
+    Raises
+    ------
+    ValueError
+        If there is no layer of the kind that the user's settings demand.
+    """
+    parallel = import_module(f"{_UFUNC}.parallel")
+    started_before: bool = parallel._is_initialized
+    passive = False
+    if not started_before:
+        _load_tbb()
+        passive = not _loaded("libgomp")
+        with _passive_openmp() as chosen, _priority_without_old_tbb(), _open_start_method():
+            parallel._launch_threads()
+        passive = passive and chosen
+    name: str = parallel.threading_layer()
+    gnu = name == "omp" and _openmp_vendor() == "GNU"
+    return Layer(
+        name,
+        gnu,
+        gnu and not passive,
+        threading.main_thread().ident if started_before else threading.get_ident(),
+        started_before,
+        *_thread_counts(parallel),
+    )
+
+
+def _thread_counts(parallel: Any) -> tuple[Callable[[], int], Callable[[int], None]]:
+    """The functions behind ``numba.get_num_threads`` and ``set_num_threads``.
+
+    The public ones take two locks for each call, one of them shared between processes, and give
+    up the GIL, which can take milliseconds to get back.
+    """
+    try:
+        functions = parallel._get_num_threads, parallel._set_num_threads
+        get, put = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+    except (AttributeError, ctypes.ArgumentError):
+        return parallel.get_num_threads, parallel.set_num_threads
+    return (
+        ctypes.PYFUNCTYPE(ctypes.c_int)(get),
+        ctypes.PYFUNCTYPE(None, ctypes.c_int)(put),
+    )
+
+
+def keep_tbb_module() -> None:
+    """Keep Numba's TBB module from being freed at exit.
+
+    In a child forked by another thread than TBB's starter it would wait for threads that are gone.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(import_module(f"{_UFUNC}.tbbpool")))
+
+
+def _openmp_vendor() -> str:
+    vendor: str = getattr(import_module(f"{_UFUNC}.omppool"), "openmp_vendor", "GNU")
+    return vendor
+
+
+def _load_tbb() -> None:
+    """Load libtbb by its full path: ``pip install tbb`` leaves it where no loader looks."""
+    if str(numba_config().THREADING_LAYER).lower() in ("omp", "workqueue"):
+        return
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return
+    for file in files:
+        if file.name == _TBB_NAMES.get(sys.platform):
+            try:
+                ctypes.CDLL(str(Path(str(file.locate())).resolve()))
+            except OSError:
+                return  # Numba will find another layer
+
+
+@contextmanager
+def _priority_without_old_tbb() -> Iterator[None]:
+    """Have Numba ask for TBB last where it is too old, since it would warn before it goes on."""
+    priority = numba_config().THREADING_LAYER_PRIORITY
+    if "tbb" in priority and _tbb_version() < _OLDEST_TBB:
+        priority = [*(name for name in priority if name != "tbb"), "tbb"]
+    with changed(THREADING_LAYER_PRIORITY=priority):
+        yield
+
+
+def _tbb_version() -> int:
+    """The interface version of the TBB that Numba would load; 0 where there is none."""
+    try:
+        library = ctypes.CDLL(_TBB_NAMES[sys.platform])
+        version: int = library.TBB_runtime_interface_version()
+    except (KeyError, OSError, AttributeError):
+        return 0
+    return version
+
+
+@contextmanager
+def _passive_openmp() -> Iterator[bool]:
+    """Have idle OpenMP threads sleep, unless the user has said otherwise; gives whether so.
+
+    libgomp reads the setting once, when it is loaded.
+    """
+    if "OMP_WAIT_POLICY" in os.environ or "GOMP_SPINCOUNT" in os.environ:
+        yield os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+        return
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        yield True
+    finally:
+        del os.environ["OMP_WAIT_POLICY"]
+
+
+@contextmanager
+def _open_start_method() -> Iterator[None]:
+    """Leave the user free to choose how multiprocessing starts processes.
+
+    Numba asks for the method when it starts threads, which settles it.
+    """
+    is_open = multiprocessing.get_start_method(allow_none=True) is None
+    try:
+        yield
+    finally:
+        if is_open:
+            multiprocessing.set_start_method(None, force=True)
+
+
+def _loaded(library: str) -> bool:
+    """Whether the process has a shared library of this name; False where that can't be known."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return False
+    return f"/{library}.so" in maps
