@@ -23,7 +23,9 @@ def checked_name(name: Any) -> str:
 def checked_factor(name: str, value: Any) -> Any:
     """A number between 0 and 1, or a callable that will be asked for one."""
     value = checked(name, value)
-    return value if callable(value) else in_unit_interval(name, value)
+    if not callable(value):
+        in_unit_interval(name, float(value))
+    return value
 
 
 def checked_threads(value: int | None) -> int | None:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.dtypes import precision_of
 from rmsjit.hyperparameters import as_number
 from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.layout import address_of, layout_of
+from rmsjit.variables import array_of
 
 
 @dataclass(frozen=True)
@@ -50,23 +53,28 @@ class Clipping:
         """The bound on each value, infinite where there is none."""
         return math.inf if self.clipvalue is None else float(self.clipvalue)
 
-    def clipped(self, gradients: Sequence[Any]) -> list[Any]:
-        """Clipped copies of gradients, for code that needs to see them.
+    def clipped(self, pairs: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        """Pairs with clipped copies of the gradients, for code that needs to see them.
 
         Parameters
         ----------
-        gradients : sequence of ndarray or IndexedSlices
+        pairs : sequence of (ndarray or IndexedSlices, variable)
+            Gradients of their variables' dtypes.
         """
-        values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g in gradients]
-        if self.clipvalue is not None:
-            values = [_clipped_by_value(value, float(self.clipvalue)) for value in values]
-        if self.by_norm:
-            squares = [float(np.sum(np.square(np.abs(v), dtype=np.float64))) for v in values]
-            factors = self.factors(np.array(squares))
-            values = [v * v.real.dtype.type(f) for v, f in zip(values, factors, strict=True)]
+        values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
+        with np.errstate(all="ignore"):  # what is not finite is no news to who asked for it
+            if self.clipvalue is not None:
+                values = [_clipped_by_value(value, float(self.clipvalue)) for value in values]
+            if self.by_norm:
+                squares = [_square(v, g, x) for v, (g, x) in zip(values, pairs, strict=True)]
+                factors = self.factors(np.array(squares))
+                values = [
+                    np.asarray(v * v.real.dtype.type(f))
+                    for v, f in zip(values, factors, strict=True)
+                ]
         return [
-            IndexedSlices(v, g.indices, g.dense_shape) if isinstance(g, IndexedSlices) else v
-            for g, v in zip(gradients, values, strict=True)
+            (IndexedSlices(v, g.indices, g.dense_shape) if isinstance(g, IndexedSlices) else v, x)
+            for v, (g, x) in zip(values, pairs, strict=True)
         ]
 
     def fixed_factors(self, count: int) -> NDArray[Any] | None:
@@ -103,8 +111,23 @@ def _clipped_by_value(value: NDArray[Any], bound: float) -> NDArray[Any]:
     if value.dtype.kind == "c":
         raise TypeError("clipvalue can't be applied to complex gradients")
     limit = value.dtype.type(bound)
-    clipped: NDArray[Any] = np.clip(value, -limit, limit)
+    clipped: NDArray[Any] = np.asarray(np.clip(value, -limit, limit))
     return clipped
+
+
+def _square(value: NDArray[Any], gradient: Any, variable: Any) -> float:
+    """The squared norm of a gradient, with the bits of the norm that rides along in a step."""
+    from rmsjit.norms import norms_of
+
+    if not isinstance(gradient, IndexedSlices):  # elements in the order of the variable's memory
+        value = layout_of(array_of(variable)).canonical(value)
+    value = np.ascontiguousarray(value)
+    precision = precision_of(value.dtype)
+    assert precision is not None
+    sizes = np.array([value.size])
+    return float(
+        norms_of(np.array([[address_of(value)]]), sizes, precision, math.inf, 1).squares[0]
+    )
 
 
 NO_CLIPPING = Clipping()

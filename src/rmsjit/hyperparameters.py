@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rmsjit.dtypes import Precision
 from rmsjit.forms import Form
 from rmsjit.schedules import LearningRateSchedule
-from rmsjit.variables import array_of
+from rmsjit.variables import Variable, array_of
 
 
 class StepNumbers(NamedTuple):
@@ -95,6 +95,9 @@ def checked(name: str, value: Any, *, schedule: bool = False) -> Any:
         from rmsjit.schedules import deserialize
 
         return deserialize(value)
+    if isinstance(value, Variable):  # followed, as TensorFlow follows a tf.Variable
+        as_number(name, value)
+        return value
     return value if callable(value) else as_number(name, value)
 
 
@@ -130,6 +133,8 @@ def value_at(name: str, hyperparameter: Any, iterations: int) -> float:
     """The value of a checked hyperparameter at a step."""
     if isinstance(hyperparameter, float):
         return hyperparameter
+    if isinstance(hyperparameter, Variable):
+        return as_number(name, hyperparameter)
     if isinstance(hyperparameter, LearningRateSchedule):
         return as_number(f"{name} (from {hyperparameter!r})", hyperparameter(iterations))
     function: Callable[[], Any] = hyperparameter

@@ -342,14 +342,14 @@ class RMSprop(Optimizer):
         """Change this replica's gradients before they are summed; by default nothing."""
         return grads_and_vars
 
-    def _aggregate_gradients(self, grads_and_vars: Pairs) -> Sequence[Any]:
+    def _aggregate_gradients(self, grads_and_vars: Pairs) -> Pairs:
         """The gradients summed over all replicas.
 
         By default `gradient_aggregator` decides, and where there is none the gradients stay as
         they are: a strategy sums them later.
         """
         if self.gradient_aggregator is None:
-            return [gradient for gradient, _ in grads_and_vars]
+            return grads_and_vars
         return list(self.gradient_aggregator(grads_and_vars))
 
     def _transform_gradients(self, grads_and_vars: Pairs) -> Pairs:
@@ -358,8 +358,7 @@ class RMSprop(Optimizer):
         Only called where something needs the clipped gradients: otherwise clipping rides along in
         the update and copies nothing.
         """
-        gradients, variables = zip(*grads_and_vars, strict=True)
-        pairs = list(zip(self._clipping.clipped(gradients), variables, strict=True))
+        pairs = self._clipping.clipped(grads_and_vars)
         for transform in self.gradient_transformers:
             pairs = list(transform(pairs))
         return pairs
@@ -377,15 +376,19 @@ class RMSprop(Optimizer):
         replaced = self.gradient_aggregator is not None or _overrides(self, "_aggregate_gradients")
         if aggregate:
             pairs = list(self._transform_unaggregated_gradients(pairs))
-            reduced = self._aggregate_gradients(pairs)
-            pairs = [(g, variable) for g, (_, variable) in zip(reduced, pairs, strict=True)]
+            pairs = list(self._aggregate_gradients(pairs))
         if self._strategy is not None and aggregate and not replaced:
             if self.gradient_transformers or _overrides(self, "_transform_gradients"):
-                raise ValueError(
-                    "gradient_transformers and _transform_gradients see summed gradients, which "
-                    "a strategy does not hand out: sum them in gradient_aggregator"
+                raise NotImplementedError(
+                    "gradient_transformers and _transform_gradients can't see what a strategy "
+                    "sums: sum by gradient_aggregator, or before apply_gradients with "
+                    "experimental_aggregate_gradients=False"
                 )
             return self._step(*read_pairs(pairs), self._clipping, aggregate)
+        pairs = present_pairs(*read_pairs(pairs))
+        if not self._stepper.accepts(pairs):
+            self.skipped_steps += 1
+            return False
         pairs = list(self._transform_gradients(pairs))
         return self._step(*read_pairs(pairs), NO_CLIPPING, aggregate=False)
 
@@ -404,7 +407,7 @@ class RMSprop(Optimizer):
 
     def _numbers_vary(self) -> bool:
         given = (self._learning_rate, self._rho, self._momentum)
-        return bool(self._decay) or any(map(callable, given))
+        return bool(self._decay) or not all(isinstance(number, float) for number in given)
 
     # --- hyperparameters --------------------------------------------------------------------
 
@@ -601,15 +604,15 @@ class RMSprop(Optimizer):
         if existing is not None:
             return existing
         check_variable(var, 0)
-        if slot_name in self._store.form.slots:
-            self.build([var])
-            slot = self.get_slot(var, slot_name)
-            return slot.assign(initial_value(initializer, slot.shape, slot.dtype))
         array = array_of(var)
         own_shape = array.shape if shape is None else tuple(map(int, shape))
-        return self._store.add_slot(
-            var, slot_name, initial_value(initializer, own_shape, array.dtype)
-        )
+        value = initial_value(initializer, own_shape, array.dtype)
+        if slot_name not in self._store.form.slots:
+            return self._store.add_slot(var, slot_name, value)
+        if own_shape != array.shape:
+            raise ValueError(f"the slot {slot_name} has the variable's shape, got {own_shape}")
+        self.build([var])
+        return self.get_slot(var, slot_name).assign(value)
 
     def add_weight(
         self,

@@ -70,9 +70,12 @@ def present_pairs(gradients: Sequence[Any], variables: Sequence[Any]) -> list[tu
             missing.append(naming(variable, position))
         elif isinstance(gradient, IndexedSlices):
             sparse_gradient(gradient, variable, position)
-            pairs.append((gradient, variable))
+            values = gradient.values.astype(array_of(variable).dtype, copy=False)
+            slices = IndexedSlices(values, gradient.indices, gradient.dense_shape)
+            pairs.append((slices, variable))
         else:
-            pairs.append((dense_gradient(gradient, variable, position), variable))
+            array = dense_gradient(gradient, variable, position)
+            pairs.append((array.astype(array_of(variable).dtype, copy=False), variable))
     if not pairs:
         raise no_gradient(missing)
     if missing:

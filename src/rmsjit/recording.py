@@ -96,7 +96,7 @@ def wrote(arrays: Iterable[NDArray[Any]]) -> None:
     for array in arrays:
         source = sources.get(id(array))
         if source is not None:
-            source.version += 1
+            source.written()
 
 
 def before_gather(callback: Gathering) -> None:

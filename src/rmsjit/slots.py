@@ -231,7 +231,11 @@ class SlotStore:
 
     def _start(self, entry: Entry, slot: str) -> NDArray[Any]:
         value = self.allocate((entry.canonical.size,), entry.canonical.dtype, entry.canonical)
-        value[...] = self.form.start(slot)
+        own = self.created.get((entry.key, slot))  # added before the rule used it
+        if own is not None and own.shape == entry.shape:
+            value[...] = entry.layout.canonical(own.array).reshape(-1)
+        else:
+            value[...] = self.form.start(slot)
         return value
 
     def allocate(

@@ -67,7 +67,11 @@ class Stepper:
         self._last: Plan | None = None
         self._plans: OrderedDict[Any, Plan] = OrderedDict()
         self._by_layout: OrderedDict[Any, Plan] = OrderedDict()
-        self._packed: tuple[StepNumbers | None, dict[Precision, NDArray[Any]]] = (None, {})
+        self._packed: tuple[StepNumbers | None, float, dict[Precision, NDArray[Any]]] = (
+            None,
+            0.0,
+            {},
+        )
         self._limit = num_threads or 0  # found out at the first step
         self._lock = RenewedLock()
 
@@ -181,6 +185,21 @@ class Stepper:
             norms.squares[group.positions] = found.squares
             norms.finite[group.positions] = found.finite
         return norms
+
+    def accepts(self, pairs: Sequence[tuple[Any, Any]]) -> bool:
+        """Whether a step by these gradients is taken, before anything changes them."""
+        if self.nonfinite == "propagate":
+            return True
+        bad = [
+            naming(variable, k)
+            for k, (gradient, variable) in enumerate(pairs)
+            if not np.isfinite(getattr(gradient, "values", gradient)).all()
+        ]
+        if bad and self.nonfinite == "raise":
+            raise FloatingPointError(
+                f"the gradient of {', '.join(bad)} must be finite, got NaN or infinity"
+            )
+        return not bad
 
     def _raise_nonfinite(self, plan: Plan, norms: Norms) -> None:
         """Raise, unless the step is to be skipped."""
@@ -327,13 +346,15 @@ class Stepper:
         self, values: StepNumbers, plan: Plan, clipping: Clipping
     ) -> dict[Precision, NDArray[Any]]:
         """The numbers of the step in every dtype of the plan."""
-        packed_values, packed = self._packed
-        if values is packed_values and plan.precisions <= packed.keys():
+        packed_values, bound, packed = self._packed
+        known = values is packed_values and bound == clipping.bound
+        if known and plan.precisions <= packed.keys():
             return packed
         if clipping.clipvalue is not None:
             _refuse_complex(plan)
-        packed = {p: values.packed(p, self.store.form) for p in plan.precisions}
-        self._packed = values, packed
+        clipped = values._replace(clipvalue=clipping.bound)
+        packed = {p: clipped.packed(p, self.store.form) for p in plan.precisions}
+        self._packed = values, clipping.bound, packed
         return packed
 
 

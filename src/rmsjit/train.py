@@ -311,7 +311,7 @@ class RMSPropOptimizer(Optimizer):
 
     def _numbers_vary(self) -> bool:
         given = (self._learning_rate, self._decay, self._momentum, self._epsilon)
-        return any(map(callable, given))
+        return not all(isinstance(number, float) for number in given)
 
     def __getstate__(self) -> dict[str, Any]:
         state = self._copied_state()

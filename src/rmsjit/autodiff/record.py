@@ -6,6 +6,7 @@ steps and says which of them to go back through.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -44,12 +45,20 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
         How often that memory was written to since, as far as `recording.wrote` was told.
     """
 
-    __slots__ = ("__weakref__", "array", "dtype", "shape", "version")
+    __slots__ = ("__weakref__", "_writes", "array", "dtype", "shape")
 
     array: NDArray[Any] | None
     dtype: Any
     shape: tuple[int, ...]
-    version: int
+    _writes: dict[int, int]
+
+    @property
+    def version(self) -> int:
+        return self._writes.get(threading.get_ident(), 0)
+
+    def written(self) -> None:
+        thread = threading.get_ident()
+        self._writes[thread] = self._writes.get(thread, 0) + 1
 
     def __init__(
         self,
@@ -76,7 +85,7 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
         self.dtype = np.dtype(type(value)) if isinstance(value, (float, complex)) else dtype
         self.shape = np.shape(value) if self.dtype is not None else ()
         self.array = None
-        self.version = 0
+        self._writes = {}
 
 
 # What autograd does not differentiate (comparisons, shapes, rounding) no tape records either.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmsjit.demo import digits
+from rmsjit.demo import digits, words
 
 FIRST_DEMO = "digits"  # the one that `demo` without a name runs
 PICTURE_FORMATS = (".png", ".pdf", ".svg")
@@ -68,7 +68,11 @@ def _add_digits(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
         metavar="N",
         help=f"sizes of the hidden layers (default: {' '.join(map(str, default.hidden))})",
     )
-    _add_training_options(parser, default, Path("rmsjit-digits.png"))
+    _add_training_options(parser, default)
+    picture = Path("rmsjit-digits.png")
+    _add_option(parser, "--output", _picture, "FILE", picture, "where to draw the learning curve")
+    parser.add_argument("--no-plot", action="store_true", help="draw no learning curve")
+    _add_quiet(parser)
     parser.set_defaults(run=_run_digits)
 
 
@@ -87,25 +91,77 @@ def _run_digits(arguments: argparse.Namespace) -> int:
     return 0
 
 
-DEMOS = {"digits": _add_digits}  # name to the function that registers its subcommand
+# --- words ----------------------------------------------------------------------------------
+
+
+def _add_words(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser(
+        "words",
+        help="learn word vectors from Python's language reference, by sparse gradients",
+        description="Train skip-gram word vectors with negative sampling, written in plain "
+        "NumPy, on the language reference that Python ships, and show which words are alike.",
+    )
+    default = words.Settings()
+
+    def add(option: str, value: int, text: str) -> None:
+        _add_option(parser, option, _positive_integer, "N", value, text)
+
+    add("--dimensions", default.dimensions, "numbers in the vector of a word")
+    add("--window", default.window, "how far apart neighbours may stand in the text")
+    add("--negatives", default.negatives, "random words to tell each true neighbour from")
+    _add_training_options(parser, default)
+    _add_quiet(parser)
+    parser.set_defaults(run=_run_words)
+
+
+def _run_words(arguments: argparse.Namespace) -> int:
+    if not _packages_are_there(["tqdm"]):
+        return 2
+    settings = words.Settings(
+        dimensions=arguments.dimensions,
+        window=arguments.window,
+        negatives=arguments.negatives,
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+    )
+    words.run(settings, quiet=arguments.quiet)
+    return 0
+
+
+# Name to the function that registers its subcommand.
+DEMOS = {"digits": _add_digits, "words": _add_words}
 
 
 # --- what demos share -----------------------------------------------------------------------
 
 
 def _add_training_options(
-    parser: argparse.ArgumentParser, default: digits.Settings, picture: Path
+    parser: argparse.ArgumentParser, default: digits.Settings | words.Settings
 ) -> None:
     def add(option: str, kind: Callable[[str], Any], metavar: str, value: Any, text: str) -> None:
-        text = f"{text} (default: {value})"
-        parser.add_argument(option, type=kind, metavar=metavar, default=value, help=text)
+        _add_option(parser, option, kind, metavar, value, text)
 
     add("--epochs", _positive_integer, "N", default.epochs, "passes through the training data")
     add("--batch-size", _positive_integer, "N", default.batch_size, "examples in a step")
     add("--learning-rate", _positive_number, "X", default.learning_rate, "that of the first step")
     add("--seed", _seed, "N", default.seed, "of all random numbers")
-    add("--output", _picture, "FILE", picture, "where to draw the learning curve")
-    parser.add_argument("--no-plot", action="store_true", help="draw no learning curve")
+
+
+def _add_option(
+    parser: argparse.ArgumentParser,
+    option: str,
+    kind: Callable[[str], Any],
+    metavar: str,
+    value: Any,
+    text: str,
+) -> None:
+    text = f"{text} (default: {value})"
+    parser.add_argument(option, type=kind, metavar=metavar, default=value, help=text)
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show results only, no progress")
 
 

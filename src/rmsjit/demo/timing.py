@@ -130,8 +130,14 @@ def compare(
     return Comparison(*(float(np.median(times)) for times in (*updates, rest)))
 
 
-def compile_ahead(variables: Sequence[Array]) -> str:
+def compile_ahead(variables: Sequence[Array], gradients: Sequence[Any] | None = None) -> str:
     """Take a step on copies of `variables`, which compiles all that training will need.
+
+    Parameters
+    ----------
+    variables : sequence of ndarray
+    gradients : sequence, optional
+        Of the kinds that training will have; dense ones if left out.
 
     Returns
     -------
@@ -141,9 +147,11 @@ def compile_ahead(variables: Sequence[Array]) -> str:
     from numba.core import event
 
     copies = [variable.copy() for variable in variables]
+    if gradients is None:
+        gradients = [np.zeros_like(copy) for copy in copies]
     start = time.perf_counter()
     with event.install_recorder("numba:compile") as compilations:
-        rmsjit.RMSprop().apply_gradients((np.zeros_like(copy), copy) for copy in copies)
+        rmsjit.RMSprop().apply_gradients(zip(gradients, copies, strict=True))
     seconds = time.perf_counter() - start
     if compilations.buffer:
         return f"Compiled the kernels in {seconds:.1f} s"
