@@ -219,6 +219,8 @@ class RMSprop(Optimizer):
         """
         gradients, variables = read_pairs(grads_and_vars)
         if gradients:
+            if not self._iterations.array.flags.writeable:
+                raise ValueError("iterations must be writeable, got a read-only Variable")
             aggregate = bool(experimental_aggregate_gradients)
             if self._is_hooked():
                 taken = self._step_through_hooks(gradients, variables, aggregate)
@@ -668,8 +670,10 @@ class RMSprop(Optimizer):
         Raises
         ------
         ValueError
-            If the number of weights or a shape is another; nothing is changed then.  Before the
-            first step the slots are made by `build`.
+            If the number of weights or a shape is another.  Before the first step the slots are
+            made by `build`.
+        TypeError
+            If a dtype can't be cast.  Nothing is changed after an error.
         """
         given = [np.asarray(weight) for weight in weights]
         targets = self.weights
@@ -754,6 +758,11 @@ def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -
             f"{len(given)}; before the first step, build(var_list) makes the slots"
         )
     for position, (value, target) in enumerate(zip(given, targets, strict=True)):
+        if not np.can_cast(value.dtype, target.dtype, "same_kind"):
+            raise TypeError(
+                f"weights[{position}] must have a dtype that casts to {target.dtype} as "
+                f"same_kind, got {value.dtype}"
+            )
         if value.shape != target.shape:
             raise ValueError(
                 f"weights[{position}] must have the shape {target.shape} of {target.name}, got "

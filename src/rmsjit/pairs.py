@@ -18,6 +18,9 @@ from rmsjit.variables import Variable, array_of
 _MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits
 
 
+_PAIR_KINDS = {tuple, list}
+
+
 def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Gradients and variables of an iterable of pairs.
 
@@ -35,11 +38,15 @@ def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[An
         ) from None
     if not pairs:
         return (), ()
-    try:
-        gradients, variables = zip(*pairs, strict=True)
-    except (TypeError, ValueError):
-        raise _malformed(pairs) from None
-    return gradients, variables
+    kinds = {*map(type, pairs)}
+    if kinds <= _PAIR_KINDS or all(issubclass(kind, (tuple, list)) for kind in kinds):
+        try:
+            gradients, variables = zip(*pairs, strict=True)
+        except ValueError:
+            pass
+        else:
+            return gradients, variables
+    raise _malformed(pairs)
 
 
 def _malformed(pairs: list[Any]) -> TypeError:

@@ -118,12 +118,9 @@ class Plan:
             row[arrays.OWNER] = id(owner)
             row[arrays.OWNER_DATA] = address_of(owner)
             row[arrays.OWNER_MEMORY] = address_of(member.entry.canonical) if k in first_turn else 0
-            if not issubclass(kind, np.ndarray):
-                row[arrays.NDIM] = arrays.NAMED_ROWS if is_sparse(kind) else arrays.ANOTHER_KIND
-                continue
-            row[arrays.DTYPE] = id(owner.dtype) if owner.flags.forc else 0  # 0: copied each time
-            order = arrays.C_CONTIGUOUS if owner.flags.c_contiguous else arrays.F_CONTIGUOUS
-            row[arrays.FLAGS] = order | arrays.ALIGNED
+            row[arrays.READING] = _reading(owner, kind)
+            row[arrays.DTYPE] = id(owner.dtype)
+            row[arrays.FLAGS] = _flags(owner)
             row[arrays.NBYTES] = owner.nbytes
             row[arrays.NDIM] = owner.ndim
             row[arrays.FIRST_DIMENSION : arrays.FIRST_DIMENSION + owner.ndim] = owner.shape
@@ -207,10 +204,18 @@ class Plan:
         for k, owner in enumerate(self.owners):
             if variables[k] is not self._variables[k] or type(gradients[k]) is not self._kinds[k]:
                 return arrays.NOT_AS_EXPECTED
-            moved = address_of(owner) != self._expected[k, arrays.OWNER_DATA]
-            if self._members[k] is not None and (moved or not owner.flags.writeable):
+            if self._members[k] is not None and self._has_changed(owner, self._expected[k]):
                 return arrays.NOT_AS_EXPECTED
         return self._count
+
+    def _has_changed(self, owner: NDArray[Any], expected: NDArray[np.int64]) -> bool:
+        shape = expected[arrays.FIRST_DIMENSION :][: expected[arrays.NDIM]]
+        return (
+            address_of(owner) != expected[arrays.OWNER_DATA]
+            or id(owner.dtype) != expected[arrays.DTYPE]
+            or owner.shape != tuple(shape)
+            or not owner.flags.writeable
+        )
 
     def _readable(self, canonical: NDArray[Any], position: int, entry: Entry) -> bool:
         """Whether kernels can read a gradient as it lies; see `rmsjit.kernels.arrays`."""
@@ -237,6 +242,22 @@ def _view_of(variable: Any) -> tuple[Any, ...]:
 def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
     """What must be the same for a plan to serve again."""
     return (tuple(map(id, variables)), tuple(kinds))
+
+
+def _reading(owner: NDArray[Any], kind: type) -> int:
+    """How gradients of a type are read for a variable's array."""
+    if is_sparse(kind):
+        return arrays.NAMED_ROWS
+    in_place = issubclass(kind, np.ndarray) and owner.flags.forc and owner.flags.aligned
+    return arrays.IN_PLACE if in_place else arrays.COPIED
+
+
+def _flags(owner: NDArray[Any]) -> int:
+    """The flags that a variable has, and a gradient must have to be read in place."""
+    flags = arrays.ALIGNED if owner.flags.aligned else 0
+    if owner.flags.c_contiguous:
+        return flags | arrays.C_CONTIGUOUS
+    return flags | (arrays.F_CONTIGUOUS if owner.flags.f_contiguous else 0)
 
 
 def _dropped(variables: Sequence[Any], members: Sequence[Member | None]) -> list[str]:

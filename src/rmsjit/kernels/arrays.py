@@ -25,21 +25,22 @@ _TUPLE_HEAD = tuple.__basicsize__
 C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
 
 # Columns of `expected`: the variable's object, its array (0 where there is no gradient), and the
-# array's data and memory; then the gradient's type, its dtype object, flags that must be set, size
-# in bytes, number of dimensions (or ANOTHER_KIND, or NAMED_ROWS), and the dimensions.
+# array's data and memory; the gradient's type, and how it is read; then what both arrays have: dtype
+# object, flags that must be set, size in bytes, number of dimensions, and the dimensions.
 (
     VARIABLE_OBJECT,
     OWNER,
     OWNER_DATA,
     OWNER_MEMORY,
     KIND,
+    READING,
     DTYPE,
     FLAGS,
     NBYTES,
     NDIM,
     FIRST_DIMENSION,
-) = range(10)
-ANOTHER_KIND, NAMED_ROWS = -1, -2  # a nested list, say; a sparse gradient
+) = range(11)
+IN_PLACE, COPIED, NAMED_ROWS = range(3)  # ways to read: as it lies, through a copy, by rows
 NOT_READABLE = 0  # in place of an address
 NOT_AS_EXPECTED = -1
 
@@ -125,10 +126,12 @@ def read_step(gradients, variables, expected, written, addresses):
         owner = _words(expected[k, OWNER], _HEADER_WORDS, expected)
         if owner[_DATA] != expected[k, OWNER_DATA] or not owner[_FLAGS] & WRITEABLE:
             return NOT_AS_EXPECTED
-        if expected[k, NDIM] == NAMED_ROWS:
+        if not _as_expected(owner, expected[k], expected):
+            return NOT_AS_EXPECTED
+        if expected[k, READING] == NAMED_ROWS:
             continue
         if (
-            expected[k, NDIM] != ANOTHER_KIND
+            expected[k, READING] == IN_PLACE
             and _as_expected(header, expected[k], expected)
             and _clear_of_writes(
                 header[_DATA], expected[k, NBYTES], expected[k, OWNER_MEMORY], written
@@ -143,11 +146,17 @@ def read_step(gradients, variables, expected, written, addresses):
 def headers_readable(read):
     """Whether compiled `read_step` sees what Python and NumPy say of an array of odd shape."""
     gradient = np.zeros((2, 3, 5), np.float32)
-    variable = np.zeros(7)
+    variable = np.zeros_like(gradient)
     gradients, variables = (gradient,), (variable,)
     data, own_data = (a.__array_interface__["data"][0] for a in (gradient, variable))
-    row = [id(variable), id(variable), own_data, own_data, id(np.ndarray), id(gradient.dtype)]
-    row += [C_CONTIGUOUS | ALIGNED, gradient.nbytes, gradient.ndim, *gradient.shape]
+    row = [id(variable), id(variable), own_data, own_data, id(np.ndarray), IN_PLACE]
+    row += [
+        id(gradient.dtype),
+        C_CONTIGUOUS | ALIGNED,
+        gradient.nbytes,
+        gradient.ndim,
+        *gradient.shape,
+    ]
     expected = np.array([row], np.int64)
     nothing = np.zeros((2, 0), np.int64)
     addresses = np.zeros((1, 1), np.int64)
@@ -155,4 +164,5 @@ def headers_readable(read):
     if seen != 0 or addresses[0, 0] != data:
         return False
     expected[0, -1] += 1
-    return read(id(gradients), id(variables), expected, nothing, addresses) == 1
+    seen = read(id(gradients), id(variables), expected, nothing, addresses)
+    return seen == NOT_AS_EXPECTED
