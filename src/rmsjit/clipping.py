@@ -36,8 +36,10 @@ class Clipping:
             bound = getattr(self, name)
             if bound is None:
                 continue
-            if as_number(name, bound) < 0:
+            number = as_number(name, bound)
+            if number < 0:
                 raise ValueError(f"{name} must not be negative, got {bound}")
+            object.__setattr__(self, name, number)  # a plain float, which JSON can hold
         if self.clipnorm is not None and self.global_clipnorm is not None:
             raise ValueError(
                 f"clipnorm and global_clipnorm can't both be set, got clipnorm={self.clipnorm} "

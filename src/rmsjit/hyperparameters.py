@@ -46,6 +46,10 @@ class StepNumbers(NamedTuple):
         ValueError
             If epsilon rounds to zero there: a zero gradient would then give 0/0.
         """
+        with np.errstate(over="ignore"):  # a bound beyond the dtype bounds nothing
+            return self._packed(precision, form)
+
+    def _packed(self, precision: Precision, form: Form) -> NDArray[Any]:
         dtype = np.dtype(precision.computing).type
         rho, epsilon = dtype(self.rho), dtype(self.epsilon)
         if not epsilon > 0:

@@ -66,7 +66,7 @@ def norms_of(
             addresses,
             part.pieces,
             part.bins,
-            np.array([clipvalue], precision.computing),
+            _bound(clipvalue, precision),
             np.empty(0, precision.real),
             sums,
         )
@@ -76,3 +76,8 @@ def norms_of(
     rows = part.pieces[:, 0]
     squares, poison = (np.bincount(rows, row, minlength=len(sizes)) for row in sums)
     return Norms(squares, poison == 0)
+
+
+def _bound(clipvalue: float, precision: Precision) -> NDArray[Any]:
+    with np.errstate(over="ignore"):  # a bound beyond the dtype bounds nothing
+        return np.array([clipvalue], precision.computing)

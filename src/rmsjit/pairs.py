@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from rmsjit.dtypes import SUPPORTED, Precision, precision_of
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.layout import layout_of, overlaps_itself
+from rmsjit.runtime.warning import warn
 from rmsjit.variables import Variable, array_of
 
 _MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits
@@ -30,12 +30,13 @@ def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[An
         If it is no iterable of pairs.
     """
     try:
-        pairs = list(grads_and_vars)
+        iterator = iter(grads_and_vars)
     except TypeError:
         raise TypeError(
             f"grads_and_vars must be an iterable of (gradient, variable) pairs, "
             f"got {type(grads_and_vars).__name__}"
         ) from None
+    pairs = list(iterator)
     if not pairs:
         return (), ()
     kinds = {*map(type, pairs)}
@@ -97,9 +98,16 @@ def no_gradient(names: Sequence[str]) -> ValueError:
 
 def warn_of_missing(names: Sequence[str]) -> None:
     """Say which variables a step leaves alone."""
-    warnings.warn(
-        f"no gradient for {', '.join(names)}: left unchanged", RuntimeWarning, stacklevel=2
-    )
+    warn(f"no gradient for {', '.join(names)}: left unchanged")
+
+
+def check_is_array(variable: Any, position: int) -> None:
+    """Raise `TypeError` unless a variable is an array or holds one."""
+    if not isinstance(array_of(variable), np.ndarray):
+        raise TypeError(
+            f"{naming(variable, position)} must be a NumPy array or an rmsjit.Variable, "
+            f"got {_brief(variable)}"
+        )
 
 
 def check_variable(variable: Any, position: int) -> Precision:
@@ -112,12 +120,8 @@ def check_variable(variable: Any, position: int) -> Precision:
     ValueError
         If it is read-only, or its elements share memory.
     """
+    check_is_array(variable, position)
     array = array_of(variable)
-    if not isinstance(array, np.ndarray):
-        raise TypeError(
-            f"{naming(variable, position)} must be a NumPy array or an rmsjit.Variable, "
-            f"got {_brief(variable)}"
-        )
     precision = precision_of(array.dtype)
     if precision is None:
         raise TypeError(

@@ -47,8 +47,6 @@ class Plan:
         The same for all views of the same memory.
     dropped : list of str
         Names of the variables without a gradient.
-    constrained : list of Variable
-        Those to which a constraint applies after the update.
     owners : list of ndarray
         The arrays of the variables.
     precisions : set of Precision
@@ -67,7 +65,7 @@ class Plan:
         self.owners = [array_of(variable) for variable in variables]
         self._members = tuple(members)
         self.dropped = _dropped(variables, members)
-        self.constrained = _constrained(variables, members)
+        self._constrained = _constrained(variables, members)
         present = [member for member in members if member is not None]
         self.precisions = {member.entry.precision for member in present}
         self._written = written_spans(present)
@@ -133,12 +131,18 @@ class Plan:
         plan._variables = tuple(variables)
         plan.owners = [array_of(variable) for variable in variables]
         plan.dropped = _dropped(variables, self._members)
-        plan.constrained = _constrained(variables, self._members)
+        plan._constrained = _constrained(variables, self._members)
         plan._expected = self._expected.copy()
         plan._expected[:, arrays.VARIABLE_OBJECT] = [id(variable) for variable in variables]
         has_gradient = plan._expected[:, arrays.OWNER] != 0
         plan._expected[:, arrays.OWNER] = [id(owner) for owner in plan.owners] * has_gradient
         return plan
+
+    def constrained_in(self, group: DenseGroup | SparseGroup) -> list[Variable]:
+        """The variables of a group to which a constraint applies after its update."""
+        if not self._constrained:
+            return []
+        return [self._constrained[k] for k in group.positions if k in self._constrained]
 
     def name(self, position: int) -> str:
         """How messages name a variable."""
@@ -265,12 +269,12 @@ def _dropped(variables: Sequence[Any], members: Sequence[Member | None]) -> list
     return [naming(variable, k) for k, (variable, member) in pairs if member is None]
 
 
-def _constrained(variables: Sequence[Any], members: Sequence[Member | None]) -> list[Variable]:
-    return [
-        variable
-        for variable, member in zip(variables, members, strict=True)
+def _constrained(variables: Sequence[Any], members: Sequence[Member | None]) -> dict[int, Variable]:
+    return {
+        k: variable
+        for k, (variable, member) in enumerate(zip(variables, members, strict=True))
         if member is not None and isinstance(variable, Variable) and variable.constraint
-    ]
+    }
 
 
 def _copied(canonical: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from rmsjit.clipping import Clipping
 from rmsjit.clock import Clock
 from rmsjit.dtypes import Precision
 from rmsjit.hyperparameters import StepNumbers
-from rmsjit.pairs import check_variable, naming, no_gradient, warn_of_missing
+from rmsjit.pairs import check_is_array, check_variable, naming, no_gradient, warn_of_missing
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.slots import Entry, Member, SlotStore, find_overlap
 from rmsjit.variables import array_of
@@ -125,9 +125,9 @@ class Stepper:
             if self.exact:
                 self._settle(group)
             group.update(ready.bound, ready.factors, ready.packed[group.precision], self._limit)
-        for variable in ready.plan.constrained:
-            assert variable.constraint is not None
-            variable.assign(variable.constraint(variable.array))
+            for variable in ready.plan.constrained_in(group):
+                assert variable.constraint is not None
+                variable.assign(variable.constraint(variable.array))
         recording.wrote(ready.plan.owners)
 
     def _prepare(
@@ -274,7 +274,8 @@ class Stepper:
         plan = self._plans.get(identity)
         if plan is None:
             for position, variable in enumerate(variables):
-                check_variable(variable, position)
+                if kinds[position] is not type(None):
+                    check_variable(variable, position)
             alike = self._by_layout.get(layouts_of(variables, kinds))
             if alike is None:
                 return None
@@ -315,10 +316,11 @@ class Stepper:
         entries: list[Entry | None] = []
         new: dict[Any, Entry] = {}
         for position, (variable, kind) in enumerate(zip(variables, kinds, strict=True)):
-            precision = check_variable(variable, position)
             if kind is type(None):
+                check_is_array(variable, position)
                 entries.append(None)
                 continue
+            precision = check_variable(variable, position)
             entry = Entry(variable, precision)
             entry = self.store.entries.get(entry.key) or new.setdefault(entry.key, entry)
             entries.append(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, ValuesView
 from typing import Any
 
@@ -293,7 +294,10 @@ class Variable(NDArrayOperatorsMixin):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
         copied = Variable(
-            self._array.copy(), self._name, trainable=self._trainable, constraint=self._constraint
+            copy.deepcopy(self._array, memo),
+            self._name,
+            trainable=self._trainable,
+            constraint=self._constraint,
         )
         memo[id(self)] = copied
         return copied

@@ -1,0 +1,1 @@
+"""Benchmarks of rmsjit: an asv suite, and comparisons with other libraries."""

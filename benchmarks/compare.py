@@ -1,0 +1,203 @@
+"""rmsjit beside other libraries: ``python -m benchmarks.compare``; see benchmarks/README.md."""
+
+import argparse
+import datetime
+import fnmatch
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks.comparison import machine, plot, report
+from benchmarks.comparison.cases import CASES, STARTUP, Case
+from benchmarks.comparison.process import PeerError, PeerProcess, environment, known_peers
+from benchmarks.comparison.results import Figures, Results
+
+PAUSE = 0.005  # seconds in which a peer's spinning threads go to sleep
+SLOW = 0.25  # seconds of a step above which a peer takes part in every third round only
+STARTUPS = {
+    "import numba": "import numba",
+    "import rmsjit": "import rmsjit",
+    "first step": (
+        "import numpy as np, rmsjit; "
+        "v = np.ones(100, np.float32); rmsjit.RMSprop().apply_gradients([(v.copy(), v)])"
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and write RESULTS.md and results.png."""
+    arguments = parser().parse_args(argv)
+    if arguments.load:
+        results = Results.load(arguments.load)
+    else:
+        results = measure(arguments)
+    if arguments.save:
+        results.save(arguments.save)
+    if not results.figures:
+        print("nothing was measured", file=sys.stderr)
+        return 1
+    folder: Path = arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "RESULTS.md").write_text(report.markdown(results), encoding="utf-8")
+    plot.draw(results, folder / "results.png")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare",
+        description="Measure rmsjit beside other libraries.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = made.add_argument
+    add("--cases", nargs="+", default=[], metavar="PATTERN", help="all if left out")
+    add("--peers", nargs="+", default=[], metavar="PATTERN", help="all that are installed")
+    add("--rounds", type=int, default=15, metavar="N", help="in which every peer has its turn")
+    add("--threads", type=int, default=2, metavar="N", help="and CPUs of every peer")
+    add("--output", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="of results")
+    add("--date", default=datetime.date.today().isoformat(), help="that the results bear")
+    add("--save", type=Path, metavar="FILE", help="write every sample as JSON, too")
+    add("--load", type=Path, metavar="FILE", help="measure nothing, report what --save wrote")
+    add("--list", action=_ListCases, nargs=0, help="list the cases and end")
+    add(
+        "--python",
+        action="append",
+        default=[],
+        metavar="PEERS=PATH",
+        type=_assignment,
+        help="run the peers of this pattern with another interpreter",
+    )
+    return made
+
+
+class _ListCases(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        for case in CASES:
+            print(f"{case.name:20} {case.title}")
+        print(f"{STARTUP:20} whole processes up to their first step")
+        parser.exit()
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    pattern, separator, path = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"must be PEERS=PATH, got {text!r}")
+    return pattern, path
+
+
+# --- measuring ------------------------------------------------------------------------------
+
+
+def measure(arguments: argparse.Namespace) -> Results:
+    """Run every chosen case on every chosen peer."""
+    settings = {"rounds": arguments.rounds, "threads": arguments.threads}
+    results = Results(arguments.date, machine.description(arguments.threads), settings)
+    cases = [case for case in CASES if _chosen(case.name, arguments.cases)]
+    peers = start_peers(arguments, results)
+    try:
+        for block, members in groupby(cases, key=lambda case: case.block):
+            _say(f"{block}:", end="")
+            measure_block(list(members), peers, arguments.rounds, results)
+    finally:
+        for peer in peers:
+            peer.stop()
+    if _chosen(STARTUP, arguments.cases) and _chosen("rmsjit", arguments.peers):
+        results.figures[STARTUP] = measure_startup(arguments.rounds, arguments.threads)
+    return results
+
+
+def start_peers(arguments: argparse.Namespace, results: Results) -> list[PeerProcess]:
+    """The processes of the peers that are there and compute what they should."""
+    running = []
+    for name in known_peers(arguments.peers):
+        peer = PeerProcess(name, arguments.threads, dict(arguments.python))
+        try:
+            versions = peer.ask("versions")
+            errors = peer.ask("check")
+            wrong = [case for case, error in errors.items() if not error <= 1]
+            if wrong:
+                raise PeerError(f"its results are off in {', '.join(wrong)}")
+        except PeerError as error:
+            _say(f"{name}: {error}")
+            results.absent[name] = str(error)
+            peer.stop()
+            continue
+        _say(f"{name}: " + ", ".join(f"{package} {v}" for package, v in versions.items()))
+        results.versions |= versions
+        running.append(peer)
+    return running
+
+
+def measure_block(
+    cases: Iterable[Case], peers: Iterable[PeerProcess], rounds: int, results: Results
+) -> None:
+    """Measure some cases in the same rounds: in each, every method of every peer once a case."""
+    start = time.perf_counter()
+    turns: list[tuple[PeerProcess, str, str, Figures]] = []
+    for peer in peers:
+        for case in cases:
+            for method, nbytes in _prepared(peer, case).items():
+                figures = Figures([], nbytes)
+                turns.append((peer, case.name, method, figures))
+                results.figures.setdefault(case.name, {})[method] = figures
+    slow: set[int] = set()
+    for turn in range(rounds):
+        for number, (peer, case_name, method, figures) in enumerate(turns):
+            if number in slow and turn % 3:
+                continue
+            time.sleep(PAUSE)
+            figures.seconds.append(peer.ask("sample", case_name, method))
+            if figures.seconds[-1] > SLOW:
+                slow.add(number)
+    for peer in {turn[0] for turn in turns}:
+        peer.ask("release")
+    _say(f" {time.perf_counter() - start:.0f} s")
+
+
+def _prepared(peer: PeerProcess, case: Case) -> dict[str, float]:
+    """The bytes that each method of the peer moves; empty where it can't do the case."""
+    if case.only and peer.name not in case.only:
+        return {}
+    try:
+        methods: dict[str, float] = peer.ask("prepare", case.to_dict()) or {}
+    except PeerError as error:
+        _say(f" {peer.name} fails in {case.name} ({error})", end="")
+        return {}
+    if methods:
+        _say(f" {peer.name}", end="")
+    return methods
+
+
+def measure_startup(rounds: int, threads: int) -> dict[str, Figures]:
+    """Whole processes, the kernels' cache warm."""
+    _say("startup:", end="")
+    start = time.perf_counter()
+    figures = {name: Figures([]) for name in STARTUPS}
+    _run(STARTUPS["first step"], threads)
+    for _ in range(rounds):
+        for name, code in STARTUPS.items():
+            figures[name].seconds.append(_run(code, threads))
+    _say(f" {time.perf_counter() - start:.0f} s")
+    return figures
+
+
+def _run(code: str, threads: int) -> float:
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(threads))
+    return time.perf_counter() - start
+
+
+def _chosen(name: str, patterns: list[str]) -> bool:
+    return not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""rmsjit, and the floor loop over the same arrays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from benchmarks.comparison.cases import FLOOR, Case
+from benchmarks.comparison.peer import Peer
+from benchmarks.comparison.problem import BATCHES, Problem, Rule
+from benchmarks.suite.common import EPSILON, RHO
+
+import rmsjit
+from rmsjit.cli.bench import fastest_floor
+from rmsjit.runtime.threads import threading_layer
+
+SEQUENTIAL = 16_000_000  # elements of a table that the floor loop passes over
+
+
+class RMSJit(Peer):
+    name = "rmsjit"
+
+    def __init__(self, problem: Problem, threads: int) -> None:
+        super().__init__(problem, threads)
+        case = self.case
+        self.variables = [problem.table] if case.sparse else problem.variables
+        self.optimizer = rmsjit.RMSprop(
+            case.learning_rate,
+            RHO,
+            case.momentum,
+            EPSILON,
+            case.centered,
+            global_clipnorm=problem.bound if case.by_norm else None,
+            sparse=case.mode,
+            num_threads=threads,
+        )
+        self.turns: list[list[Any]] = [problem.gradients]
+        if case.sparse:
+            self.turns = [[rmsjit.IndexedSlices(rows, where)] for where, rows in problem.batches]
+        self.turn, self.threads = 0, threads
+
+    @classmethod
+    def versions(cls) -> dict[str, str]:
+        return {
+            "rmsjit": rmsjit.__version__,
+            "numba": numba.__version__,
+            "threading layer": threading_layer(),
+            "numpy": np.__version__,
+        }
+
+    @classmethod
+    def supports(cls, case: Case) -> bool:
+        return True
+
+    @classmethod
+    def rule(cls, case: Case) -> Rule:
+        return Rule(eps_in_root=case.momentum > 0)
+
+    def step(self) -> None:
+        gradients = self.turns[self.turn]
+        self.turn = (self.turn + 1) % len(self.turns)
+        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+
+    def result(self) -> list[np.ndarray]:
+        return [variable.astype(np.float32) for variable in self.variables]
+
+    def methods(self) -> dict[str, Callable[[], Any]]:
+        if len(self.variables) > 1 or self.case.by_norm or self.case.mode == "exact":
+            return {self.name: self.step}
+        return {self.name: self.step, FLOOR: self._floor()}
+
+    def method_bytes(self, problem: Problem) -> dict[str, float]:
+        step = problem.step_bytes()
+        if not self.case.sparse:
+            return {self.name: step, FLOOR: step}
+        elements = min(SEQUENTIAL, problem.table.size)
+        passed = 2 * (1 + self.case.slots) * elements * problem.table.itemsize
+        return {self.name: step, FLOOR: passed}
+
+    def _floor(self) -> Callable[[], Any]:
+        """The loop over the step's own arrays; of a table, a pass over its first rows."""
+        for _ in range(BATCHES):
+            self.step()  # makes the slots
+        variable = self.variables[0].reshape(-1)[:SEQUENTIAL]
+        slots = {
+            name: self.optimizer.get_slot(self.variables[0], name).array.reshape(-1)[:SEQUENTIAL]
+            for name in self.optimizer.get_slot_names()
+        }
+        gradient = variable if self.case.sparse else self.turns[0][0]
+        return fastest_floor(gradient, variable, slots, self.threads)

@@ -1,0 +1,102 @@
+"""RESULTS.md."""
+
+from collections.abc import Iterator
+
+from benchmarks.comparison.cases import CASES, GOALS, RMSJIT, STARTUP, Goal
+from benchmarks.comparison.registry import LABELS
+from benchmarks.comparison.results import Figures, Results
+
+_HEAD = """# rmsjit beside other libraries
+
+Written by `python -m benchmarks.compare`; benchmarks/README.md says how it measures. Times are
+medians of {rounds} interleaved rounds with the quartiles behind them; every peer ran in a process
+of its own, on {threads} threads. "x rmsjit" is the median by that of rmsjit, so 5.0 means five
+times as slow. GB/s counts what a fused step must read and write, whatever a peer really moves.
+"""
+
+
+def markdown(results: Results) -> str:
+    """The whole page."""
+    lines = [_HEAD.format(**results.settings)]
+    lines += _machine(results)
+    lines += _goals(results)
+    for case in CASES:
+        if case.name in results.figures:
+            lines += ["", f"## {case.title}", "", *_table(results.figures[case.name])]
+    if STARTUP in results.figures:
+        lines += ["", "## Whole processes", "", *_startup(results.figures[STARTUP])]
+    return "\n".join(lines) + "\n"
+
+
+def _machine(results: Results) -> Iterator[str]:
+    yield "## Where and when\n"
+    facts = {"Date": results.date, **results.machine}
+    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
+    for name, fact in {**facts, "Versions": versions}.items():
+        yield f"- {name}: {fact}"
+    for peer, reason in results.absent.items():
+        yield f"- Not measured: {LABELS[peer]} ({reason})"
+
+
+def _goals(results: Results) -> Iterator[str]:
+    titles = {case.name: case.title for case in CASES} | {STARTUP: "a process of its own"}
+    yield "\n## Figures to reach\n"
+    yield "| case | figure | goal | measured | reached |"
+    yield "| --- | --- | ---: | ---: | --- |"
+    for goal in GOALS:
+        value = results.reached(goal)
+        if value is None:
+            continue
+        case = titles[goal.case]
+        sign = "at most" if goal.at_most else "at least"
+        scale = 1 if goal.under else 1e6
+        yield (
+            f"| {case} | {_named(goal)} | {sign} {goal.bound * scale:g} | {value * scale:.3g} | "
+            f"{'yes' if is_reached(goal, value) else '**no**'} |"
+        )
+
+
+def is_reached(goal: Goal, value: float) -> bool:
+    """Whether the figure is on the right side of the bound."""
+    return value <= goal.bound if goal.at_most else value >= goal.bound
+
+
+def _named(goal: Goal) -> str:
+    for name, label in LABELS.items():
+        if goal.text == f"times as fast as {name}":
+            return f"times as fast as {label}"
+    return goal.text
+
+
+def _table(figures: dict[str, Figures]) -> Iterator[str]:
+    yield "| | median | quartiles | x rmsjit | GB/s |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    ours = figures.get(RMSJIT)
+    for name, found in sorted(figures.items(), key=lambda item: item[1].median):
+        ratio = f"{found.median / ours.median:.2f}" if ours and _same_work(found, ours) else ""
+        yield f"| {_label(name)} | {_times(found)} | {ratio} | {found.speed / 1e9:.1f} |"
+
+
+def _same_work(found: Figures, ours: Figures) -> bool:
+    """A pass over a whole table is not a step of some of its rows."""
+    return found.nbytes < 3 * ours.nbytes
+
+
+def _startup(figures: dict[str, Figures]) -> Iterator[str]:
+    yield "| python -c ... | median | quartiles |"
+    yield "| --- | ---: | ---: |"
+    for name, found in figures.items():
+        yield f"| {name} | {_times(found)} |"
+
+
+def _label(name: str) -> str:
+    return f"**{LABELS[name]}**" if name == RMSJIT else LABELS[name]
+
+
+def _times(found: Figures) -> str:
+    unit, scale = "µs", 1e-6
+    for larger, its_scale in (("ms", 1e-3), ("s", 1.0)):
+        if found.median >= its_scale:
+            unit, scale = larger, its_scale
+    low, high = (seconds / scale for seconds in found.quartiles)
+    return f"{found.median / scale:.3g} {unit} | {low:.3g} to {high:.3g}"

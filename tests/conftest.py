@@ -1,0 +1,39 @@
+"""Settings of the whole test run; everything that a test uses by name is imported instead."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_WORKERS = 4  # threads that Numba may start; its own default is the number of processors
+
+_slow = [HealthCheck.too_slow]  # the first example of a form may have to compile its kernel
+settings.register_profile(
+    "fixed", deadline=None, derandomize=True, database=None, suppress_health_check=_slow
+)
+settings.register_profile("explore", deadline=None, max_examples=2000, suppress_health_check=_slow)
+settings.load_profile("fixed")  # the same examples in every run; --hypothesis-profile=explore
+
+
+def pytest_configure(config):
+    """Set what Numba and rmsjit read once; subprocesses of tests inherit it.
+
+    The kernels of all tests are kept with pytest's own cache, so that only the first run compiles
+    and the user's kernels are left alone.  More threads than processors still give the same bits,
+    which is what the tests want to see.
+    """
+    cache = getattr(config, "cache", None)
+    if "RMSJIT_CACHE_DIR" not in os.environ and cache is not None:
+        os.environ["RMSJIT_CACHE_DIR"] = str(cache.mkdir("rmsjit-kernels"))
+    processors = os.cpu_count() or 1
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(max(_WORKERS, processors)))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what takes minutes, unless -m speaks of it or the test is named."""
+    if "long" in (config.option.markexpr or "") or any("::" in name for name in config.args):
+        return
+    skip = pytest.mark.skip(reason="takes minutes; run with -m long")
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(skip)

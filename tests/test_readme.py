@@ -1,0 +1,125 @@
+"""The documents: their examples run and print what they say, their links lead somewhere."""
+
+import contextlib
+import io
+import pathlib
+import re
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "docs/migration.md"]
+
+BLOCK = re.compile(r"^([ ]*)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+PRINTED = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+
+
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks_of(text, language):
+    """The code blocks of a language, each with the number of its first line."""
+    return [
+        (text[: match.start(3)].count("\n") + 1, textwrap.dedent(match[3]))
+        for match in BLOCK.finditer(text)
+        if match[2] == language
+    ]
+
+
+def faults_of(code, name="example"):
+    """Run an example; how what it prints differs from the comments behind its prints."""
+    expected, output = PRINTED.findall(code), io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(code, name, "exec"), {"__name__": "__main__"})
+    printed = output.getvalue().splitlines()
+    return [] if not expected or printed == expected else [f"printed {printed}, not {expected}"]
+
+
+EXAMPLES = [
+    pytest.param(name, line, code, id=f"{name}:{line}")
+    for name in DOCUMENTS
+    for line, code in blocks_of(text_of(name), "python")
+]
+
+
+@pytest.mark.parametrize(("name", "line", "code"), EXAMPLES)
+def test_examples_run(name, line, code):
+    assert faults_of("\n" * (line - 1) + code, name) == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_document_has_examples(name):
+    assert len(blocks_of(text_of(name), "python")) >= 2
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_block_has_a_language_that_is_known(name):
+    text = text_of(name)
+    assert {match[2] for match in BLOCK.finditer(text)} <= {"python", "sh", "text"}
+    assert text.count("```") == 2 * len(BLOCK.findall(text))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    assert missing_targets(text_of(name), ROOT / name) == []
+
+
+def missing_targets(text, path):
+    missing = []
+    for target in LINK.findall(text):
+        file, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        goal = path if not file else path.parent / file
+        if not goal.exists() or (heading and heading not in anchors_of(goal)):
+            missing.append(target)
+    return missing
+
+
+def anchors_of(path):
+    """The names that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_has_two_commands():
+    """In the form in which the gate looks for the second one."""
+    commands = [code.strip() for _, code in blocks_of(text_of("README.md"), "sh")]
+    assert len(commands) == 2
+    demo, test = commands
+    assert re.fullmatch(r"python3 -m venv .* -m rmsjit demo", demo)
+    assert re.fullmatch(r"python3 -m venv .* -m pytest", test)
+    for command, extra in ((demo, "demo"), (test, "test")):
+        assert "\n" not in command
+        assert f'".[{extra}]"' in command
+    assert re.findall(r"^python3 -m venv .* -m pytest$", text_of("README.md"), re.MULTILINE) == [
+        test
+    ]
+
+
+def test_the_gate_takes_the_command_and_the_first_example_from_the_readme():
+    gate = ROOT / ".ci" / "run"
+    if not gate.exists():
+        pytest.skip("not a checkout")
+    script = gate.read_text(encoding="utf-8")
+    assert "grep -E '^python3 -m venv .* -m pytest$' README.md" in script
+    assert "awk '/^```python$/" in script
+    _, first = blocks_of(text_of("README.md"), "python")[0]
+    assert "import autograd" not in first  # it runs where nothing but the wheel is installed
+    assert "import rmsjit" in first
+
+
+def test_the_checks_notice_mistakes():
+    text = "- a\n\n  ```python\n  print(1)  # 1\n  ```\n\n```python\nprint(1)  # 2\n```\n"
+    (one, right), (two, wrong) = blocks_of(text, "python")
+    assert (one, two) == (4, 8)
+    assert faults_of(right) == []
+    assert faults_of(wrong) == ["printed ['1'], not ['2']"]
+    assert faults_of("print(3)") == []
+    with pytest.raises(ZeroDivisionError):
+        faults_of("1 / 0")
+    links = "[a](README.md) [b](nowhere.md) [c](#nothing) [d](README.md#limits) [e](https://e.org)"
+    assert missing_targets(links, ROOT / "README.md") == ["nowhere.md", "#nothing"]
