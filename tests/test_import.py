@@ -86,7 +86,9 @@ import types
 import rmsjit
 for name in dir(rmsjit):
     value = getattr(rmsjit, name)
-    home = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", "")
+    home = getattr(value, "__module__", "")
+    if isinstance(value, types.ModuleType):
+        home = value.__name__
     if not name.startswith("_") and home.startswith("rmsjit"):
         print(name)
 """

@@ -7,6 +7,7 @@ from benchmarks.comparison.registry import LABELS
 from benchmarks.comparison.results import Results
 
 _MARKERS = "osv^D<>phXd*"
+_COLOURS = 10  # after so many they come again
 
 
 def draw(results: Results, path: Path) -> bool:
@@ -34,6 +35,7 @@ def draw(results: Results, path: Path) -> bool:
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=6 if ours else 4,
             linewidth=3 if ours else 1.2,
+            linestyle="-" if ours or number < _COLOURS else "--",
             color="black" if ours else None,
             zorder=3 if ours else 2,
         )

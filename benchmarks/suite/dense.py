@@ -67,7 +67,7 @@ class Bandwidth:
 
     def track_speed(self, variant):
         seconds = median_times({"step": self.step}, self.rounds)["step"]
-        return self.step.nbytes / seconds / 1e9
+        return round(self.step.nbytes / seconds / 1e9, 2)
 
     track_speed.unit = "GB/s"
 
@@ -75,6 +75,6 @@ class Bandwidth:
         gradient, variable = self.step.gradients[0], self.step.variables[0]
         floor = fastest_floor(gradient, variable, self.step.slots(), thread_limit())
         times = median_times({"step": self.step, "floor": floor}, self.rounds)
-        return 100 * times["floor"] / times["step"]
+        return round(100 * times["floor"] / times["step"], 1)
 
     track_share_of_floor.unit = "%"

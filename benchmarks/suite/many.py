@@ -34,7 +34,7 @@ class AfterPause:
         self.step = dense_step(LISTS[variables])
 
     def track_step(self, variables):
-        return 1e6 * float(np.median([self._after_pause() for _ in range(self.steps)]))
+        return round(1e6 * float(np.median([self._after_pause() for _ in range(self.steps)])), 1)
 
     track_step.unit = "µs"
 

@@ -43,7 +43,7 @@ class Speed:
 
     def track_useful_speed(self, table):
         seconds = median_times({"step": self.step}, rounds=9)["step"]
-        return self.step.nbytes / seconds / 1e9
+        return round(self.step.nbytes / seconds / 1e9, 2)
 
     track_useful_speed.unit = "GB/s"
 
@@ -66,6 +66,6 @@ class Scratch:
             step()
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return (peak - state - batches) / rows
+        return round((peak - state - batches) / rows, 2)
 
     track_bytes_per_row.unit = "B"

@@ -69,7 +69,8 @@ class Clipping:
                 values = [_clipped_by_value(value, float(self.clipvalue)) for value in values]
             if self.by_norm:
                 squares = [_square(v, g, x) for v, (g, x) in zip(values, pairs, strict=True)]
-                factors = self.factors(np.array(squares))
+                finite = all(np.isfinite(value).all() for value in values)
+                factors = self.factors(np.array(squares), finite)
                 values = [
                     np.asarray(v * v.real.dtype.type(f))
                     for v, f in zip(values, factors, strict=True)
@@ -84,18 +85,22 @@ class Clipping:
         del count
         return None
 
-    def factors(self, squares: NDArray[Any]) -> NDArray[Any]:
+    def factors(self, squares: NDArray[Any], finite: bool = False) -> NDArray[Any]:
         """What to multiply each gradient by.
 
         Parameters
         ----------
         squares : float64 array, shape (gradients,)
             The squared norm of each gradient, already clipped by value.
+        finite : bool, default False
+            Whether all gradients are known to be finite, so that an infinite norm is one that
+            overflowed.
 
         Returns
         -------
         float64 array, shape (gradients,)
-            NaN where TensorFlow makes the gradients NaN: for a global norm that is not finite.
+            NaN where TensorFlow makes the gradients NaN, for a global norm that is not finite;
+            but 0 where only the norm has overflowed.
         """
         if self.clipnorm is not None:
             bound = float(self.clipnorm)
@@ -105,7 +110,10 @@ class Clipping:
             return factors
         bound = float(self.global_clipnorm or 0.0)
         norm = math.sqrt(sum(squares.tolist()))
-        factor = 1.0 if norm <= bound else bound / norm if math.isfinite(norm) else math.nan
+        if norm <= bound:
+            factor = 1.0
+        else:
+            factor = bound / norm if finite or math.isfinite(norm) else math.nan
         return np.full(len(squares), factor)
 
 

@@ -52,6 +52,12 @@ class StepNumbers(NamedTuple):
     def _packed(self, precision: Precision, form: Form) -> NDArray[Any]:
         dtype = np.dtype(precision.computing).type
         rho, epsilon = dtype(self.rho), dtype(self.epsilon)
+        for name, given in (("learning_rate", self.learning_rate), ("epsilon", self.epsilon)):
+            if not np.isfinite(dtype(given)):
+                raise ValueError(
+                    f"{name} must be finite in the dtype of the arithmetic, got {given}, which "
+                    f"overflows in {precision.computing}"
+                )
         if not epsilon > 0:
             raise ValueError(
                 f"epsilon must not vanish in the dtype of the arithmetic, got {self.epsilon}, "
@@ -68,6 +74,7 @@ class StepNumbers(NamedTuple):
                 0 if inside else epsilon,
                 dtype(self.clipvalue),
                 np.finfo(dtype).max,
+                np.inf if rho else np.finfo(dtype).max,  # infinity times a rho of 0 would be NaN
             ],
             dtype,
         )

@@ -279,7 +279,8 @@ def _constrained(variables: Sequence[Any], members: Sequence[Member | None]) -> 
 
 def _copied(canonical: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     copy = np.empty(canonical.shape, dtype)
-    np.copyto(copy, canonical, casting="same_kind")
+    with np.errstate(over="ignore"):  # a number too large for the dtype becomes infinite
+        np.copyto(copy, canonical, casting="same_kind")
     return copy
 
 

@@ -82,7 +82,8 @@ class SparseGroup:
         outside = loader.first_outside()(indices, self.rows)
         if outside >= 0:
             raise index_error(gradient, outside, self.variable, self.position)
-        values = np.ascontiguousarray(values).astype(self._array.dtype, copy=False)
+        with np.errstate(over="ignore"):  # a number too large for the dtype becomes infinite
+            values = np.ascontiguousarray(values).astype(self._array.dtype, copy=False)
         if not values.flags.aligned or span_that_meets(written, values) is not None:
             values = values.copy()
         return self._found(values, indices, self.rows)

@@ -171,7 +171,7 @@ class Stepper:
                 self._raise_nonfinite(plan, norms)
                 return None
             if clipping.by_norm:
-                factors = clipping.factors(norms.squares)
+                factors = clipping.factors(norms.squares, bool(norms.finite.all()))
         return _ReadyStep(plan, bound, self._pack(numbers(), plan, clipping), factors)
 
     def _norms(self, plan: Plan, bound: BoundStep, clipvalue: float) -> Norms:

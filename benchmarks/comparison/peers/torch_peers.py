@@ -115,8 +115,7 @@ class FusedAdam(TorchPeer):
 
     @classmethod
     def supports(cls, case: Case) -> bool:
-        moves_as_much = case.variant == "momentum" or case.block in ("small", "1M")
-        return super().supports(case) and moves_as_much and case.variant != "both"
+        return super().supports(case) and not case.centered
 
     @classmethod
     def rule(cls, case: Case) -> Rule:

@@ -46,14 +46,14 @@ class ReducedClipping:
         """The bound on each value of a sum, infinite where there is none."""
         return self._clipping.bound / self._scale
 
-    def factors(self, squares: NDArray[Any]) -> NDArray[Any]:
+    def factors(self, squares: NDArray[Any], finite: bool = False) -> NDArray[Any]:
         """What to multiply each gradient of the step by."""
         if not self._clipping.by_norm:
             return np.full(len(squares), self._scale)
-        return self._scale * self._norm_factors(squares)
+        return self._scale * self._norm_factors(squares, finite)
 
-    def _norm_factors(self, squares: NDArray[Any]) -> NDArray[Any]:
-        return self._clipping.factors(self._scale**2 * squares)
+    def _norm_factors(self, squares: NDArray[Any], finite: bool) -> NDArray[Any]:
+        return self._clipping.factors(self._scale**2 * squares, finite)
 
 
 class ShardClipping(ReducedClipping):
@@ -78,9 +78,10 @@ class ShardClipping(ReducedClipping):
         self._positions = positions
         self._count = count
 
-    def _norm_factors(self, squares: NDArray[Any]) -> NDArray[Any]:
+    def _norm_factors(self, squares: NDArray[Any], finite: bool) -> NDArray[Any]:
         """The factor of each piece, by the norm of its whole gradient."""
+        del finite  # what this rank has seen says nothing of the other pieces
         whole = np.bincount(self._positions, weights=squares, minlength=self._count)
         self._comm.Allreduce(load_mpi().IN_PLACE, whole)
-        factors: NDArray[Any] = super()._norm_factors(whole)[self._positions]
+        factors: NDArray[Any] = super()._norm_factors(whole, finite=False)[self._positions]
         return factors

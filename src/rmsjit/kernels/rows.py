@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from rmsjit.kernels.dense import RMS, VARIABLE
 from rmsjit.kernels.memory import view
 from rmsjit.kernels.rule import RULE_FLAGS, read_numbers, update_element
-from rmsjit.kernels.scalars import clip, load, scale, store
+from rmsjit.kernels.scalars import bounded_sum, clip, load, scale, store
 
 NO_ROW = -1
 DECAY, CARRY, DRIFT = range(3)  # the rows of `lapses`
@@ -136,7 +136,8 @@ def _sum_occurrences(total, values, k, following, factor, h, sample):
     while k != NO_ROW:
         row = view(values, 0, 0, k * width, width, sample)
         for i in range(width):
-            total[i] += scale(clip(load(row, i), h.clipvalue), factor)
+            more = scale(clip(load(row, i), h.clipvalue), factor)
+            total[i] = bounded_sum(total[i], more, h.largest)
         k = following[k]
 
 
@@ -149,7 +150,8 @@ def _catch_up_row(row, variable, rms, mg, momentum, clock, lapses):
         if decay == 1 and lapses[CARRY, missed] == 1 and lapses[DRIFT, missed] == 0:
             return
         for i in range(len(rms)):
-            store(rms, i, load(rms, i) * decay)
+            # A decay of 0 would turn an average that has overflowed into NaN.
+            store(rms, i, load(rms, i) * decay if decay != 0 else decay)
             if mg is not None:
                 store(mg, i, load(mg, i) * decay)
             if momentum is not None:

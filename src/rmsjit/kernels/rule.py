@@ -42,6 +42,7 @@ class RuleNumbers(NamedTuple):
     eps: float
     clipvalue: float
     largest: float
+    rms_bound: float
 
 
 @njit(**RULE_FLAGS)
@@ -56,6 +57,7 @@ def read_numbers(numbers):
         numbers[5],
         numbers[6],
         numbers[7],
+        numbers[8],
     )
 
 
@@ -63,7 +65,7 @@ def read_numbers(numbers):
 def update_element(i, g, variable, rms, mg, momentum, h):
     """Apply the rule to element `i` of a variable and its slots."""
     # Neither an average that has overflowed nor a square that would may meet a factor of 0.
-    mean_square = h.rho * at_most(load(rms, i), h.largest) + weighted_square(h.one_minus_rho, g)
+    mean_square = h.rho * at_most(load(rms, i), h.rms_bound) + weighted_square(h.one_minus_rho, g)
     store(rms, i, mean_square)
     variance = mean_square
     if mg is not None:

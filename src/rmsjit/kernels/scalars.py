@@ -124,6 +124,25 @@ def _at_most(value, bound):
     return lambda value, bound: min(value, bound)
 
 
+def bounded_sum(left, right, largest):
+    """``left + right``, at most `largest` in magnitude where both are finite."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(bounded_sum)
+def _bounded_sum(left, right, largest):
+    if isinstance(left, types.Complex):
+        return lambda left, right, largest: left + right
+
+    def real_sum(left, right, largest):
+        total = left + right
+        # Where both are finite the sum can be too large, but not by as much as a factor of two.
+        finite = (left - left) + (right - right) == 0
+        return max(min(total, largest), -largest) if finite else total
+
+    return real_sum
+
+
 def weighted_square(weight, value):
     """``weight * value**2``, which for a weight of 0 is 0 even where the square overflows."""
     raise NotImplementedError("compiled code only")

@@ -15,10 +15,11 @@ import pickle
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from rmsjit.runtime import forks, store
+from rmsjit.runtime import forks, store, threads
 from rmsjit.runtime.settings import compilable, numba_config
 from rmsjit.runtime.store import cache_folder
 from rmsjit.runtime.warning import warn
@@ -57,14 +58,14 @@ def compile_kernel(
     parallel : bool
         Whether its ``prange`` loops run on threads.
     check : callable, optional
-        Runs what was loaded on a few elements; False if the result is wrong.  Where `parallel`,
-        the caller has leave to launch (`rmsjit.runtime.threads.acquire`).
+        Runs what was loaded on a few elements; False if the result is wrong.
     """
     key = (function, signature, parallel)
     with forks.undisturbed(), _lock:
         if key not in _results:
-            with compilable():
-                _results[key] = _obtain(function, signature, parallel, check)
+            # A parallel kernel starts Numba's threads, on a layer of our choice if we are first.
+            with compilable(), threads.trial() if parallel else nullcontext(True) as may_run:
+                _results[key] = _obtain(function, signature, parallel, check if may_run else None)
         entry_point: Kernel = _results[key].entry_point
     return entry_point
 
@@ -86,7 +87,7 @@ def _obtain(
         store.warn_once(folder, error)
         return _compiled(function, signature, parallel)
     if result is not None:
-        if check is None or _passes(check, result.entry_point):
+        if check is None or check(result.entry_point):
             return result
         warn(f"the compiled kernel {path} gave wrong results; rmsjit has compiled it anew")
     result = _compiled(function, signature, parallel)
@@ -95,13 +96,6 @@ def _obtain(
     except Exception as error:  # a full disk, a folder that can only be read
         store.warn_once(folder, error)
     return result
-
-
-def _passes(check: Callable[[Kernel], bool], kernel: Kernel) -> bool:
-    try:
-        return check(kernel)
-    except Exception:  # such as that of a kernel for other types
-        return False
 
 
 def _compiled(function: Kernel, signature: tuple[Any, ...], parallel: bool) -> Any:

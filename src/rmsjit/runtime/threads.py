@@ -9,19 +9,21 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rmsjit.runtime import forks, layers
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.warning import warn
 
-__all__ = ["acquire", "release", "thread_limit", "threading_layer"]
+__all__ = ["acquire", "release", "thread_limit", "threading_layer", "trial"]
 
 _STALL = 4e-3  # seconds that a launch may take beyond its work: a scheduler's tick or two
 _SLOWEST = 4e9  # bytes per second that any machine moves
 _STALLS = 16  # so many of them more than good launches are no chance
 
 _start_lock = forks.RenewedLock()
-_workqueue_lock = threading.Lock()
+_workqueue_lock = threading.RLock()
 _layer: layers.Layer | None = None  # set by the first parallel launch
 _serial_because = ""  # why this process must not launch threads, if so
 _warned = False
@@ -81,6 +83,23 @@ def release(granted: int) -> None:
     forks.leave()
     if _layer.spins and _mine.nbytes:
         _watch(time.perf_counter() - _mine.started, _mine.nbytes)
+
+
+@contextmanager
+def trial() -> Iterator[bool]:
+    """Leave for one short launch on any number of threads, if there is; also between the above."""
+    layer = _layer or _start_or_refuse()
+    if layer is None or _serial_because or not forks.enter(wait=False):
+        yield False
+        return
+    workqueue = layer.name == "workqueue"
+    allowed = not workqueue or _workqueue_lock.acquire(blocking=False)
+    try:
+        yield allowed
+    finally:
+        if workqueue and allowed:
+            _workqueue_lock.release()
+        forks.leave()
 
 
 class _Mine(threading.local):
@@ -167,7 +186,7 @@ def _before_fork() -> None:
 def _in_child() -> None:
     global _warned, _workqueue_lock
     _warned = False
-    _workqueue_lock = threading.Lock()
+    _workqueue_lock = threading.RLock()
     if _layer is None or _serial_because:
         return
     if _layer.gnu:

@@ -1,0 +1,127 @@
+"""``python -m rmsjit warmup``: compile kernels into the cache ahead of the first run.
+
+On a cluster, run it once for each kind of processor, on a folder that all nodes see; they need
+only read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from rmsjit.cli.bench import VARIANTS, dtype_of
+from rmsjit.cli.info import human_size
+from rmsjit.dtypes import SUPPORTED, Precision, precision_of
+from rmsjit.runtime import store
+
+Job = tuple[str, list[Callable[[], Any]]]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Register ``warmup``."""
+    parser = subparsers.add_parser(
+        "warmup",
+        help="compile kernels into the cache ahead of the first run",
+        description="Compile kernels into the cache, so that no training run has to wait for the "
+        "compiler. Where there are several kinds of processor, each needs its own.",
+    )
+    add = parser.add_argument
+    add(
+        "--dtypes",
+        type=_list_of(SUPPORTED),
+        default=["float32"],
+        metavar="NAME[,NAME...]",
+        help=f"of the variables: {', '.join(SUPPORTED)} (default: float32)",
+    )
+    add(
+        "--variants",
+        type=_list_of(VARIANTS),
+        default=list(VARIANTS),
+        metavar="NAME[,NAME...]",
+        help=f"of the rule: {', '.join(VARIANTS)} (default: all)",
+    )
+    add("--sparse", action="store_true", help="also what sparse gradients need")
+    add("--clear", action="store_true", help="first remove all kernels, of older versions too")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compile what is asked for and not there yet; return the exit status."""
+    folder = store.cache_folder()
+    if folder is None:
+        print("rmsjit warmup: there is no cache, since RMSJIT_CACHE is 0", file=sys.stderr)
+        return 2
+    try:
+        precisions = [_precision(name) for name in arguments.dtypes]
+    except ImportError:
+        print("rmsjit warmup: bfloat16 needs the package ml_dtypes", file=sys.stderr)
+        return 2
+    if arguments.clear:
+        print(f"Removed {store.clear(folder)} kernels.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # such as that of a full disk
+            _work_off(jobs(precisions, arguments.variants, arguments.sparse))
+    except RuntimeWarning as warning:
+        print(f"rmsjit warmup: {warning}", file=sys.stderr)
+        return 1
+    sizes = [path.stat().st_size for path in store.contents(folder)]
+    print(f"{len(sizes)} kernels ({human_size(sum(sizes))}) in {folder}")
+    return 0
+
+
+def jobs(precisions: Iterable[Precision], variants: Iterable[str], sparse: bool) -> Iterator[Job]:
+    """What to load, serial and parallel, each with a name."""
+    from rmsjit.kernels import loader
+
+    yield "reader of gradients", [loader.read_step]
+    if sparse:
+        yield "search of rows", [loader.first_outside, loader.find_rows]
+    slots = {name: (VARIANTS[name][1], VARIANTS[name][0] > 0) for name in variants}
+    for p, parallel in itertools.product(precisions, (False, True)):
+        how = f"{p.name}, {'parallel' if parallel else 'serial'}"
+        yield f"norms, {how}", [partial(loader.sums_of_squares, p.real, p.computing, parallel)]
+        for name, (mg, momentum) in slots.items():
+            yield f"{name}, {how}", [partial(loader.update_dense, p, mg, momentum, parallel)]
+            if sparse:
+                yield (
+                    f"sparse {name}, {how}",
+                    [
+                        partial(loader.update_rows, p, mg, momentum, False, parallel),
+                        partial(loader.update_rows, p, mg, momentum, True, parallel),
+                        partial(loader.catch_up_rows, p, mg, momentum, parallel),
+                    ],
+                )
+
+
+def _work_off(work: Iterable[Job]) -> None:
+    for name, loads in work:
+        start = time.perf_counter()
+        for load in loads:
+            load()
+        print(f"{name:40} {time.perf_counter() - start:6.2f} s", flush=True)
+
+
+def _precision(name: str) -> Precision:
+    precision = precision_of(dtype_of(name))
+    assert precision is not None
+    return precision
+
+
+def _list_of(names: Iterable[str]) -> Callable[[str], Sequence[str]]:
+    """A reader of names that are separated by commas."""
+
+    def read(text: str) -> Sequence[str]:
+        found = [name.strip() for name in text.split(",")]
+        for name in found:
+            if name not in names:
+                raise argparse.ArgumentTypeError(f"{name!r} is not among {', '.join(names)}")
+        return found
+
+    return read

@@ -1,0 +1,301 @@
+"""Word vectors: skip-gram with negative sampling in plain NumPy, trained with rmsjit.
+
+A batch meets few of the words, so its gradient is zero in most rows of the two tables.  An
+`rmsjit.IndexedSlices` holds the other rows only, and ``optimizer.apply_gradients`` updates these
+and leaves the rest of the tables alone.
+
+T. Mikolov et al., "Distributed Representations of Words and Phrases and their Compositionality",
+Advances in Neural Information Processing Systems 26, 2013.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import rmsjit
+from rmsjit.demo import timing
+
+Array = NDArray[np.float32]
+Words = NDArray[np.int64]  # numbers of words, the most frequent first
+
+RAREST = 5  # how often a word must occur to get a vector
+FREQUENT = 1e-3  # words that make up more of the text than this are thinned out
+QUERIES = (
+    "class",
+    "exception",
+    "raise",
+    "import",
+    "loop",
+    "async",
+    "true",
+    "float",
+    "multiplication",
+    "bytes",
+    "string",
+)
+NEAREST = 5
+TIMED_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run can be asked to do otherwise."""
+
+    dimensions: int = 64
+    window: int = 5
+    negatives: int = 5
+    epochs: int = 40
+    batch_size: int = 256
+    learning_rate: float = 0.003
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as numbers of words, without those that are rare.
+
+    Attributes
+    ----------
+    vocabulary : list of str
+        The words by their numbers.
+    text : int64 array
+        The numbers of all words of the text, one after the other.
+    paragraphs : int64 array
+        The paragraph that each of them stands in.
+    """
+
+    vocabulary: list[str]
+    text: Words
+    paragraphs: Words
+
+    @property
+    def frequencies(self) -> NDArray[np.float64]:
+        """The share of each word in the text."""
+        return np.bincount(self.text, minlength=len(self.vocabulary)) / len(self.text)
+
+
+class SkipGram:
+    """Two vectors for each word: as itself, and as a neighbour of others.
+
+    Parameters
+    ----------
+    words, dimensions : int
+        The shape of both tables.
+    rng : Generator
+    """
+
+    def __init__(self, words: int, dimensions: int, rng: np.random.Generator) -> None:
+        self.vectors = rng.uniform(-0.25, 0.25, (words, dimensions)).astype(np.float32)
+        self.neighbours = np.zeros((words, dimensions), np.float32)
+
+    @property
+    def variables(self) -> list[Array]:
+        """All arrays that are trained."""
+        return [self.vectors, self.neighbours]
+
+    def loss_and_gradients(
+        self, words: Words, candidates: Words
+    ) -> tuple[float, list[rmsjit.IndexedSlices]]:
+        """The loss of a batch, and its gradient with respect to each of `variables`.
+
+        The model is asked to tell the true neighbour of a word from words picked at random.
+
+        Parameters
+        ----------
+        words : int64 array, shape (n,)
+        candidates : int64 array, shape (n, 1 + negatives)
+            For each word a true neighbour, then the others.
+        """
+        of_words, of_candidates = self.vectors[words], self.neighbours[candidates]
+        scores = np.einsum("nd,ncd->nc", of_words, of_candidates)
+        is_true = np.arange(candidates.shape[1]) == 0
+        loss = np.logaddexp(0, np.where(is_true, -scores, scores)).sum() / len(words)
+        slope = (1 / (1 + np.exp(-scores)) - is_true).astype(np.float32) / len(words)
+        word_rows = np.einsum("nc,ncd->nd", slope, of_candidates)
+        candidate_rows = slope[:, :, np.newaxis] * of_words[:, np.newaxis]
+        return float(loss), [
+            rows_of(self.vectors, words, word_rows),
+            rows_of(self.neighbours, candidates, candidate_rows),
+        ]
+
+    def nearest(self, word: int, count: int) -> Words:
+        """The words whose vectors point most nearly the same way, the nearest first."""
+        directions = self.vectors / np.linalg.norm(self.vectors, axis=1, keepdims=True)
+        cosines = directions @ directions[word]
+        return np.argsort(-cosines)[1 : count + 1]  # the very nearest is the word itself
+
+
+def rows_of(table: Array, indices: Words, values: Array) -> rmsjit.IndexedSlices:
+    """The gradient of a table of which only the rows `indices` were used, some of them often."""
+    rows = values.reshape(indices.size, table.shape[1])
+    return rmsjit.IndexedSlices(rows, indices.reshape(-1), table.shape)
+
+
+def train(model: SkipGram, corpus: Corpus, settings: Settings, quiet: bool = False) -> list[float]:
+    """Train `model` in place; the mean loss of each epoch."""
+    from tqdm import tqdm
+
+    optimizer = rmsjit.RMSprop(settings.learning_rate)
+    rng = np.random.default_rng(settings.seed)
+    history = []
+    with tqdm(range(settings.epochs), unit="epoch", disable=quiet) as epochs:
+        for _ in epochs:
+            losses = []
+            for batch in batches(corpus, settings, rng):
+                loss, gradients = model.loss_and_gradients(*batch)
+                optimizer.apply_gradients(zip(gradients, model.variables, strict=True))
+                losses.append(loss)
+            history.append(float(np.mean(losses)))
+            epochs.set_postfix_str(f"loss {history[-1]:.4f}")
+    return history
+
+
+def batches(
+    corpus: Corpus, settings: Settings, rng: np.random.Generator
+) -> Iterator[tuple[Words, Words]]:
+    """Words and their candidates, as `SkipGram.loss_and_gradients` takes them, for one epoch."""
+    words, neighbours = skip_grams(corpus, settings.window, rng)
+    # Frequent words are picked more often, but not as often as they occur.
+    shares = corpus.frequencies**0.75
+    lots = np.repeat(np.arange(len(shares)), np.rint(10 * shares / shares.min()).astype(int))
+    for start in range(0, len(words), settings.batch_size):
+        batch = slice(start, start + settings.batch_size)
+        others = rng.choice(lots, (len(words[batch]), settings.negatives))
+        yield words[batch], np.column_stack([neighbours[batch], others])
+
+
+def skip_grams(corpus: Corpus, window: int, rng: np.random.Generator) -> Words:
+    """Words and their neighbours in the same paragraph, shape (2, pairs), in a random order.
+
+    Some occurrences of frequent words are left out, so that the window reaches farther; and some
+    pairs, the more of them the farther they are apart.
+    """
+    chances = np.sqrt(FREQUENT / corpus.frequencies)
+    kept = rng.random(len(corpus.text)) < chances[corpus.text]
+    text, paragraphs = corpus.text[kept], corpus.paragraphs[kept]
+    pairs = []
+    for distance in range(1, window + 1):
+        together = paragraphs[distance:] == paragraphs[:-distance]
+        together &= window * rng.random(len(together)) > distance - 1
+        left, right = text[:-distance][together], text[distance:][together]
+        pairs += [[left, right], [right, left]]
+    return rng.permutation(np.concatenate(pairs, axis=1), axis=1)
+
+
+def load() -> Corpus:
+    """The language reference that Python's ``help`` shows, each paragraph once."""
+    from pydoc_data.topics import topics
+
+    paragraphs = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
+    sentences = [re.findall(r"[a-z]{2,}", paragraph.lower()) for paragraph in paragraphs]
+    counts = Counter(word for sentence in sentences for word in sentence)
+    vocabulary = [word for word, count in counts.most_common() if count >= RAREST]
+    numbers = {word: number for number, word in enumerate(vocabulary)}
+    known = [[numbers[word] for word in sentence if word in numbers] for sentence in sentences]
+    return Corpus(
+        vocabulary,
+        np.concatenate([np.array(sentence, np.int64) for sentence in known]),
+        np.repeat(np.arange(len(known)), [len(sentence) for sentence in known]),
+    )
+
+
+def new_model(corpus: Corpus, settings: Settings) -> SkipGram:
+    """An untrained model, the same for the same seed."""
+    rng = np.random.default_rng(settings.seed)
+    return SkipGram(len(corpus.vocabulary), settings.dimensions, rng)
+
+
+def run(settings: Settings, quiet: bool = False) -> list[float]:
+    """The whole demo: results go to standard output, all else to standard error.
+
+    Parameters
+    ----------
+    settings : Settings
+    quiet : bool, default False
+        Whether to show results only.
+    """
+
+    def say(text: str) -> None:
+        if not quiet:
+            print(text, file=sys.stderr)
+
+    corpus = load()
+    model = new_model(corpus, settings)
+    say(describe(corpus, model))
+    say(compile_ahead(corpus, settings))
+    start = time.perf_counter()
+    history = train(model, corpus, settings, quiet)
+    seconds = time.perf_counter() - start
+
+    epochs = f"{settings.epochs} epoch{'s' if settings.epochs > 1 else ''}"
+    print(f"Loss {history[-1]:.4f} after {epochs} in {seconds:.1f} s; words with similar vectors:")
+    print(*neighbourhoods(corpus, model), sep="\n")
+    print(compare(corpus, settings))
+    return history
+
+
+def describe(corpus: Corpus, model: SkipGram) -> str:
+    """One line on the task."""
+    rows, columns = model.vectors.shape
+    return (
+        f"{len(corpus.text):,} words of Python's language reference, {rows:,} of them different; "
+        f"two tables of {rows:,} x {columns} numbers to train"
+    )
+
+
+def neighbourhoods(corpus: Corpus, model: SkipGram) -> Iterator[str]:
+    """A line for each query: its nearest words, by the cosine between vectors."""
+    for query in QUERIES:
+        if query in corpus.vocabulary:
+            nearest = model.nearest(corpus.vocabulary.index(query), NEAREST)
+            yield f"  {query:<16}{', '.join(corpus.vocabulary[word] for word in nearest)}"
+
+
+class DenseRMSprop:
+    """`rmsjit.RMSprop` for sparse gradients that are made dense: zeros fill all other rows."""
+
+    def __init__(self, learning_rate: float) -> None:
+        self.optimizer = rmsjit.RMSprop(learning_rate)
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Array]], /) -> None:
+        """Update whole tables."""
+        self.optimizer.apply_gradients(
+            (gradient.to_dense(), table) for gradient, table in grads_and_vars
+        )
+
+
+def compare(corpus: Corpus, settings: Settings) -> str:
+    """Train two copies of the new model a little, one of them with dense gradients."""
+    rng = np.random.default_rng(settings.seed)
+    update, dense_update, rest = timing.compare(
+        rmsjit.RMSprop(settings.learning_rate),
+        DenseRMSprop(settings.learning_rate),
+        (new_model(corpus, settings), new_model(corpus, settings)),
+        list(islice(batches(corpus, settings, rng), TIMED_STEPS)),
+    )
+
+    def described(seconds: float) -> str:
+        return f"{100 * seconds / (seconds + rest):.2g} % ({seconds * 1e6:,.0f} µs a step)"
+
+    return (
+        f"The sparse updates took {described(update)} of the training time; the same gradients "
+        f"made dense, and updates of the whole tables, would have taken {described(dense_update)}."
+    )
+
+
+def compile_ahead(corpus: Corpus, settings: Settings) -> str:
+    """Take a step of either kind on a model of its own; see `timing.compile_ahead`."""
+    model, rng = new_model(corpus, settings), np.random.default_rng(settings.seed)
+    _, sparse = model.loss_and_gradients(*next(batches(corpus, settings, rng)))
+    dense = [gradient.to_dense() for gradient in sparse]
+    return timing.compile_ahead(model.variables * 2, [*sparse, *dense])
