@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 
 import rmsjit
-from rmsjit.cli import demo, info, schedule
+from rmsjit.cli import bench, demo, info, schedule, warmup
 
 # In the order of --help.  A command is a module of `rmsjit.cli` whose `add_parser(subparsers)`
 # sets the default `run`, which takes the parsed arguments and returns the exit status.  What is
 # slow to import (Numba, matplotlib, scikit-learn) is imported by `run`, not by the module.
-COMMANDS = (demo, info, schedule)
+COMMANDS = (demo, info, schedule, warmup, bench)
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report a program that a signal has ended
 
