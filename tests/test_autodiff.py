@@ -23,9 +23,9 @@ from rmsjit.autodiff import (
     gradients_of_arguments,
     gradients_of_touched,
 )
+from rmsjit.autodiff.traced import Traced
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.nested import flatten
-from rmsjit.autodiff.traced import Traced
 from rmsjit.variables import Variable
 
 # Numeric derivatives ----------------------------------------------------------------------------

@@ -37,6 +37,7 @@ PLAIN_CASES = [case for case in cases.DENSE_CASES if not case.schedule]
 SCHEDULED_CASES = [case for case in cases.DENSE_CASES if case.schedule]
 HALF_CASES = [case for case in PLAIN_CASES if case.dtype in cases.HALF_DTYPES]
 
+
 # Strict: the day rmsjit takes row-sparse gradients these tests pass, and the mark must go.
 def every(case_list):
     return pytest.mark.parametrize("case", case_list, ids=lambda case: case.name)

@@ -974,9 +974,7 @@ class Replicas:
     def __init__(self):
         self.calls = []
 
-    def step(
-        self, stepper, gradients, variables, clipping, numbers, *, aggregate, counter=None
-    ):
+    def step(self, stepper, gradients, variables, clipping, numbers, *, aggregate, counter=None):
         self.calls.append((aggregate, [np.array(gradient) for gradient in gradients]))
         if aggregate:
             gradients = tuple(2 * gradient for gradient in gradients)

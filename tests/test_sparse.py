@@ -960,18 +960,18 @@ def test_no_step_allocates_as_much_as_the_table_has_rows(layout, mode):
 def test_memory_beside_variable_and_slots_stays_small(mode, index, many):
     """Under 10 bytes for each row and 16 for each index, over whole steps and syncs."""
     rng = np.random.default_rng(29)
-    small = np.zeros((10, 4), np.float32)
-    BOTH.optimizer(sparse=mode).apply_gradients([(random_slices(rng, small, 9), small)])
-    table, optimizer = np.zeros((ROWS, 4), np.float32), BOTH.optimizer(sparse=mode)
+    table = np.zeros((ROWS, 4), np.float32)
     slices = random_slices(rng, table, many)
     slices = IndexedSlices(slices.values, slices.indices.astype(index))
     few = random_slices(rng, table, 10)
 
     def train():
+        optimizer = BOTH.optimizer(sparse=mode)
         optimizer.apply_gradients([(slices, table)])
         optimizer.apply_gradients([(few, table)])
         optimizer.sync()
 
+    train()  # what compiling and loading take is not meant
     peak = peak_of(train) - 3 * table.nbytes
     assert peak < 10 * ROWS + 16 * many + PLANS
 

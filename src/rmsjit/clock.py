@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.layout import Key
+
 LONGEST = 1 << 14  # steps, after which the whole table is brought up to date once
 
 
@@ -28,6 +30,8 @@ class Clock:
     ----------
     rows : int
         Of the table.
+    rows_key : tuple
+        Which rows they are (`rmsjit.layout.rows_key`).
 
     Attributes
     ----------
@@ -37,7 +41,8 @@ class Clock:
         The number of steps.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, rows_key: Key = ()) -> None:
+        self.rows_key = rows_key
         self.done = np.zeros(rows, np.uint16)
         self.now = 0
         self._lapses = np.zeros((3, 64))
@@ -60,9 +65,10 @@ class Clock:
         if self.now + 1 == self._lapses.shape[1]:
             self._lapses = np.concatenate([self._lapses, np.zeros_like(self._lapses)], axis=1)
         decay, carry, drift = self._lapses[:, : self.now + 1]
-        decay *= rho
-        carry *= momentum
-        drift += carry
+        with np.errstate(under="ignore"):
+            decay *= rho
+            carry *= momentum
+            drift += carry
         decay[decay < 1e-300] = 0.0  # denormal numbers would slow every later step down
         carry[carry < 1e-300] = 0.0
         self.now += 1
@@ -70,11 +76,13 @@ class Clock:
 
     def lapses(self, dtype: Any) -> NDArray[Any]:
         """`decay`, `carry` and `drift` from each step until now, in a dtype."""
-        return self._lapses[:, : self.now + 1].astype(dtype, order="C")
+        with np.errstate(under="ignore"):
+            return self._lapses[:, : self.now + 1].astype(dtype, order="C")
 
     def of_rows(self, rows: NDArray[np.int64]) -> Clock:
         """A clock for copies of some rows, at the same step; only `done` is its own."""
         part = Clock.__new__(Clock)
+        part.rows_key = ()
         part.done = self.done[rows]
         part.now = self.now
         part._lapses = self._lapses

@@ -12,7 +12,7 @@ from rmsjit.bound import BoundStep
 from rmsjit.dtypes import Precision
 from rmsjit.forms import MG, MOMENTUM, RMS, Form
 from rmsjit.kernels import dense, loader
-from rmsjit.layout import address_of
+from rmsjit.layout import Key, address_of
 from rmsjit.norms import Norms, norms_of
 from rmsjit.partition import Partition, backwards, cut_evenly
 from rmsjit.runtime import threads
@@ -42,7 +42,7 @@ class DenseGroup:
         self.positions = list(positions)
         self.members = tuple(members)
         self.sparse = False
-        self.rows = -1  # no clock fits a dense update
+        self.rows_key: Key | None = None  # no clock fits a dense update
         self.precision: Precision = members[0].entry.precision
         self._form = form
         self._is_all = is_all

@@ -95,6 +95,16 @@ def memory_key(canonical: NDArray[Any]) -> Key:
     return (address_of(canonical), dtype, *_collapsed(canonical))
 
 
+def rows_key(table: NDArray[Any]) -> Key:
+    """What tells the rows of a table from those of other views of its memory."""
+    rows = len(table)
+    if rows == 0:
+        return (0,)
+    first = table[0:1]
+    step = table.strides[0] if rows > 1 else 0
+    return (rows, step, memory_key(layout_of(first).canonical(first)))
+
+
 def _collapsed(canonical: NDArray[Any]) -> Key:
     """Shape and strides with axes that continue each other joined, so that views agree."""
     joined: list[tuple[int, int]] = []

@@ -13,7 +13,7 @@ from rmsjit.dtypes import Precision
 from rmsjit.forms import MG, MOMENTUM, RMS, Form
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.kernels import dense, loader
-from rmsjit.layout import address_of, layout_of
+from rmsjit.layout import address_of, layout_of, rows_key
 from rmsjit.norms import Norms, norms_of
 from rmsjit.pairs import index_error, sparse_gradient
 from rmsjit.runtime import threads
@@ -22,6 +22,7 @@ from rmsjit.spans import span_that_meets
 from rmsjit.variables import array_of
 
 PARALLEL_BYTES = 1 << 19  # of the rows that a gradient names
+_ROWS_AT_ONCE = 1 << 14  # that a sync of a whole table looks at, to need little memory
 RHO, MOMENTUM_FACTOR = 1, 3  # fields of `rmsjit.kernels.rule.RuleNumbers`
 
 
@@ -54,6 +55,7 @@ class SparseGroup:
         self._array = array_of(variable)
         self._form = form
         self.rows = self._array.shape[0] if self._array.ndim else 0
+        self.rows_key = rows_key(self._array) if self._array.ndim else ()
         self._width = int(np.prod(self._array.shape[1:]))
         self._slots = {name: self._shaped(member.slots[name]) for name in form.slots}
         self._in_place = bool(self._array.flags.c_contiguous and self._array.flags.aligned)
@@ -86,15 +88,10 @@ class SparseGroup:
             values = np.ascontiguousarray(values).astype(self._array.dtype, copy=False)
         if not values.flags.aligned or span_that_meets(written, values) is not None:
             values = values.copy()
-        return self._found(values, indices, self.rows)
-
-    def _found(self, values: NDArray[Any], indices: NDArray[np.int64], rows: int) -> Occurrences:
-        firsts = np.empty(len(indices), np.int32)
-        following = np.empty(len(indices), np.int32)
-        last = self.members[0].entry.take_scratch(rows)
-        distinct = loader.find_rows()(indices, last, firsts, following)
-        self.members[0].entry.give_scratch(last)
-        return Occurrences(values, indices, firsts, following, distinct)
+        scratch = self.members[0].entry.take_scratch(self.rows)
+        occurrences = _found(values, indices, scratch)
+        self.members[0].entry.give_scratch(scratch)
+        return occurrences
 
     def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
         """Norm and finiteness of the values as they were given."""
@@ -133,7 +130,8 @@ class SparseGroup:
         part = None
         if clock is not None:
             part = clock.of_rows(rows)
-        compact = self._found(occurrences.values, places.reshape(-1).astype(np.int64), len(rows))
+        places = places.reshape(-1).astype(np.int64)
+        compact = _found(occurrences.values, places, np.zeros(len(rows), np.int32))
         self._run(copies, compact, factor, numbers, part, limit)
         for array, copy in zip(arrays, copies, strict=True):
             array[rows] = copy
@@ -184,8 +182,14 @@ class SparseGroup:
         """Bring `rows`, or all of the table, to the last step of its clock."""
         if clock.now == 0 or self.rows == 0 or self._width == 0:
             return
-        wanted = np.arange(self.rows) if rows is None else rows
-        wanted = wanted[clock.done[wanted] != clock.now]
+        if rows is not None:
+            self._catch_up_behind(clock, rows[clock.done[rows] != clock.now], limit)
+            return
+        for start in range(0, self.rows, _ROWS_AT_ONCE):
+            behind = np.flatnonzero(clock.done[start : start + _ROWS_AT_ONCE] != clock.now)
+            self._catch_up_behind(clock, start + behind, limit)
+
+    def _catch_up_behind(self, clock: Clock, wanted: NDArray[np.int64], limit: int) -> None:
         arrays = [self._array, *self._slots.values()]
         if self._in_place:
             self._run_catch_up(arrays, wanted, clock, limit)
@@ -228,6 +232,15 @@ class SparseGroup:
         for name, array in zip(self._slots, arrays[1:], strict=True):
             table[0, columns[name]] = address_of(array)
         return table
+
+
+def _found(
+    values: NDArray[Any], indices: NDArray[np.int64], scratch: NDArray[np.int32]
+) -> Occurrences:
+    firsts = np.empty(len(indices), np.int32)
+    following = np.empty(len(indices), np.int32)
+    distinct = loader.find_rows()(indices, scratch, firsts, following)
+    return Occurrences(values, indices, firsts, following, distinct)
 
 
 def _total_dtype(precision: Precision) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from rmsjit.clipping import Clipping
 from rmsjit.clock import Clock
 from rmsjit.dtypes import Precision
 from rmsjit.hyperparameters import StepNumbers
+from rmsjit.layout import rows_key
 from rmsjit.pairs import check_is_array, check_variable, naming, no_gradient, warn_of_missing
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.slots import Entry, Member, SlotStore, find_overlap
@@ -224,7 +226,11 @@ class Stepper:
                 return
             known = self.store.find(variable)
             if known is not None:
-                self._catch_up(known, _checked_rows(indices, variable))
+                rows = _checked_rows(indices, variable)
+                clock = known.clock
+                if clock is not None and clock.rows_key != rows_key(array_of(variable)):
+                    rows = None  # those of another view of the table
+                self._catch_up(known, rows)
 
     def _catch_up(self, entry: Entry, rows: NDArray[np.int64] | None = None) -> None:
         clock = entry.clock
@@ -232,10 +238,9 @@ class Stepper:
             return
         from rmsjit.sparse_group import SparseGroup
 
-        member = Member(entry, entry.slots)
-        group = SparseGroup(0, entry.table, member, self.store.form)
-        if len(clock.done) != group.rows:
-            rows = None  # counted by another view of the variable
+        # A momentum that has just been set has no slot yet.
+        form = replace(self.store.form, slots=tuple(entry.slots))
+        group = SparseGroup(0, entry.table, Member(entry, entry.slots), form)
         group.catch_up(clock, rows, self._limit)
         if rows is None:
             clock.reset()
@@ -244,11 +249,12 @@ class Stepper:
         """Start clocks that are needed, and wind up those that are full or would be wrong."""
         for member in group.members:
             entry = member.entry
-            fits = entry.clock is not None and len(entry.clock.done) == group.rows
+            fits = entry.clock is not None and entry.clock.rows_key == group.rows_key
             if not fits or entry.clock.full:
                 self._catch_up(entry)
             if group.sparse and not fits:
-                entry.clock, entry.table = Clock(group.rows), group.variable
+                entry.clock = Clock(group.rows, group.rows_key)
+                entry.table = group.variable
 
     def forget_plans(self) -> None:
         """Make plans anew, as after a change of the slots."""

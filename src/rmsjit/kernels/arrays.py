@@ -25,8 +25,8 @@ _TUPLE_HEAD = tuple.__basicsize__
 C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
 
 # Columns of `expected`: the variable's object, its array (0 where there is no gradient), and the
-# array's data and memory; the gradient's type, and how it is read; then what both arrays have: dtype
-# object, flags that must be set, size in bytes, number of dimensions, and the dimensions.
+# array's data and memory; the gradient's type, and how it is read; then what both arrays have:
+# dtype object, flags that must be set, size in bytes, number of dimensions, and the dimensions.
 (
     VARIABLE_OBJECT,
     OWNER,

@@ -10,6 +10,7 @@ gradient the averages and the momentum only shrink by the factors of the steps t
 and the variable moves by a multiple of its momentum (`rmsjit.clock`).
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
@@ -17,7 +18,7 @@ from numba.extending import intrinsic
 from rmsjit.kernels.dense import RMS, VARIABLE
 from rmsjit.kernels.memory import view
 from rmsjit.kernels.rule import RULE_FLAGS, read_numbers, update_element
-from rmsjit.kernels.scalars import bounded_sum, clip, load, scale, store
+from rmsjit.kernels.scalars import at_most, bounded_sum, clip, load, scale, store
 
 NO_ROW = -1
 DECAY, CARRY, DRIFT = range(3)  # the rows of `lapses`
@@ -149,9 +150,10 @@ def _catch_up_row(row, variable, rms, mg, momentum, clock, lapses):
         decay = lapses[DECAY, missed]
         if decay == 1 and lapses[CARRY, missed] == 1 and lapses[DRIFT, missed] == 0:
             return
+        # An average that has overflowed must not meet a factor of 0, which would make it NaN.
+        bound = np.inf if decay != 0 else np.finfo(lapses.dtype).max
         for i in range(len(rms)):
-            # A decay of 0 would turn an average that has overflowed into NaN.
-            store(rms, i, load(rms, i) * decay if decay != 0 else decay)
+            store(rms, i, at_most(load(rms, i), lapses.dtype.type(bound)) * decay)
             if mg is not None:
                 store(mg, i, load(mg, i) * decay)
             if momentum is not None:
