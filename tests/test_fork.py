@@ -15,6 +15,8 @@ pytestmark = [
 FORKS = """
 import multiprocessing, os, signal, time, traceback
 
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+
 def forked(function):
     \"\"\"Run it in a forked child, and say how that ended.\"\"\"
     child = os.fork()

@@ -3,13 +3,13 @@
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from rmsjit import schedules, train
+from rmsjit import train
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizer import RMSprop
 from rmsjit.variables import Variable
 
 if _TYPE_CHECKING:
-    from rmsjit import distributed, interop
+    from rmsjit import distributed, interop, schedules
     from rmsjit.autodiff import GradientTape, gather
     from rmsjit.checkpoint import load, save
 
@@ -24,6 +24,7 @@ _ON_DEMAND = {  # imported at first use, since each takes its time
     "interop": "rmsjit",
     "load": "rmsjit.checkpoint",
     "save": "rmsjit.checkpoint",
+    "schedules": "rmsjit",
 }
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from rmsjit.dtypes import Precision
 from rmsjit.forms import Form
-from rmsjit.schedules import LearningRateSchedule
 from rmsjit.variables import Variable, array_of
 
 
@@ -98,7 +98,7 @@ def checked(name: str, value: Any, *, schedule: bool = False) -> Any:
     ValueError
         If a number is not finite.
     """
-    if isinstance(value, LearningRateSchedule):
+    if is_schedule(value):
         if not schedule:
             raise TypeError(f"{name} must be a number or a callable, got a schedule: {value!r}")
         return value
@@ -110,6 +110,12 @@ def checked(name: str, value: Any, *, schedule: bool = False) -> Any:
         as_number(name, value)
         return value
     return value if callable(value) else as_number(name, value)
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a hyperparameter is a schedule; none can be before their module is imported."""
+    module = sys.modules.get("rmsjit.schedules")
+    return module is not None and isinstance(value, module.LearningRateSchedule)
 
 
 def as_number(name: str, value: Any) -> float:
@@ -146,7 +152,7 @@ def value_at(name: str, hyperparameter: Any, iterations: int) -> float:
         return hyperparameter
     if isinstance(hyperparameter, Variable):
         return as_number(name, hyperparameter)
-    if isinstance(hyperparameter, LearningRateSchedule):
+    if is_schedule(hyperparameter):
         return as_number(f"{name} (from {hyperparameter!r})", hyperparameter(iterations))
     function: Callable[[], Any] = hyperparameter
     return as_number(f"{name} (from {_called(function)})", function())

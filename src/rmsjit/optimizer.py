@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from rmsjit import schedules
 from rmsjit.arguments import (
     Initializer,
     checked_factor,
@@ -25,6 +24,7 @@ from rmsjit.hyperparameters import (
     as_number,
     checked,
     in_unit_interval,
+    is_schedule,
     positive,
     value_at,
 )
@@ -720,6 +720,8 @@ class RMSprop(Optimizer):
         if "lr" in arguments:
             arguments["learning_rate"] = arguments.pop("lr")
         if isinstance(arguments.get("learning_rate"), dict):
+            from rmsjit import schedules
+
             arguments["learning_rate"] = schedules.deserialize(
                 arguments["learning_rate"], custom_objects=custom_objects
             )
@@ -746,7 +748,9 @@ def _checked_decay(value: float) -> float:
 
 
 def _serialized(name: str, hyperparameter: Any) -> Any:
-    if isinstance(hyperparameter, schedules.LearningRateSchedule):
+    if is_schedule(hyperparameter):
+        from rmsjit import schedules
+
         return schedules.serialize(hyperparameter)
     return value_at(name, hyperparameter, 0)
 
