@@ -2,7 +2,6 @@
 
 import ast
 import os
-import resource
 import shutil
 import stat
 import subprocess
@@ -250,6 +249,8 @@ def test_unusable_folders_cost_one_warning(folder, tmp_path, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on file sizes")
 def test_a_full_disk_costs_one_warning(folder):
     """A limit on the size of files stands for it: the write fails half way."""
+    import resource
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
     try:

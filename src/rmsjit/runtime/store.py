@@ -47,7 +47,7 @@ def _default_folder() -> Path | None:
             return Path.home() / "Library" / "Caches" / "rmsjit"
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmsjit"
     except RuntimeError:  # no home folder, as in some containers
-        return _temporary_folder()
+        return _temporary_folder() if hasattr(os, "getuid") else None
 
 
 def _temporary_folder() -> Path | None:
