@@ -112,6 +112,16 @@ def test_rank_that_fails_ends_the_job():
     assert "ValueError: out of data" in process.stderr
 
 
+def test_info_shows_every_rank_once():
+    process = launch(2, "-m", "rmsjit", "info", timeout=60, SLURM_CPUS_PER_TASK="1")
+    assert process.returncode == 0, process.stderr
+    lines = process.stdout.splitlines()
+    assert len([line for line in lines if line.startswith("NumPy")]) == 1
+    [first, second] = [line for line in lines if line.startswith("Rank")]
+    assert first.endswith("1 thread, compiles for its host")
+    assert second.endswith("1 thread, loads what another compiles")
+
+
 def test_example_learns():
     pytest.importorskip("sklearn")
     example = FOLDER.parents[1] / "examples" / "mpi_digits.py"

@@ -195,6 +195,20 @@ forked(lambda: say(warned(lambda: goes_on(*halfway()))))
     assert run(code, NUMBA_THREADING_LAYER="omp") == ["1"]
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_child_loads_parallel_kernels_that_it_may_not_launch(layer):
+    """Such as one that compiles ahead for others; checking what was loaded needs a launch."""
+    code = """
+from rmsjit.state.dtypes import precision_of
+from rmsjit.kernels import loader
+
+halfway()
+forked(lambda: loader.update_dense(precision_of(np.dtype(np.float64)), False, False, True))
+say("fine")
+"""
+    assert run(code, NUMBA_THREADING_LAYER=layer) == ["fine"]
+
+
 # --- locks ----------------------------------------------------------------------------------
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmsjit.dtypes import precision_of
-from rmsjit.partition import backwards, cut_by_length, cut_evenly
+from rmsjit.state.dtypes import precision_of
+from rmsjit.steps.partition import backwards, cut_by_length, cut_evenly
 from strategies import BOTH, DTYPES, KERAS, random_array, run_python
 
 x86 = pytest.mark.skipif(

@@ -40,7 +40,7 @@ LONG_SIZES = (4095, 8191, 8192, 8193, 16385)
 @pytest.fixture
 def loaded(monkeypatch):
     """Whether each kernel that is loaded from now on runs on threads."""
-    from rmsjit import dense_group
+    from rmsjit.steps import dense_group
 
     load, parallel = dense_group.loader.update_dense, []
 
@@ -55,7 +55,7 @@ def loaded(monkeypatch):
 @pytest.fixture
 def always_parallel(monkeypatch, loaded):
     """Threads for arrays of any size."""
-    from rmsjit import dense_group
+    from rmsjit.steps import dense_group
 
     monkeypatch.setattr(dense_group, "PARALLEL_BYTES", 0)
     return loaded
@@ -293,7 +293,7 @@ def test_threads_give_the_same_norms(dtype, clip, always_parallel):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
 def test_threads_start_by_themselves_for_large_arrays(dtype, loaded):
-    from rmsjit import dense_group
+    from rmsjit.steps import dense_group
 
     size = dense_group.PARALLEL_BYTES // np.dtype(dtype).itemsize
     serial = run(BOTH, 5, dtype, sizes=(size,), steps=1, num_threads=1)

@@ -17,7 +17,8 @@ from reference import (
     clip_by_value,
     sum_duplicates,
 )
-from rmsjit import IndexedSlices, sparse_group
+from rmsjit import IndexedSlices
+from rmsjit.steps import sparse_group
 from strategies import (
     BOTH,
     COMPLEX,

@@ -14,7 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import rmsjit
-from rmsjit import IndexedSlices, clock, sparse_group
+from rmsjit import IndexedSlices
+from rmsjit.state import clock
+from rmsjit.steps import sparse_group
 from strategies import (
     BOTH,
     COMPLEX,

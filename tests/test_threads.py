@@ -181,6 +181,21 @@ assert before == (config.THREADING_LAYER, config.THREADING_LAYER_PRIORITY)
     assert run(code, **environment) == ["omp"]
 
 
+@linux
+def test_a_parallel_kernel_that_is_loaded_ahead_starts_the_same_layer():
+    """Numba would start its threads by itself then, without TBB, or spinning."""
+    code = """
+from rmsjit.state.dtypes import precision_of
+from rmsjit.kernels import loader
+
+loader.update_dense(precision_of(np.dtype(np.float32)), True, True, True)
+print(threads._layer.name, threads._layer.started_before, threads._layer.spins)
+"""
+    assert run(code, NUMBA_THREADING_LAYER="omp") == ["omp", "False", "False"]
+    by_itself = run("print(threads.threading_layer())", NUMBA_THREADING_LAYER="default")
+    assert run(code, NUMBA_THREADING_LAYER="default")[:1] == by_itself
+
+
 def test_a_layer_that_is_not_there_means_one_thread_and_one_warning():
     code = """
 import importlib.metadata
@@ -203,6 +218,24 @@ print(len(caught), caught[0].category.__name__, caught[0].filename, caught[0].me
     said = run(code, NUMBA_THREADING_LAYER="tbb")
     assert said[:3] == ["1", "RuntimeWarning", "<string>"]
     assert "TBB" in said or "layer" in said
+
+
+def test_a_warning_that_is_an_error_comes_before_anything_is_written():
+    code = """
+threads._refuse("there are none")
+optimizer, g = new(), np.ones(300_000)
+first, second = ones(), np.ones(300_000)
+with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    try:
+        optimizer.apply_gradients([(g.astype(np.float32), first), (g, second)])
+    except RuntimeWarning:
+        assert (first == 1).all() and (second == 1).all() and int(optimizer.iterations) == 0
+        optimizer.apply_gradients([(g.astype(np.float32), first), (g, second)])
+        assert (first != 1).all() and (second != 1).all()
+        print("whole")
+"""
+    assert run(code) == ["whole"]
 
 
 def test_an_old_tbb_is_passed_over_without_a_warning():

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from rmsjit import recording
 from rmsjit.arguments import checked_name, checked_nonfinite, checked_sparse, checked_threads
 from rmsjit.clipping import Clipping
-from rmsjit.forms import Form
 from rmsjit.hyperparameters import StepNumbers
-from rmsjit.slots import SlotAllocator, SlotStore
-from rmsjit.stepper import Stepper
+from rmsjit.state.forms import Form
+from rmsjit.state.slots import SlotAllocator, SlotStore
+from rmsjit.steps.stepper import Stepper
 from rmsjit.strategy import Strategy
 from rmsjit.variables import Variable
 

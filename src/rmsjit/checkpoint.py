@@ -8,7 +8,6 @@ from typing import Any
 
 from rmsjit.base import Optimizer
 from rmsjit.hyperparameters import value_at
-from rmsjit.layout import layout_of
 from rmsjit.optimizer import RMSprop
 from rmsjit.persistence.array_file import ending_of, read_arrays, write_arrays
 from rmsjit.persistence.atomic_file import replacing
@@ -31,6 +30,7 @@ from rmsjit.persistence.fit import (
     sharing_of,
 )
 from rmsjit.persistence.restore import new_optimizer, new_variables, restore
+from rmsjit.state.layout import layout_of
 from rmsjit.train import RMSPropOptimizer
 from rmsjit.variables import array_of
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.dtypes import precision_of
 from rmsjit.hyperparameters import as_number
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.layout import address_of, layout_of
+from rmsjit.state.dtypes import precision_of
+from rmsjit.state.layout import address_of, layout_of
 from rmsjit.variables import array_of
 
 
@@ -127,7 +127,7 @@ def _clipped_by_value(value: NDArray[Any], bound: float) -> NDArray[Any]:
 
 def _square(value: NDArray[Any], gradient: Any, variable: Any) -> float:
     """The squared norm of a gradient, with the bits of the norm that rides along in a step."""
-    from rmsjit.norms import norms_of
+    from rmsjit.steps.norms import norms_of
 
     if not isinstance(gradient, IndexedSlices):  # elements in the order of the variable's memory
         value = layout_of(array_of(variable)).canonical(value)

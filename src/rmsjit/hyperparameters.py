@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.dtypes import Precision
-from rmsjit.forms import Form
+from rmsjit.state.dtypes import Precision
+from rmsjit.state.forms import Form
 from rmsjit.variables import Variable, array_of
 
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.dtypes import precision_of
-from rmsjit.forms import MG, MOMENTUM, RMS, Form, keras_form
-from rmsjit.layout import layout_of
 from rmsjit.optimizer import RMSprop
 from rmsjit.persistence.array_file import dtype_named
 from rmsjit.persistence.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
 from rmsjit.persistence.fit import Variables, check_all_named, check_variables, sharing_of
 from rmsjit.persistence.restore import new_optimizer, restore
+from rmsjit.state.dtypes import precision_of
+from rmsjit.state.forms import MG, MOMENTUM, RMS, Form, keras_form
+from rmsjit.state.layout import layout_of
 from rmsjit.variables import array_of
 
 _TORCH_SLOTS = {RMS: "square_avg", MOMENTUM: "momentum_buffer", MG: "grad_avg"}

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from rmsjit.clipping import Clipping
 from rmsjit.hyperparameters import StepNumbers
-from rmsjit.stepper import Stepper
+from rmsjit.steps.stepper import Stepper
 
 
 class Strategy(Protocol):

@@ -12,11 +12,11 @@ import numpy as np
 from rmsjit.arguments import checked_factor
 from rmsjit.base import Optimizer, is_integer_scalar
 from rmsjit.clipping import NO_CLIPPING
-from rmsjit.forms import tf1_form
 from rmsjit.hyperparameters import StepNumbers, checked, in_unit_interval, positive, value_at
-from rmsjit.pairs import read_pairs
 from rmsjit.runtime.forks import RenewedLock
-from rmsjit.slots import SlotAllocator
+from rmsjit.state.forms import tf1_form
+from rmsjit.state.slots import SlotAllocator
+from rmsjit.steps.pairs import read_pairs
 from rmsjit.strategy import Strategy
 from rmsjit.variables import Variable, array_of
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from rmsjit import recording
 from rmsjit.autodiff.gather import Rows, conjugate, rows_pulled_back, slices_of, take_rows
-from rmsjit.dtypes import precision_of
 from rmsjit.runtime.forks import RenewedLock
+from rmsjit.state.dtypes import precision_of
 from rmsjit.variables import Variable
 
 # A trace says who follows a box.  All tapes share one; autograd numbers its own from 0 up, and a

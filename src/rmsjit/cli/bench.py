@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.dtypes import SUPPORTED
 from rmsjit.optimizer import RMSprop
+from rmsjit.state.dtypes import SUPPORTED
 
 VARIANTS = {  # momentum, centered
     "plain": (0.0, False),

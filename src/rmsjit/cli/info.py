@@ -37,8 +37,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report; return the exit status."""
+    """Print the report, under ``mpiexec`` on rank 0 only; return the exit status."""
     report = collect()
+    if report["ranks"] is None and "ranks" not in report["problems"]:
+        return 0
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))
     return 0
 
@@ -49,7 +51,8 @@ def collect() -> Report:
     Returns
     -------
     dict
-        Fit for JSON.  What can't be found out is None, and "problems" says why.
+        Fit for JSON.  What can't be found out is None, and "problems" says why.  Under
+        ``mpiexec`` this is collective, and "ranks" is None on all ranks but the first.
     """
     problems: dict[str, str] = {}
 
@@ -77,6 +80,7 @@ def collect() -> Report:
         "threads": known("threads", _threads),
         "threading_layer": known("threading_layer", _threading_layer),
         "cache": known("cache", _cache),
+        "ranks": known("ranks", _ranks),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
         "problems": problems,
     }
@@ -84,7 +88,8 @@ def collect() -> Report:
 
 def as_text(report: Report) -> str:
     """The report in aligned lines for people."""
-    blocks = [list(block) for block in (_versions(report), _machine(report), _storage(report))]
+    parts = _versions(report), _machine(report), _storage(report), _cluster(report)
+    blocks = [list(block) for block in parts]
     blocks.append([(f"Problem: {name}", text) for name, text in report["problems"].items()])
     width = max(len(label) for block in blocks for label, _ in block)
     return "\n\n".join(
@@ -173,6 +178,12 @@ def _cache() -> Report:
     return {"folder": str(folder), "kernels": len(sizes), "bytes": sum(sizes)}
 
 
+def _ranks() -> list[Report] | None:
+    from rmsjit.distributed import report
+
+    return report.report() if report.launched_by_mpi() else []
+
+
 # --- writing it down ------------------------------------------------------------------------
 
 Lines = Iterator[tuple[str, str]]
@@ -206,8 +217,24 @@ def _storage(report: Report) -> Lines:
     yield "Cache folder", _or_unknown(cache and (cache["folder"] or "none"))
     if cache:
         yield "Cached kernels", f"{cache['kernels']} ({human_size(cache['bytes'])})"
+        if cache["kernels"]:
+            yield "", "`rmsjit warmup --clear` removes those of older versions too"
     for name, value in report["environment"].items():
         yield name, "not set" if value is None else value
+
+
+def _cluster(report: Report) -> Lines:
+    ranks = report["ranks"] or []
+    if ranks:
+        yield "MPI", f"{ranks[0]['library']}, {_counted(len(ranks), 'rank')}"
+    for rank in ranks:
+        role = "compiles for its host" if rank["compiles"] else "loads what another compiles"
+        threads = _counted(rank["threads"], "thread")
+        yield f"Rank {rank['rank']}", f"{rank['host']}, {threads}, {role}"
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _or_unknown(value: Any) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 from rmsjit.cli.bench import VARIANTS, dtype_of
 from rmsjit.cli.info import human_size
-from rmsjit.dtypes import SUPPORTED, Precision, precision_of
 from rmsjit.runtime import store
+from rmsjit.state.dtypes import SUPPORTED, Precision, precision_of
 
 Job = tuple[str, list[Callable[[], Any]]]
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import Any
+
+_FORWARDING = 0.5  # seconds for mpiexec to pass on what was written: at the abort it drops the rest
 
 
 def abort_on_error(comm: Any = None) -> None:
@@ -50,4 +53,5 @@ def abort_on_error(comm: Any = None) -> None:
 def _end(group: Any) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
+    time.sleep(_FORWARDING)
     group.Abort(1)

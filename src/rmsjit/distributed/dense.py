@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.distributed.comm import load_mpi
-from rmsjit.dtypes import Precision
-from rmsjit.slots import allocate_aligned
+from rmsjit.state.dtypes import Precision
+from rmsjit.state.slots import allocate_aligned
 
 IN_FLIGHT = 2
 

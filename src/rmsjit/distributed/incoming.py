@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.distributed.agreement import Claim, claim
-from rmsjit.dtypes import Precision
-from rmsjit.layout import Key, Layout, layout_of, memory_key
-from rmsjit.pairs import (
+from rmsjit.state.dtypes import Precision
+from rmsjit.state.layout import Key, Layout, layout_of, memory_key
+from rmsjit.state.slots import Entry, find_overlap
+from rmsjit.steps.pairs import (
     check_variable,
     dense_gradient,
     index_error,
@@ -20,7 +21,6 @@ from rmsjit.pairs import (
     no_gradient,
     sparse_gradient,
 )
-from rmsjit.slots import Entry, find_overlap
 from rmsjit.variables import Variable, array_of
 
 
@@ -107,7 +107,7 @@ class Incoming:
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError
-            See `rmsjit.pairs`.
+            See `rmsjit.steps.pairs`.
         """
         checked: list[Any] = [None] * len(gradients)
         for k in self.dense:

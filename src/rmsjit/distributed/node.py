@@ -8,9 +8,9 @@ from typing import Any
 
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.incoming import Incoming
-from rmsjit.dtypes import Precision
-from rmsjit.forms import Form
 from rmsjit.runtime import processors
+from rmsjit.state.dtypes import Precision
+from rmsjit.state.forms import Form
 
 _PARALLEL_BYTES = 1 << 20  # of variables, about where the stepper begins to use threads
 

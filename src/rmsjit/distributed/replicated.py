@@ -17,8 +17,8 @@ from rmsjit.distributed.settings import Scales, Settings
 from rmsjit.distributed.shards import Shards
 from rmsjit.distributed.sparse import SparseTable, needs_merging, travelling
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.slots import Entry
-from rmsjit.stepper import Stepper
+from rmsjit.state.slots import Entry
+from rmsjit.steps.stepper import Stepper
 
 
 class ReplicatedPlan:

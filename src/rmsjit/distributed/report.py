@@ -36,7 +36,7 @@ def report() -> list[dict[str, Any]] | None:
         "ranks_on_host": node.comm.size,
         "threads": node.threads,
         "compiles": node.comm.rank == 0,
-        "library": mpi.Get_library_version().splitlines()[0].strip("\0 "),
+        "library": " ".join(mpi.Get_library_version().splitlines()[0].strip("\0 ").split()),
     }
     ranks: list[dict[str, Any]] | None = comm.gather(own, 0)  # a few words, once
     return ranks

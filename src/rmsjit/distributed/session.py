@@ -20,8 +20,8 @@ from rmsjit.distributed.sharded import ShardedPlan
 from rmsjit.distributed.sharded_state import key_of, remove
 from rmsjit.distributed.shards import Shards
 from rmsjit.hyperparameters import StepNumbers
-from rmsjit.layout import Key, layout_of
-from rmsjit.stepper import Stepper
+from rmsjit.state.layout import Key, layout_of
+from rmsjit.steps.stepper import Stepper
 from rmsjit.variables import array_of
 
 _PLANS_KEPT = 16  # lists of variables, as `Stepper` keeps

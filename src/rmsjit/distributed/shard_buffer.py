@@ -23,8 +23,8 @@ from rmsjit.distributed.dense import (
     sources,
     wire_dtype,
 )
-from rmsjit.dtypes import Precision
-from rmsjit.slots import allocate_aligned
+from rmsjit.state.dtypes import Precision
+from rmsjit.state.slots import allocate_aligned
 
 
 class Round(NamedTuple):

@@ -19,9 +19,9 @@ from rmsjit.distributed.sharded_table import ShardedTable, splits
 from rmsjit.distributed.shards import Cut, Shards
 from rmsjit.distributed.sparse import travelling
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.layout import Key, is_dense
-from rmsjit.pairs import warn_of_missing
-from rmsjit.stepper import Stepper
+from rmsjit.state.layout import Key, is_dense
+from rmsjit.steps.pairs import warn_of_missing
+from rmsjit.steps.stepper import Stepper
 from rmsjit.variables import Variable
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from rmsjit.distributed.comm import receive, send
 from rmsjit.distributed.shards import Cut
-from rmsjit.layout import Key, Layout, layout_of, memory_key
-from rmsjit.slots import Entry, SlotStore, entry_of
+from rmsjit.state.layout import Key, Layout, layout_of, memory_key
+from rmsjit.state.slots import Entry, SlotStore, entry_of
 from rmsjit.variables import array_of
 
 Slots = dict[str, NDArray[Any]]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from rmsjit.distributed.incoming import Incoming
-from rmsjit.layout import Key, Layout, is_dense
+from rmsjit.state.layout import Key, Layout, is_dense
 
 _LINE = 64
 

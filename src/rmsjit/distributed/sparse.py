@@ -16,7 +16,7 @@ from rmsjit.clipping import Clipping
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.dense import DenseBuffer, wire_dtype
 from rmsjit.distributed.incoming import Rows
-from rmsjit.dtypes import Precision
+from rmsjit.state.dtypes import Precision
 
 _MOST_IN_32_BITS = 2**31 - 1
 _FEW = 8

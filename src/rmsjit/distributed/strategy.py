@@ -18,8 +18,8 @@ from rmsjit.distributed.session import Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
 from rmsjit.distributed.sharded_state import gathered_store
 from rmsjit.hyperparameters import StepNumbers
-from rmsjit.slots import SlotStore
-from rmsjit.stepper import Stepper
+from rmsjit.state.slots import SlotStore
+from rmsjit.steps.stepper import Stepper
 from rmsjit.variables import array_of
 
 

@@ -1,7 +1,7 @@
 """From a dtype and a set of slots to the compiled kernel for exactly these.
 
-The kernels here take arguments of one fixed layout each and check nothing; `rmsjit.plan` is the
-place that prepares them.
+The kernels here take arguments of one fixed layout each and check nothing; `rmsjit.steps.plan`
+is the place that prepares them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, types
 
-from rmsjit.dtypes import Precision
 from rmsjit.kernels import arrays, dense, norms, rows, selfcheck
 from rmsjit.runtime.cache import compile_kernel
+from rmsjit.state.dtypes import Precision
 
 _INT64 = types.int64
 _TABLE = types.Array(_INT64, 2, "C")

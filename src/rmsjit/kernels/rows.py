@@ -7,7 +7,7 @@ do not depend on the number of threads.
 
 Rows that a gradient does not name can be brought up to date later, by `catch_up_rows`: with a zero
 gradient the averages and the momentum only shrink by the factors of the steps that were missed,
-and the variable moves by a multiple of its momentum (`rmsjit.clock`).
+and the variable moves by a multiple of its momentum (`rmsjit.state.clock`).
 """
 
 import numpy as np

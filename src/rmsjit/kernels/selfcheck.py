@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.dtypes import Precision
 from rmsjit.kernels import dense
 from rmsjit.kernels.rows import NO_ROW
 from rmsjit.kernels.rule import RuleNumbers
+from rmsjit.state.dtypes import Precision
 
 Kernel = Callable[..., Any]
 Array = NDArray[Any]

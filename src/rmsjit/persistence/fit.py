@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from rmsjit.base import Optimizer
-from rmsjit.dtypes import precision_of
-from rmsjit.forms import Form
-from rmsjit.layout import Key, layout_of, memory_key, overlaps_itself
 from rmsjit.optimizer import RMSprop
 from rmsjit.persistence.content import Checkpoint, SavedOptimizer, SavedWeight
-from rmsjit.slots import entry_of, find_overlap
+from rmsjit.state.dtypes import precision_of
+from rmsjit.state.forms import Form
+from rmsjit.state.layout import Key, layout_of, memory_key, overlaps_itself
+from rmsjit.state.slots import entry_of, find_overlap
 from rmsjit.train import RMSPropOptimizer
 from rmsjit.variables import Variable, array_of
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.base import Optimizer
-from rmsjit.layout import layout_of
 from rmsjit.optimizer import RMSprop
 from rmsjit.persistence.content import Checkpoint, SavedWeight
 from rmsjit.persistence.fit import (
@@ -22,7 +21,8 @@ from rmsjit.persistence.fit import (
     key_of,
     own_weights,
 )
-from rmsjit.slots import Entry, entry_of
+from rmsjit.state.layout import layout_of
+from rmsjit.state.slots import Entry, entry_of
 from rmsjit.variables import array_of
 
 _DIFFERENCES_LISTED = 10

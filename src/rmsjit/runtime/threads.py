@@ -16,7 +16,7 @@ from rmsjit.runtime import forks, layers
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.warning import warn
 
-__all__ = ["acquire", "release", "thread_limit", "threading_layer", "trial"]
+__all__ = ["acquire", "prepare", "release", "thread_limit", "threading_layer", "trial"]
 
 _STALL = 4e-3  # seconds that a launch may take beyond its work: a scheduler's tick or two
 _SLOWEST = 4e9  # bytes per second that any machine moves
@@ -51,11 +51,8 @@ def acquire(wanted: int, nbytes: int = 0) -> int:
     if wanted <= 1:
         return 1
     layer = _layer or _start_or_refuse()
-    if layer is None or _serial_because:
-        _warn_once()
-        return 1
-    if not forks.enter(wait=False):  # another thread is about to fork
-        return 1
+    if layer is None or _serial_because or not forks.enter(wait=False):
+        return 1  # it must be, or another thread is about to fork
     allowed = layer.get_threads()
     granted = min(allowed, wanted)
     if granted <= 1 or (layer.name == "workqueue" and not _workqueue_lock.acquire(blocking=False)):
@@ -69,6 +66,17 @@ def acquire(wanted: int, nbytes: int = 0) -> int:
         _mine.started = time.perf_counter()
         _mine.nbytes = nbytes
     return granted
+
+
+def prepare(wanted: int) -> None:
+    """Start threads if they are wanted, and say once where there are none.
+
+    Called before anything is written, since a warning may be an error.
+    """
+    if wanted > 1 and (_layer is None or _serial_because):
+        _start_or_refuse()
+        if _serial_because:
+            _warn_once()
 
 
 def release(granted: int) -> None:

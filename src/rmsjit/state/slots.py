@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rmsjit.clock import Clock
-from rmsjit.dtypes import Precision, precision_of
-from rmsjit.forms import Form
-from rmsjit.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
+from rmsjit.state.clock import Clock
+from rmsjit.state.dtypes import Precision, precision_of
+from rmsjit.state.forms import Form
+from rmsjit.state.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
 from rmsjit.variables import Variable, array_of
 
 _CACHE_LINE = 64
@@ -27,7 +27,7 @@ class Entry:
     Attributes
     ----------
     key : tuple
-        The memory (`rmsjit.layout.memory_key`).
+        The memory (`rmsjit.state.layout.memory_key`).
     owner : ndarray or Variable
         The object that was given first; it keeps the memory alive.
     layout : Layout

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.layout import Key
+from rmsjit.state.layout import Key
 
 LONGEST = 1 << 14  # steps, after which the whole table is brought up to date once
 
@@ -31,7 +31,7 @@ class Clock:
     rows : int
         Of the table.
     rows_key : tuple
-        Which rows they are (`rmsjit.layout.rows_key`).
+        Which rows they are (`rmsjit.state.layout.rows_key`).
 
     Attributes
     ----------

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.dtypes import Precision
 from rmsjit.kernels import loader
 from rmsjit.kernels.norms import NORM_PIECE
-from rmsjit.partition import Partition, cut_by_length
 from rmsjit.runtime import threads
+from rmsjit.state.dtypes import Precision
+from rmsjit.steps.partition import Partition, cut_by_length
 
 PARALLEL_BYTES = 1 << 20  # of gradients: below it, starting threads costs more
 
@@ -57,8 +57,8 @@ def norms_of(
     limit : int
         The most threads.
     """
-    large = int(sizes.sum()) * np.dtype(precision.storage).itemsize >= PARALLEL_BYTES
-    granted = threads.acquire(limit) if large else 1
+    nbytes = int(sizes.sum()) * np.dtype(precision.storage).itemsize
+    granted = threads.acquire(limit if nbytes >= PARALLEL_BYTES else 1, nbytes)
     try:
         part = norm_partition(sizes, precision, granted)
         sums = np.empty((2, len(part.pieces)))

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.bound import BoundStep
-from rmsjit.dense_group import DenseGroup
-from rmsjit.forms import Form
 from rmsjit.kernels import arrays, loader
-from rmsjit.layout import Key, address_of, is_dense, layout_of, memory_key
-from rmsjit.pairs import dense_gradient, is_sparse, naming
-from rmsjit.slots import Entry, Member
-from rmsjit.spans import span_that_meets, written_spans
-from rmsjit.sparse_group import SparseGroup
+from rmsjit.runtime import threads
+from rmsjit.state.forms import Form
+from rmsjit.state.layout import Key, address_of, is_dense, layout_of, memory_key
+from rmsjit.state.slots import Entry, Member
+from rmsjit.steps.bound import BoundStep
+from rmsjit.steps.dense_group import DenseGroup
+from rmsjit.steps.pairs import dense_gradient, is_sparse, naming
+from rmsjit.steps.spans import span_that_meets, written_spans
+from rmsjit.steps.sparse_group import SparseGroup
 from rmsjit.variables import Variable, array_of
 
 
@@ -138,6 +139,11 @@ class Plan:
         plan._expected[:, arrays.OWNER] = [id(owner) for owner in plan.owners] * has_gradient
         return plan
 
+    def prepare_threads(self, bound: BoundStep, limit: int) -> None:
+        """Start threads if a step needs any; if there are none, now is the time to warn."""
+        if limit > 1 and any(group.is_large(bound) for group in self.groups):
+            threads.prepare(limit)
+
     def constrained_in(self, group: DenseGroup | SparseGroup) -> list[Variable]:
         """The variables of a group to which a constraint applies after its update."""
         if not self._constrained:
@@ -160,7 +166,7 @@ class Plan:
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError
-            If a gradient is not as it must be; see `rmsjit.pairs`.
+            If a gradient is not as it must be; see `rmsjit.steps.pairs`.
         """
         if len(gradients) != self._count:
             return None

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.layout import address_of, span_of
-from rmsjit.slots import Member
+from rmsjit.state.layout import address_of, span_of
+from rmsjit.state.slots import Member
 
 
 def written_spans(members: Iterable[Member]) -> NDArray[np.int64]:

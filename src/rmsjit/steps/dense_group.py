@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.bound import BoundStep
-from rmsjit.dtypes import Precision
-from rmsjit.forms import MG, MOMENTUM, RMS, Form
 from rmsjit.kernels import dense, loader
-from rmsjit.layout import Key, address_of
-from rmsjit.norms import Norms, norms_of
-from rmsjit.partition import Partition, backwards, cut_evenly
 from rmsjit.runtime import threads
-from rmsjit.slots import Entry, Member
+from rmsjit.state.dtypes import Precision
+from rmsjit.state.forms import Form
+from rmsjit.state.layout import Key, address_of
+from rmsjit.state.slots import Entry, Member
+from rmsjit.steps.bound import BoundStep
+from rmsjit.steps.norms import Norms, norms_of
+from rmsjit.steps.partition import Partition, backwards, cut_evenly
+from rmsjit.steps.table import table_of
 
 PARALLEL_BYTES = 1 << 20  # of variables and slots: below it, starting threads costs more
 BACKWARD_PIECE = 1 << 15  # elements, small beside any cache that is worth running backwards for
@@ -48,24 +49,19 @@ class DenseGroup:
         self._is_all = is_all
         self._sizes = np.array([member.entry.canonical.size for member in members], np.int64)
         self._itemsize = members[0].entry.canonical.itemsize
-        self._table = self._addresses_of_state()
+        self._table = table_of([m.entry.canonical for m in members], [m.slots for m in members])
         self._sample = np.empty(0, self.precision.storage)
         self._ones = np.ones(len(members), self.precision.computing)
         self._mg = dense.MG if form.centered else None
         self._momentum = dense.MOMENTUM if form.has_momentum else None
         gradient_bytes = int(self._sizes.sum()) * self._itemsize
-        self._update_is_large = gradient_bytes * (1 + len(form.slots)) >= PARALLEL_BYTES
+        self._nbytes = gradient_bytes * (1 + len(form.slots))  # that an update writes
         self._copied_rows = [row for row, member in enumerate(members) if not member.entry.dense]
         self._work: dict[tuple[int, bool], tuple[loader.Kernel, Partition]] = {}
 
-    def _addresses_of_state(self) -> NDArray[np.int64]:
-        table = np.zeros((len(self.members), dense.TABLE_COLUMNS), np.int64)
-        columns = {RMS: dense.RMS, MG: dense.MG, MOMENTUM: dense.MOMENTUM}
-        for row, (entry, slots) in zip(table, self.members, strict=True):
-            row[dense.VARIABLE] = address_of(entry.canonical)
-            for slot in self._form.slots:
-                row[columns[slot]] = address_of(slots[slot])
-        return table
+    def is_large(self, bound: BoundStep) -> bool:
+        """Whether a step is enough work for more than one thread."""
+        return self._nbytes >= PARALLEL_BYTES
 
     def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
         """Norms and finiteness of the gradients, in the order of `positions`."""
@@ -92,7 +88,7 @@ class DenseGroup:
         if factors is not None:
             scales = factors[self.positions].astype(self.precision.computing)
         table, copies = self._table_of_copies() if self._copied_rows else (self._table, [])
-        granted = threads.acquire(limit) if self._update_is_large else 1
+        granted = threads.acquire(limit, self._nbytes) if self.is_large(bound) else 1
         try:
             kernel, part = self._planned(granted, after_norms=factors is not None)
             kernel(

@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from rmsjit import recording
 from rmsjit.clipping import Clipping
-from rmsjit.clock import Clock
-from rmsjit.dtypes import Precision
 from rmsjit.hyperparameters import StepNumbers
-from rmsjit.layout import rows_key
-from rmsjit.pairs import check_is_array, check_variable, naming, no_gradient, warn_of_missing
 from rmsjit.runtime.forks import RenewedLock
-from rmsjit.slots import Entry, Member, SlotStore, find_overlap
+from rmsjit.state.clock import Clock
+from rmsjit.state.dtypes import Precision
+from rmsjit.state.layout import rows_key
+from rmsjit.state.slots import Entry, Member, SlotStore, find_overlap
+from rmsjit.steps.pairs import check_is_array, check_variable, naming, no_gradient, warn_of_missing
 from rmsjit.variables import array_of
 
 if TYPE_CHECKING:  # these bring Numba along, which is imported at the first step
-    from rmsjit.bound import BoundStep
-    from rmsjit.norms import Norms
-    from rmsjit.plan import Plan
+    from rmsjit.steps.bound import BoundStep
+    from rmsjit.steps.norms import Norms
+    from rmsjit.steps.plan import Plan
 
 _NO_LOCK = contextlib.nullcontext()
 _PLANS_KEPT = 16  # lists of variables; a training loop has one, a GAN a few
@@ -113,7 +113,7 @@ class Stepper:
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError, FloatingPointError
-            Before anything has been written; see `rmsjit.pairs`.
+            Before anything has been written; see `rmsjit.steps.pairs`.
         """
         with self._lock if self.exact else _NO_LOCK:
             ready = self._prepare(gradients, variables, clipping, numbers)
@@ -166,6 +166,7 @@ class Stepper:
     ) -> _ReadyStep | None:
         if plan.dropped:
             warn_of_missing(plan.dropped)
+        plan.prepare_threads(bound, self._limit)
         factors = clipping.fixed_factors(len(bound.addresses))
         if clipping.by_norm or self.nonfinite != "propagate":
             norms = self._norms(plan, bound, clipping.bound)
@@ -178,7 +179,7 @@ class Stepper:
 
     def _norms(self, plan: Plan, bound: BoundStep, clipvalue: float) -> Norms:
         """Norms and finiteness of all gradients of a step; a missing one is zero."""
-        from rmsjit.norms import Norms
+        from rmsjit.steps.norms import Norms
 
         count = len(bound.addresses)
         norms = Norms(np.zeros(count), np.ones(count, np.bool_))
@@ -236,7 +237,7 @@ class Stepper:
         clock = entry.clock
         if clock is None or clock.now == 0:
             return
-        from rmsjit.sparse_group import SparseGroup
+        from rmsjit.steps.sparse_group import SparseGroup
 
         # A momentum that has just been set has no slot yet.
         form = replace(self.store.form, slots=tuple(entry.slots))
@@ -273,7 +274,7 @@ class Stepper:
 
     def _known_plan(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Plan | None:
         """The plan for these variables, or for other views of the same memory."""
-        from rmsjit.plan import identity_of, layouts_of
+        from rmsjit.steps.plan import identity_of, layouts_of
 
         kinds = [type(gradient) for gradient in gradients]
         identity = identity_of(variables, kinds)
@@ -301,8 +302,8 @@ class Stepper:
 
     def _draft(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
         """A plan for variables that may be new, which have not been entered yet."""
-        from rmsjit.plan import Plan
         from rmsjit.runtime.threads import thread_limit
+        from rmsjit.steps.plan import Plan
 
         self._limit = self.num_threads or thread_limit()
         kinds = [type(gradient) for gradient in gradients]

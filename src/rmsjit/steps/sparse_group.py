@@ -7,18 +7,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.bound import BoundStep, Occurrences
-from rmsjit.clock import Clock
-from rmsjit.dtypes import Precision
-from rmsjit.forms import MG, MOMENTUM, RMS, Form
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.kernels import dense, loader
-from rmsjit.layout import address_of, layout_of, rows_key
-from rmsjit.norms import Norms, norms_of
-from rmsjit.pairs import index_error, sparse_gradient
 from rmsjit.runtime import threads
-from rmsjit.slots import Member
-from rmsjit.spans import span_that_meets
+from rmsjit.state.clock import Clock
+from rmsjit.state.dtypes import Precision
+from rmsjit.state.forms import Form
+from rmsjit.state.layout import address_of, layout_of, rows_key
+from rmsjit.state.slots import Member
+from rmsjit.steps.bound import BoundStep, Occurrences
+from rmsjit.steps.norms import Norms, norms_of
+from rmsjit.steps.pairs import index_error, sparse_gradient
+from rmsjit.steps.spans import span_that_meets
+from rmsjit.steps.table import table_of
 from rmsjit.variables import array_of
 
 PARALLEL_BYTES = 1 << 19  # of the rows that a gradient names
@@ -57,8 +58,9 @@ class SparseGroup:
         self.rows = self._array.shape[0] if self._array.ndim else 0
         self.rows_key = rows_key(self._array) if self._array.ndim else ()
         self._width = int(np.prod(self._array.shape[1:]))
-        self._slots = {name: self._shaped(member.slots[name]) for name in form.slots}
+        self._arrays = [self._array, *(self._shaped(member.slots[name]) for name in form.slots)]
         self._in_place = bool(self._array.flags.c_contiguous and self._array.flags.aligned)
+        self._table = self._table_of(self._arrays)
         self._mg = dense.MG if form.centered else None
         self._momentum = dense.MOMENTUM if form.has_momentum else None
         self._sample = np.empty(0, self.precision.storage)
@@ -78,7 +80,7 @@ class SparseGroup:
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError
-            See `rmsjit.pairs.sparse_gradient`; IndexError for an index that is no row.
+            See `rmsjit.steps.pairs.sparse_gradient`; IndexError for an index that is no row.
         """
         values, indices = sparse_gradient(gradient, self.variable, self.position)
         outside = loader.first_outside()(indices, self.rows)
@@ -92,6 +94,10 @@ class SparseGroup:
         occurrences = _found(values, indices, scratch)
         self.members[0].entry.give_scratch(scratch)
         return occurrences
+
+    def is_large(self, bound: BoundStep) -> bool:
+        """Whether a step is enough work for more than one thread."""
+        return self._bytes_of(bound.occurrences[self.position].distinct) >= PARALLEL_BYTES
 
     def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
         """Norm and finiteness of the values as they were given."""
@@ -108,8 +114,7 @@ class SparseGroup:
         clock = self.members[0].entry.clock
         if occurrences.distinct and self._width:
             if self._in_place:
-                arrays = [self._array, *self._slots.values()]
-                self._run(arrays, occurrences, factor, numbers, clock, limit)
+                self._run(self._table, occurrences, factor, numbers, clock, limit)
             else:
                 self._update_copies(occurrences, factor, numbers, clock, limit)
         if clock is not None:
@@ -125,31 +130,27 @@ class SparseGroup:
     ) -> None:
         """The same for a table whose rows are not contiguous, on copies of the named rows."""
         rows, places = np.unique(occurrences.indices, return_inverse=True)
-        arrays = [self._array, *self._slots.values()]
-        copies = [np.ascontiguousarray(array[rows]) for array in arrays]
-        part = None
-        if clock is not None:
-            part = clock.of_rows(rows)
+        copies = [np.ascontiguousarray(array[rows]) for array in self._arrays]
+        part = None if clock is None else clock.of_rows(rows)
         places = places.reshape(-1).astype(np.int64)
         compact = _found(occurrences.values, places, np.zeros(len(rows), np.int32))
-        self._run(copies, compact, factor, numbers, part, limit)
-        for array, copy in zip(arrays, copies, strict=True):
+        self._run(self._table_of(copies), compact, factor, numbers, part, limit)
+        for array, copy in zip(self._arrays, copies, strict=True):
             array[rows] = copy
         if clock is not None and part is not None:
             clock.done[rows] = part.done
 
     def _run(
         self,
-        arrays: list[NDArray[Any]],
+        table: NDArray[np.int64],
         occurrences: Occurrences,
         factor: float,
         numbers: NDArray[Any],
         clock: Clock | None,
         limit: int,
     ) -> None:
-        precision, width = self.precision, self._width
-        touched = occurrences.distinct * width * self._array.itemsize * (1 + len(self._slots))
-        granted = threads.acquire(limit if touched >= PARALLEL_BYTES else 1)
+        precision = self.precision
+        granted = self._acquire(occurrences.distinct, limit)
         try:
             loader.update_rows(
                 precision,
@@ -158,14 +159,14 @@ class SparseGroup:
                 clock is not None,
                 granted > 1,
             )(
-                self._table(arrays),
+                table,
                 np.array([[address_of(occurrences.values)]]),
                 occurrences.indices,
                 occurrences.firsts,
                 occurrences.following,
                 occurrences.distinct,
                 np.empty(granted + 1, np.int64),
-                np.empty((granted, width), _total_dtype(precision)),
+                np.empty((granted, self._width), _total_dtype(precision)),
                 np.array([factor], precision.computing),
                 numbers,
                 self._sample,
@@ -190,28 +191,26 @@ class SparseGroup:
             self._catch_up_behind(clock, start + behind, limit)
 
     def _catch_up_behind(self, clock: Clock, wanted: NDArray[np.int64], limit: int) -> None:
-        arrays = [self._array, *self._slots.values()]
         if self._in_place:
-            self._run_catch_up(arrays, wanted, clock, limit)
+            self._run_catch_up(self._table, wanted, clock, limit)
             return
-        copies = [np.ascontiguousarray(array[wanted]) for array in arrays]
+        copies = [np.ascontiguousarray(array[wanted]) for array in self._arrays]
         part = clock.of_rows(wanted)
-        self._run_catch_up(copies, np.arange(len(wanted)), part, limit)
-        for array, copy in zip(arrays, copies, strict=True):
+        self._run_catch_up(self._table_of(copies), np.arange(len(wanted)), part, limit)
+        for array, copy in zip(self._arrays, copies, strict=True):
             array[wanted] = copy
         clock.done[wanted] = clock.now
 
     def _run_catch_up(
-        self, arrays: list[NDArray[Any]], rows: NDArray[np.int64], clock: Clock, limit: int
+        self, table: NDArray[np.int64], rows: NDArray[np.int64], clock: Clock, limit: int
     ) -> None:
         precision = self.precision
-        touched = len(rows) * self._width * self._array.itemsize * (1 + len(self._slots))
-        granted = threads.acquire(limit if touched >= PARALLEL_BYTES else 1)
+        granted = self._acquire(len(rows), limit)
         try:
             loader.catch_up_rows(
                 precision, self._form.centered, self._form.has_momentum, granted > 1
             )(
-                self._table(arrays),
+                table,
                 rows,
                 self._width,
                 self._sample,
@@ -224,14 +223,18 @@ class SparseGroup:
         finally:
             threads.release(granted)
 
-    def _table(self, arrays: list[NDArray[Any]]) -> NDArray[np.int64]:
-        """The addresses of the variable and its slots, as kernels take them."""
-        columns = {RMS: dense.RMS, MG: dense.MG, MOMENTUM: dense.MOMENTUM}
-        table = np.zeros((1, dense.TABLE_COLUMNS), np.int64)
-        table[0, dense.VARIABLE] = address_of(arrays[0])
-        for name, array in zip(self._slots, arrays[1:], strict=True):
-            table[0, columns[name]] = address_of(array)
-        return table
+    def _acquire(self, rows: int, limit: int) -> int:
+        """Leave for a launch over a number of rows."""
+        nbytes = self._bytes_of(rows)
+        return threads.acquire(limit if nbytes >= PARALLEL_BYTES else 1, nbytes)
+
+    def _bytes_of(self, rows: int) -> int:
+        nbytes: int = rows * self._width * self._array.itemsize * len(self._arrays)
+        return nbytes
+
+    def _table_of(self, arrays: list[NDArray[Any]]) -> NDArray[np.int64]:
+        """The addresses of the table and its slots, or of copies of them, as kernels take them."""
+        return table_of(arrays[:1], [dict(zip(self._form.slots, arrays[1:], strict=True))])
 
 
 def _found(

@@ -1,0 +1,1 @@
+"""What an optimizer remembers: the memory of each variable, and its slots."""
