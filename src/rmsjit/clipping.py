@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,11 +47,11 @@ class Clipping:
                 f"and global_clipnorm={self.global_clipnorm}"
             )
 
-    @property
+    @cached_property
     def by_norm(self) -> bool:
         return self.clipnorm is not None or self.global_clipnorm is not None
 
-    @property
+    @cached_property
     def bound(self) -> float:
         """The bound on each value, infinite where there is none."""
         return math.inf if self.clipvalue is None else float(self.clipvalue)

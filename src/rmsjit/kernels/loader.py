@@ -66,6 +66,7 @@ def update_rows(
         _POSITIONS,
         _POSITIONS,
         _INT64,
+        _INT64,
         _INTEGERS,
         types.Array(from_dtype(np.dtype(total)), 2, "C"),
         numbers,

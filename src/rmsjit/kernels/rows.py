@@ -24,6 +24,8 @@ NO_ROW = -1
 DECAY, CARRY, DRIFT = range(3)  # the rows of `lapses`
 _CACHE_LINE = 64
 _ROWS_AHEAD = 8  # far enough for memory to answer, near enough for the lines to be there still
+_OCCURRENCES_AHEAD = 8
+_INDICES_AHEAD = 96
 _ROW_COST = 3  # of updating a row, in reads of a gradient's row
 
 
@@ -44,13 +46,12 @@ def _prefetch(typing_context, address):
     return types.none(types.int64), codegen
 
 
-@njit(**RULE_FLAGS)
-def _prefetch_row(table, column, offset, nbytes):
+@njit(**RULE_FLAGS, forceinline=True)
+def _prefetch_row(table, column, row, nbytes):
     if column is not None:
-        end = table[0, column] + offset + nbytes
-        line = end - nbytes
-        line -= line % _CACHE_LINE  # a row may straddle one line more than it fills
-        while line < end:
+        start = table[0, column] + row * nbytes
+        line = start - start % _CACHE_LINE  # a row may straddle one line more than it fills
+        while line < start + nbytes:
             _prefetch(line)
             line += _CACHE_LINE
 
@@ -89,7 +90,10 @@ def find_rows(indices, last, firsts, following):
         How many rows are named.
     """
     count = 0
+    start = last.ctypes.data
     for k in range(len(indices)):
+        if k + _INDICES_AHEAD < len(indices):
+            _prefetch(start + indices[k + _INDICES_AHEAD] * last.itemsize)
         row = indices[k]
         previous = last[row]
         last[row] = k + 1
@@ -104,7 +108,7 @@ def find_rows(indices, last, firsts, following):
     return count
 
 
-@njit(**RULE_FLAGS)
+@njit(**RULE_FLAGS, forceinline=True)
 def _cut(firsts, following, count, cuts):
     """Write to `cuts` where bins of about equal work start among the `firsts`, and their end."""
     bins = len(cuts) - 1
@@ -126,7 +130,7 @@ def _cut(firsts, following, count, cuts):
         cuts[rest] = count
 
 
-@njit(**RULE_FLAGS)
+@njit(**RULE_FLAGS, forceinline=True)
 def _sum_occurrences(total, values, k, following, factor, h, sample):
     """Write to `total` the sum of the clipped rows of `values` from occurrence `k` on."""
     width = len(total)
@@ -134,7 +138,14 @@ def _sum_occurrences(total, values, k, following, factor, h, sample):
     for i in range(width):
         total[i] = scale(clip(load(row, i), h.clipvalue), factor)
     k = following[k]
+    ahead = k
+    for _ in range(_OCCURRENCES_AHEAD):
+        if ahead != NO_ROW:
+            ahead = following[ahead]
     while k != NO_ROW:
+        if ahead != NO_ROW:
+            _prefetch_row(values, 0, ahead, width * sample.itemsize)
+            ahead = following[ahead]
         row = view(values, 0, 0, k * width, width, sample)
         for i in range(width):
             more = scale(clip(load(row, i), h.clipvalue), factor)
@@ -142,24 +153,25 @@ def _sum_occurrences(total, values, k, following, factor, h, sample):
         k = following[k]
 
 
-@njit(**RULE_FLAGS)
+@njit(**RULE_FLAGS, forceinline=True)
 def _catch_up_row(row, variable, rms, mg, momentum, clock, lapses):
     """Bring a row to the last step of the clock, as zero gradients would have."""
     if clock is not None:
-        missed = clock[row]
-        decay = lapses[DECAY, missed]
-        if decay == 1 and lapses[CARRY, missed] == 1 and lapses[DRIFT, missed] == 0:
+        since = clock[row]
+        # Read before the loop, where the compiler could not know that stores leave them alone.
+        decay, carry, drift = lapses[DECAY, since], lapses[CARRY, since], lapses[DRIFT, since]
+        if decay == 1 and carry == 1 and drift == 0:
             return
         # An average that has overflowed must not meet a factor of 0, which would make it NaN.
-        bound = np.inf if decay != 0 else np.finfo(lapses.dtype).max
+        bound = lapses.dtype.type(np.inf if decay != 0 else np.finfo(lapses.dtype).max)
         for i in range(len(rms)):
-            store(rms, i, at_most(load(rms, i), lapses.dtype.type(bound)) * decay)
+            store(rms, i, at_most(load(rms, i), bound) * decay)
             if mg is not None:
                 store(mg, i, load(mg, i) * decay)
             if momentum is not None:
                 before = load(momentum, i)
-                store(variable, i, load(variable, i) - before * lapses[DRIFT, missed])
-                store(momentum, i, before * lapses[CARRY, missed])
+                store(variable, i, load(variable, i) - before * drift)
+                store(momentum, i, before * carry)
 
 
 def update_rows(
@@ -169,6 +181,7 @@ def update_rows(
     firsts,
     following,
     count,
+    width,
     cuts,
     totals,
     factor,
@@ -190,10 +203,13 @@ def update_rows(
         Address of the rows of the gradient.
     indices, firsts, following, count
         As `find_rows` takes and leaves them.
+    width : int
+        Elements of a row.
     cuts : int64 array, shape (bins + 1,)
         Room for the borders of the bins.
-    totals : array, shape (bins, width)
+    totals : array, shape (bins, at least width)
         Room for the sum of a row, in the dtype of the arithmetic (complex for complex tables).
+        Where bins share a cache line, their threads wait for each other at every row.
     factor : array of the computing dtype, shape (1,)
         What a clipped norm multiplies the gradient by, else 1.
     numbers, sample, mg, momentum
@@ -207,19 +223,18 @@ def update_rows(
         The number of this step, for the clock.
     """
     _cut(firsts, following, count, cuts)
-    width = totals.shape[1]
     nbytes = width * sample.itemsize
     for b in prange(len(cuts) - 1):
         h = read_numbers(numbers)
-        total = totals[b]
+        total = totals[b, :width]
         end = cuts[b + 1]
         for u in range(cuts[b], end):
             if u + _ROWS_AHEAD < end:
-                offset = indices[firsts[u + _ROWS_AHEAD]] * nbytes
-                _prefetch_row(table, VARIABLE, offset, nbytes)
-                _prefetch_row(table, RMS, offset, nbytes)
-                _prefetch_row(table, mg, offset, nbytes)
-                _prefetch_row(table, momentum, offset, nbytes)
+                ahead = indices[firsts[u + _ROWS_AHEAD]]
+                _prefetch_row(table, VARIABLE, ahead, nbytes)
+                _prefetch_row(table, RMS, ahead, nbytes)
+                _prefetch_row(table, mg, ahead, nbytes)
+                _prefetch_row(table, momentum, ahead, nbytes)
             row = indices[firsts[u]]
             _sum_occurrences(total, values, firsts[u], following, factor[0], h, sample)
             variable = view(table, 0, VARIABLE, row * width, width, sample)

@@ -71,6 +71,7 @@ def update_rows(
         np.array([0, 1, 0], np.int32),
         np.array([2, NO_ROW, NO_ROW], np.int32),
         2,
+        width,
         np.empty(3, np.int64),
         np.empty((2, width), total),
         np.array([_FACTOR], precision.computing),

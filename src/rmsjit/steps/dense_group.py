@@ -56,12 +56,13 @@ class DenseGroup:
         self._momentum = dense.MOMENTUM if form.has_momentum else None
         gradient_bytes = int(self._sizes.sum()) * self._itemsize
         self._nbytes = gradient_bytes * (1 + len(form.slots))  # that an update writes
+        self.may_be_large = self._nbytes >= PARALLEL_BYTES
         self._copied_rows = [row for row, member in enumerate(members) if not member.entry.dense]
         self._work: dict[tuple[int, bool], tuple[loader.Kernel, Partition]] = {}
 
     def is_large(self, bound: BoundStep) -> bool:
         """Whether a step is enough work for more than one thread."""
-        return self._nbytes >= PARALLEL_BYTES
+        return self.may_be_large
 
     def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
         """Norms and finiteness of the gradients, in the order of `positions`."""
@@ -88,7 +89,7 @@ class DenseGroup:
         if factors is not None:
             scales = factors[self.positions].astype(self.precision.computing)
         table, copies = self._table_of_copies() if self._copied_rows else (self._table, [])
-        granted = threads.acquire(limit, self._nbytes) if self.is_large(bound) else 1
+        granted = threads.acquire(limit, self._nbytes) if self.may_be_large else 1
         try:
             kernel, part = self._planned(granted, after_norms=factors is not None)
             kernel(

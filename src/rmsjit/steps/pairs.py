@@ -29,14 +29,7 @@ def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[An
     TypeError
         If it is no iterable of pairs.
     """
-    try:
-        iterator = iter(grads_and_vars)
-    except TypeError:
-        raise TypeError(
-            f"grads_and_vars must be an iterable of (gradient, variable) pairs, "
-            f"got {type(grads_and_vars).__name__}"
-        ) from None
-    pairs = list(iterator)
+    pairs = grads_and_vars if type(grads_and_vars) is list else _listed(grads_and_vars)
     if not pairs:
         return (), ()
     kinds = {*map(type, pairs)}
@@ -48,6 +41,17 @@ def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[An
         else:
             return gradients, variables
     raise _malformed(pairs)
+
+
+def _listed(grads_and_vars: Iterable[Any]) -> list[Any]:
+    try:
+        iterator = iter(grads_and_vars)
+    except TypeError:
+        raise TypeError(
+            f"grads_and_vars must be an iterable of (gradient, variable) pairs, "
+            f"got {type(grads_and_vars).__name__}"
+        ) from None
+    return list(iterator)
 
 
 def _malformed(pairs: list[Any]) -> TypeError:

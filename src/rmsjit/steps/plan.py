@@ -18,12 +18,14 @@ from rmsjit.runtime import threads
 from rmsjit.state.forms import Form
 from rmsjit.state.layout import Key, address_of, is_dense, layout_of, memory_key
 from rmsjit.state.slots import Entry, Member
-from rmsjit.steps.bound import BoundStep
+from rmsjit.steps.bound import BoundStep, Occurrences
 from rmsjit.steps.dense_group import DenseGroup
 from rmsjit.steps.pairs import dense_gradient, is_sparse, naming
 from rmsjit.steps.spans import span_that_meets, written_spans
 from rmsjit.steps.sparse_group import SparseGroup
 from rmsjit.variables import Variable, array_of
+
+_NO_OCCURRENCES: dict[int, Occurrences] = {}
 
 
 class Plan:
@@ -48,9 +50,13 @@ class Plan:
         The same for all views of the same memory.
     dropped : list of str
         Names of the variables without a gradient.
+    constrained : dict of int to Variable
+        By position, the variables to which a constraint applies after each update.
     owners : list of ndarray
         The arrays of the variables.
     precisions : set of Precision
+    may_need_threads : bool
+        Whether a step can be enough work for more than one thread.
     """
 
     def __init__(
@@ -66,7 +72,7 @@ class Plan:
         self.owners = [array_of(variable) for variable in variables]
         self._members = tuple(members)
         self.dropped = _dropped(variables, members)
-        self._constrained = _constrained(variables, members)
+        self.constrained = _constrained(variables, members)
         present = [member for member in members if member is not None]
         self.precisions = {member.entry.precision for member in present}
         self._written = written_spans(present)
@@ -78,6 +84,7 @@ class Plan:
         self._kinds = tuple(kinds)
         self._expected = self._expected_headers(once)
         self._count = len(variables)
+        self.may_need_threads = any(group.may_be_large for group in self.groups)
         self._read = loader.read_step()
 
     def _grouped(
@@ -132,7 +139,7 @@ class Plan:
         plan._variables = tuple(variables)
         plan.owners = [array_of(variable) for variable in variables]
         plan.dropped = _dropped(variables, self._members)
-        plan._constrained = _constrained(variables, self._members)
+        plan.constrained = _constrained(variables, self._members)
         plan._expected = self._expected.copy()
         plan._expected[:, arrays.VARIABLE_OBJECT] = [id(variable) for variable in variables]
         has_gradient = plan._expected[:, arrays.OWNER] != 0
@@ -141,14 +148,16 @@ class Plan:
 
     def prepare_threads(self, bound: BoundStep, limit: int) -> None:
         """Start threads if a step needs any; if there are none, now is the time to warn."""
-        if limit > 1 and any(group.is_large(bound) for group in self.groups):
+        if any(group.is_large(bound) for group in self.groups):
             threads.prepare(limit)
 
-    def constrained_in(self, group: DenseGroup | SparseGroup) -> list[Variable]:
-        """The variables of a group to which a constraint applies after its update."""
-        if not self._constrained:
-            return []
-        return [self._constrained[k] for k in group.positions if k in self._constrained]
+    def constrain(self, group: DenseGroup | SparseGroup) -> None:
+        """Apply the constraints of a group's variables, after its update."""
+        for position in group.positions:
+            variable = self.constrained.get(position)
+            if variable is not None:
+                assert variable.constraint is not None
+                variable.assign(variable.constraint(variable.array))
 
     def name(self, position: int) -> str:
         """How messages name a variable."""
@@ -172,9 +181,11 @@ class Plan:
             return None
         addresses = np.empty((self._count, 1), np.int64)
         others = self._read_headers(gradients, variables, addresses)
+        if others == 0 and not self._sparse:  # the case that must cost next to nothing
+            return BoundStep(addresses, _NO_OCCURRENCES, gradients)
         if others == arrays.NOT_AS_EXPECTED:
             return None
-        copies = self._bind_others(gradients, addresses) if others else None
+        copies = self._bind_others(gradients, addresses)
         occurrences = {
             group.position: group.bind(gradients[group.position], self._written)
             for group in self._sparse

@@ -23,6 +23,7 @@ from rmsjit.steps.table import table_of
 from rmsjit.variables import array_of
 
 PARALLEL_BYTES = 1 << 19  # of the rows that a gradient names
+_APART = 32  # elements between what two threads write, more than a pair of cache lines
 _ROWS_AT_ONCE = 1 << 14  # that a sync of a whole table looks at, to need little memory
 RHO, MOMENTUM_FACTOR = 1, 3  # fields of `rmsjit.kernels.rule.RuleNumbers`
 
@@ -51,6 +52,7 @@ class SparseGroup:
         self.positions = [position]
         self.members = (member,)
         self.sparse = True
+        self.may_be_large = True  # as the gradient has rows
         self.variable = variable
         self.precision: Precision = member.entry.precision
         self._array = array_of(variable)
@@ -165,8 +167,9 @@ class SparseGroup:
                 occurrences.firsts,
                 occurrences.following,
                 occurrences.distinct,
+                self._width,
                 np.empty(granted + 1, np.int64),
-                np.empty((granted, self._width), _total_dtype(precision)),
+                np.empty((granted, self._width + _APART), _total_dtype(precision)),
                 np.array([factor], precision.computing),
                 numbers,
                 self._sample,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,17 +26,10 @@ if TYPE_CHECKING:  # these bring Numba along, which is imported at the first ste
     from rmsjit.steps.norms import Norms
     from rmsjit.steps.plan import Plan
 
-_NO_LOCK = contextlib.nullcontext()
+    # Everything that kernels take: the gradients, the numbers in each dtype, and the factors.
+    _ReadyStep = tuple[Plan, BoundStep, dict[Precision, NDArray[Any]], NDArray[Any] | None]
+
 _PLANS_KEPT = 16  # lists of variables; a training loop has one, a GAN a few
-
-
-class _ReadyStep(NamedTuple):
-    """Everything that the kernels take."""
-
-    plan: Plan
-    bound: BoundStep
-    packed: dict[Precision, NDArray[Any]]
-    factors: NDArray[Any] | None
 
 
 class Stepper:
@@ -115,22 +107,30 @@ class Stepper:
         TypeError, ValueError, RuntimeError, IndexError, FloatingPointError
             Before anything has been written; see `rmsjit.steps.pairs`.
         """
-        with self._lock if self.exact else _NO_LOCK:
-            ready = self._prepare(gradients, variables, clipping, numbers)
-            if ready is None:
-                return False
-            self._update(ready)
-        return True
+        if self.exact:
+            with self._lock:
+                return self._step(gradients, variables, clipping, numbers)
+        return self._step(gradients, variables, clipping, numbers)
 
-    def _update(self, ready: _ReadyStep) -> None:
-        for group in ready.plan.groups:
+    def _step(
+        self,
+        gradients: tuple[Any, ...],
+        variables: tuple[Any, ...],
+        clipping: Clipping,
+        numbers: Callable[[], StepNumbers],
+    ) -> bool:
+        ready = self._prepare(gradients, variables, clipping, numbers)
+        if ready is None:
+            return False
+        plan, bound, packed, factors = ready
+        for group in plan.groups:
             if self.exact:
                 self._settle(group)
-            group.update(ready.bound, ready.factors, ready.packed[group.precision], self._limit)
-            for variable in ready.plan.constrained_in(group):
-                assert variable.constraint is not None
-                variable.assign(variable.constraint(variable.array))
-        recording.wrote(ready.plan.owners)
+            group.update(bound, factors, packed[group.precision], self._limit)
+            if plan.constrained:
+                plan.constrain(group)
+        recording.wrote(plan.owners)
+        return True
 
     def _prepare(
         self,
@@ -166,7 +166,8 @@ class Stepper:
     ) -> _ReadyStep | None:
         if plan.dropped:
             warn_of_missing(plan.dropped)
-        plan.prepare_threads(bound, self._limit)
+        if plan.may_need_threads and self._limit > 1:
+            plan.prepare_threads(bound, self._limit)
         factors = clipping.fixed_factors(len(bound.addresses))
         if clipping.by_norm or self.nonfinite != "propagate":
             norms = self._norms(plan, bound, clipping.bound)
@@ -175,7 +176,7 @@ class Stepper:
                 return None
             if clipping.by_norm:
                 factors = clipping.factors(norms.squares, bool(norms.finite.all()))
-        return _ReadyStep(plan, bound, self._pack(numbers(), plan, clipping), factors)
+        return plan, bound, self._pack(numbers(), plan, clipping), factors
 
     def _norms(self, plan: Plan, bound: BoundStep, clipvalue: float) -> Norms:
         """Norms and finiteness of all gradients of a step; a missing one is zero."""
