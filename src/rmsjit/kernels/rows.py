@@ -235,6 +235,8 @@ def update_rows(
                 _prefetch_row(table, RMS, ahead, nbytes)
                 _prefetch_row(table, mg, ahead, nbytes)
                 _prefetch_row(table, momentum, ahead, nbytes)
+                if clock is not None:
+                    _prefetch(clock.ctypes.data + ahead * clock.itemsize)
             row = indices[firsts[u]]
             _sum_occurrences(total, values, firsts[u], following, factor[0], h, sample)
             variable = view(table, 0, VARIABLE, row * width, width, sample)

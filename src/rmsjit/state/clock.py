@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rmsjit.state.layout import Key
 
 LONGEST = 1 << 14  # steps, after which the whole table is brought up to date once
+_SHORTEST = 1 << 8  # the same for a table with few rows, where that costs less than long lapses
 
 
 class Clock:
@@ -58,7 +59,7 @@ class Clock:
     @property
     def full(self) -> bool:
         """Whether the whole table must be brought up to date before the next step."""
-        return self.now >= LONGEST
+        return self.now >= min(LONGEST, max(_SHORTEST, len(self.done)))
 
     def tick(self, rho: float, momentum: float) -> None:
         """Count a step with these factors."""
