@@ -51,7 +51,7 @@ def test_processes_at_once_on_a_cold_folder(tmp_path):
         [plain, both],
         [both],
         [plain],
-        [("float32", 0.0, False, 400_000)],
+        [("float32", 0.0, False, 1_100_000)],
     ]
     code = STEP + "for job in eval(sys.argv[1]): check(*job)"
     environment = {**os.environ, "RMSJIT_CACHE_DIR": str(tmp_path / "not" / "yet")}
@@ -459,7 +459,7 @@ def test_the_rest_of_numba_works_after_kernels_were_loaded():
     """Loading sets up only a part of it."""
     code = """
 check("float32", 0.5, True)
-check("float32", 0.5, True, 400_000)
+check("float32", 0.5, True, 1_100_000)
 import numba
 
 @numba.njit(parallel=True)
@@ -513,7 +513,7 @@ def test_warmup_leaves_nothing_to_compile():
     assert "sparse both, float32, serial" in said
     assert str(store.cache_folder()) in said.splitlines()[-1]
     steps = """
-w, table = np.ones(400_000), np.ones((20, 3), np.float32)
+w, table = np.ones(1_100_000), np.ones((20, 3), np.float32)
 optimizer = rmsjit.RMSprop(momentum=0.5, centered=True, clipnorm=1.0, sparse='exact')
 rows = rmsjit.IndexedSlices(np.ones((2, 3), np.float32), [1, 5])
 with event.install_recorder("numba:compile") as recorder:

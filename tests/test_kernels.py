@@ -120,7 +120,7 @@ import numpy as np
 from numba.core import event
 import rmsjit
 with event.install_recorder("numba:compile") as recorder:
-    for dtype, size in (("float32", 5), ("float32", 400_000), ("float64", 5)):
+    for dtype, size in (("float32", 5), ("float32", 1_100_000), ("float64", 5)):
         optimizer = rmsjit.RMSprop(num_threads=2)
         w = np.ones(size, dtype)
         for _ in range(2):

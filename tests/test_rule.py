@@ -55,9 +55,10 @@ def loaded(monkeypatch):
 @pytest.fixture
 def always_parallel(monkeypatch, loaded):
     """Threads for arrays of any size."""
-    from rmsjit.steps import dense_group
+    from rmsjit.runtime import threads
 
-    monkeypatch.setattr(dense_group, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(threads, "LAUNCH_BYTES", 0)
+    monkeypatch.setattr(threads, "IDLE_LAUNCH_BYTES", 0)
     return loaded
 
 
@@ -293,9 +294,9 @@ def test_threads_give_the_same_norms(dtype, clip, always_parallel):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
 def test_threads_start_by_themselves_for_large_arrays(dtype, loaded):
-    from rmsjit.steps import dense_group
+    from rmsjit.runtime import threads
 
-    size = dense_group.PARALLEL_BYTES // np.dtype(dtype).itemsize
+    size = threads.IDLE_LAUNCH_BYTES // np.dtype(dtype).itemsize
     serial = run(BOTH, 5, dtype, sizes=(size,), steps=1, num_threads=1)
     assert run(BOTH, 5, dtype, sizes=(size,), steps=1, num_threads=2) == serial
     run(BOTH, 5, dtype, sizes=(5,), steps=1, num_threads=2)

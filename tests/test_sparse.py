@@ -18,6 +18,7 @@ from reference import (
     sum_duplicates,
 )
 from rmsjit import IndexedSlices
+from rmsjit.runtime import threads
 from rmsjit.steps import sparse_group
 from strategies import (
     BOTH,
@@ -61,7 +62,8 @@ def loaded(monkeypatch):
 @pytest.fixture
 def always_parallel(monkeypatch, loaded):
     """Threads for gradients of any size."""
-    monkeypatch.setattr(sparse_group, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(threads, "LAUNCH_BYTES", 0)
+    monkeypatch.setattr(threads, "IDLE_LAUNCH_BYTES", 0)
     return loaded
 
 
@@ -538,8 +540,8 @@ def run(form, dtype, *, shape, count, num_threads, zipf=False, **arguments):
 def assert_threads_agree(form, dtype, asked, **arguments):
     serial = run(form, dtype, num_threads=1, **arguments)
     assert asked == [False] * len(asked)
-    for threads in (2, 3, 4):
-        assert run(form, dtype, num_threads=threads, **arguments) == serial
+    for count in (2, 3, 4):
+        assert run(form, dtype, num_threads=count, **arguments) == serial
         assert asked.pop()  # or nothing would have been compared
 
 
@@ -562,10 +564,10 @@ def test_threads_give_the_same_bits_where_one_row_takes_most(rows, always_parall
 @pytest.mark.parametrize("layout", [f_ordered, strided_rows], ids=lambda layout: layout.__name__)
 def test_threads_give_the_same_bits_for_every_layout(layout, always_parallel):
     results = []
-    for threads in (1, 2):
+    for count in (1, 2):
         rng = np.random.default_rng(17)
         table = layout(random_array(rng, (50, 6), "float32"), None)
-        optimizer = BOTH.optimizer(num_threads=threads)
+        optimizer = BOTH.optimizer(num_threads=count)
         for _ in range(3):
             optimizer.apply_gradients([(random_slices(rng, table, 200), table)])
         results.append(state_of(optimizer, [table]))
@@ -583,7 +585,7 @@ def test_threads_give_the_same_norms(dtype, clip, always_parallel):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
 def test_threads_start_by_themselves_for_many_rows(dtype, loaded):
     width = 64
-    rows = sparse_group.PARALLEL_BYTES // (width * np.dtype(dtype).itemsize) + 1
+    rows = threads.IDLE_LAUNCH_BYTES // (width * np.dtype(dtype).itemsize) + 1
     sizes = {"shape": (rows, width), "count": 8 * rows}
     assert run(BOTH, dtype, num_threads=2, **sizes) == run(BOTH, dtype, num_threads=1, **sizes)
     assert loaded == [True, True, True, False, False, False]

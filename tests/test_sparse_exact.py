@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import rmsjit
 from rmsjit import IndexedSlices
+from rmsjit.runtime import threads
 from rmsjit.state import clock
 from rmsjit.steps import sparse_group
 from strategies import (
@@ -238,12 +239,13 @@ def test_rows_that_are_named_in_every_step_are_those_of_rows_mode(form, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_give_the_same_bits(dtype, monkeypatch):
-    monkeypatch.setattr(sparse_group, "PARALLEL_BYTES", 0)
+    monkeypatch.setattr(threads, "LAUNCH_BYTES", 0)
+    monkeypatch.setattr(threads, "IDLE_LAUNCH_BYTES", 0)
     results = []
-    for threads in (1, 2, 4):
+    for count in (1, 2, 4):
         rng = np.random.default_rng(4)
         table = random_array(rng, (50, 5), dtype, 1)
-        optimizer = BOTH.optimizer(sparse="exact", num_threads=threads)
+        optimizer = BOTH.optimizer(sparse="exact", num_threads=count)
         for _ in range(6):
             values, indices = random_array(rng, (30, 5), dtype, 1), rng.integers(0, 50, 30)
             optimizer.apply_gradients([(IndexedSlices(values, indices), table)])

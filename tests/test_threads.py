@@ -13,12 +13,14 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only there are all l
 
 LAYERS = ("tbb", "omp", "workqueue")
 
-# 300,000 elements and their slots are enough for a parallel launch.
+# Few elements, so that the tests are quick: less than what a launch pays for.
 COMMON = """
 import sys, threading, warnings
 import numpy as np
 import rmsjit
 from rmsjit.runtime import threads
+
+threads.LAUNCH_BYTES = threads.IDLE_LAUNCH_BYTES = 1 << 17
 
 def gradients(seed, steps=10, size=300_000):
     random = np.random.default_rng(seed)

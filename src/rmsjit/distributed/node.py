@@ -12,8 +12,6 @@ from rmsjit.runtime import processors
 from rmsjit.state.dtypes import Precision
 from rmsjit.state.forms import Form
 
-_PARALLEL_BYTES = 1 << 20  # of variables, about where the stepper begins to use threads
-
 
 class Node:
     """The ranks on this rank's machine.
@@ -104,10 +102,12 @@ class Kernels:
 
 def kernels_of(incoming: Incoming, form: Form, exact: bool, norms: bool, threads: int) -> Kernels:
     """The kernels that steps of a list of variables need, as far as sizes tell."""
+    from rmsjit.runtime.threads import worth
+
     sizes: dict[Precision, int] = {}
     for k in incoming.dense:
         precision = incoming.precisions[k]
         sizes[precision] = sizes.get(precision, 0) + incoming.arrays[k].nbytes
-    large = {p: threads > 1 and size >= _PARALLEL_BYTES for p, size in sizes.items()}
+    large = {p: worth(threads, size) > 1 for p, size in sizes.items()}
     tables = {incoming.precisions[k]: False for k in incoming.sparse}
     return Kernels(large, tables, form, exact, norms)

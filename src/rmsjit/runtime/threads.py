@@ -16,8 +16,13 @@ from rmsjit.runtime import forks, layers
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.warning import warn
 
-__all__ = ["acquire", "prepare", "release", "thread_limit", "threading_layer", "trial"]
+__all__ = ["acquire", "prepare", "release", "thread_limit", "threading_layer", "trial", "worth"]
 
+# What one thread moves in the time that it takes to start the others, and to start them after a
+# pause, in which they have gone to sleep and their caches cold.
+LAUNCH_BYTES = 1 << 21
+IDLE_LAUNCH_BYTES = 1 << 22
+_PAUSE = 1e-3  # seconds
 _STALL = 4e-3  # seconds that a launch may take beyond its work: a scheduler's tick or two
 _SLOWEST = 4e9  # bytes per second that any machine moves
 _STALLS = 16  # so many of them more than good launches are no chance
@@ -29,12 +34,25 @@ _serial_because = ""  # why this process must not launch threads, if so
 _warned = False
 _stalls = 0
 _launchers: set[int] = set()  # the threads that have launched, and may have ended since
+_last_launch = float("-inf")
 _crowded = False  # whether others of them were alive at the last fork
 
 
 def threading_layer() -> str:
     """The threading layer in use ("tbb", "omp" or "workqueue"); starts it if need be."""
     return _started().name
+
+
+def worth(limit: int, nbytes: float) -> int:
+    """How many threads to use for work that moves `nbytes`: `limit`, or one.
+
+    Others than the first must save more time than it takes to start them.
+    """
+    if limit * IDLE_LAUNCH_BYTES <= nbytes * (limit - 1):
+        return limit
+    if limit * LAUNCH_BYTES > nbytes * (limit - 1):
+        return 1
+    return limit if time.perf_counter() - _last_launch < _PAUSE else 1
 
 
 def acquire(wanted: int, nbytes: int = 0) -> int:
@@ -81,8 +99,10 @@ def prepare(wanted: int) -> None:
 
 def release(granted: int) -> None:
     """Undo what `acquire` did."""
+    global _last_launch
     if granted <= 1 or _layer is None:
         return
+    _last_launch = time.perf_counter()
     if _mine.allowed:
         _layer.set_threads(_mine.allowed)
         _mine.allowed = 0
@@ -90,7 +110,7 @@ def release(granted: int) -> None:
         _workqueue_lock.release()
     forks.leave()
     if _layer.spins and _mine.nbytes:
-        _watch(time.perf_counter() - _mine.started, _mine.nbytes)
+        _watch(_last_launch - _mine.started, _mine.nbytes)
 
 
 @contextmanager

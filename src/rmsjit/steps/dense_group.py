@@ -19,7 +19,6 @@ from rmsjit.steps.norms import Norms, norms_of
 from rmsjit.steps.partition import Partition, backwards, cut_evenly
 from rmsjit.steps.table import table_of
 
-PARALLEL_BYTES = 1 << 20  # of variables and slots: below it, starting threads costs more
 BACKWARD_PIECE = 1 << 15  # elements, small beside any cache that is worth running backwards for
 
 
@@ -56,13 +55,13 @@ class DenseGroup:
         self._momentum = dense.MOMENTUM if form.has_momentum else None
         gradient_bytes = int(self._sizes.sum()) * self._itemsize
         self._nbytes = gradient_bytes * (1 + len(form.slots))  # that an update writes
-        self.may_be_large = self._nbytes >= PARALLEL_BYTES
+        self.may_be_large = self._nbytes >= threads.LAUNCH_BYTES
         self._copied_rows = [row for row, member in enumerate(members) if not member.entry.dense]
         self._work: dict[tuple[int, bool], tuple[loader.Kernel, Partition]] = {}
 
-    def is_large(self, bound: BoundStep) -> bool:
-        """Whether a step is enough work for more than one thread."""
-        return self.may_be_large
+    def bytes_of(self, bound: BoundStep) -> int:
+        """The bytes that an update writes."""
+        return self._nbytes
 
     def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
         """Norms and finiteness of the gradients, in the order of `positions`."""
@@ -89,7 +88,9 @@ class DenseGroup:
         if factors is not None:
             scales = factors[self.positions].astype(self.precision.computing)
         table, copies = self._table_of_copies() if self._copied_rows else (self._table, [])
-        granted = threads.acquire(limit, self._nbytes) if self.may_be_large else 1
+        granted = 1
+        if self.may_be_large:
+            granted = threads.acquire(threads.worth(limit, self._nbytes), self._nbytes)
         try:
             kernel, part = self._planned(granted, after_norms=factors is not None)
             kernel(

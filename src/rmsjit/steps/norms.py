@@ -13,8 +13,6 @@ from rmsjit.runtime import threads
 from rmsjit.state.dtypes import Precision
 from rmsjit.steps.partition import Partition, cut_by_length
 
-PARALLEL_BYTES = 1 << 20  # of gradients: below it, starting threads costs more
-
 
 class Norms(NamedTuple):
     """What one pass over gradients tells.
@@ -58,7 +56,7 @@ def norms_of(
         The most threads.
     """
     nbytes = int(sizes.sum()) * np.dtype(precision.storage).itemsize
-    granted = threads.acquire(limit if nbytes >= PARALLEL_BYTES else 1, nbytes)
+    granted = threads.acquire(threads.worth(limit, nbytes), nbytes)
     try:
         part = norm_partition(sizes, precision, granted)
         sums = np.empty((2, len(part.pieces)))

@@ -148,8 +148,8 @@ class Plan:
 
     def prepare_threads(self, bound: BoundStep, limit: int) -> None:
         """Start threads if a step needs any; if there are none, now is the time to warn."""
-        if any(group.is_large(bound) for group in self.groups):
-            threads.prepare(limit)
+        largest = max(group.bytes_of(bound) for group in self.groups)
+        threads.prepare(threads.worth(limit, largest))
 
     def constrain(self, group: DenseGroup | SparseGroup) -> None:
         """Apply the constraints of a group's variables, after its update."""

@@ -22,7 +22,7 @@ from rmsjit.steps.spans import span_that_meets
 from rmsjit.steps.table import table_of
 from rmsjit.variables import array_of
 
-PARALLEL_BYTES = 1 << 19  # of the rows that a gradient names
+_AT_RANDOM = 4  # times as long as one in order takes an access to a row
 _APART = 32  # elements between what two threads write, more than a pair of cache lines
 _ROWS_AT_ONCE = 1 << 14  # that a sync of a whole table looks at, to need little memory
 RHO, MOMENTUM_FACTOR = 1, 3  # fields of `rmsjit.kernels.rule.RuleNumbers`
@@ -60,6 +60,7 @@ class SparseGroup:
         self.rows = self._array.shape[0] if self._array.ndim else 0
         self.rows_key = rows_key(self._array) if self._array.ndim else ()
         self._width = int(np.prod(self._array.shape[1:]))
+        self._itemsize: int = self._array.itemsize
         self._arrays = [self._array, *(self._shaped(member.slots[name]) for name in form.slots)]
         self._in_place = bool(self._array.flags.c_contiguous and self._array.flags.aligned)
         self._table = self._table_of(self._arrays)
@@ -97,9 +98,9 @@ class SparseGroup:
         self.members[0].entry.give_scratch(scratch)
         return occurrences
 
-    def is_large(self, bound: BoundStep) -> bool:
-        """Whether a step is enough work for more than one thread."""
-        return self._bytes_of(bound.occurrences[self.position].distinct) >= PARALLEL_BYTES
+    def bytes_of(self, bound: BoundStep) -> int:
+        """The bytes that an update could write in order in the time that it takes."""
+        return self._bytes_of(bound.occurrences[self.position].distinct)
 
     def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
         """Norm and finiteness of the values as they were given."""
@@ -229,11 +230,10 @@ class SparseGroup:
     def _acquire(self, rows: int, limit: int) -> int:
         """Leave for a launch over a number of rows."""
         nbytes = self._bytes_of(rows)
-        return threads.acquire(limit if nbytes >= PARALLEL_BYTES else 1, nbytes)
+        return threads.acquire(threads.worth(limit, nbytes), nbytes)
 
     def _bytes_of(self, rows: int) -> int:
-        nbytes: int = rows * self._width * self._array.itemsize * len(self._arrays)
-        return nbytes
+        return _AT_RANDOM * rows * self._width * self._itemsize * len(self._arrays)
 
     def _table_of(self, arrays: list[NDArray[Any]]) -> NDArray[np.int64]:
         """The addresses of the table and its slots, or of copies of them, as kernels take them."""
