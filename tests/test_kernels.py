@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import rmsjit
 from rmsjit.state.dtypes import precision_of
 from rmsjit.steps.partition import backwards, cut_by_length, cut_evenly
 from strategies import BOTH, DTYPES, KERAS, random_array, run_python
@@ -191,6 +192,37 @@ def test_bins_are_even_and_cut_on_cache_lines(sizes, bins, width, seed):
         assert start == 0 or (addresses[row] + start * width) % 64 == 0
     for low, high in zip(part.bins, part.bins[1:], strict=False):
         assert part.pieces[low:high, 2].sum() <= sizes.sum() / bins + 64 / width + 1
+
+
+@pytest.mark.parametrize("bins", [1, 2, 3])
+@pytest.mark.parametrize("misfit", [0, 4, 16, 60])
+def test_long_pieces_begin_on_a_cache_line(misfit, bins):
+    sizes = np.array([50, 20_000, 5])
+    part = cut_evenly(sizes, np.array([4096, 4096 + misfit, 8192]), 4, bins)
+    assert_covers(part, sizes, bins)
+    long = part.pieces[part.pieces[:, 2] > 100]
+    assert len(long)
+    assert np.all((misfit + 4 * long[:, 1]) % 64 == 0)
+
+
+@pytest.mark.parametrize("dtype", [None, "float16", "complex128"])
+@pytest.mark.parametrize(
+    "prototype",
+    [
+        np.zeros(()),
+        np.zeros(0),
+        np.zeros((3, 5), np.float32),
+        np.zeros((2, 3, 4)).transpose(1, 2, 0),
+    ],
+    ids=lambda array: str(array.shape),
+)
+def test_aligned_arrays(prototype, dtype):
+    array = rmsjit.empty_like_aligned(prototype, dtype)
+    expected = np.empty_like(prototype, dtype)
+    assert (array.shape, array.dtype) == (expected.shape, expected.dtype)
+    if array.size:
+        assert (array.ctypes.data % 64, array.strides) == (0, expected.strides)
+    assert array.flags.writeable
 
 
 @given(sizes=lengths, bins=st.integers(1, 7), length=st.sampled_from([1, 8, 100]))

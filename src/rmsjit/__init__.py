@@ -12,6 +12,7 @@ if _TYPE_CHECKING:
     from rmsjit import distributed, interop, schedules
     from rmsjit.autodiff import GradientTape, gather
     from rmsjit.checkpoint import load, save
+    from rmsjit.state.placement import empty_like_aligned
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ RMSProp = RMSprop
 _ON_DEMAND = {  # imported at first use, since each takes its time
     "GradientTape": "rmsjit.autodiff",
     "distributed": "rmsjit",
+    "empty_like_aligned": "rmsjit.state.placement",
     "gather": "rmsjit.autodiff",
     "interop": "rmsjit",
     "load": "rmsjit.checkpoint",
@@ -34,6 +36,7 @@ __all__ = [
     "RMSprop",
     "Variable",
     "distributed",
+    "empty_like_aligned",
     "gather",
     "interop",
     "load",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.state.dtypes import Precision
-from rmsjit.state.slots import allocate_aligned
+from rmsjit.state.placement import allocate_aligned
 
 IN_FLIGHT = 2
 

@@ -24,7 +24,7 @@ from rmsjit.distributed.dense import (
     wire_dtype,
 )
 from rmsjit.state.dtypes import Precision
-from rmsjit.state.slots import allocate_aligned
+from rmsjit.state.placement import allocate_aligned
 
 
 class Round(NamedTuple):

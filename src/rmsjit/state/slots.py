@@ -12,9 +12,9 @@ from rmsjit.state.clock import Clock
 from rmsjit.state.dtypes import Precision, precision_of
 from rmsjit.state.forms import Form
 from rmsjit.state.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
+from rmsjit.state.placement import allocate_aligned
 from rmsjit.variables import Variable, array_of
 
-_CACHE_LINE = 64
 _NO_VARIABLE = "weight"  # stands where the memory of a variable would
 _OVERLAP_WORK: Any = 100_000  # NumPy's stubs know only two special values
 
@@ -256,20 +256,6 @@ class SlotStore:
 
     def _wrapped(self, entry: Entry, slot: str, value: NDArray[Any]) -> Variable:
         return Variable(value, f"{self.name}/{entry.name}/{slot}", trainable=False)
-
-
-def allocate_aligned(
-    shape: tuple[int, ...], dtype: np.dtype[Any], beside_address: int = 0
-) -> NDArray[Any]:
-    """An uninitialised array whose data is as far from a cache line as `beside_address`.
-
-    A vector that straddles two cache lines costs two accesses; where a variable and its slots are
-    off by the same number of bytes, work that starts on a line of one starts on a line of all.
-    """
-    nbytes = dtype.itemsize * int(np.prod(shape))
-    memory = np.empty(nbytes + _CACHE_LINE, np.uint8)
-    offset = (beside_address - address_of(memory)) % _CACHE_LINE
-    return memory[offset : offset + nbytes].view(dtype).reshape(shape)
 
 
 def _checked_allocation(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
