@@ -128,17 +128,15 @@ def _clipped_by_value(value: NDArray[Any], bound: float) -> NDArray[Any]:
 
 def _square(value: NDArray[Any], gradient: Any, variable: Any) -> float:
     """The squared norm of a gradient, with the bits of the norm that rides along in a step."""
-    from rmsjit.steps.norms import norms_of
+    from rmsjit.steps.norms import NormPass
 
     if not isinstance(gradient, IndexedSlices):  # elements in the order of the variable's memory
         value = layout_of(array_of(variable)).canonical(value)
     value = np.ascontiguousarray(value)
     precision = precision_of(value.dtype)
     assert precision is not None
-    sizes = np.array([value.size])
-    return float(
-        norms_of(np.array([[address_of(value)]]), sizes, precision, math.inf, 1).squares[0]
-    )
+    norm_pass = NormPass(np.array([value.size]), precision)
+    return float(norm_pass.norms(np.array([[address_of(value)]]), math.inf, 1).squares[0])
 
 
 NO_CLIPPING = Clipping()

@@ -128,6 +128,7 @@ def sums_of_squares(real: str, computing: str, parallel: bool) -> Kernel:
         _vector(computing),
         _vector(real),
         types.Array(types.float64, 2, "C"),
+        types.Array(types.float64, 2, "C"),
     )
     check = functools.partial(selfcheck.sums_of_squares, real, computing)
     return compile_kernel(norms.sums_of_squares, signature, parallel=parallel, check=check)

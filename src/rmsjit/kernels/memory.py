@@ -5,6 +5,7 @@ is an int64 array with a row for each variable and a column for each of its arra
 a form of the rule does not have is ``None``, and so is the view of it, at compile time.
 """
 
+from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic, overload
 
@@ -35,3 +36,23 @@ def _view(table, row, column, start, count, sample):
         return carray(pointer_to(table[row, column] + start * itemsize, sample), count)
 
     return typed_view
+
+
+def emit_prefetch(builder, pointer, write):
+    """Ask for the cache line at `pointer`, to be written or only read; never faults."""
+    byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+    name = "llvm.prefetch.p0i8"
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    builder.call(function, [builder.bitcast(pointer, byte), word(write), word(3), word(1)])
+
+
+@intrinsic
+def prefetch_to_write(typing_context, address):
+    """Ask for the cache line at `address`, which will be written; never faults."""
+
+    def codegen(context, builder, signature, args):
+        emit_prefetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), write=1)
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen

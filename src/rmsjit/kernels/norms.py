@@ -1,8 +1,8 @@
 """Sums of squares of gradients, the same to the bit for every number of threads.
 
 A piece is summed in float64 over `LANES` running sums, which are added up in a fixed order.  The
-pieces have a fixed length, and their caller adds them up in their order, so nothing depends on how
-they are dealt out to threads.  The loop is written in LLVM's own vectors: the vectoriser would
+pieces have a fixed length and are added up in their order, so nothing depends on how they are dealt
+out to threads.  The loop is written in LLVM's own vectors: the vectoriser would
 need leave to reorder a sum, and could then choose another order for another kernel.
 
 The same pass tells whether a gradient is finite: zero times each element adds up to zero or NaN.
@@ -13,12 +13,14 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from rmsjit.kernels.memory import view
+from rmsjit.kernels.memory import emit_prefetch, view
 from rmsjit.kernels.rule import RULE_FLAGS
 from rmsjit.kernels.scalars import BFLOAT16_BITS, FLOAT16_BITS, clip, load
 
 NORM_PIECE = 8192  # elements: long enough to hide the call, short enough to share out evenly
 LANES = 32
+_LINE = 64  # bytes
+_AHEAD = 8192  # bytes; the processor's own prefetching stays closer, and waits for memory
 _WIDTH = 8  # elements of a vector; LANES / _WIDTH of them hide the latency of the addition
 _FLOATS = ir.VectorType(ir.FloatType(), _WIDTH)
 _DOUBLES = ir.VectorType(ir.DoubleType(), _WIDTH)
@@ -107,12 +109,16 @@ def _sum_groups(typing_context, gradient, groups, bound):
         zero = ir.Constant(_DOUBLES, [0.0] * _WIDTH)
         nothing = ir.Constant(upper.type, [0.0] * _WIDTH)
         vectors = LANES // _WIDTH
+        nbytes = _WIDTH * dtype.bitwidth // 8
         loop = _Loop(builder, args[1], [zero] * vectors + [nothing])
         *sums, poison = loop.carried
         for number in range(vectors):
             index = args[1].type
             position = builder.add(builder.mul(loop.index, index(vectors)), index(number))
-            vector = builder.load(builder.gep(data, [position]), align=dtype.bitwidth // 8)
+            pointer = builder.gep(data, [position])
+            if number * nbytes % _LINE == 0:
+                emit_prefetch(builder, builder.gep(pointer, [index(_AHEAD // nbytes)]), write=0)
+            vector = builder.load(pointer, align=dtype.bitwidth // 8)
             vector = _widened(builder, vector, dtype)
             poison = builder.fadd(poison, builder.fmul(vector, nothing))
             wide = _clipped(builder, vector, upper, lower)
@@ -141,14 +147,18 @@ def sum_of_squares(gradient, bound):
     return total, poison
 
 
-def sums_of_squares(gradients, pieces, bins, bound, sample, sums):
-    """Write the sum of squares of every piece, and its poison, to the two rows of `sums`.
+def sums_of_squares(gradients, pieces, bins, bound, sample, sums, totals):
+    """Write the sum of squares of every gradient, and its poison, to the two rows of `totals`.
 
-    Parameters are as in `update_dense`, but for `bound`, an array of one number; complex gradients
-    come as real ones of twice the length.
+    Parameters are as in `update_dense`, but for `bound`, an array of one number, and `sums`, room
+    for the same of every piece; complex gradients come as real ones of twice the length.
     """
     for b in prange(len(bins) - 1):
         for p in range(bins[b], bins[b + 1]):
             row, start, count = pieces[p, 0], pieces[p, 1], pieces[p, 2]
             gradient = view(gradients, row, 0, start, count, sample)
             sums[0, p], sums[1, p] = sum_of_squares(gradient, bound[0])
+    totals[:] = 0.0
+    for p in range(len(pieces)):  # in the order of the pieces, whatever thread has summed them
+        totals[0, pieces[p, 0]] += sums[0, p]
+        totals[1, pieces[p, 0]] += sums[1, p]

@@ -11,12 +11,10 @@ and the variable moves by a multiple of its momentum (`rmsjit.state.clock`).
 """
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 
 from rmsjit.kernels.dense import RMS, VARIABLE
-from rmsjit.kernels.memory import view
+from rmsjit.kernels.memory import prefetch_to_write, view
 from rmsjit.kernels.rule import RULE_FLAGS, read_numbers, update_element
 from rmsjit.kernels.scalars import at_most, bounded_sum, clip, load, scale, store
 
@@ -29,30 +27,13 @@ _INDICES_AHEAD = 96
 _ROW_COST = 3  # of updating a row, in reads of a gradient's row
 
 
-@intrinsic
-def _prefetch(typing_context, address):
-    """Ask for the cache line at `address`, which will be written; never faults."""
-
-    def codegen(context, builder, signature, args):
-        byte = ir.IntType(8).as_pointer()
-        word = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
-        name = "llvm.prefetch.p0i8"
-        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        pointer = builder.inttoptr(args[0], byte)
-        builder.call(function, [pointer, word(1), word(3), word(1)])
-        return context.get_dummy_value()
-
-    return types.none(types.int64), codegen
-
-
 @njit(**RULE_FLAGS, forceinline=True)
 def _prefetch_row(table, column, row, nbytes):
     if column is not None:
         start = table[0, column] + row * nbytes
         line = start - start % _CACHE_LINE  # a row may straddle one line more than it fills
         while line < start + nbytes:
-            _prefetch(line)
+            prefetch_to_write(line)
             line += _CACHE_LINE
 
 
@@ -93,7 +74,7 @@ def find_rows(indices, last, firsts, following):
     start = last.ctypes.data
     for k in range(len(indices)):
         if k + _INDICES_AHEAD < len(indices):
-            _prefetch(start + indices[k + _INDICES_AHEAD] * last.itemsize)
+            prefetch_to_write(start + indices[k + _INDICES_AHEAD] * last.itemsize)
         row = indices[k]
         previous = last[row]
         last[row] = k + 1
@@ -236,7 +217,7 @@ def update_rows(
                 _prefetch_row(table, mg, ahead, nbytes)
                 _prefetch_row(table, momentum, ahead, nbytes)
                 if clock is not None:
-                    _prefetch(clock.ctypes.data + ahead * clock.itemsize)
+                    prefetch_to_write(clock.ctypes.data + ahead * clock.itemsize)
             row = indices[firsts[u]]
             _sum_occurrences(total, values, firsts[u], following, factor[0], h, sample)
             variable = view(table, 0, VARIABLE, row * width, width, sample)

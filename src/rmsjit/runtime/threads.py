@@ -34,7 +34,7 @@ _serial_because = ""  # why this process must not launch threads, if so
 _warned = False
 _stalls = 0
 _launchers: set[int] = set()  # the threads that have launched, and may have ended since
-_last_launch = float("-inf")
+_last_use = float("-inf")  # when there was last work for more than one thread
 _crowded = False  # whether others of them were alive at the last fork
 
 
@@ -52,7 +52,10 @@ def worth(limit: int, nbytes: float) -> int:
         return limit
     if limit * LAUNCH_BYTES > nbytes * (limit - 1):
         return 1
-    return limit if time.perf_counter() - _last_launch < _PAUSE else 1
+    global _last_use
+    now = time.perf_counter()
+    awake, _last_use = now - _last_use < _PAUSE, now
+    return limit if awake else 1
 
 
 def acquire(wanted: int, nbytes: int = 0) -> int:
@@ -99,10 +102,10 @@ def prepare(wanted: int) -> None:
 
 def release(granted: int) -> None:
     """Undo what `acquire` did."""
-    global _last_launch
+    global _last_use
     if granted <= 1 or _layer is None:
         return
-    _last_launch = time.perf_counter()
+    _last_use = time.perf_counter()
     if _mine.allowed:
         _layer.set_threads(_mine.allowed)
         _mine.allowed = 0
@@ -110,7 +113,7 @@ def release(granted: int) -> None:
         _workqueue_lock.release()
     forks.leave()
     if _layer.spins and _mine.nbytes:
-        _watch(_last_launch - _mine.started, _mine.nbytes)
+        _watch(_last_use - _mine.started, _mine.nbytes)
 
 
 @contextmanager

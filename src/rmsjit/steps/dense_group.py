@@ -15,7 +15,7 @@ from rmsjit.state.forms import Form
 from rmsjit.state.layout import Key, address_of
 from rmsjit.state.slots import Entry, Member
 from rmsjit.steps.bound import BoundStep
-from rmsjit.steps.norms import Norms, norms_of
+from rmsjit.steps.norms import NormPass, Norms
 from rmsjit.steps.partition import Partition, backwards, cut_evenly
 from rmsjit.steps.table import table_of
 
@@ -56,6 +56,7 @@ class DenseGroup:
         gradient_bytes = int(self._sizes.sum()) * self._itemsize
         self._nbytes = gradient_bytes * (1 + len(form.slots))  # that an update writes
         self.may_be_large = self._nbytes >= threads.LAUNCH_BYTES
+        self._norm_pass = NormPass(self._sizes, self.precision)
         self._copied_rows = [row for row, member in enumerate(members) if not member.entry.dense]
         self._work: dict[tuple[int, bool], tuple[loader.Kernel, Partition]] = {}
 
@@ -65,8 +66,7 @@ class DenseGroup:
 
     def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
         """Norms and finiteness of the gradients, in the order of `positions`."""
-        addresses = self._own(bound.addresses)
-        return norms_of(addresses, self._sizes, self.precision, clipvalue, limit)
+        return self._norm_pass.norms(self._own(bound.addresses), clipvalue, limit)
 
     def update(
         self, bound: BoundStep, factors: NDArray[Any] | None, numbers: NDArray[Any], limit: int
@@ -86,7 +86,7 @@ class DenseGroup:
         """
         scales = self._ones
         if factors is not None:
-            scales = factors[self.positions].astype(self.precision.computing)
+            scales = self._own(factors).astype(self.precision.computing)
         table, copies = self._table_of_copies() if self._copied_rows else (self._table, [])
         granted = 1
         if self.may_be_large:
@@ -109,8 +109,9 @@ class DenseGroup:
         for entry, copy in copies:
             entry.canonical[...] = copy
 
-    def _own(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
-        return addresses if self._is_all else addresses[self.positions]
+    def _own(self, of_pairs: NDArray[Any]) -> NDArray[Any]:
+        """Those of the group, of what there is for every pair of the step."""
+        return of_pairs if self._is_all else of_pairs[self.positions]
 
     def _table_of_copies(self) -> tuple[NDArray[np.int64], list[tuple[Entry, NDArray[Any]]]]:
         """Contiguous copies of variables that do not lie contiguously, and a table of them."""

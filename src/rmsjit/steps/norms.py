@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,53 +30,66 @@ class Norms(NamedTuple):
     finite: NDArray[np.bool_]
 
 
-def norm_partition(sizes: NDArray[np.int64], precision: Precision, bins: int) -> Partition:
-    """Gradients of these sizes in pieces of a fixed length, which no number of threads changes."""
-    return cut_by_length(sizes * precision.parts, NORM_PIECE, bins)
-
-
-def norms_of(
-    addresses: NDArray[np.int64],
-    sizes: NDArray[np.int64],
-    precision: Precision,
-    clipvalue: float,
-    limit: int,
-) -> Norms:
-    """Read gradients once.
+class NormPass:
+    """The pass over gradients of some sizes.
 
     Parameters
     ----------
-    addresses : int64 array, shape (gradients, 1)
     sizes : int64 array, shape (gradients,)
         Numbers of elements.
     precision : Precision
         Of the gradients.
-    clipvalue : float
-        Bound on the values in the norms.
-    limit : int
-        The most threads.
     """
-    nbytes = int(sizes.sum()) * np.dtype(precision.storage).itemsize
-    granted = threads.acquire(threads.worth(limit, nbytes), nbytes)
-    try:
-        part = norm_partition(sizes, precision, granted)
-        sums = np.empty((2, len(part.pieces)))
-        loader.sums_of_squares(precision.real, precision.computing, granted > 1)(
-            addresses,
-            part.pieces,
-            part.bins,
-            _bound(clipvalue, precision),
-            np.empty(0, precision.real),
-            sums,
-        )
-    finally:
-        threads.release(granted)
-    # Adds in the order of the pieces, whatever thread has summed them.
-    rows = part.pieces[:, 0]
-    squares, poison = (np.bincount(rows, row, minlength=len(sizes)) for row in sums)
-    return Norms(squares, poison == 0)
 
+    def __init__(self, sizes: NDArray[np.int64], precision: Precision) -> None:
+        self._sizes = sizes
+        self._precision = precision
+        self._nbytes = int(sizes.sum()) * np.dtype(precision.storage).itemsize
+        self._sample = np.empty(0, precision.real)
+        self._partitions: dict[int, Partition] = {}
+        self._clipvalue = math.inf
+        self._clipping = np.array([math.inf], precision.computing)
 
-def _bound(clipvalue: float, precision: Precision) -> NDArray[Any]:
-    with np.errstate(over="ignore"):  # a bound beyond the dtype bounds nothing
-        return np.array([clipvalue], precision.computing)
+    def norms(self, addresses: NDArray[np.int64], clipvalue: float, limit: int) -> Norms:
+        """Read the gradients once.
+
+        Parameters
+        ----------
+        addresses : int64 array, shape (gradients, 1)
+        clipvalue : float
+            Bound on the values in the norms.
+        limit : int
+            The most threads.
+        """
+        precision = self._precision
+        granted = threads.acquire(threads.worth(limit, self._nbytes), self._nbytes)
+        try:
+            part = self._partition(granted)
+            totals = np.empty((2, len(self._sizes)))
+            loader.sums_of_squares(precision.real, precision.computing, granted > 1)(
+                addresses,
+                part.pieces,
+                part.bins,
+                self._bound(clipvalue),
+                self._sample,
+                np.empty((2, len(part.pieces))),
+                totals,
+            )
+        finally:
+            threads.release(granted)
+        return Norms(totals[0], totals[1] == 0)
+
+    def _bound(self, clipvalue: float) -> NDArray[Any]:
+        if clipvalue != self._clipvalue:
+            self._clipvalue = clipvalue
+            with np.errstate(over="ignore"):  # a bound beyond the dtype bounds nothing
+                self._clipping = np.array([clipvalue], self._precision.computing)
+        return self._clipping
+
+    def _partition(self, bins: int) -> Partition:
+        """Pieces of a fixed length, which no number of threads changes."""
+        known = self._partitions.get(bins)
+        if known is None:
+            known = cut_by_length(self._sizes * self._precision.parts, NORM_PIECE, bins)
+            self._partitions[bins] = known
+        return known

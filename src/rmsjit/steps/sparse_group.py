@@ -16,7 +16,7 @@ from rmsjit.state.forms import Form
 from rmsjit.state.layout import address_of, layout_of, rows_key
 from rmsjit.state.slots import Member
 from rmsjit.steps.bound import BoundStep, Occurrences
-from rmsjit.steps.norms import Norms, norms_of
+from rmsjit.steps.norms import NormPass, Norms
 from rmsjit.steps.pairs import index_error, sparse_gradient
 from rmsjit.steps.spans import span_that_meets
 from rmsjit.steps.table import table_of
@@ -106,7 +106,8 @@ class SparseGroup:
         """Norm and finiteness of the values as they were given."""
         values = bound.occurrences[self.position].values
         addresses = np.array([[address_of(values)]])
-        return norms_of(addresses, np.array([values.size]), self.precision, clipvalue, limit)
+        norm_pass = NormPass(np.array([values.size]), self.precision)
+        return norm_pass.norms(addresses, clipvalue, limit)
 
     def update(
         self, bound: BoundStep, factors: NDArray[Any] | None, numbers: NDArray[Any], limit: int

@@ -171,11 +171,12 @@ class Stepper:
         factors = clipping.fixed_factors(len(bound.addresses))
         if clipping.by_norm or self.nonfinite != "propagate":
             norms = self._norms(plan, bound, clipping.bound)
-            if not norms.finite.all() and self.nonfinite != "propagate":
+            finite = bool(norms.finite.all())
+            if not finite and self.nonfinite != "propagate":
                 self._raise_nonfinite(plan, norms)
                 return None
             if clipping.by_norm:
-                factors = clipping.factors(norms.squares, bool(norms.finite.all()))
+                factors = clipping.factors(norms.squares, finite)
         return plan, bound, self._pack(numbers(), plan, clipping), factors
 
     def _norms(self, plan: Plan, bound: BoundStep, clipvalue: float) -> Norms:
@@ -183,6 +184,8 @@ class Stepper:
         from rmsjit.steps.norms import Norms
 
         count = len(bound.addresses)
+        if len(plan.groups) == 1 and len(plan.groups[0].positions) == count:
+            return plan.groups[0].norms(bound, clipvalue, self._limit)
         norms = Norms(np.zeros(count), np.ones(count, np.bool_))
         for group in plan.groups:
             found = group.norms(bound, clipvalue, self._limit)
