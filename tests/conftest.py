@@ -37,3 +37,14 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads_started():
+    """Start threads before a test can have Numba start them by itself, spinning and without TBB.
+
+    More of them than processors would stall, which rmsjit notices, with a warning.
+    """
+    from rmsjit.runtime import threads
+
+    threads.threading_layer()
