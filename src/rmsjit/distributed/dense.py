@@ -13,51 +13,18 @@ the same group participating in these operations receive identical results").
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.distributed.comm import load_mpi
+from rmsjit.distributed.packing import Flats, Packing, Part, in_reals, wire_dtype
 from rmsjit.state.dtypes import Precision
 from rmsjit.state.placement import allocate_aligned
 
 IN_FLIGHT = 2
-
-
-class Part(NamedTuple):
-    """Elements `start` to `stop` of the variable, or gradient, at a position."""
-
-    position: int
-    start: int
-    stop: int
-
-
-def wire_dtype(precision: Precision) -> np.dtype[Any]:
-    """The dtype of a gradient on its way."""
-    return np.dtype(precision.computing if precision.parts == 1 else precision.storage)
-
-
-def in_reals(array: NDArray[Any], precision: Precision) -> NDArray[Any]:
-    """What MPI adds: complex numbers as pairs of real ones."""
-    return array if precision.parts == 1 else array.view(precision.computing)
-
-
-Source = tuple[int, "slice | None"]  # a position, and which elements; None for all
-
-
-def sources(parts: Iterable[Part], sizes: Mapping[int, int]) -> list[Source]:
-    """Parts in the form that `fill` reads quickly."""
-    return [
-        (k, None if stop - start == sizes[k] else slice(start, stop)) for k, start, stop in parts
-    ]
-
-
-def fill(target: NDArray[Any], gradients: Sequence[Any], wanted: Iterable[Source]) -> None:
-    """Copy parts of flat gradients, given by position, one after the other."""
-    pieces = [gradients[k] if part is None else gradients[k][part] for k, part in wanted]
-    np.concatenate(pieces, out=target, casting="same_kind")
 
 
 class DenseBuffer:
@@ -87,12 +54,13 @@ class DenseBuffer:
         self._wire = allocate_aligned((ends[-1],), wire)
         self._reals = in_reals(self._wire, precision)
         self._stored = self._wire if wire == dtype else allocate_aligned((ends[-1],), dtype)
-        self._pieces: list[tuple[NDArray[Any], NDArray[Any], list[Source]]] = []
+        self._pieces: list[tuple[NDArray[Any], NDArray[Any], Packing]] = []
         start = 0
         for parts in cut(sizes, max(1, bucket_bytes // wire.itemsize)):
             stop = start + sum(part.stop - part.start for part in parts)
             piece = self._wire[start:stop]
-            self._pieces.append((piece, in_reals(piece, precision), sources(parts, sizes)))
+            packing = Packing(parts, sizes, wire.itemsize)
+            self._pieces.append((piece, in_reals(piece, precision), packing))
             start = stop
         self._requests: deque[Any] = deque()
 
@@ -101,11 +69,11 @@ class DenseBuffer:
         end = self._ends[position]
         return self._stored[end - self._sizes[position] : end]
 
-    def start(self, comm: Any, gradients: Sequence[Any]) -> None:
-        """Set off the reduction of flat gradients, given by position."""
+    def start(self, comm: Any, gradients: Flats) -> None:
+        """Set off the reduction of gradients."""
         mpi = load_mpi()
-        for piece, reals, wanted in self._pieces:
-            fill(piece, gradients, wanted)
+        for piece, reals, packing in self._pieces:
+            packing.fill(piece, gradients)
             if len(self._requests) == IN_FLIGHT:
                 self._requests.popleft().Wait()
             self._requests.append(comm.Iallreduce(mpi.IN_PLACE, reals, mpi.SUM))

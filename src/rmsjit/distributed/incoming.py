@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.distributed.agreement import Claim, claim
+from rmsjit.distributed.packing import wire_dtype
+from rmsjit.kernels import arrays
 from rmsjit.state.dtypes import Precision
 from rmsjit.state.layout import Key, Layout, layout_of, memory_key
 from rmsjit.state.slots import Entry, find_overlap
+from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.pairs import (
     check_variable,
     dense_gradient,
@@ -29,6 +31,21 @@ class Rows(NamedTuple):
 
     values: NDArray[Any]
     indices: NDArray[np.int64]
+
+
+class Checked(NamedTuple):
+    """The gradients of a step, checked.
+
+    Attributes
+    ----------
+    gradients : list
+        Canonical arrays, `Rows` or None; empty where `addresses` tell all.
+    addresses : int64 array, shape (pairs, 1), or None
+        Of the gradients where all are dense and lie as their C-contiguous variables do.
+    """
+
+    gradients: list[Any]
+    addresses: NDArray[np.int64] | None = None
 
 
 class Incoming:
@@ -74,11 +91,13 @@ class Incoming:
         self._refuse_overlap()
         if variables and not self.present:
             raise no_gradient(self.names)
-        # A gradient that is of this dtype and shape, and C-contiguous, lies as its variable does.
-        self._plain = [
-            (array.dtype, array.shape) if array.flags.c_contiguous else None
-            for array in self.arrays
-        ]
+        own = [None if k in absent else 0 for k in range(len(kinds))]
+        self._reader = HeaderReader(variables, kinds, own, np.empty((2, 0), np.int64))
+        # Whether MPI takes elements as they are, in the order of the variables' rows.
+        self._as_they_lie = not self.sparse and all(
+            self.arrays[k].flags.c_contiguous and wire_dtype(self.precisions[k]) == dtype
+            for k, dtype in enumerate(array.dtype for array in self.arrays)
+        )
         lines = [self._line(k, kind) for k, kind in enumerate(kinds)]
         self.claim: Claim = claim(header, self.names, lines)
 
@@ -101,31 +120,28 @@ class Incoming:
             names = " and ".join(self.names[self.keys.index(entry.key)] for entry in pair)
             raise ValueError(f"variables must not overlap in part, but {names} share memory")
 
-    def checked(self, gradients: Sequence[Any]) -> list[Any]:
-        """Each gradient as a canonical array, as `Rows`, or None.
+    def checked(self, gradients: tuple[Any, ...]) -> Checked:
+        """Check every gradient.
 
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError
             See `rmsjit.steps.pairs`.
         """
+        addresses = np.empty((len(gradients), 1), np.int64)
+        others = self._reader.read(gradients, self.variables, addresses)
+        if others == arrays.NOT_AS_EXPECTED:
+            for k, variable in enumerate(self.variables):
+                check_variable(variable, k)  # it may have become read-only
+        if others == 0 and self._as_they_lie:
+            return Checked([], addresses)
         checked: list[Any] = [None] * len(gradients)
         for k in self.dense:
-            gradient, plain = gradients[k], self._plain[k]
-            if (
-                plain is not None
-                and type(gradient) is np.ndarray
-                and gradient.dtype is plain[0]
-                and gradient.shape == plain[1]
-                and gradient.flags.c_contiguous
-            ):
-                checked[k] = gradient
-            else:
-                array = dense_gradient(gradient, self.variables[k], k)
-                checked[k] = self.layouts[k].canonical(array)
+            gradient = dense_gradient(gradients[k], self.variables[k], k)
+            checked[k] = self.layouts[k].canonical(gradient)
         for k in self.sparse:
             checked[k] = self._checked_rows(gradients[k], k)
-        return checked
+        return Checked(checked)
 
     def _checked_rows(self, gradient: Any, k: int) -> Rows:
         from rmsjit.kernels import loader
@@ -135,10 +151,6 @@ class Incoming:
         if outside >= 0:
             raise index_error(gradient, outside, self.variables[k], k)
         return Rows(values, indices)
-
-    def still_good(self) -> bool:
-        """Whether the variables may be written, as they might when they were checked."""
-        return all(array.flags.writeable for array in self.arrays)
 
     def same_memory(self, other: Incoming) -> bool:
         """Whether a plan for these pairs serves others: plain arrays, which carry no constraint."""

@@ -12,7 +12,8 @@ from rmsjit.distributed.agreement import Agreed
 from rmsjit.distributed.clipping import ReducedClipping
 from rmsjit.distributed.comm import broadcast
 from rmsjit.distributed.dense import DenseBuffer, by_precision
-from rmsjit.distributed.incoming import Incoming
+from rmsjit.distributed.incoming import Checked, Incoming
+from rmsjit.distributed.packing import Flats
 from rmsjit.distributed.settings import Scales, Settings
 from rmsjit.distributed.shards import Shards
 from rmsjit.distributed.sparse import SparseTable, needs_merging, travelling
@@ -34,6 +35,7 @@ class ReplicatedPlan:
     def __init__(self, comm: Any, settings: Settings, incoming: Incoming) -> None:
         self._comm = comm
         self.incoming = incoming
+        self.begun = False
         self._scales = Scales(settings, incoming, comm.size)
         self._buffers: list[DenseBuffer] = []
         self._results: dict[int, NDArray[Any]] = {}
@@ -79,7 +81,7 @@ class ReplicatedPlan:
         self,
         stepper: Stepper,
         gradients: tuple[Any, ...],
-        checked: list[Any],
+        checked: Checked,
         agreed: Agreed,
         aggregate: bool,
     ) -> bool:
@@ -93,13 +95,16 @@ class ReplicatedPlan:
         return stepper.step(reduced, variables, of_sums, lambda: numbers)
 
     def _reduced(
-        self, gradients: tuple[Any, ...], checked: list[Any], clipping: Clipping
+        self, gradients: tuple[Any, ...], checked: Checked, clipping: Clipping
     ) -> tuple[Any, ...]:
         """The gradients of the step: sums over ranks, but for a factor that rides along."""
-        flat = [g.ravel() if type(g) is np.ndarray else None for g in checked]
+        flat = Flats(
+            [g.ravel() if type(g) is np.ndarray else None for g in checked.gradients],
+            checked.addresses,
+        )
         for buffer in self._buffers:
             buffer.start(self._comm, flat)
-        tables = self._reduced_tables(checked, clipping)
+        tables = self._reduced_tables(checked.gradients, clipping)
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)
         if len(self._results) == len(gradients):

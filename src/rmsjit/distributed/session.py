@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rmsjit.clipping import Clipping
 from rmsjit.distributed.agreement import Agreed, Agreement, all_well
 from rmsjit.distributed.comm import broadcast
-from rmsjit.distributed.incoming import Incoming
+from rmsjit.distributed.incoming import Checked, Incoming
 from rmsjit.distributed.node import Node, kernels_of
 from rmsjit.distributed.replicated import ReplicatedPlan
 from rmsjit.distributed.settings import Settings
@@ -64,7 +64,7 @@ class Session:
         counter: NDArray[Any] | None,
     ) -> bool:
         """One step, as `rmsjit.distributed.MPIStrategy.step` describes it."""
-        plan, checked, error, own = None, [], None, None
+        plan, checked, error, own = None, Checked([]), None, None
         try:
             plan = self._plan(gradients, variables, aggregate)
             checked = plan.incoming.checked(gradients)
@@ -92,12 +92,11 @@ class Session:
             and len(known) == len(variables)
             and all(map(is_, known, variables))
             and (last_kinds, last_aggregate) == (kinds, aggregate)
-            and last.incoming.still_good()
         ):
             return last
         identity = (tuple(map(id, variables)), kinds, aggregate)
         plan, _ = self._plans.get(identity, (None, None))
-        if plan is None or not plan.incoming.still_good():
+        if plan is None:
             plan = self._plan_of_memory(gradients, variables, aggregate)
         self._plans[identity] = plan, variables  # kept alive, so that no id becomes another's
         self._plans.move_to_end(identity)
@@ -125,7 +124,9 @@ class Session:
 
     def _known(self, plan: Any) -> bool:
         incoming = plan.incoming
-        return all(incoming.keys[k] in self._begun for k in incoming.present)
+        if not plan.begun:
+            plan.begun = all(incoming.keys[k] in self._begun for k in incoming.present)
+        return bool(plan.begun)
 
     def _check_numbers(self, plan: Any, agreed: Agreed) -> None:
         """Raise on every rank alike what the stepper would raise where it has work to do."""

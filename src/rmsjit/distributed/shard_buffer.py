@@ -15,14 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.distributed.comm import load_mpi
-from rmsjit.distributed.dense import (
-    IN_FLIGHT,
-    Part,
-    fill,
-    in_reals,
-    sources,
-    wire_dtype,
-)
+from rmsjit.distributed.dense import IN_FLIGHT
+from rmsjit.distributed.packing import Flats, Packing, Part, in_reals, wire_dtype
 from rmsjit.state.dtypes import Precision
 from rmsjit.state.placement import allocate_aligned
 
@@ -83,8 +77,13 @@ class ShardBuffer:
         self.parts = parts[comm.rank]
         wire = wire_dtype(precision)
         self._rounds = rounds(parts, max(1, bucket_bytes // wire.itemsize // comm.size))
-        self._sources = [[sources(owned, sizes) for owned in one.parts] for one in self._rounds]
-        self._own_sources = sources(self.parts, sizes)
+        self._reduced = [
+            Packing(chain.from_iterable(one.parts), sizes, wire.itemsize) for one in self._rounds
+        ]
+        self._shared = [
+            [Packing(owned, sizes, dtype.itemsize) for owned in one.parts] for one in self._rounds
+        ]
+        self._own = Packing(self.parts, sizes, wire.itemsize)
         most = max((sum(one.counts) for one in self._rounds), default=0)
         self._buffers = [allocate_aligned((most,), wire) for _ in range(IN_FLIGHT)]
         ends = np.cumsum([0, *(part.stop - part.start for part in self.parts)]).tolist()
@@ -92,14 +91,14 @@ class ShardBuffer:
         self._stored = self._shard if wire == dtype else allocate_aligned((ends[-1],), dtype)
         self.results = [self._stored[a:b] for a, b in pairwise(ends)]
 
-    def reduce(self, gradients: Sequence[Any], scale: float) -> None:
-        """Sum the parts of this rank, from flat gradients given by position."""
+    def reduce(self, gradients: Flats, scale: float) -> None:
+        """Sum the parts of this rank."""
         mpi, requests = load_mpi(), [None] * IN_FLIGHT
         for number, one in enumerate(self._rounds):
             turn = number % IN_FLIGHT
             _wait(requests[turn])
             buffer = self._buffers[turn][: sum(one.counts)]
-            fill(buffer, gradients, chain.from_iterable(self._sources[number]))
+            self._reduced[number].fill(buffer, gradients)
             own = self._shard[one.first : one.first + one.counts[self._comm.rank]]
             requests[turn] = self._comm.Ireduce_scatter(
                 in_reals(buffer, self._precision),
@@ -111,10 +110,9 @@ class ShardBuffer:
             _wait(request)
         self._store(scale)
 
-    def take(self, gradients: Sequence[Any]) -> None:
+    def take(self, gradients: Flats) -> None:
         """Take the parts of this rank out of gradients that need no reduction."""
-        if self.parts:
-            fill(self._shard, gradients, self._own_sources)
+        self._own.fill(self._shard, gradients)
         self._store(1.0)
 
     def _store(self, scale: float) -> None:
@@ -125,9 +123,9 @@ class ShardBuffer:
         if self._stored is not self._shard:
             np.copyto(self._stored, self._shard, casting="same_kind")
 
-    def share(self, variables: Sequence[Any]) -> None:
-        """Give all ranks the parts of this one, in flat variables given by position."""
-        on_their_way: list[tuple[Any, Round] | None] = [None] * IN_FLIGHT
+    def share(self, variables: Flats) -> None:
+        """Give all ranks the parts of this one."""
+        on_their_way: list[tuple[Any, int] | None] = [None] * IN_FLIGHT
         buffers = [buffer.view(self._dtype) for buffer in self._buffers]
         for number, one in enumerate(self._rounds):
             turn = number % IN_FLIGHT
@@ -136,29 +134,28 @@ class ShardBuffer:
             start = sum(one.counts[:rank])
             if one.counts[rank]:
                 own = buffer[start : start + one.counts[rank]]
-                fill(own, variables, self._sources[number][rank])
+                self._shared[number][rank].fill(own, variables)
             counts = [count * self._dtype.itemsize for count in one.counts]
             request = self._comm.Iallgatherv(load_mpi().IN_PLACE, [buffer.view(np.uint8), counts])
-            on_their_way[turn] = request, one
+            on_their_way[turn] = request, number
         for turn in range(IN_FLIGHT):
             self._spread(on_their_way[turn], buffers[turn], variables)
 
     def _spread(
-        self, arriving: tuple[Any, Round] | None, buffer: NDArray[Any], variables: Sequence[Any]
+        self, arriving: tuple[Any, int] | None, buffer: NDArray[Any], variables: Flats
     ) -> None:
         """Once a round has arrived, write the parts of the other ranks to the variables."""
         if arriving is None:
             return
-        request, one = arriving
+        request, number = arriving
         request.Wait()
+        assert variables.addresses is not None
         place = 0
-        for owner, owned in enumerate(one.parts):
-            if owner == self._comm.rank:
-                place += one.counts[owner]
-                continue
-            for position, start, stop in owned:
-                variables[position][start:stop] = buffer[place : place + stop - start]
-                place += stop - start
+        for owner, count in enumerate(self._rounds[number].counts):
+            if owner != self._comm.rank:
+                part = buffer[place : place + count]
+                self._shared[number][owner].spread(part, variables.addresses)
+            place += count
 
 
 def rounds(parts: Sequence[Sequence[Part]], each: int) -> list[Round]:

@@ -10,8 +10,9 @@ from rmsjit import recording
 from rmsjit.distributed.agreement import Agreed
 from rmsjit.distributed.clipping import ShardClipping
 from rmsjit.distributed.comm import load_mpi
-from rmsjit.distributed.dense import Part, by_precision
-from rmsjit.distributed.incoming import Incoming, Rows
+from rmsjit.distributed.dense import by_precision
+from rmsjit.distributed.incoming import Checked, Incoming, Rows
+from rmsjit.distributed.packing import Flats, Part
 from rmsjit.distributed.settings import Scales, Settings
 from rmsjit.distributed.shard_buffer import ShardBuffer
 from rmsjit.distributed.sharded_state import Slots, key_of, remove, scatter
@@ -45,6 +46,7 @@ class ShardedPlan:
         self._comm = comm
         self._settings = settings
         self.incoming = incoming
+        self.begun = False
         self._scales = Scales(settings, incoming, comm.size)
         self._constrained = [
             variable
@@ -143,7 +145,7 @@ class ShardedPlan:
         self,
         stepper: Stepper,
         gradients: tuple[Any, ...],
-        checked: list[Any],
+        checked: Checked,
         agreed: Agreed,
         aggregate: bool,
     ) -> bool:
@@ -173,13 +175,14 @@ class ShardedPlan:
             raise FloatingPointError(f"the gradient of {names} must be finite, got NaN or infinity")
         return not bad.any()
 
-    def _reduce(self, checked: list[Any]) -> dict[int, Rows]:
+    def _reduce(self, checked: Checked) -> dict[int, Rows]:
+        gradients = checked.gradients
         flat = self._flat_gradients(checked)
         for buffer in self._buffers:
             buffer.reduce(flat, self._scales.of_sums)
         if not self._tables:
             return {}
-        own = {k: travelling(checked[k], self.incoming.precisions[k]) for k in self._tables}
+        own = {k: travelling(gradients[k], self.incoming.precisions[k]) for k in self._tables}
         gives = np.stack([splits(own[k].indices, t.cut) for k, t in self._tables.items()], axis=1)
         takes = np.empty_like(gives)
         gives = np.ascontiguousarray(gives)
@@ -189,25 +192,27 @@ class ShardedPlan:
             for s, (k, table) in enumerate(self._tables.items())
         }
 
-    def _take(self, checked: list[Any]) -> dict[int, Rows]:
+    def _take(self, checked: Checked) -> dict[int, Rows]:
         flat = self._flat_gradients(checked)
         for buffer in self._buffers:
             buffer.take(flat)
         return {
-            k: table.take(travelling(checked[k], self.incoming.precisions[k]))
+            k: table.take(travelling(checked.gradients[k], self.incoming.precisions[k]))
             for k, table in self._tables.items()
         }
 
-    def _flat_gradients(self, checked: list[Any]) -> list[Any]:
+    def _flat_gradients(self, checked: Checked) -> Flats:
         """Dense gradients as their variables are shared out: in memory order, or by rows."""
-        flat: list[Any] = [None] * len(checked)
+        if checked.addresses is not None:
+            return Flats([], checked.addresses)
+        flat: list[Any] = [None] * len(checked.gradients)
         for k in self.incoming.dense:
-            gradient = checked[k]
+            gradient = checked.gradients[k]
             if self.cuts[k].by_rows:
                 layout, shape = self.incoming.layouts[k], self.incoming.arrays[k].shape
                 gradient = layout.logical(gradient, shape)
             flat[k] = gradient.reshape(-1)
-        return flat
+        return Flats(flat)
 
     def _update(
         self, stepper: Stepper, rows: dict[int, Rows], agreed: Agreed, scale: float
@@ -238,8 +243,9 @@ class ShardedPlan:
             else:
                 copies.append((ordered, np.ascontiguousarray(ordered)))
                 flat[k] = copies[-1][1].reshape(-1)
+        flats = Flats.of(flat)
         for buffer in self._buffers:
-            buffer.share(flat)
+            buffer.share(flats)
         for array, copy in copies:
             array[...] = copy
         if rows:

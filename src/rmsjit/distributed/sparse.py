@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from rmsjit.clipping import Clipping
 from rmsjit.distributed.comm import load_mpi
-from rmsjit.distributed.dense import DenseBuffer, wire_dtype
+from rmsjit.distributed.dense import DenseBuffer
 from rmsjit.distributed.incoming import Rows
+from rmsjit.distributed.packing import Flats, wire_dtype
 from rmsjit.state.dtypes import Precision
 
 _MOST_IN_32_BITS = 2**31 - 1
@@ -171,7 +172,7 @@ class SparseTable:
             self._dense = DenseBuffer(
                 self._precision, own.values.dtype, {0: table.size}, self._bucket_bytes
             )
-        self._dense.start(comm, [table.reshape(-1)])
+        self._dense.start(comm, Flats.of([table.reshape(-1)]))
         self._dense.finish(1.0)
         named = np.zeros(self._shape[0], bool)
         named[indices] = True

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, types
 
-from rmsjit.kernels import arrays, dense, norms, rows, selfcheck
+from rmsjit.kernels import arrays, copies, dense, norms, rows, selfcheck
 from rmsjit.runtime.cache import compile_kernel
 from rmsjit.state.dtypes import Precision
 
@@ -116,6 +116,13 @@ def find_rows() -> Kernel:
     """The search for the occurrences of each row."""
     signature = (_INTEGERS, _POSITIONS, _POSITIONS, _POSITIONS)
     return compile_kernel(rows.find_rows, signature, parallel=False, check=selfcheck.find_rows)
+
+
+@functools.cache
+def copy_parts() -> Kernel:
+    """The copier of parts of arrays."""
+    signature = (_TABLE, _TABLE, _INT64, types.boolean, _vector("uint8"))
+    return compile_kernel(copies.copy_parts, signature, parallel=False, check=selfcheck.copy_parts)
 
 
 @functools.cache

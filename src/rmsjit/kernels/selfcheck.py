@@ -150,6 +150,20 @@ def find_rows(kernel: Kernel) -> bool:
     )
 
 
+def copy_parts(kernel: Kernel) -> bool:
+    first, second = np.arange(200, dtype=np.uint8), np.arange(9, dtype=np.uint8)
+    packed = np.zeros(110, np.uint8)
+    addresses = np.array([[_address(first)], [_address(second)]])
+    parts, sample = np.array([[0, 1, 100], [1, 2, 5]]), np.empty(0, np.uint8)
+    _called(kernel, addresses, parts, _address(packed), False, sample)
+    expected = [*range(1, 101), *range(2, 7)]
+    if packed[:106].tolist() != [*expected, 0]:
+        return False
+    first[:], second[:] = 0, 0
+    _called(kernel, addresses, parts, _address(packed), True, sample)
+    return [*first[1:101].tolist(), *second[2:7].tolist(), *first[101:]] == [*expected, *[0] * 99]
+
+
 def _called(kernel: Kernel, *arguments: Any) -> Any:
     """What the kernel returns; None where it fails, and then what it should write is not there."""
     try:

@@ -44,18 +44,18 @@ def threading_layer() -> str:
 
 
 def worth(limit: int, nbytes: float) -> int:
-    """How many threads to use for work that moves `nbytes`: `limit`, or one.
-
-    Others than the first must save more time than it takes to start them.
-    """
-    if limit * IDLE_LAUNCH_BYTES <= nbytes * (limit - 1):
-        return limit
-    if limit * LAUNCH_BYTES > nbytes * (limit - 1):
-        return 1
+    """How many threads to use for work that moves `nbytes`: `limit`, or one."""
     global _last_use
+    if not _pays(limit, nbytes, LAUNCH_BYTES):
+        return 1
     now = time.perf_counter()
     awake, _last_use = now - _last_use < _PAUSE, now
-    return limit if awake else 1
+    return limit if awake or _pays(limit, nbytes, IDLE_LAUNCH_BYTES) else 1
+
+
+def _pays(limit: int, nbytes: float, launch_bytes: int) -> bool:
+    """Whether the other threads save more time than it takes to start them."""
+    return limit > 1 and nbytes * (limit - 1) >= launch_bytes * limit
 
 
 def acquire(wanted: int, nbytes: int = 0) -> int:
@@ -89,12 +89,12 @@ def acquire(wanted: int, nbytes: int = 0) -> int:
     return granted
 
 
-def prepare(wanted: int) -> None:
-    """Start threads if they are wanted, and say once where there are none.
+def prepare(limit: int, nbytes: float) -> None:
+    """Start threads if such work may use them, and say once where there are none.
 
     Called before anything is written, since a warning may be an error.
     """
-    if wanted > 1 and (_layer is None or _serial_because):
+    if (_layer is None or _serial_because) and _pays(limit, nbytes, LAUNCH_BYTES):
         _start_or_refuse()
         if _serial_because:
             _warn_once()

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.kernels import arrays, loader
+from rmsjit.kernels import arrays
 from rmsjit.runtime import threads
 from rmsjit.state.forms import Form
 from rmsjit.state.layout import Key, address_of, is_dense, layout_of, memory_key
 from rmsjit.state.slots import Entry, Member
 from rmsjit.steps.bound import BoundStep, Occurrences
 from rmsjit.steps.dense_group import DenseGroup
+from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.pairs import dense_gradient, is_sparse, naming
 from rmsjit.steps.spans import span_that_meets, written_spans
 from rmsjit.steps.sparse_group import SparseGroup
@@ -69,7 +70,6 @@ class Plan:
         self.identity = identity_of(variables, kinds)
         self.layouts = layouts_of(variables, kinds)
         self._variables = tuple(variables)
-        self.owners = [array_of(variable) for variable in variables]
         self._members = tuple(members)
         self.dropped = _dropped(variables, members)
         self.constrained = _constrained(variables, members)
@@ -80,12 +80,12 @@ class Plan:
         self.groups = self._grouped(kinds, turns, form)
         self._sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
         self._sparse_positions = {group.position for group in self._sparse}
-        once = {position for position, turn in enumerate(turns) if turn == 0}
         self._kinds = tuple(kinds)
-        self._expected = self._expected_headers(once)
+        own_memory = [_own_memory(*pair) for pair in zip(members, turns, strict=True)]
+        self._reader = HeaderReader(variables, kinds, own_memory, self._written)
+        self.owners = self._reader.owners
         self._count = len(variables)
         self.may_need_threads = any(group.may_be_large for group in self.groups)
-        self._read = loader.read_step()
 
     def _grouped(
         self, kinds: Sequence[type], turns: Sequence[int], form: Form
@@ -106,50 +106,20 @@ class Plan:
                 groups.append(DenseGroup(positions, members, form, is_all))
         return groups
 
-    def _expected_headers(self, first_turn: set[int]) -> NDArray[np.int64]:
-        """What `rmsjit.kernels.arrays.read_step` must find.
-
-        A gradient may lie in its own variable's memory only in the first turn: later the variable
-        has changed already.
-        """
-        owners = self.owners
-        most = max(owner.ndim for owner in owners)
-        expected = np.zeros((len(owners), arrays.FIRST_DIMENSION + most), np.int64)
-        for k, (row, owner) in enumerate(zip(expected, owners, strict=True)):
-            member, kind = self._members[k], self._kinds[k]
-            row[arrays.VARIABLE_OBJECT] = id(self._variables[k])
-            row[arrays.KIND] = id(kind)
-            if member is None:
-                continue
-            row[arrays.OWNER] = id(owner)
-            row[arrays.OWNER_DATA] = address_of(owner)
-            row[arrays.OWNER_MEMORY] = address_of(member.entry.canonical) if k in first_turn else 0
-            row[arrays.READING] = _reading(owner, kind)
-            row[arrays.DTYPE] = id(owner.dtype)
-            row[arrays.FLAGS] = _flags(owner)
-            row[arrays.NBYTES] = owner.nbytes
-            row[arrays.NDIM] = owner.ndim
-            row[arrays.FIRST_DIMENSION : arrays.FIRST_DIMENSION + owner.ndim] = owner.shape
-        return expected
-
     def rebound(self, variables: Sequence[Any]) -> Plan:
         """This plan for other views, or other `Variable` objects, of the same memory."""
         plan = copy.copy(self)
         plan.identity = identity_of(variables, self._kinds)
         plan._variables = tuple(variables)
-        plan.owners = [array_of(variable) for variable in variables]
+        plan._reader = self._reader.rebound(variables)
+        plan.owners = plan._reader.owners
         plan.dropped = _dropped(variables, self._members)
         plan.constrained = _constrained(variables, self._members)
-        plan._expected = self._expected.copy()
-        plan._expected[:, arrays.VARIABLE_OBJECT] = [id(variable) for variable in variables]
-        has_gradient = plan._expected[:, arrays.OWNER] != 0
-        plan._expected[:, arrays.OWNER] = [id(owner) for owner in plan.owners] * has_gradient
         return plan
 
     def prepare_threads(self, bound: BoundStep, limit: int) -> None:
         """Start threads if a step needs any; if there are none, now is the time to warn."""
-        largest = max(group.bytes_of(bound) for group in self.groups)
-        threads.prepare(threads.worth(limit, largest))
+        threads.prepare(limit, max(group.bytes_of(bound) for group in self.groups))
 
     def constrain(self, group: DenseGroup | SparseGroup) -> None:
         """Apply the constraints of a group's variables, after its update."""
@@ -180,7 +150,7 @@ class Plan:
         if len(gradients) != self._count:
             return None
         addresses = np.empty((self._count, 1), np.int64)
-        others = self._read_headers(gradients, variables, addresses)
+        others = self._reader.read(gradients, variables, addresses)
         if others == 0 and not self._sparse:  # the case that must cost next to nothing
             return BoundStep(addresses, _NO_OCCURRENCES, gradients)
         if others == arrays.NOT_AS_EXPECTED:
@@ -209,41 +179,12 @@ class Plan:
             copies.append(canonical)
         return copies
 
-    def _read_headers(
-        self,
-        gradients: tuple[Any, ...],
-        variables: tuple[Any, ...],
-        addresses: NDArray[np.int64],
-    ) -> int:
-        """`rmsjit.kernels.arrays.read_step`, or the same in Python where it can't be used."""
-        if self._read is not None:
-            found: int = self._read(
-                id(gradients), id(variables), self._expected, self._written, addresses
-            )
-            return found
-        addresses[:] = arrays.NOT_READABLE
-        for k, owner in enumerate(self.owners):
-            if variables[k] is not self._variables[k] or type(gradients[k]) is not self._kinds[k]:
-                return arrays.NOT_AS_EXPECTED
-            if self._members[k] is not None and self._has_changed(owner, self._expected[k]):
-                return arrays.NOT_AS_EXPECTED
-        return self._count
-
-    def _has_changed(self, owner: NDArray[Any], expected: NDArray[np.int64]) -> bool:
-        shape = expected[arrays.FIRST_DIMENSION :][: expected[arrays.NDIM]]
-        return (
-            address_of(owner) != expected[arrays.OWNER_DATA]
-            or id(owner.dtype) != expected[arrays.DTYPE]
-            or owner.shape != tuple(shape)
-            or not owner.flags.writeable
-        )
-
     def _readable(self, canonical: NDArray[Any], position: int, entry: Entry) -> bool:
         """Whether kernels can read a gradient as it lies; see `rmsjit.kernels.arrays`."""
         if canonical.dtype != entry.canonical.dtype or not is_dense(canonical):
             return False
         span = span_that_meets(self._written, canonical)
-        own = self._expected[position, arrays.OWNER_MEMORY]
+        own = self._reader.own_memory[position]
         start = address_of(canonical)
         return span is None or (start == own and span == (start, start + canonical.nbytes))
 
@@ -265,20 +206,14 @@ def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, .
     return (tuple(map(id, variables)), tuple(kinds))
 
 
-def _reading(owner: NDArray[Any], kind: type) -> int:
-    """How gradients of a type are read for a variable's array."""
-    if is_sparse(kind):
-        return arrays.NAMED_ROWS
-    in_place = issubclass(kind, np.ndarray) and owner.flags.forc and owner.flags.aligned
-    return arrays.IN_PLACE if in_place else arrays.COPIED
+def _own_memory(member: Member | None, turn: int) -> int | None:
+    """Where a gradient may lie although the step writes there: in its own variable.
 
-
-def _flags(owner: NDArray[Any]) -> int:
-    """The flags that a variable has, and a gradient must have to be read in place."""
-    flags = arrays.ALIGNED if owner.flags.aligned else 0
-    if owner.flags.c_contiguous:
-        return flags | arrays.C_CONTIGUOUS
-    return flags | (arrays.F_CONTIGUOUS if owner.flags.f_contiguous else 0)
+    Only in the first turn, since later the variable has changed already.
+    """
+    if member is None:
+        return None
+    return 0 if turn else address_of(member.entry.canonical)
 
 
 def _dropped(variables: Sequence[Any], members: Sequence[Member | None]) -> list[str]:

@@ -1,0 +1,139 @@
+"""Finding the data of gradients through the headers of their objects, checked on the way."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.kernels import arrays, loader
+from rmsjit.state.layout import address_of
+from rmsjit.steps.pairs import is_sparse
+from rmsjit.variables import array_of
+
+
+class HeaderReader:
+    """Reads a list of pairs whose variables and types of gradients are known.
+
+    Parameters
+    ----------
+    variables : sequence
+        As they were given.
+    kinds : sequence of type
+        The types of their gradients.
+    own_memory : sequence of int or None
+        For each pair, the address that its gradient may lie at although it is written, or 0; None
+        where there is no gradient.
+    written : int64 array, shape (2, spans)
+        The memory that is written while gradients are read (`rmsjit.steps.spans`).
+
+    Attributes
+    ----------
+    owners : list of ndarray
+        The arrays of the variables.
+    """
+
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        kinds: Sequence[type],
+        own_memory: Sequence[int | None],
+        written: NDArray[np.int64],
+    ) -> None:
+        self._variables = tuple(variables)
+        self._kinds = tuple(kinds)
+        self.owners = [array_of(variable) for variable in variables]
+        self.own_memory = own_memory
+        self._written = written
+        self._expected = self._expected_headers()
+        self._read = loader.read_step()
+
+    def _expected_headers(self) -> NDArray[np.int64]:
+        """What `rmsjit.kernels.arrays.read_step` must find."""
+        most = max((owner.ndim for owner in self.owners), default=0)
+        expected = np.zeros((len(self.owners), arrays.FIRST_DIMENSION + most), np.int64)
+        for k, (row, owner) in enumerate(zip(expected, self.owners, strict=True)):
+            own, kind = self.own_memory[k], self._kinds[k]
+            row[arrays.VARIABLE_OBJECT] = id(self._variables[k])
+            row[arrays.KIND] = id(kind)
+            if own is None:
+                continue
+            row[arrays.OWNER] = id(owner)
+            row[arrays.OWNER_DATA] = address_of(owner)
+            row[arrays.OWNER_MEMORY] = own
+            row[arrays.READING] = _reading(owner, kind)
+            row[arrays.DTYPE] = id(owner.dtype)
+            row[arrays.FLAGS] = _flags(owner)
+            row[arrays.NBYTES] = owner.nbytes
+            row[arrays.NDIM] = owner.ndim
+            row[arrays.FIRST_DIMENSION : arrays.FIRST_DIMENSION + owner.ndim] = owner.shape
+        return expected
+
+    def rebound(self, variables: Sequence[Any]) -> HeaderReader:
+        """The same for other views, or other `Variable` objects, of the same memory."""
+        reader = copy.copy(self)
+        reader._variables = tuple(variables)
+        reader.owners = [array_of(variable) for variable in variables]
+        reader._expected = self._expected.copy()
+        reader._expected[:, arrays.VARIABLE_OBJECT] = [id(variable) for variable in variables]
+        has_gradient = self._expected[:, arrays.OWNER] != 0
+        reader._expected[:, arrays.OWNER] = [id(owner) for owner in reader.owners] * has_gradient
+        return reader
+
+    def read(
+        self, gradients: tuple[Any, ...], variables: tuple[Any, ...], addresses: NDArray[np.int64]
+    ) -> int:
+        """Write the address of every dense gradient to `addresses`, shape (pairs, 1).
+
+        Returns
+        -------
+        int
+            As `rmsjit.kernels.arrays.read_step`: how many gradients can't be read as they lie, or
+            NOT_AS_EXPECTED.
+        """
+        if self._read is not None:
+            found: int = self._read(
+                id(gradients), id(variables), self._expected, self._written, addresses
+            )
+            return found
+        return self._read_in_python(gradients, variables, addresses)
+
+    def _read_in_python(
+        self, gradients: tuple[Any, ...], variables: tuple[Any, ...], addresses: NDArray[np.int64]
+    ) -> int:
+        """The same where objects are laid out otherwise: every gradient needs a closer look."""
+        addresses[:] = arrays.NOT_READABLE
+        for k, owner in enumerate(self.owners):
+            if variables[k] is not self._variables[k] or type(gradients[k]) is not self._kinds[k]:
+                return arrays.NOT_AS_EXPECTED
+            if self.own_memory[k] is not None and self._has_changed(owner, self._expected[k]):
+                return arrays.NOT_AS_EXPECTED
+        return len(self.owners)
+
+    def _has_changed(self, owner: NDArray[Any], expected: NDArray[np.int64]) -> bool:
+        shape = expected[arrays.FIRST_DIMENSION :][: expected[arrays.NDIM]]
+        return (
+            address_of(owner) != expected[arrays.OWNER_DATA]
+            or id(owner.dtype) != expected[arrays.DTYPE]
+            or owner.shape != tuple(shape)
+            or not owner.flags.writeable
+        )
+
+
+def _reading(owner: NDArray[Any], kind: type) -> int:
+    """How gradients of a type are read for a variable's array."""
+    if is_sparse(kind):
+        return arrays.NAMED_ROWS
+    in_place = issubclass(kind, np.ndarray) and owner.flags.forc and owner.flags.aligned
+    return arrays.IN_PLACE if in_place else arrays.COPIED
+
+
+def _flags(owner: NDArray[Any]) -> int:
+    """The flags that a variable has, and a gradient must have to be read in place."""
+    flags = arrays.ALIGNED if owner.flags.aligned else 0
+    if owner.flags.c_contiguous:
+        return flags | arrays.C_CONTIGUOUS
+    return flags | (arrays.F_CONTIGUOUS if owner.flags.f_contiguous else 0)
