@@ -55,6 +55,7 @@ class ShardedPlan:
         ]
         self.cuts: dict[int, Cut] = {}
         self._whole: dict[Key, Slots] = {}
+        self._flats: Flats | None = None  # of the variables, once it is known that they can stay
 
     def lay_out(self, shards: Shards, exact: bool) -> None:
         """Share the variables out, once all ranks have agreed that they have the same.
@@ -233,17 +234,12 @@ class ShardedPlan:
         stepper.step(gradients, self._views, clipping, lambda: numbers)
 
     def _share(self, rows: dict[int, Rows]) -> None:
-        flat: list[Any] = [None] * len(self.incoming.variables)
-        copies = []
-        for k in self.incoming.dense:
-            array, layout = self.incoming.arrays[k], self.incoming.layouts[k]
-            ordered = array if self.cuts[k].by_rows else layout.canonical(array)
-            if is_dense(ordered):
-                flat[k] = ordered.reshape(-1)
-            else:
-                copies.append((ordered, np.ascontiguousarray(ordered)))
-                flat[k] = copies[-1][1].reshape(-1)
-        flats = Flats.of(flat)
+        copies: list[tuple[Any, Any]] = []
+        flats = self._flats
+        if flats is None:
+            copies, flats = self._flat_variables()
+            if not copies:  # then they stay where they are
+                self._flats = flats
         for buffer in self._buffers:
             buffer.share(flats)
         for array, copy in copies:
@@ -254,3 +250,17 @@ class ShardedPlan:
             self._comm.Allgather(own, counts)
             for s, (k, table) in enumerate(self._tables.items()):
                 table.share(rows[k].indices, counts[:, s])
+
+    def _flat_variables(self) -> tuple[list[tuple[Any, Any]], Flats]:
+        """Dense variables as they are shared out, and those that had to be copied for that."""
+        flat: list[Any] = [None] * len(self.incoming.variables)
+        copies = []
+        for k in self.incoming.dense:
+            array, layout = self.incoming.arrays[k], self.incoming.layouts[k]
+            ordered = array if self.cuts[k].by_rows else layout.canonical(array)
+            if is_dense(ordered):
+                flat[k] = ordered.reshape(-1)
+            else:
+                copies.append((ordered, np.ascontiguousarray(ordered)))
+                flat[k] = copies[-1][1].reshape(-1)
+        return copies, Flats.of(flat)
