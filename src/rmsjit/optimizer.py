@@ -209,7 +209,8 @@ class RMSprop(WeightedOptimizer):
         """
         gradients, variables = read_pairs(grads_and_vars)
         if gradients:
-            if not self._iterations.array.flags.writeable:
+            counter = self._iterations.array
+            if not counter.flags.writeable:
                 raise ValueError("iterations must be writeable, got a read-only Variable")
             aggregate = bool(experimental_aggregate_gradients)
             if self._is_hooked():
@@ -217,7 +218,7 @@ class RMSprop(WeightedOptimizer):
             else:
                 taken = self._step(gradients, variables, self._clipping, aggregate)
             if taken:
-                self._iterations.array[()] += 1
+                counter[()] += 1
         elif self._strategy is not None:
             self._step((), (), self._clipping, bool(experimental_aggregate_gradients))
         return self._iterations

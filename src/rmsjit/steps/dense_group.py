@@ -84,7 +84,9 @@ class DenseGroup:
         limit : int
             The most threads.
         """
-        scales = self._ones
+        addresses, scales = bound.addresses, self._ones
+        if not self._is_all:
+            addresses = addresses[self.positions]
         if factors is not None:
             scales = self._own(factors).astype(self.precision.computing)
         table, copies = self._table_of_copies() if self._copied_rows else (self._table, [])
@@ -92,10 +94,11 @@ class DenseGroup:
         if self.may_be_large:
             granted = threads.acquire(threads.worth(limit, self._nbytes), self._nbytes)
         try:
-            kernel, part = self._planned(granted, after_norms=factors is not None)
+            work = granted, factors is not None
+            kernel, part = self._work.get(work) or self._planned(*work)
             kernel(
                 table,
-                self._own(bound.addresses),
+                addresses,
                 part.pieces,
                 part.bins,
                 scales,
@@ -105,7 +108,8 @@ class DenseGroup:
                 self._momentum,
             )
         finally:
-            threads.release(granted)
+            if granted > 1:
+                threads.release(granted)
         for entry, copy in copies:
             entry.canonical[...] = copy
 
@@ -129,9 +133,6 @@ class DenseGroup:
         After a pass over the gradients the update runs backwards, so that it begins with what that
         pass has left in the cache.
         """
-        known = self._work.get((bins, after_norms))
-        if known is not None:
-            return known
         form = self._form
         kernel = loader.update_dense(self.precision, form.centered, form.has_momentum, bins > 1)
         part = cut_evenly(self._sizes, self._table[:, dense.VARIABLE], self._itemsize, bins)

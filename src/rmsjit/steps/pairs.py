@@ -34,24 +34,24 @@ def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[An
         return (), ()
     kinds = {*map(type, pairs)}
     if kinds <= _PAIR_KINDS or all(issubclass(kind, (tuple, list)) for kind in kinds):
-        try:
-            gradients, variables = zip(*pairs, strict=True)
-        except ValueError:
-            pass
-        else:
-            return gradients, variables
+        # Pairs all of them, if they are two each on average and zip, which stops at the shortest,
+        # gives two; its own check takes longer.
+        columns = tuple(zip(*pairs))  # noqa: B905
+        if len(columns) == 2 and sum(map(len, pairs)) == 2 * len(pairs):
+            return columns
     raise _malformed(pairs)
 
 
 def _listed(grads_and_vars: Iterable[Any]) -> list[Any]:
     try:
-        iterator = iter(grads_and_vars)
+        return list(grads_and_vars)
     except TypeError:
+        if hasattr(grads_and_vars, "__iter__"):
+            raise  # by what it iterates over
         raise TypeError(
             f"grads_and_vars must be an iterable of (gradient, variable) pairs, "
             f"got {type(grads_and_vars).__name__}"
         ) from None
-    return list(iterator)
 
 
 def _malformed(pairs: list[Any]) -> TypeError:
