@@ -1,9 +1,9 @@
 """The sparse driver: the rule over the rows of a table that a gradient names.
 
 A gradient is `values`, a row for each of `indices`, where an index may come several times.  First
-`find_rows` chains the occurrences of every row, in their order; then `update_rows` sums each chain
-and applies the rule once.  A row belongs to one thread, so there is nothing to lock, and the sums
-do not depend on the number of threads.
+`find_rows` brings the occurrences of every row together, in their order; then `update_rows` sums
+them and applies the rule once.  A row belongs to one thread, so there is nothing to lock, and the
+sums do not depend on the number of threads.
 
 Rows that a gradient does not name can be brought up to date later, by `catch_up_rows`: with a zero
 gradient the averages and the momentum only shrink by the factors of the steps that were missed,
@@ -18,7 +18,6 @@ from rmsjit.kernels.memory import prefetch_to_write, view
 from rmsjit.kernels.rule import RULE_FLAGS, read_numbers, update_element
 from rmsjit.kernels.scalars import at_most, bounded_sum, clip, load, scale, store
 
-NO_ROW = -1
 DECAY, CARRY, DRIFT = range(3)  # the rows of `lapses`
 _CACHE_LINE = 64
 _ROWS_AHEAD = 8  # far enough for memory to answer, near enough for the lines to be there still
@@ -51,19 +50,21 @@ def first_outside(indices, rows):
     return -1
 
 
-def find_rows(indices, last, firsts, following):
-    """Chain the occurrences of each row.
+def find_rows(indices, numbers, starts, order):
+    """Sort the occurrences of each row together, in their order, by a count of them.
 
     Parameters
     ----------
     indices : int64 array, shape (n,)
         All of them rows of the table.
-    last : int32 array, shape (rows,)
-        All zeros, on return as well.  Meanwhile the last occurrence of each row, counted from 1.
-    firsts : int32 array, shape (n,)
-        Filled with the first occurrence of each row that is named, in order of these.
-    following : int32 array, shape (n,)
-        Filled with the next occurrence of the same row, or NO_ROW.
+    numbers : int32 array, shape (rows,)
+        All zeros, on return as well.  Meanwhile the number of each row that is named, from 1 in
+        order of first occurrence.
+    starts : int32 array, shape (n + 1,)
+        Filled with the place in `order` where the occurrences of each of these rows start, and
+        their end.
+    order : int32 array, shape (n,)
+        Filled with the occurrences.
 
     Returns
     -------
@@ -71,67 +72,67 @@ def find_rows(indices, last, firsts, following):
         How many rows are named.
     """
     count = 0
-    start = last.ctypes.data
+    first = numbers.ctypes.data
     for k in range(len(indices)):
         if k + _INDICES_AHEAD < len(indices):
-            prefetch_to_write(start + indices[k + _INDICES_AHEAD] * last.itemsize)
-        row = indices[k]
-        previous = last[row]
-        last[row] = k + 1
-        following[k] = NO_ROW
-        if previous == 0:
-            firsts[count] = k
+            prefetch_to_write(first + indices[k + _INDICES_AHEAD] * numbers.itemsize)
+        number = numbers[indices[k]]
+        if number == 0:
             count += 1
-        else:
-            following[previous - 1] = k
-    for u in range(count):
-        last[indices[firsts[u]]] = 0
+            number = count
+            numbers[indices[k]] = number
+            starts[number] = 0
+        starts[number] += 1
+    end = 0
+    for number in range(1, count + 1):  # now the ends, from which they are filled backwards
+        end += starts[number]
+        starts[number] = end
+    for k in range(len(indices) - 1, -1, -1):
+        if k >= _INDICES_AHEAD:
+            prefetch_to_write(first + indices[k - _INDICES_AHEAD] * numbers.itemsize)
+        number = numbers[indices[k]]
+        place = starts[number] - 1
+        starts[number] = place
+        order[place] = k
+    for number in range(count):
+        starts[number] = starts[number + 1]
+        numbers[indices[order[starts[number]]]] = 0
+    starts[count] = len(indices)
     return count
 
 
 @njit(**RULE_FLAGS, forceinline=True)
-def _cut(firsts, following, count, cuts):
-    """Write to `cuts` where bins of about equal work start among the `firsts`, and their end."""
+def _cut(starts, count, cuts):
+    """Write to `cuts` where bins of about equal work start among the rows, and their end."""
     bins = len(cuts) - 1
-    cuts[0], cuts[bins] = 0, count
-    if bins == 1:
-        return
-    total = len(following) + _ROW_COST * count
-    done, reached = 0, 0
-    for u in range(count):
-        while reached + 1 < bins and done >= total * (reached + 1) // bins:
-            reached += 1
-            cuts[reached] = u
-        done += _ROW_COST
-        k = firsts[u]
-        while k != NO_ROW:
-            done += 1
-            k = following[k]
-    for rest in range(reached + 1, bins):
-        cuts[rest] = count
+    total = starts[count] + _ROW_COST * count
+    for b in range(bins + 1):
+        low, high = 0, count
+        while low < high:
+            middle = (low + high) // 2
+            if (starts[middle] + _ROW_COST * middle) * bins < total * b:
+                low = middle + 1
+            else:
+                high = middle
+        cuts[b] = low
 
 
 @njit(**RULE_FLAGS, forceinline=True)
-def _sum_occurrences(total, values, k, following, factor, h, sample):
-    """Write to `total` the sum of the clipped rows of `values` from occurrence `k` on."""
+def _sum_occurrences(total, values, order, start, stop, last, factor, h, sample):
+    """Write to `total` the sum of the clipped rows of `values` that `order` names."""
     width = len(total)
-    row = view(values, 0, 0, k * width, width, sample)
-    for i in range(width):
-        total[i] = scale(clip(load(row, i), h.clipvalue), factor)
-    k = following[k]
-    ahead = k
-    for _ in range(_OCCURRENCES_AHEAD):
-        if ahead != NO_ROW:
-            ahead = following[ahead]
-    while k != NO_ROW:
-        if ahead != NO_ROW:
+    for p in range(start, stop):
+        if p + _OCCURRENCES_AHEAD < last:
+            ahead = order[p + _OCCURRENCES_AHEAD]
             _prefetch_row(values, 0, ahead, width * sample.itemsize)
-            ahead = following[ahead]
-        row = view(values, 0, 0, k * width, width, sample)
-        for i in range(width):
-            more = scale(clip(load(row, i), h.clipvalue), factor)
-            total[i] = bounded_sum(total[i], more, h.largest)
-        k = following[k]
+        row = view(values, 0, 0, order[p] * width, width, sample)
+        if p == start:
+            for i in range(width):
+                total[i] = scale(clip(load(row, i), h.clipvalue), factor)
+        else:
+            for i in range(width):
+                more = scale(clip(load(row, i), h.clipvalue), factor)
+                total[i] = bounded_sum(total[i], more, h.largest)
 
 
 @njit(**RULE_FLAGS, forceinline=True)
@@ -159,8 +160,8 @@ def update_rows(
     table,
     values,
     indices,
-    firsts,
-    following,
+    starts,
+    order,
     count,
     width,
     cuts,
@@ -182,7 +183,7 @@ def update_rows(
         Addresses of the table and its slots.
     values : int64 array, shape (1, 1)
         Address of the rows of the gradient.
-    indices, firsts, following, count
+    indices, starts, order, count
         As `find_rows` takes and leaves them.
     width : int
         Elements of a row.
@@ -203,23 +204,25 @@ def update_rows(
     now : int
         The number of this step, for the clock.
     """
-    _cut(firsts, following, count, cuts)
+    _cut(starts, count, cuts)
     nbytes = width * sample.itemsize
     for b in prange(len(cuts) - 1):
         h = read_numbers(numbers)
         total = totals[b, :width]
         end = cuts[b + 1]
+        last = starts[end]
         for u in range(cuts[b], end):
             if u + _ROWS_AHEAD < end:
-                ahead = indices[firsts[u + _ROWS_AHEAD]]
+                ahead = indices[order[starts[u + _ROWS_AHEAD]]]
                 _prefetch_row(table, VARIABLE, ahead, nbytes)
                 _prefetch_row(table, RMS, ahead, nbytes)
                 _prefetch_row(table, mg, ahead, nbytes)
                 _prefetch_row(table, momentum, ahead, nbytes)
                 if clock is not None:
                     prefetch_to_write(clock.ctypes.data + ahead * clock.itemsize)
-            row = indices[firsts[u]]
-            _sum_occurrences(total, values, firsts[u], following, factor[0], h, sample)
+            row = indices[order[starts[u]]]
+            start, stop = starts[u], starts[u + 1]
+            _sum_occurrences(total, values, order, start, stop, last, factor[0], h, sample)
             variable = view(table, 0, VARIABLE, row * width, width, sample)
             rms_view = view(table, 0, RMS, row * width, width, sample)
             mg_view = view(table, 0, mg, row * width, width, sample)

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.kernels import dense
-from rmsjit.kernels.rows import NO_ROW
 from rmsjit.kernels.rule import RuleNumbers
 from rmsjit.state.dtypes import Precision
 
@@ -68,8 +67,8 @@ def update_rows(
         _table(state),
         np.array([[_address(g)]]),
         np.array([2, 0, 2]),
-        np.array([0, 1, 0], np.int32),
-        np.array([2, NO_ROW, NO_ROW], np.int32),
+        np.array([0, 2, 3], np.int32),
+        np.array([0, 2, 1], np.int32),
         2,
         width,
         np.empty(3, np.int64),
@@ -139,14 +138,14 @@ def first_outside(kernel: Kernel) -> bool:
 
 
 def find_rows(kernel: Kernel) -> bool:
-    last = np.zeros(4, np.int32)
-    firsts, following = np.empty((2, 5), np.int32)
-    count = _called(kernel, np.array([3, 1, 3, 0, 3]), last, firsts, following)
+    numbers = np.zeros(4, np.int32)
+    order, starts = np.empty(5, np.int32), np.empty(6, np.int32)
+    count = _called(kernel, np.array([3, 1, 3, 0, 3]), numbers, starts, order)
     return (
         count == 3
-        and not last.any()
-        and firsts[:3].tolist() == [0, 1, 3]
-        and following.tolist() == [2, NO_ROW, 4, NO_ROW, NO_ROW]
+        and not numbers.any()
+        and starts[:4].tolist() == [0, 3, 4, 5]
+        and order.tolist() == [0, 2, 4, 1, 3]
     )
 
 

@@ -16,7 +16,7 @@ class Occurrences(NamedTuple):
     values : ndarray, shape (n, width)
         Contiguous, in the dtype of the table.
     indices : int64 array, shape (n,)
-    firsts, following : int32 array, shape (n,)
+    starts, order : int32 array, shape (n + 1,) and (n,)
         See `rmsjit.kernels.rows.find_rows`.
     distinct : int
         The number of different rows.
@@ -24,14 +24,14 @@ class Occurrences(NamedTuple):
 
     values: NDArray[Any]
     indices: NDArray[np.int64]
-    firsts: NDArray[np.int32]
-    following: NDArray[np.int32]
+    starts: NDArray[np.int32]
+    order: NDArray[np.int32]
     distinct: int
 
     @property
     def rows(self) -> NDArray[np.int64]:
         """Every row that is named, once, in the order of first occurrence."""
-        return self.indices[self.firsts[: self.distinct]]
+        return self.indices[self.order[self.starts[: self.distinct]]]
 
 
 class BoundStep:

@@ -166,8 +166,8 @@ class SparseGroup:
                 table,
                 np.array([[address_of(occurrences.values)]]),
                 occurrences.indices,
-                occurrences.firsts,
-                occurrences.following,
+                occurrences.starts,
+                occurrences.order,
                 occurrences.distinct,
                 self._width,
                 np.empty(granted + 1, np.int64),
@@ -244,10 +244,9 @@ class SparseGroup:
 def _found(
     values: NDArray[Any], indices: NDArray[np.int64], scratch: NDArray[np.int32]
 ) -> Occurrences:
-    firsts = np.empty(len(indices), np.int32)
-    following = np.empty(len(indices), np.int32)
-    distinct = loader.find_rows()(indices, scratch, firsts, following)
-    return Occurrences(values, indices, firsts, following, distinct)
+    order, starts = np.empty(len(indices), np.int32), np.empty(len(indices) + 1, np.int32)
+    distinct = loader.find_rows()(indices, scratch, starts, order)
+    return Occurrences(values, indices, starts, order, distinct)
 
 
 def _total_dtype(precision: Precision) -> str:
