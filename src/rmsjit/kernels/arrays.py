@@ -45,46 +45,51 @@ NOT_READABLE = 0  # in place of an address
 NOT_AS_EXPECTED = -1
 
 
-@njit(**RULE_FLAGS)
+@njit(**RULE_FLAGS, forceinline=True)
 def _words(address, count, sample):
     return carray(pointer_to(address, sample), count)
 
 
-@njit(**RULE_FLAGS)
-def _as_expected(header, expected, sample):
-    if header[_DTYPE] != expected[DTYPE]:
+# The helpers take whole arrays and a position: a slice would count references, which takes longer
+# than all that they do.
+
+
+@njit(**RULE_FLAGS, forceinline=True)
+def _as_expected(header, expected, k):
+    if header[_DTYPE] != expected[k, DTYPE]:
         return False
-    if (header[_NDIM] & 0xFFFFFFFF) != expected[NDIM]:
+    if (header[_NDIM] & 0xFFFFFFFF) != expected[k, NDIM]:
         return False
-    if (header[_FLAGS] & expected[FLAGS]) != expected[FLAGS]:
+    if (header[_FLAGS] & expected[k, FLAGS]) != expected[k, FLAGS]:
         return False
-    dimensions = _words(header[_DIMENSIONS], expected[NDIM], sample)
-    for axis in range(expected[NDIM]):
-        if dimensions[axis] != expected[FIRST_DIMENSION + axis]:
+    dimensions = _words(header[_DIMENSIONS], expected[k, NDIM], expected)
+    for axis in range(expected[k, NDIM]):
+        if dimensions[axis] != expected[k, FIRST_DIMENSION + axis]:
             return False
     return True
 
 
-@njit(**RULE_FLAGS)
-def _last_not_above(starts, address):
-    """The position of the last of the sorted `starts` that is at most `address`, or -1."""
-    low, high = 0, len(starts)
+@njit(**RULE_FLAGS, forceinline=True)
+def _last_not_above(written, address):
+    """The position of the last span that starts at `address` or before it, or -1."""
+    low, high = 0, written.shape[1]
     while low < high:
         middle = (low + high) // 2
-        if starts[middle] <= address:
+        if written[0, middle] <= address:
             low = middle + 1
         else:
             high = middle
     return low - 1
 
 
-@njit(**RULE_FLAGS)
-def _clear_of_writes(start, size, own, written):
+@njit(**RULE_FLAGS, forceinline=True)
+def _clear_of_writes(start, expected, k, written):
     """Whether reading this memory is safe while `written` is written.
 
     That is so where it meets none of its spans, or is exactly the memory of its own variable.
     """
-    last = _last_not_above(written[0], start + size - 1)
+    size, own = expected[k, NBYTES], expected[k, OWNER_MEMORY]
+    last = _last_not_above(written, start + size - 1)
     if last < 0 or written[1, last] <= start or size == 0:
         return True
     return written[0, last] == start and start == own and written[1, last] == start + size
@@ -126,16 +131,14 @@ def read_step(gradients, variables, expected, written, addresses):
         owner = _words(expected[k, OWNER], _HEADER_WORDS, expected)
         if owner[_DATA] != expected[k, OWNER_DATA] or not owner[_FLAGS] & WRITEABLE:
             return NOT_AS_EXPECTED
-        if not _as_expected(owner, expected[k], expected):
+        if not _as_expected(owner, expected, k):
             return NOT_AS_EXPECTED
         if expected[k, READING] == NAMED_ROWS:
             continue
         if (
             expected[k, READING] == IN_PLACE
-            and _as_expected(header, expected[k], expected)
-            and _clear_of_writes(
-                header[_DATA], expected[k, NBYTES], expected[k, OWNER_MEMORY], written
-            )
+            and _as_expected(header, expected, k)
+            and _clear_of_writes(header[_DATA], expected, k, written)
         ):
             addresses[k, 0] = header[_DATA]
         else:

@@ -34,11 +34,10 @@ def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[An
         return (), ()
     kinds = {*map(type, pairs)}
     if kinds <= _PAIR_KINDS or all(issubclass(kind, (tuple, list)) for kind in kinds):
-        # Pairs all of them, if they are two each on average and zip, which stops at the shortest,
-        # gives two; its own check takes longer.
-        columns = tuple(zip(*pairs))  # noqa: B905
-        if len(columns) == 2 and sum(map(len, pairs)) == 2 * len(pairs):
-            return columns
+        try:  # quicker than zip for many pairs
+            return tuple([g for g, _ in pairs]), tuple([v for _, v in pairs])
+        except ValueError:
+            pass
     raise _malformed(pairs)
 
 
