@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and write RESULTS.md and results.png."""
     arguments = parser().parse_args(argv)
     if arguments.load:
-        results = Results.load(arguments.load)
+        results = Results.pooled([Results.load(path) for path in arguments.load])
     else:
         results = measure(arguments)
     if arguments.save:
@@ -61,7 +61,13 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="of results")
     add("--date", default=datetime.date.today().isoformat(), help="that the results bear")
     add("--save", type=Path, metavar="FILE", help="write every sample as JSON, too")
-    add("--load", type=Path, metavar="FILE", help="measure nothing, report what --save wrote")
+    add(
+        "--load",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing, report what --save wrote, of several runs together",
+    )
     add("--list", action=_ListCases, nargs=0, help="list the cases and end")
     add(
         "--python",
@@ -94,7 +100,7 @@ def _assignment(text: str) -> tuple[str, str]:
 
 def measure(arguments: argparse.Namespace) -> Results:
     """Run every chosen case on every chosen peer."""
-    settings = {"rounds": arguments.rounds, "threads": arguments.threads}
+    settings = {"rounds": arguments.rounds, "runs": 1, "threads": arguments.threads}
     results = Results(arguments.date, machine.description(arguments.threads), settings)
     cases = [case for case in CASES if _chosen(case.name, arguments.cases)]
     peers = start_peers(arguments, results)

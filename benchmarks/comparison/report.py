@@ -9,9 +9,10 @@ from benchmarks.comparison.results import Figures, Results
 _HEAD = """# rmsjit beside other libraries
 
 Written by `python -m benchmarks.compare`; benchmarks/README.md says how it measures. Times are
-medians of {rounds} interleaved rounds with the quartiles behind them; every peer ran in a process
-of its own, on {threads} threads. "x rmsjit" is the median by that of rmsjit, so 5.0 means five
-times as slow. GB/s counts what a fused step must read and write, whatever a peer really moves.
+medians of {rounds} interleaved rounds in {runs} runs, with the quartiles behind them; in each run
+every peer had a fresh process of its own, on {threads} threads. "x rmsjit" is the median by that of
+rmsjit, so 5.0 means five times as slow. GB/s counts what a fused step must read and write, whatever
+a peer really moves.
 """
 
 

@@ -1,6 +1,7 @@
 """The figures of a comparison, and reading them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,27 @@ class Results:
             for case, methods in fields["figures"].items()
         }
         return cls(**fields)
+
+    @classmethod
+    def pooled(cls, several: Sequence["Results"]) -> "Results":
+        """All samples of several runs, which must have been of the same machine and versions.
+
+        Where the memory of a process lies is luck that its samples have in common, so runs with
+        processes of their own say more than as many rounds of one.
+        """
+        first, *others = several
+        for other in others:
+            if (other.machine, other.versions) != (first.machine, first.versions):
+                raise ValueError("the runs are of different machines or versions")
+            for case, methods in other.figures.items():
+                for name, figures in methods.items():
+                    mine = first.figures.setdefault(case, {}).setdefault(
+                        name, Figures([], figures.nbytes)
+                    )
+                    mine.seconds.extend(figures.seconds)
+        first.settings["rounds"] = sum(results.settings["rounds"] for results in several)
+        first.settings["runs"] = len(several)
+        return first
 
     def find(self, key: tuple[str, str]) -> Figures | None:
         """The figures of a case and method."""
