@@ -115,7 +115,9 @@ class Optimizer:
         self._stepper.build(list(var_list))
 
     def sync(self, var: Any = None, indices: Any = None) -> None:
-        """Bring rows of a table up to date before they are read (``sparse="exact"``).
+        """Bring rows of a table up to date before they are read or set (``sparse="exact"``).
+
+        A row that is overwritten without it still gets what it had missed, at its next step.
 
         Parameters
         ----------

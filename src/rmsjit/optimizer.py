@@ -182,7 +182,8 @@ class RMSprop(WeightedOptimizer):
         ----------
         grads_and_vars : iterable of (gradient, variable)
             A variable is a writeable array or a `Variable`; its gradient an array, a `Variable`
-            or a nested list of its shape, or None, which leaves the variable as it is.
+            or a nested list of its shape, an `IndexedSlices` of some of its rows, or None, which
+            leaves the variable as it is.
             The same variable may come twice: the updates apply one after the other.
         name : str, optional
             Accepted for compatibility; there is no graph in which the step could have a name.
