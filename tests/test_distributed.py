@@ -112,6 +112,14 @@ def test_rank_that_fails_ends_the_job():
     assert "ValueError: out of data" in process.stderr
 
 
+def test_one_rank_of_a_machine_compiles(tmp_path):
+    process = launch(2, FOLDER / "compiling.py", timeout=SECONDS, RMSJIT_CACHE_DIR=str(tmp_path))
+    assert process.returncode == 0, process.stderr[-3000:]
+    compiled = dict(line.split(": ") for line in process.stdout.splitlines())
+    assert int(compiled["0"]) > 0
+    assert compiled["1"] == "0"
+
+
 def test_info_shows_every_rank_once():
     process = launch(2, "-m", "rmsjit", "info", timeout=60, SLURM_CPUS_PER_TASK="1")
     assert process.returncode == 0, process.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,15 +36,16 @@ class Node:
         sharing = sum(bool(mask & masks[self.comm.rank]) for mask in masks)
         self.threads = min(processors.thread_limit(), thread_share(sharing))
 
-    def compile_first(self, kernels: Kernels) -> None:
-        """Have the first rank of the machine compile kernels, and the others load them.
+    def compile_first(self, load: Callable[[], None]) -> None:
+        """Have the first rank of the machine compile what `load` loads, before the others do.
 
-        Ranks may compile the same kernel at once without harm, but each would take the time.
+        Collective.  Ranks may compile the same kernel at once without harm, but each would take
+        the time.
         """
         if self.comm.rank != 0:
             self.comm.Barrier()
         try:
-            kernels.load()
+            load()
         finally:
             if self.comm.rank == 0:
                 self.comm.Barrier()
@@ -60,6 +62,14 @@ def _affinity_mask() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
+
+
+def load_readers() -> None:
+    """Compile, or load from the cache, what reads gradients: before ranks agree on anything."""
+    from rmsjit.kernels import loader
+
+    for reader in (loader.read_step, loader.copy_parts, loader.first_outside, loader.find_rows):
+        reader()
 
 
 @dataclass(frozen=True)
@@ -87,12 +97,8 @@ class Kernels:
         from rmsjit.kernels import loader
 
         slots = self.form.centered, self.form.has_momentum
-        loader.read_step()
         for precision, parallel in self.dense.items():
             loader.update_dense(precision, *slots, parallel)
-        if self.sparse:
-            loader.find_rows()
-            loader.first_outside()
         for precision, parallel in self.sparse.items():
             loader.update_rows(precision, *slots, self.exact, parallel)
         for precision, parallel in {**self.sparse, **self.dense}.items():
@@ -102,12 +108,13 @@ class Kernels:
 
 def kernels_of(incoming: Incoming, form: Form, exact: bool, norms: bool, threads: int) -> Kernels:
     """The kernels that steps of a list of variables need, as far as sizes tell."""
-    from rmsjit.runtime.threads import worth
+    from rmsjit.runtime.threads import may_pay
 
     sizes: dict[Precision, int] = {}
     for k in incoming.dense:
         precision = incoming.precisions[k]
-        sizes[precision] = sizes.get(precision, 0) + incoming.arrays[k].nbytes
-    large = {p: worth(threads, size) > 1 for p, size in sizes.items()}
+        written = incoming.arrays[k].nbytes * (1 + len(form.slots))
+        sizes[precision] = sizes.get(precision, 0) + written
+    large = {p: may_pay(threads, size) for p, size in sizes.items()}
     tables = {incoming.precisions[k]: False for k in incoming.sparse}
     return Kernels(large, tables, form, exact, norms)

@@ -161,7 +161,7 @@ class Session:
         kernels = kernels_of(
             incoming, stepper.store.form, stepper.exact, norms, stepper.num_threads
         )
-        self._node.compile_first(kernels)
+        self._node.compile_first(kernels.load)
         error = None
         try:
             stepper.sync()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rmsjit.clipping import Clipping
 from rmsjit.distributed.agreement import all_well
 from rmsjit.distributed.comm import broadcast, load_mpi
-from rmsjit.distributed.node import Node
+from rmsjit.distributed.node import Node, load_readers
 from rmsjit.distributed.session import Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
 from rmsjit.distributed.sharded_state import gathered_store
@@ -109,6 +109,7 @@ class MPIStrategy:
         self.size: int = self._comm.size
         self._node = Node(self._comm)
         self.threads = self._node.threads
+        self._node.compile_first(load_readers)
         self._sessions: WeakKeyDictionary[Stepper, Session] = WeakKeyDictionary()
 
     @property

@@ -16,7 +16,16 @@ from rmsjit.runtime import forks, layers
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.warning import warn
 
-__all__ = ["acquire", "prepare", "release", "thread_limit", "threading_layer", "trial", "worth"]
+__all__ = [
+    "acquire",
+    "may_pay",
+    "prepare",
+    "release",
+    "thread_limit",
+    "threading_layer",
+    "trial",
+    "worth",
+]
 
 # What one thread moves in the time that it takes to start the others, and to start them after a
 # pause, in which they have gone to sleep and their caches cold.
@@ -46,11 +55,16 @@ def threading_layer() -> str:
 def worth(limit: int, nbytes: float) -> int:
     """How many threads to use for work that moves `nbytes`: `limit`, or one."""
     global _last_use
-    if not _pays(limit, nbytes, LAUNCH_BYTES):
+    if not may_pay(limit, nbytes):
         return 1
     now = time.perf_counter()
     awake, _last_use = now - _last_use < _PAUSE, now
     return limit if awake or _pays(limit, nbytes, IDLE_LAUNCH_BYTES) else 1
+
+
+def may_pay(limit: int, nbytes: float) -> bool:
+    """Whether threads that are awake save time in work that moves `nbytes`."""
+    return _pays(limit, nbytes, LAUNCH_BYTES)
 
 
 def _pays(limit: int, nbytes: float, launch_bytes: int) -> bool:
@@ -94,7 +108,7 @@ def prepare(limit: int, nbytes: float) -> None:
 
     Called before anything is written, since a warning may be an error.
     """
-    if (_layer is None or _serial_because) and _pays(limit, nbytes, LAUNCH_BYTES):
+    if (_layer is None or _serial_because) and may_pay(limit, nbytes):
         _start_or_refuse()
         if _serial_because:
             _warn_once()
