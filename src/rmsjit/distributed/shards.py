@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from rmsjit.distributed.incoming import Incoming
 from rmsjit.state.layout import Key, Layout, is_dense
-
-_LINE = 64
+from rmsjit.state.placement import CACHE_LINE
 
 
 class Cut(NamedTuple):
@@ -88,7 +87,7 @@ class Shards:
                 flat.setdefault(incoming.precisions[k].name, []).append(k)
         for positions in flat.values():
             sizes = [incoming.arrays[k].size for k in positions]
-            unit = max(1, _LINE // incoming.arrays[positions[0]].itemsize)
+            unit = max(1, CACHE_LINE // incoming.arrays[positions[0]].itemsize)
             for k, bounds in zip(positions, _end_to_end(sizes, self._ranks, unit), strict=True):
                 new[incoming.keys[k]] = Cut(False, bounds)
         cuts = {**self.cuts, **new}

@@ -9,6 +9,8 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic, overload
 
+CACHE_LINE = 64  # bytes
+
 
 @intrinsic
 def pointer_to(typing_context, address, sample):

@@ -13,13 +13,12 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from rmsjit.kernels.memory import emit_prefetch, view
+from rmsjit.kernels.memory import CACHE_LINE, emit_prefetch, view
 from rmsjit.kernels.rule import RULE_FLAGS
 from rmsjit.kernels.scalars import BFLOAT16_BITS, FLOAT16_BITS, clip, load
 
 NORM_PIECE = 8192  # elements: long enough to hide the call, short enough to share out evenly
 LANES = 32
-_LINE = 64  # bytes
 _AHEAD = 8192  # bytes; the processor's own prefetching stays closer, and waits for memory
 _WIDTH = 8  # elements of a vector; LANES / _WIDTH of them hide the latency of the addition
 _FLOATS = ir.VectorType(ir.FloatType(), _WIDTH)
@@ -116,7 +115,7 @@ def _sum_groups(typing_context, gradient, groups, bound):
             index = args[1].type
             position = builder.add(builder.mul(loop.index, index(vectors)), index(number))
             pointer = builder.gep(data, [position])
-            if number * nbytes % _LINE == 0:
+            if number * nbytes % CACHE_LINE == 0:
                 emit_prefetch(builder, builder.gep(pointer, [index(_AHEAD // nbytes)]), write=0)
             vector = builder.load(pointer, align=dtype.bitwidth // 8)
             vector = _widened(builder, vector, dtype)

@@ -14,12 +14,11 @@ import numpy as np
 from numba import njit, prange
 
 from rmsjit.kernels.dense import RMS, VARIABLE
-from rmsjit.kernels.memory import prefetch_to_write, view
+from rmsjit.kernels.memory import CACHE_LINE, prefetch_to_write, view
 from rmsjit.kernels.rule import RULE_FLAGS, read_numbers, update_element
 from rmsjit.kernels.scalars import at_most, bounded_sum, clip, load, scale, store
 
 DECAY, CARRY, DRIFT = range(3)  # the rows of `lapses`
-_CACHE_LINE = 64
 _ROWS_AHEAD = 8  # far enough for memory to answer, near enough for the lines to be there still
 _OCCURRENCES_AHEAD = 8
 _INDICES_AHEAD = 96
@@ -30,10 +29,10 @@ _ROW_COST = 3  # of updating a row, in reads of a gradient's row
 def _prefetch_row(table, column, row, nbytes):
     if column is not None:
         start = table[0, column] + row * nbytes
-        line = start - start % _CACHE_LINE  # a row may straddle one line more than it fills
+        line = start - start % CACHE_LINE  # a row may straddle one line more than it fills
         while line < start + nbytes:
             prefetch_to_write(line)
-            line += _CACHE_LINE
+            line += CACHE_LINE
 
 
 def first_outside(indices, rows):

@@ -47,8 +47,7 @@ class NormPass:
         self._nbytes = int(sizes.sum()) * np.dtype(precision.storage).itemsize
         self._sample = np.empty(0, precision.real)
         self._partitions: dict[int, Partition] = {}
-        self._clipvalue = math.inf
-        self._clipping = np.array([math.inf], precision.computing)
+        self._bound = math.inf, np.array([math.inf], precision.computing)
 
     def norms(self, addresses: NDArray[np.int64], clipvalue: float, limit: int) -> Norms:
         """Read the gradients once.
@@ -70,7 +69,7 @@ class NormPass:
                 addresses,
                 part.pieces,
                 part.bins,
-                self._bound(clipvalue),
+                self._bound_array(clipvalue),
                 self._sample,
                 np.empty((2, len(part.pieces))),
                 totals,
@@ -79,12 +78,13 @@ class NormPass:
             threads.release(granted)
         return Norms(totals[0], totals[1] == 0)
 
-    def _bound(self, clipvalue: float) -> NDArray[Any]:
-        if clipvalue != self._clipvalue:
-            self._clipvalue = clipvalue
+    def _bound_array(self, clipvalue: float) -> NDArray[Any]:
+        last, array = self._bound  # one read, since other threads may step at once
+        if clipvalue != last:
             with np.errstate(over="ignore"):  # a bound beyond the dtype bounds nothing
-                self._clipping = np.array([clipvalue], self._precision.computing)
-        return self._clipping
+                array = np.array([clipvalue], self._precision.computing)
+            self._bound = clipvalue, array
+        return array
 
     def _partition(self, bins: int) -> Partition:
         """Pieces of a fixed length, which no number of threads changes."""

@@ -100,7 +100,7 @@ class SparseGroup:
 
     def bytes_of(self, bound: BoundStep) -> int:
         """The bytes that an update could write in order in the time that it takes."""
-        return self._bytes_of(bound.occurrences[self.position].distinct)
+        return self._moved_by(bound.occurrences[self.position].distinct)
 
     def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
         """Norm and finiteness of the values as they were given."""
@@ -230,10 +230,10 @@ class SparseGroup:
 
     def _acquire(self, rows: int, limit: int) -> int:
         """Leave for a launch over a number of rows."""
-        nbytes = self._bytes_of(rows)
+        nbytes = self._moved_by(rows)
         return threads.acquire(threads.worth(limit, nbytes), nbytes)
 
-    def _bytes_of(self, rows: int) -> int:
+    def _moved_by(self, rows: int) -> int:
         return _AT_RANDOM * rows * self._width * self._itemsize * len(self._arrays)
 
     def _table_of(self, arrays: list[NDArray[Any]]) -> NDArray[np.int64]:
