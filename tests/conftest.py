@@ -48,3 +48,32 @@ def threads_started():
     from rmsjit.runtime import threads
 
     threads.threading_layer()
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Whether each update, dense or sparse, that is loaded from now on runs on threads."""
+    from rmsjit.kernels import loader
+
+    parallel = []
+
+    def noting(load):
+        def noting_load(*arguments):
+            parallel.append(arguments[-1])
+            return load(*arguments)
+
+        return noting_load
+
+    for name in ("update_dense", "update_rows"):
+        monkeypatch.setattr(loader, name, noting(getattr(loader, name)))
+    return parallel
+
+
+@pytest.fixture
+def always_parallel(monkeypatch, loaded):
+    """Threads for work of any size; what was loaded."""
+    from rmsjit.runtime import threads
+
+    monkeypatch.setattr(threads, "LAUNCH_BYTES", 0)
+    monkeypatch.setattr(threads, "IDLE_LAUNCH_BYTES", 0)
+    return loaded

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 import rmsjit
@@ -65,6 +66,10 @@ KERAS = [Form("keras", centered, momentum) for centered in (False, True) for mom
 TRAIN = [Form("train", centered, momentum) for centered in (False, True) for momentum in (0, 0.9)]
 FORMS = KERAS + TRAIN
 BOTH = Form("keras", True, 0.9)  # every slot there is
+
+every_form = pytest.mark.parametrize("form", FORMS, ids=str)
+every_slot_set = pytest.mark.parametrize("form", KERAS, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 def computing(dtype):

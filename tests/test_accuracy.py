@@ -23,7 +23,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from strategies import COMPLEX, DTYPES, HALF
+from strategies import COMPLEX, HALF, every_dtype
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "docs" / "make_accuracy.py"
 
@@ -48,7 +48,6 @@ BOUNDS = {
 }
 DRIFT = dict.fromkeys(HALF, 4) | dict.fromkeys(SINGLE, 5) | dict.fromkeys(COMPLEX, 9)
 
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 every_variant = pytest.mark.parametrize("variant", script.VARIANTS, ids=str)
 
 

@@ -23,9 +23,10 @@ from strategies import (
     BOTH,
     COMPLEX,
     DTYPES,
-    FORMS,
     REAL,
     TRAIN,
+    every_dtype,
+    every_form,
     random_array,
     same_bits,
     slots_of,
@@ -33,8 +34,6 @@ from strategies import (
 )
 from test_accuracy import BOUNDS, script, worst
 
-every_form = pytest.mark.parametrize("form", FORMS, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
 real_dtypes = pytest.mark.parametrize("dtype", REAL)
 STEPS = 20
 

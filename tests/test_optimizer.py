@@ -16,18 +16,17 @@ from strategies import (
     BOTH,
     COMPLEX,
     DTYPES,
-    FORMS,
     KERAS,
     REAL,
     TRAIN,
     checked_step,
     computing,
+    every_form,
     random_array,
     same_bits,
     state_of,
 )
 
-every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 PLAIN = KERAS[0]
 
 

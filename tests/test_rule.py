@@ -21,6 +21,9 @@ from strategies import (
     assert_close,
     checked_step,
     computing,
+    every_dtype,
+    every_form,
+    every_slot_set,
     random_array,
     same_bits,
     seeds,
@@ -29,37 +32,8 @@ from strategies import (
     state_of,
 )
 
-every_form = pytest.mark.parametrize("form", FORMS, ids=str)
-every_slot_set = pytest.mark.parametrize("form", KERAS, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-
 # Pieces of norms have 8,192 elements; vectors and lines at most 64 bytes.
 LONG_SIZES = (4095, 8191, 8192, 8193, 16385)
-
-
-@pytest.fixture
-def loaded(monkeypatch):
-    """Whether each kernel that is loaded from now on runs on threads."""
-    from rmsjit.steps import dense_group
-
-    load, parallel = dense_group.loader.update_dense, []
-
-    def noting_load(*arguments):
-        parallel.append(arguments[-1])
-        return load(*arguments)
-
-    monkeypatch.setattr(dense_group.loader, "update_dense", noting_load)
-    return parallel
-
-
-@pytest.fixture
-def always_parallel(monkeypatch, loaded):
-    """Threads for arrays of any size."""
-    from rmsjit.runtime import threads
-
-    monkeypatch.setattr(threads, "LAUNCH_BYTES", 0)
-    monkeypatch.setattr(threads, "IDLE_LAUNCH_BYTES", 0)
-    return loaded
 
 
 # --- Against the reference -------------------------------------------------------------------

@@ -19,18 +19,19 @@ from reference import (
 )
 from rmsjit import IndexedSlices
 from rmsjit.runtime import threads
-from rmsjit.steps import sparse_group
 from strategies import (
     BOTH,
     COMPLEX,
     DTYPES,
-    FORMS,
     HALF,
     KERAS,
     REAL,
     Form,
     assert_is_step,
     computing,
+    every_dtype,
+    every_form,
+    every_slot_set,
     random_array,
     same_bits,
     seeds,
@@ -38,33 +39,8 @@ from strategies import (
     state_of,
 )
 
-every_form = pytest.mark.parametrize("form", FORMS, ids=str)
-every_slot_set = pytest.mark.parametrize("form", KERAS, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
-
 PLAIN = KERAS[0]
 TABLES = ((1,), (6,), (1, 1), (5, 1), (1, 3), (7, 3), (4, 2, 3), (3, 1, 2, 1))
-
-
-@pytest.fixture
-def loaded(monkeypatch):
-    """Whether each kernel that is loaded from now on runs on threads."""
-    load, parallel = sparse_group.loader.update_rows, []
-
-    def noting_load(*arguments):
-        parallel.append(arguments[-1])
-        return load(*arguments)
-
-    monkeypatch.setattr(sparse_group.loader, "update_rows", noting_load)
-    return parallel
-
-
-@pytest.fixture
-def always_parallel(monkeypatch, loaded):
-    """Threads for gradients of any size."""
-    monkeypatch.setattr(threads, "LAUNCH_BYTES", 0)
-    monkeypatch.setattr(threads, "IDLE_LAUNCH_BYTES", 0)
-    return loaded
 
 
 def random_rows(rng, rows, count, zipf=False):

@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 
 import rmsjit
 from rmsjit import IndexedSlices
-from rmsjit.runtime import threads
 from rmsjit.state import clock
 from rmsjit.steps import sparse_group
 from strategies import (
     BOTH,
     COMPLEX,
     DTYPES,
-    FORMS,
     HALF,
     KERAS,
     TRAIN,
     Form,
+    every_form,
+    every_slot_set,
     random_array,
     same_bits,
     seeds,
@@ -34,9 +34,6 @@ from strategies import (
     ulp,
     wide,
 )
-
-every_form = pytest.mark.parametrize("form", FORMS, ids=str)
-every_slot_set = pytest.mark.parametrize("form", KERAS, ids=str)
 
 ROWS, ROW = 12, (3,)
 
@@ -238,9 +235,7 @@ def test_rows_that_are_named_in_every_step_are_those_of_rows_mode(form, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_give_the_same_bits(dtype, monkeypatch):
-    monkeypatch.setattr(threads, "LAUNCH_BYTES", 0)
-    monkeypatch.setattr(threads, "IDLE_LAUNCH_BYTES", 0)
+def test_threads_give_the_same_bits(dtype, always_parallel):
     results = []
     for count in (1, 2, 4):
         rng = np.random.default_rng(4)

@@ -409,3 +409,31 @@ def test_control_groups(tmp_path, membership, files, quota):
 
 def test_a_machine_without_control_groups(tmp_path):
     assert processors.control_group_quota(tmp_path) is None
+
+
+# --- when threads pay -----------------------------------------------------------------------
+
+
+def test_threads_are_used_where_they_save_more_than_their_start(monkeypatch):
+    from rmsjit.runtime import threads
+
+    clock = [100.0]
+    monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(threads, "_last_use", float("-inf"))
+    tight, after_pause = 2 * threads.LAUNCH_BYTES, 2 * threads.IDLE_LAUNCH_BYTES
+    assert threads.worth(2, tight - 1) == 1
+    assert threads.worth(2, tight) == 1  # the threads sleep
+    clock[0] += 0.0005
+    assert threads.worth(2, tight) == 2  # the first call was 0.5 ms ago
+    clock[0] += 0.01
+    assert threads.worth(2, after_pause - 1) == 1
+    clock[0] += 0.01
+    assert threads.worth(2, after_pause) == 2
+    assert threads.worth(1, 100 * after_pause) == 1
+
+
+def test_many_threads_pay_for_less_work_than_two():
+    from rmsjit.runtime import threads
+
+    assert not threads.may_pay(2, 1.5 * threads.LAUNCH_BYTES)
+    assert threads.may_pay(16, 1.5 * threads.LAUNCH_BYTES)
