@@ -15,17 +15,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rmsjit import recording
-from rmsjit.autodiff import (
-    GradientTape,
-    gather,
-    gradients_of,
-    gradients_of_arguments,
-    gradients_of_touched,
-)
+from rmsjit.autodiff import hooks
+from rmsjit.autodiff.gather import gather
+from rmsjit.autodiff.losses import gradients_of, gradients_of_arguments, gradients_of_touched
+from rmsjit.autodiff.nested import flatten
+from rmsjit.autodiff.tape import GradientTape
 from rmsjit.autodiff.traced import Traced
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.nested import flatten
 from rmsjit.variables import Variable
 
 # Numeric derivatives ----------------------------------------------------------------------------
@@ -415,7 +411,7 @@ def test_stop_recording():
         y = v * v
         with tape.stop_recording():
             assert tape.gradient(y, v) == 4
-        assert recording.records() == []
+        assert hooks.records() == []
 
 
 def test_reset():
@@ -455,14 +451,14 @@ def test_gradient_within_the_context_ends_the_recording():
         gradient = tape.gradient(v * v, v)
         assert isinstance(gradient, np.ndarray)
         assert isinstance(v * v, np.floating)
-        assert recording.records() == []
+        assert hooks.records() == []
     assert gradient == 4
 
 
 def test_an_error_within_the_context_ends_the_recording():
     with pytest.raises(ZeroDivisionError), GradientTape():
         1 / 0  # noqa: B018
-    assert recording.records() == []
+    assert hooks.records() == []
 
 
 def test_what_is_watched():
@@ -619,7 +615,7 @@ def test_a_change_of_a_variable_before_the_gradient_is_an_error():
         lambda: v.__setitem__(0, 1.0),
         lambda: v.__iadd__(1.0),
         lambda: np.add.at(v, [0], 1.0),
-        lambda: recording.wrote([v.array]),
+        lambda: hooks.wrote([v.array]),
     ):
         with tape:
             target = v * v
@@ -661,7 +657,7 @@ def test_results_that_are_kept_keep_no_arrays_of_the_computation_alive():
     finally:
         tracemalloc.stop()
         gc.enable()
-    assert id(v.array) not in recording.sources
+    assert id(v.array) not in hooks.sources
 
 
 def test_tapes_belong_to_their_threads():
@@ -677,7 +673,7 @@ def test_tapes_belong_to_their_threads():
                     target = shared**3 * number
                 slope = inner.gradient(target, shared)
             second = outer.gradient(slope, shared)
-            if not (second == 6 * shared.array * number).all() or recording.records():
+            if not (second == 6 * shared.array * number).all() or hooks.records():
                 failures.append(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
@@ -780,8 +776,8 @@ def test_callbacks_before_a_gather():
             assert isinstance(Variable(1.0) * 2, np.floating)  # no tape records this
 
     owner, table = Owner(), Variable(np.zeros((3, 2)))
-    recording.before_gather(owner.sync)
-    recording.before_gather(owner.sync)  # the same, not another
+    hooks.before_gather(owner.sync)
+    hooks.before_gather(owner.sync)  # the same, not another
     with GradientTape() as tape:
         rows = gather(table, [[2], [0]])
         gather(tape.watch(table.array), [1])

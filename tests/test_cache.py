@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import rmsjit
+from rmsjit.arrays.dtypes import precision_of
 from rmsjit.runtime import cache, settings, store
-from rmsjit.state.dtypes import precision_of
 from strategies import run_python
 
 PACKAGE = Path(rmsjit.__file__).parent

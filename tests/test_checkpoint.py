@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import rmsjit
-from rmsjit.checkpoint import load, save
-from rmsjit.persistence import array_file, atomic_file
+from rmsjit.checkpoints import array_file, atomic_file
+from rmsjit.checkpoints.save import load, save
 
 DTYPES = ["float16", ml_dtypes.bfloat16, "float32", "float64", "complex64", "complex128"]
 ENDINGS = [".npz", ".safetensors"]
@@ -910,7 +910,7 @@ KILLS = """
     import os, pathlib, random, signal, sys, time
     import numpy as np
     import rmsjit
-    from rmsjit.checkpoint import load, save
+    from rmsjit.checkpoints.save import load, save
 
     path = pathlib.Path(sys.argv[1])
     variables = {"w": np.zeros(100_000), "b": np.zeros(7, np.float32)}

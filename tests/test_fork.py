@@ -199,7 +199,7 @@ forked(lambda: say(warned(lambda: goes_on(*halfway()))))
 def test_a_child_loads_parallel_kernels_that_it_may_not_launch(layer):
     """Such as one that compiles ahead for others; checking what was loaded needs a launch."""
     code = """
-from rmsjit.state.dtypes import precision_of
+from rmsjit.arrays.dtypes import precision_of
 from rmsjit.kernels import loader
 
 halfway()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rmsjit
-from rmsjit.checkpoint import load, save
+from rmsjit.checkpoints.save import load, save
 from rmsjit.interop import from_torch_state_dict, to_torch_state_dict
 
 SETTINGS = [

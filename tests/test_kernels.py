@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rmsjit
-from rmsjit.state.dtypes import precision_of
+from rmsjit.arrays.dtypes import precision_of
 from rmsjit.steps.partition import backwards, cut_by_length, cut_evenly
 from strategies import BOTH, DTYPES, KERAS, random_array, run_python
 

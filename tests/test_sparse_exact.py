@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import rmsjit
 from rmsjit import IndexedSlices
 from rmsjit.state import clock
-from rmsjit.steps import sparse_group
+from rmsjit.steps import sparse as sparse_group
 from strategies import (
     BOTH,
     COMPLEX,

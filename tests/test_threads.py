@@ -187,7 +187,7 @@ assert before == (config.THREADING_LAYER, config.THREADING_LAYER_PRIORITY)
 def test_a_parallel_kernel_that_is_loaded_ahead_starts_the_same_layer():
     """Numba would start its threads by itself then, without TBB, or spinning."""
     code = """
-from rmsjit.state.dtypes import precision_of
+from rmsjit.arrays.dtypes import precision_of
 from rmsjit.kernels import loader
 
 loader.update_dense(precision_of(np.dtype(np.float32)), True, True, True)
@@ -244,7 +244,7 @@ def test_an_old_tbb_is_passed_over_without_a_warning():
     code = """
 import ctypes, types
 from numba.np.ufunc import parallel
-from rmsjit.runtime import layers
+from rmsjit.runtime import threading_layer as layers
 
 class Old:
     def __init__(self, name, **options): pass

@@ -5,27 +5,28 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from rmsjit import train
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.optimizer import RMSprop
+from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.variables import Variable
 
 if _TYPE_CHECKING:
     from rmsjit import distributed, interop, schedules
-    from rmsjit.autodiff import GradientTape, gather
-    from rmsjit.checkpoint import load, save
-    from rmsjit.state.placement import empty_like_aligned
+    from rmsjit.arrays.placement import empty_like_aligned
+    from rmsjit.autodiff.gather import gather
+    from rmsjit.autodiff.tape import GradientTape
+    from rmsjit.checkpoints.save import load, save
 
 __version__ = "0.1.0"
 
 RMSProp = RMSprop
 
 _ON_DEMAND = {  # imported at first use, since each takes its time
-    "GradientTape": "rmsjit.autodiff",
+    "GradientTape": "rmsjit.autodiff.tape",
     "distributed": "rmsjit",
-    "empty_like_aligned": "rmsjit.state.placement",
-    "gather": "rmsjit.autodiff",
+    "empty_like_aligned": "rmsjit.arrays.placement",
+    "gather": "rmsjit.autodiff.gather",
     "interop": "rmsjit",
-    "load": "rmsjit.checkpoint",
-    "save": "rmsjit.checkpoint",
+    "load": "rmsjit.checkpoints.save",
+    "save": "rmsjit.checkpoints.save",
     "schedules": "rmsjit",
 }
 

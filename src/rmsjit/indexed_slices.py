@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rmsjit.state.dtypes import precision_of
+from rmsjit.arrays.dtypes import precision_of
 from rmsjit.variables import array_of
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from rmsjit import recording
+from rmsjit.autodiff import hooks
 
 UNTRACED = -2  # below -1, so that autograd takes a variable with this trace for a constant
 
@@ -19,7 +19,7 @@ def _array_method(name: str) -> Callable[..., Any]:
     """The method of that name of the array, or of what stands for it while a tape records."""
 
     def method(self: Variable, *args: Any, **kwargs: Any) -> Any:
-        return getattr(recording.read(self), name)(*args, **kwargs)
+        return getattr(hooks.read(self), name)(*args, **kwargs)
 
     method.__name__ = name
     method.__doc__ = f"``ndarray.{name}`` of the value, which a tape records."
@@ -126,7 +126,7 @@ class Variable(NDArrayOperatorsMixin):
 
     def value(self) -> Any:
         """The same as `numpy`, or what a tape that records takes the variable for."""
-        value = recording.read(self)
+        value = hooks.read(self)
         return self.numpy() if value is self._array else value
 
     def read_value(self) -> Any:
@@ -147,19 +147,19 @@ class Variable(NDArrayOperatorsMixin):
         Tapes do not record this, and refuse to differentiate what was computed from the old value.
         """
         self._array[...] = self._checked(value)
-        recording.wrote([self._array])
+        hooks.wrote([self._array])
         return self
 
     def assign_add(self, delta: ArrayLike) -> Variable:
         """Add `delta` in place; otherwise as `assign`."""
         self._array[...] += self._checked(delta)
-        recording.wrote([self._array])
+        hooks.wrote([self._array])
         return self
 
     def assign_sub(self, delta: ArrayLike) -> Variable:
         """Subtract `delta` in place; otherwise as `assign`."""
         self._array[...] -= self._checked(delta)
-        recording.wrote([self._array])
+        hooks.wrote([self._array])
         return self
 
     def _checked(self, value: ArrayLike) -> NDArray[Any]:
@@ -181,12 +181,12 @@ class Variable(NDArrayOperatorsMixin):
         compute = getattr(ufunc, method)
         written = inputs[:1] if method == "at" else kwargs.get("out", ())
         if not written:
-            reads = [recording.read(x) if isinstance(x, Variable) else x for x in inputs]
+            reads = [hooks.read(x) if isinstance(x, Variable) else x for x in inputs]
             return compute(*reads, **_with_reads(kwargs))
         for target in written:
             _check_unwatched(target)
         result = compute(*arrays_of(inputs), **arrays_of(kwargs))
-        recording.wrote(array_of(target) for target in written)
+        hooks.wrote(array_of(target) for target in written)
         # `v += x` must leave the variable in `v`, not its array.
         return written[0] if method != "at" and len(written) == 1 else result
 
@@ -199,12 +199,12 @@ class Variable(NDArrayOperatorsMixin):
     # `rmsjit.GradientTape` has told them to; so they find it inside of lists as well.
     @property
     def _trace(self) -> float:
-        value = recording.read(self)
+        value = hooks.read(self)
         return UNTRACED if value is self._array else value._trace
 
     @property
     def _node(self) -> Any:
-        return recording.sources[id(self._array)]
+        return hooks.sources[id(self._array)]
 
     @property
     def _value(self) -> NDArray[Any]:
@@ -239,28 +239,28 @@ class Variable(NDArrayOperatorsMixin):
 
     @property
     def T(self) -> Any:  # noqa: N802  # NumPy's name
-        return recording.read(self).T
+        return hooks.read(self).T
 
     @property
     def real(self) -> Any:
-        return recording.read(self).real
+        return hooks.read(self).real
 
     @property
     def imag(self) -> Any:
-        return recording.read(self).imag
+        return hooks.read(self).imag
 
     def __getitem__(self, index: Any) -> Any:
-        return recording.read(self)[arrays_of(index)]
+        return hooks.read(self)[arrays_of(index)]
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._array[arrays_of(index)] = array_of(value)
-        recording.wrote([self._array])
+        hooks.wrote([self._array])
 
     def __len__(self) -> int:
         return len(self._array)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(recording.read(self))
+        return iter(hooks.read(self))
 
     def __contains__(self, value: Any) -> bool:
         return array_of(value) in self._array
@@ -314,7 +314,7 @@ class Variable(NDArrayOperatorsMixin):
 
 def array_of(value: Any) -> Any:
     """The array of a `Variable` or of a result that a tape recorded; anything else as it is."""
-    return value.array if isinstance(value, (Variable, recording.Recorded)) else value
+    return value.array if isinstance(value, (Variable, hooks.Recorded)) else value
 
 
 def arrays_of(arguments: Any) -> Any:
@@ -325,7 +325,7 @@ def arrays_of(arguments: Any) -> Any:
 def _with_reads(arguments: Any) -> Any:
     """The arguments with what tapes take the variables among them for."""
     return mapped(
-        lambda value: recording.read(value) if isinstance(value, Variable) else value, arguments
+        lambda value: hooks.read(value) if isinstance(value, Variable) else value, arguments
     )
 
 
@@ -341,7 +341,7 @@ def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
 
 
 def _check_unwatched(target: Any) -> None:
-    if isinstance(target, Variable) and recording.read(target) is not target.array:
+    if isinstance(target, Variable) and hooks.read(target) is not target.array:
         raise TypeError(
             f"a tape records what is computed from {target.name}, so that an operator can't write "
             f"to it: use `v = v + x` for a new value, or `v.assign` to overwrite it unrecorded"

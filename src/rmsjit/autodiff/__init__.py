@@ -1,16 +1,5 @@
-"""Automatic differentiation on the autograd package: `GradientTape`, `gather`, gradients of losses.
+"""Automatic differentiation on the autograd package: tapes, `gather`, gradients of losses.
 
-Importing this imports autograd; `rmsjit.recording` is the light part that variables know.
+`hooks` and `nested` are light and known to all of rmsjit; what imports autograd is imported by the
+module that defines it.
 """
-
-from rmsjit.autodiff.gather import gather
-from rmsjit.autodiff.losses import gradients_of, gradients_of_arguments, gradients_of_touched
-from rmsjit.autodiff.tape import GradientTape
-
-__all__ = [
-    "GradientTape",
-    "gather",
-    "gradients_of",
-    "gradients_of_arguments",
-    "gradients_of_touched",
-]

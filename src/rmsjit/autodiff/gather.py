@@ -11,7 +11,7 @@ from autograd.numpy.numpy_vjps import untake
 from autograd.tracer import isbox
 from numpy.typing import NDArray
 
-from rmsjit import recording
+from rmsjit.autodiff import hooks
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.variables import Variable, array_of
 
@@ -97,13 +97,13 @@ def gather(params: Any, indices: Any) -> Any:
     >>> slices.indices.tolist(), slices.values.tolist()
     ([2, 0, 2], [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]])
     """
-    table = recording.read(params) if isinstance(params, Variable) else params
+    table = hooks.read(params) if isinstance(params, Variable) else params
     if not isbox(table):
         table = np.asanyarray(table)
     rows = _checked_rows(indices, table.shape)
-    memory = table.stands_for if isinstance(table, recording.Recorded) else table
+    memory = table.stands_for if isinstance(table, hooks.Recorded) else table
     if isinstance(memory, np.ndarray):
-        recording.announce_gather(memory, rows.reshape(-1))
+        hooks.announce_gather(memory, rows.reshape(-1))
     return take_rows(table, rows)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from rmsjit.autodiff.nested import flatten
 from rmsjit.autodiff.tape import GradientTape, brief
-from rmsjit.nested import flatten
 from rmsjit.variables import Variable
 
 
@@ -32,7 +32,7 @@ def gradients_of(
     Returns
     -------
     gradients, variables : list, list
-        In the order of `rmsjit.nested.flatten`; a gradient is None where the loss does not
+        In the order of `rmsjit.autodiff.nested.flatten`; a gradient is None where the loss does not
         depend on the variable.
 
     Raises

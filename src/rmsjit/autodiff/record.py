@@ -18,10 +18,10 @@ from autograd.tracer import Node, isbox, new_box, notrace_primitives
 from autograd.util import subvals
 from numpy.typing import NDArray
 
-from rmsjit import recording
+from rmsjit.arrays.dtypes import precision_of
+from rmsjit.autodiff import hooks
 from rmsjit.autodiff.gather import Rows, conjugate, rows_pulled_back, slices_of, take_rows
 from rmsjit.runtime.forks import RenewedLock
-from rmsjit.state.dtypes import precision_of
 from rmsjit.variables import Variable
 
 # A trace says who follows a box.  All tapes share one; autograd numbers its own from 0 up, and a
@@ -42,7 +42,7 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
     array : np.ndarray or None
         The memory that the node stands for, where it is a source.
     version : int
-        How often that memory was written to since, as far as `recording.wrote` was told.
+        How often that memory was written to since, as far as `hooks.wrote` was told.
     """
 
     __slots__ = ("__weakref__", "_writes", "array", "dtype", "shape")
@@ -72,7 +72,7 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
         self.initialize_root(value)
         if self.dtype is not None and not is_differentiable(self.dtype):
             return  # autograd would differentiate `astype(int)` as if it did not round
-        records = [record for record in recording.records() if record.knows_any(parents)]
+        records = [record for record in hooks.records() if record.knows_any(parents)]
         if records:
             step = Step(value, function, arguments, keywords, positions, parents)
             if len(records) == 1 and not records[0].persistent:
@@ -97,11 +97,11 @@ _making_source = RenewedLock()
 def source_of(array: NDArray[Any]) -> TapeNode:
     """The node that stands for an array; all tapes that live at a time share it."""
     with _making_source:
-        node: TapeNode | None = recording.sources.get(id(array))
+        node: TapeNode | None = hooks.sources.get(id(array))
         if node is None:
             node = TapeNode.new_root(array)
             node.array = array
-            recording.sources[id(array)] = node
+            hooks.sources[id(array)] = node
     return node
 
 
@@ -210,7 +210,7 @@ class Record:
         if self.watch_accessed and variable.trainable and is_differentiable(variable.dtype):
             self.watch_variable(variable)
             return True
-        return recording.sources.get(id(variable.array)) in self.steps
+        return hooks.sources.get(id(variable.array)) in self.steps
 
     def stand_in(self, array: NDArray[Any]) -> Any:
         """The box to compute with in place of a watched array, whose memory it shares."""

@@ -14,11 +14,11 @@ import numpy as np
 from autograd.tracer import isbox
 from numpy.typing import NDArray
 
-from rmsjit import recording
+from rmsjit.autodiff import hooks
+from rmsjit.autodiff.nested import flatten, pack_like, zip_leaves
 from rmsjit.autodiff.record import Record, TapeNode, is_differentiable, source_of
 from rmsjit.autodiff.traced import Traced, register_variable_types
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.nested import flatten, pack_like, zip_leaves
 from rmsjit.variables import Variable, array_of
 
 
@@ -90,14 +90,14 @@ class GradientTape:
 
     @property
     def _recording(self) -> bool:
-        return any(record is self._record for record in recording.records())
+        return any(record is self._record for record in hooks.records())
 
     def __enter__(self) -> GradientTape:
         if self._recording:
             raise ValueError("the tape records already")
         if self._record is None:  # a gradient has used it up
             self._record = self._new_record()
-        recording.records().append(self._record)
+        hooks.records().append(self._record)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -105,7 +105,7 @@ class GradientTape:
 
     def _stop(self) -> None:
         if self._recording:
-            recording.records().remove(self._record)
+            hooks.records().remove(self._record)
 
     @contextmanager
     def stop_recording(self) -> Iterator[None]:
@@ -123,7 +123,7 @@ class GradientTape:
             yield
         finally:
             if self._record is not None:  # as it is once a gradient has used it up
-                recording.records().append(self._record)
+                hooks.records().append(self._record)
 
     def reset(self) -> None:
         """Forget everything that was recorded and watched; a tape that records goes on."""
@@ -131,7 +131,7 @@ class GradientTape:
         self._stop()
         self._record = self._new_record()
         if was_recording:
-            recording.records().append(self._record)
+            hooks.records().append(self._record)
 
     def watch(self, tensor: Any) -> Any:
         """Follow what is computed from `tensor` from now on.
@@ -213,7 +213,7 @@ class GradientTape:
         seeds = _seeds(target, output_gradients)
         leaves = flatten(sources)
         nodes = [_source_node(leaf, record, position) for position, leaf in enumerate(leaves)]
-        gradients = record.pull_back(seeds, nodes, again=bool(recording.records()))
+        gradients = record.pull_back(seeds, nodes, again=bool(hooks.records()))
         if not self._persistent:
             self._record = None
         if unconnected_gradients == "zero":
@@ -290,7 +290,7 @@ def _target_value(leaf: Any) -> NDArray[Any]:
 
 def _read(weights: Any) -> Any:
     if isinstance(weights, Variable):
-        return recording.read(weights)
+        return hooks.read(weights)
     followed = isinstance(weights, Traced) and weights.is_recorded
     return weights if followed else np.asarray(weights)
 
@@ -299,7 +299,7 @@ def _node_of(leaf: Any) -> TapeNode | None:
     if isinstance(leaf, Traced):
         return leaf._node  # type: ignore[no-any-return]
     if isinstance(leaf, (Variable, np.ndarray)):
-        return recording.sources.get(id(array_of(leaf)))
+        return hooks.sources.get(id(array_of(leaf)))
     return None
 
 

@@ -17,12 +17,12 @@ from autograd.numpy.numpy_vspaces import ArrayVSpace
 from autograd.tracer import Box, isbox, trace_primitives_map
 from numpy.typing import DTypeLike, NDArray
 
-from rmsjit import recording
+from rmsjit.autodiff import hooks
 from rmsjit.autodiff.record import TapeNode, is_differentiable
 from rmsjit.variables import UNTRACED, Variable, arrays_of, mapped
 
 
-class Traced(ArrayBox, recording.Recorded):  # type: ignore[misc]  # autograd has no types
+class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no types
     """The result of a computation with variables while a tape records.
 
     Computes like an array, through NumPy and ``autograd.numpy`` alike.  `numpy` gives the values,
@@ -45,7 +45,7 @@ class Traced(ArrayBox, recording.Recorded):  # type: ignore[misc]  # autograd ha
     @property
     def is_recorded(self) -> bool:
         """Whether a tape that records now has this result."""
-        return any(self._node in record.steps for record in recording.records())
+        return any(self._node in record.steps for record in hooks.records())
 
     def numpy(self) -> Any:
         """A copy of the values: an array, or a NumPy scalar where the shape is ``()``."""
@@ -217,7 +217,7 @@ def register_variable_types(kind: type[Variable] = Variable) -> None:
     """Have autograd's functions take variables for boxes, those of subclasses too."""
     if kind not in Box.types:
         Box.types.add(kind)
-        Box.type_mappings[kind] = lambda value, *rest: ArrayBox(recording.read(value), *rest)
+        Box.type_mappings[kind] = lambda value, *rest: ArrayBox(hooks.read(value), *rest)
     for subclass in kind.__subclasses__():
         register_variable_types(subclass)
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.optimizer import RMSprop
-from rmsjit.state.dtypes import SUPPORTED
+from rmsjit.arrays.dtypes import SUPPORTED
+from rmsjit.optimizers.keras_legacy import RMSprop
 
 VARIANTS = {  # momentum, centered
     "plain": (0.0, False),

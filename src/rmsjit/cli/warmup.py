@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from rmsjit.arrays.dtypes import SUPPORTED, Precision, precision_of
 from rmsjit.cli.bench import VARIANTS, dtype_of
 from rmsjit.cli.info import human_size
 from rmsjit.runtime import store
-from rmsjit.state.dtypes import SUPPORTED, Precision, precision_of
 
 Job = tuple[str, list[Callable[[], Any]]]
 

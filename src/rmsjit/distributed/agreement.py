@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.clipping import Clipping
 from rmsjit.distributed.comm import load_mpi
-from rmsjit.hyperparameters import StepNumbers
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.hyperparameters import StepNumbers
 
 _NUMBERS = 8  # of rank 0: five of `StepNumbers`, three of `Clipping`
 _ABSENT = -1.0  # for a bound that is not set; bounds are not negative

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.clipping import Clipping
 from rmsjit.distributed.comm import load_mpi
+from rmsjit.rule.clipping import Clipping
 
 
 class ReducedClipping:

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.placement import allocate_aligned
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.packing import Flats, Packing, Part, in_reals, wire_dtype
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.placement import allocate_aligned
 
 IN_FLIGHT = 2
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.layout import Key, Layout, layout_of, memory_key
 from rmsjit.distributed.agreement import Claim, claim
 from rmsjit.distributed.packing import wire_dtype
-from rmsjit.kernels import arrays
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.layout import Key, Layout, layout_of, memory_key
+from rmsjit.kernels import headers
 from rmsjit.state.slots import Entry, find_overlap
 from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.pairs import (
@@ -130,7 +130,7 @@ class Incoming:
         """
         addresses = np.empty((len(gradients), 1), np.int64)
         others = self._reader.read(gradients, self.variables, addresses)
-        if others == arrays.NOT_AS_EXPECTED:
+        if others == headers.NOT_AS_EXPECTED:
             for k, variable in enumerate(self.variables):
                 check_variable(variable, k)  # it may have become read-only
         if others == 0 and self._as_they_lie:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from rmsjit.arrays.dtypes import Precision
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.incoming import Incoming
+from rmsjit.rule.form import Form
 from rmsjit.runtime import processors
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.forms import Form
 
 
 class Node:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import loader
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.layout import address_of
 
 _SAMPLE = np.empty(0, np.uint8)
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.clipping import Clipping
 from rmsjit.distributed.agreement import Agreed
 from rmsjit.distributed.clipping import ReducedClipping
 from rmsjit.distributed.comm import broadcast
@@ -18,8 +17,9 @@ from rmsjit.distributed.settings import Scales, Settings
 from rmsjit.distributed.shards import Shards
 from rmsjit.distributed.sparse import SparseTable, needs_merging, travelling
 from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.rule.clipping import Clipping
 from rmsjit.state.slots import Entry
-from rmsjit.steps.stepper import Stepper
+from rmsjit.steps.engine import Stepper
 
 
 class ReplicatedPlan:

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from rmsjit.clipping import Clipping
+from rmsjit.arrays.layout import Key, layout_of
 from rmsjit.distributed.agreement import Agreed, Agreement, all_well
 from rmsjit.distributed.comm import broadcast
 from rmsjit.distributed.incoming import Checked, Incoming
@@ -19,9 +19,9 @@ from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.sharded import ShardedPlan
 from rmsjit.distributed.sharded_state import key_of, remove
 from rmsjit.distributed.shards import Shards
-from rmsjit.hyperparameters import StepNumbers
-from rmsjit.state.layout import Key, layout_of
-from rmsjit.steps.stepper import Stepper
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.hyperparameters import StepNumbers
+from rmsjit.steps.engine import Stepper
 from rmsjit.variables import array_of
 
 _PLANS_KEPT = 16  # lists of variables, as `Stepper` keeps

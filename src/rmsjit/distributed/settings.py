@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rmsjit.distributed.incoming import Incoming
-from rmsjit.hyperparameters import StepNumbers
+from rmsjit.rule.hyperparameters import StepNumbers
 
 DEFAULT_BUCKET_BYTES = 1 << 22
 REDUCTIONS = ("sum", "mean")

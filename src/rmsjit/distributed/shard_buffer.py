@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.placement import allocate_aligned
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.dense import IN_FLIGHT
 from rmsjit.distributed.packing import Flats, Packing, Part, in_reals, wire_dtype
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.placement import allocate_aligned
 
 
 class Round(NamedTuple):

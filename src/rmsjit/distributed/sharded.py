@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit import recording
+from rmsjit.arrays.layout import Key, is_dense
+from rmsjit.autodiff import hooks
 from rmsjit.distributed.agreement import Agreed
 from rmsjit.distributed.clipping import ShardClipping
 from rmsjit.distributed.comm import load_mpi
@@ -20,9 +21,8 @@ from rmsjit.distributed.sharded_table import ShardedTable, splits
 from rmsjit.distributed.shards import Cut, Shards
 from rmsjit.distributed.sparse import travelling
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.state.layout import Key, is_dense
+from rmsjit.steps.engine import Stepper
 from rmsjit.steps.pairs import warn_of_missing
-from rmsjit.steps.stepper import Stepper
 from rmsjit.variables import Variable
 
 
@@ -162,7 +162,7 @@ class ShardedPlan:
         for variable in self._constrained:
             assert variable.constraint is not None
             variable.assign(variable.constraint(variable.array))
-        recording.wrote(self.incoming.arrays)
+        hooks.wrote(self.incoming.arrays)
         return True
 
     def _all_finite(self, stepper: Stepper, rows: dict[int, Rows]) -> bool:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.layout import Key, Layout, layout_of, memory_key
 from rmsjit.distributed.comm import receive, send
 from rmsjit.distributed.shards import Cut
-from rmsjit.state.layout import Key, Layout, layout_of, memory_key
 from rmsjit.state.slots import Entry, SlotStore, entry_of
 from rmsjit.variables import array_of
 

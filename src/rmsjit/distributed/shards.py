@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from rmsjit.arrays.layout import Key, Layout, is_dense
+from rmsjit.arrays.placement import CACHE_LINE
 from rmsjit.distributed.incoming import Incoming
-from rmsjit.state.layout import Key, Layout, is_dense
-from rmsjit.state.placement import CACHE_LINE
 
 
 class Cut(NamedTuple):

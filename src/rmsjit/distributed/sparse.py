@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.clipping import Clipping
+from rmsjit.arrays.dtypes import Precision
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.dense import DenseBuffer
 from rmsjit.distributed.incoming import Rows
 from rmsjit.distributed.packing import Flats, wire_dtype
-from rmsjit.state.dtypes import Precision
+from rmsjit.rule.clipping import Clipping
 
 _MOST_IN_32_BITS = 2**31 - 1
 _FEW = 8

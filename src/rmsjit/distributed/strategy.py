@@ -10,16 +10,16 @@ from weakref import WeakKeyDictionary
 
 from numpy.typing import NDArray
 
-from rmsjit.clipping import Clipping
 from rmsjit.distributed.agreement import all_well
 from rmsjit.distributed.comm import broadcast, load_mpi
 from rmsjit.distributed.node import Node, load_readers
 from rmsjit.distributed.session import Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
 from rmsjit.distributed.sharded_state import gathered_store
-from rmsjit.hyperparameters import StepNumbers
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.hyperparameters import StepNumbers
 from rmsjit.state.slots import SlotStore
-from rmsjit.steps.stepper import Stepper
+from rmsjit.steps.engine import Stepper
 from rmsjit.variables import array_of
 
 
@@ -211,7 +211,7 @@ class MPIStrategy:
         RuntimeError
             On ranks other than 0, if rank 0 fails; it raises what `rmsjit.save` raises.
         """
-        from rmsjit.checkpoint import save
+        from rmsjit.checkpoints.save import save
 
         whole = self.gathered(optimizer, variables)
         self._on_rank_0("save", lambda: save(path, whole, variables))
@@ -236,7 +236,7 @@ class MPIStrategy:
         RuntimeError
             On ranks other than 0, if rank 0 fails; it raises what `rmsjit.load` raises.
         """
-        from rmsjit.checkpoint import load
+        from rmsjit.checkpoints.save import load
 
         session = self._session(optimizer._stepper)
         target = self._twin(optimizer) if self.shard_state else optimizer

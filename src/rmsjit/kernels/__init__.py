@@ -7,6 +7,6 @@ All modules that Numba's decorators appear in are imported here, in one place, s
 from rmsjit.runtime.settings import compilable
 
 with compilable():
-    from rmsjit.kernels import arrays, copies, dense, memory, norms, rows, rule, scalars
+    from rmsjit.kernels import copies, dense, headers, norms, rows, rule, scalars, views
 
-__all__ = ["arrays", "copies", "dense", "memory", "norms", "rows", "rule", "scalars"]
+__all__ = ["copies", "dense", "headers", "norms", "rows", "rule", "scalars", "views"]

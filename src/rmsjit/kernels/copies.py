@@ -2,8 +2,8 @@
 
 from numba import carray, njit
 
-from rmsjit.kernels.memory import pointer_to
 from rmsjit.kernels.rule import RULE_FLAGS
+from rmsjit.kernels.views import pointer_to
 
 
 @njit(**RULE_FLAGS, forceinline=True)

@@ -7,9 +7,9 @@ function is the serial kernel, for which one bin is enough.
 
 from numba import prange
 
-from rmsjit.kernels.memory import view
 from rmsjit.kernels.rule import read_numbers, update_element
 from rmsjit.kernels.scalars import clip, load, scale
+from rmsjit.kernels.views import view
 
 VARIABLE, RMS, MG, MOMENTUM = range(4)  # the columns of the table
 TABLE_COLUMNS = 4

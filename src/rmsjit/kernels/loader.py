@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, types
 
-from rmsjit.kernels import arrays, copies, dense, norms, rows, selfcheck
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.kernels import copies, dense, headers, norms, rows, selfcheck
 from rmsjit.runtime.cache import compile_kernel
-from rmsjit.state.dtypes import Precision
 
 _INT64 = types.int64
 _TABLE = types.Array(_INT64, 2, "C")
@@ -145,6 +145,6 @@ def sums_of_squares(real: str, computing: str, parallel: bool) -> Kernel:
 def read_step() -> Kernel | None:
     """The reader of object headers, or None where they are not laid out as it expects."""
     signature = (_INT64, _INT64, _TABLE, _TABLE, _TABLE)
-    check = arrays.headers_readable
-    read = compile_kernel(arrays.read_step, signature, parallel=False, check=check)
+    check = headers.headers_readable
+    read = compile_kernel(headers.read_step, signature, parallel=False, check=check)
     return read if check(read) else None

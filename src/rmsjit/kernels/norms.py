@@ -13,9 +13,9 @@ from llvmlite import ir
 from numba import njit, prange, types
 from numba.extending import intrinsic
 
-from rmsjit.kernels.memory import CACHE_LINE, emit_prefetch, view
 from rmsjit.kernels.rule import RULE_FLAGS
 from rmsjit.kernels.scalars import BFLOAT16_BITS, FLOAT16_BITS, clip, load
+from rmsjit.kernels.views import CACHE_LINE, emit_prefetch, view
 
 NORM_PIECE = 8192  # elements: long enough to hide the call, short enough to share out evenly
 LANES = 32

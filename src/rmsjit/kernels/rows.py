@@ -14,9 +14,9 @@ import numpy as np
 from numba import njit, prange
 
 from rmsjit.kernels.dense import RMS, VARIABLE
-from rmsjit.kernels.memory import CACHE_LINE, prefetch_to_write, view
 from rmsjit.kernels.rule import RULE_FLAGS, read_numbers, update_element
 from rmsjit.kernels.scalars import at_most, bounded_sum, clip, load, scale, store
+from rmsjit.kernels.views import CACHE_LINE, prefetch_to_write, view
 
 DECAY, CARRY, DRIFT = range(3)  # the rows of `lapses`
 _ROWS_AHEAD = 8  # far enough for memory to answer, near enough for the lines to be there still

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import Precision
 from rmsjit.kernels import dense
 from rmsjit.kernels.rule import RuleNumbers
-from rmsjit.state.dtypes import Precision
 
 Kernel = Callable[..., Any]
 Array = NDArray[Any]

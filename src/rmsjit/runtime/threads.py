@@ -1,6 +1,6 @@
 """Leave for a kernel to run on several threads, where that is safe, and how many.
 
-What a threading layer can't do is done by the serial kernels instead: see `rmsjit.runtime.layers`
+What a threading layer can't do is done by the serial kernels instead: see `rmsjit.runtime.threading_layer`
 for the layers and `rmsjit.runtime.forks` for what a fork does to them.
 """
 
@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rmsjit.runtime import forks, layers
+from rmsjit.runtime import forks
+from rmsjit.runtime import threading_layer as layers
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.warning import warn
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.state.layout import Key
+from rmsjit.arrays.layout import Key
 
 LONGEST = 1 << 14  # steps, after which the whole table is brought up to date once
 _SHORTEST = 1 << 8  # the same for a table with few rows, where that costs less than long lapses
@@ -32,7 +32,7 @@ class Clock:
     rows : int
         Of the table.
     rows_key : tuple
-        Which rows they are (`rmsjit.state.layout.rows_key`).
+        Which rows they are (`rmsjit.arrays.layout.rows_key`).
 
     Attributes
     ----------

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from rmsjit.arrays.dtypes import Precision, precision_of
+from rmsjit.arrays.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
+from rmsjit.arrays.placement import allocate_aligned
+from rmsjit.rule.form import Form
 from rmsjit.state.clock import Clock
-from rmsjit.state.dtypes import Precision, precision_of
-from rmsjit.state.forms import Form
-from rmsjit.state.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
-from rmsjit.state.placement import allocate_aligned
 from rmsjit.variables import Variable, array_of
 
 _NO_VARIABLE = "weight"  # stands where the memory of a variable would
@@ -27,7 +27,7 @@ class Entry:
     Attributes
     ----------
     key : tuple
-        The memory (`rmsjit.state.layout.memory_key`).
+        The memory (`rmsjit.arrays.layout.memory_key`).
     owner : ndarray or Variable
         The object that was given first; it keeps the memory alive.
     layout : Layout

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.kernels import arrays, loader
-from rmsjit.state.layout import address_of
+from rmsjit.arrays.layout import address_of
+from rmsjit.kernels import headers, loader
 from rmsjit.steps.pairs import is_sparse
 from rmsjit.variables import array_of
 
@@ -28,7 +28,7 @@ class HeaderReader:
         For each pair, the address that its gradient may lie at although it is written, or 0; None
         where there is no gradient.
     written : int64 array, shape (2, spans)
-        The memory that is written while gradients are read (`rmsjit.steps.spans`).
+        The memory that is written while gradients are read (`rmsjit.arrays.overlap`).
 
     Attributes
     ----------
@@ -52,24 +52,24 @@ class HeaderReader:
         self._read = loader.read_step()
 
     def _expected_headers(self) -> NDArray[np.int64]:
-        """What `rmsjit.kernels.arrays.read_step` must find."""
+        """What `rmsjit.kernels.headers.read_step` must find."""
         most = max((owner.ndim for owner in self.owners), default=0)
-        expected = np.zeros((len(self.owners), arrays.FIRST_DIMENSION + most), np.int64)
+        expected = np.zeros((len(self.owners), headers.FIRST_DIMENSION + most), np.int64)
         for k, (row, owner) in enumerate(zip(expected, self.owners, strict=True)):
             own, kind = self.own_memory[k], self._kinds[k]
-            row[arrays.VARIABLE_OBJECT] = id(self._variables[k])
-            row[arrays.KIND] = id(kind)
+            row[headers.VARIABLE_OBJECT] = id(self._variables[k])
+            row[headers.KIND] = id(kind)
             if own is None:
                 continue
-            row[arrays.OWNER] = id(owner)
-            row[arrays.OWNER_DATA] = address_of(owner)
-            row[arrays.OWNER_MEMORY] = own
-            row[arrays.READING] = _reading(owner, kind)
-            row[arrays.DTYPE] = id(owner.dtype)
-            row[arrays.FLAGS] = _flags(owner)
-            row[arrays.NBYTES] = owner.nbytes
-            row[arrays.NDIM] = owner.ndim
-            row[arrays.FIRST_DIMENSION : arrays.FIRST_DIMENSION + owner.ndim] = owner.shape
+            row[headers.OWNER] = id(owner)
+            row[headers.OWNER_DATA] = address_of(owner)
+            row[headers.OWNER_MEMORY] = own
+            row[headers.READING] = _reading(owner, kind)
+            row[headers.DTYPE] = id(owner.dtype)
+            row[headers.FLAGS] = _flags(owner)
+            row[headers.NBYTES] = owner.nbytes
+            row[headers.NDIM] = owner.ndim
+            row[headers.FIRST_DIMENSION : headers.FIRST_DIMENSION + owner.ndim] = owner.shape
         return expected
 
     def rebound(self, variables: Sequence[Any]) -> HeaderReader:
@@ -78,9 +78,9 @@ class HeaderReader:
         reader._variables = tuple(variables)
         reader.owners = [array_of(variable) for variable in variables]
         reader._expected = self._expected.copy()
-        reader._expected[:, arrays.VARIABLE_OBJECT] = [id(variable) for variable in variables]
-        has_gradient = self._expected[:, arrays.OWNER] != 0
-        reader._expected[:, arrays.OWNER] = [id(owner) for owner in reader.owners] * has_gradient
+        reader._expected[:, headers.VARIABLE_OBJECT] = [id(variable) for variable in variables]
+        has_gradient = self._expected[:, headers.OWNER] != 0
+        reader._expected[:, headers.OWNER] = [id(owner) for owner in reader.owners] * has_gradient
         return reader
 
     def read(
@@ -91,7 +91,7 @@ class HeaderReader:
         Returns
         -------
         int
-            As `rmsjit.kernels.arrays.read_step`: how many gradients can't be read as they lie, or
+            As `rmsjit.kernels.headers.read_step`: how many gradients can't be read as they lie, or
             NOT_AS_EXPECTED.
         """
         if self._read is not None:
@@ -105,19 +105,19 @@ class HeaderReader:
         self, gradients: tuple[Any, ...], variables: tuple[Any, ...], addresses: NDArray[np.int64]
     ) -> int:
         """The same where objects are laid out otherwise: every gradient needs a closer look."""
-        addresses[:] = arrays.NOT_READABLE
+        addresses[:] = headers.NOT_READABLE
         for k, owner in enumerate(self.owners):
             if variables[k] is not self._variables[k] or type(gradients[k]) is not self._kinds[k]:
-                return arrays.NOT_AS_EXPECTED
+                return headers.NOT_AS_EXPECTED
             if self.own_memory[k] is not None and self._has_changed(owner, self._expected[k]):
-                return arrays.NOT_AS_EXPECTED
+                return headers.NOT_AS_EXPECTED
         return len(self.owners)
 
     def _has_changed(self, owner: NDArray[Any], expected: NDArray[np.int64]) -> bool:
-        shape = expected[arrays.FIRST_DIMENSION :][: expected[arrays.NDIM]]
+        shape = expected[headers.FIRST_DIMENSION :][: expected[headers.NDIM]]
         return (
-            address_of(owner) != expected[arrays.OWNER_DATA]
-            or id(owner.dtype) != expected[arrays.DTYPE]
+            address_of(owner) != expected[headers.OWNER_DATA]
+            or id(owner.dtype) != expected[headers.DTYPE]
             or owner.shape != tuple(shape)
             or not owner.flags.writeable
         )
@@ -126,14 +126,14 @@ class HeaderReader:
 def _reading(owner: NDArray[Any], kind: type) -> int:
     """How gradients of a type are read for a variable's array."""
     if is_sparse(kind):
-        return arrays.NAMED_ROWS
+        return headers.NAMED_ROWS
     in_place = issubclass(kind, np.ndarray) and owner.flags.forc and owner.flags.aligned
-    return arrays.IN_PLACE if in_place else arrays.COPIED
+    return headers.IN_PLACE if in_place else headers.COPIED
 
 
 def _flags(owner: NDArray[Any]) -> int:
     """The flags that a variable has, and a gradient must have to be read in place."""
-    flags = arrays.ALIGNED if owner.flags.aligned else 0
+    flags = headers.ALIGNED if owner.flags.aligned else 0
     if owner.flags.c_contiguous:
-        return flags | arrays.C_CONTIGUOUS
-    return flags | (arrays.F_CONTIGUOUS if owner.flags.f_contiguous else 0)
+        return flags | headers.C_CONTIGUOUS
+    return flags | (headers.F_CONTIGUOUS if owner.flags.f_contiguous else 0)

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import Precision
 from rmsjit.kernels import loader
 from rmsjit.kernels.norms import NORM_PIECE
 from rmsjit.runtime import threads
-from rmsjit.state.dtypes import Precision
 from rmsjit.steps.partition import Partition, cut_by_length
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import SUPPORTED, Precision, precision_of
+from rmsjit.arrays.layout import layout_of, overlaps_itself
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.runtime.warning import warn
-from rmsjit.state.dtypes import SUPPORTED, Precision, precision_of
-from rmsjit.state.layout import layout_of, overlaps_itself
 from rmsjit.variables import Variable, array_of
 
 _MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits

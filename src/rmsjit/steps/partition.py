@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.state.placement import CACHE_LINE
+from rmsjit.arrays.placement import CACHE_LINE
 
 _LONG = 1 << 12  # elements, for which it pays to begin on a cache line
 

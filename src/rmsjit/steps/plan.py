@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.kernels import arrays
+from rmsjit.arrays.layout import Key, address_of, is_dense, layout_of, memory_key
+from rmsjit.arrays.overlap import span_that_meets, written_spans
+from rmsjit.kernels import headers
+from rmsjit.rule.form import Form
 from rmsjit.runtime import threads
-from rmsjit.state.forms import Form
-from rmsjit.state.layout import Key, address_of, is_dense, layout_of, memory_key
 from rmsjit.state.slots import Entry, Member
-from rmsjit.steps.bound import BoundStep, Occurrences
-from rmsjit.steps.dense_group import DenseGroup
+from rmsjit.steps.binding import BoundStep, Occurrences
+from rmsjit.steps.dense import DenseGroup
 from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.pairs import dense_gradient, is_sparse, naming
-from rmsjit.steps.spans import span_that_meets, written_spans
-from rmsjit.steps.sparse_group import SparseGroup
+from rmsjit.steps.sparse import SparseGroup
 from rmsjit.variables import Variable, array_of
 
 _NO_OCCURRENCES: dict[int, Occurrences] = {}
@@ -153,7 +153,7 @@ class Plan:
         others = self._reader.read(gradients, variables, addresses)
         if others == 0 and not self._sparse:  # the case that must cost next to nothing
             return BoundStep(addresses, _NO_OCCURRENCES, gradients)
-        if others == arrays.NOT_AS_EXPECTED:
+        if others == headers.NOT_AS_EXPECTED:
             return None
         copies = self._bind_others(gradients, addresses)
         occurrences = {
@@ -167,7 +167,7 @@ class Plan:
     ) -> list[NDArray[Any]]:
         """Check the dense gradients that kernels can't read as they lie, and copy them."""
         copies = []
-        for k in np.flatnonzero(addresses[:, 0] == arrays.NOT_READABLE).tolist():
+        for k in np.flatnonzero(addresses[:, 0] == headers.NOT_READABLE).tolist():
             member = self._members[k]
             if member is None or k in self._sparse_positions:
                 continue
@@ -180,7 +180,7 @@ class Plan:
         return copies
 
     def _readable(self, canonical: NDArray[Any], position: int, entry: Entry) -> bool:
-        """Whether kernels can read a gradient as it lies; see `rmsjit.kernels.arrays`."""
+        """Whether kernels can read a gradient as it lies; see `rmsjit.kernels.headers`."""
         if canonical.dtype != entry.canonical.dtype or not is_dense(canonical):
             return False
         span = span_that_meets(self._written, canonical)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import dense
-from rmsjit.state.forms import MG, MOMENTUM, RMS
-from rmsjit.state.layout import address_of
+from rmsjit.rule.form import MG, MOMENTUM, RMS
 
 _COLUMNS = {RMS: dense.RMS, MG: dense.MG, MOMENTUM: dense.MOMENTUM}
 

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from rmsjit.clipping import Clipping
-from rmsjit.hyperparameters import StepNumbers
-from rmsjit.steps.stepper import Stepper
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.hyperparameters import StepNumbers
+from rmsjit.steps.engine import Stepper
 
 
 class Strategy(Protocol):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.hyperparameters import as_number
+from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.layout import address_of, layout_of
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.state.dtypes import precision_of
-from rmsjit.state.layout import address_of, layout_of
+from rmsjit.rule.hyperparameters import as_number
 from rmsjit.variables import array_of
 
 

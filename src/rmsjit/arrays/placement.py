@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from rmsjit.state.layout import address_of, layout_of
+from rmsjit.arrays.layout import address_of, layout_of
 
 CACHE_LINE = 64  # bytes
 

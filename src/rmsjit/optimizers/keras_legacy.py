@@ -6,9 +6,12 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rmsjit.arguments import checked_factor, checked_function, checked_functions
-from rmsjit.clipping import NO_CLIPPING, Clipping
-from rmsjit.hyperparameters import (
+from rmsjit.autodiff.nested import flatten
+from rmsjit.optimizers.arguments import checked_factor, checked_function, checked_functions
+from rmsjit.optimizers.keras_weights import WeightedOptimizer
+from rmsjit.rule.clipping import NO_CLIPPING, Clipping
+from rmsjit.rule.form import keras_form
+from rmsjit.rule.hyperparameters import (
     StepNumbers,
     as_number,
     checked,
@@ -17,13 +20,10 @@ from rmsjit.hyperparameters import (
     positive,
     value_at,
 )
-from rmsjit.nested import flatten
-from rmsjit.state.forms import keras_form
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.pairs import naming, present_pairs, read_pairs
-from rmsjit.strategy import Strategy
+from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
-from rmsjit.weights import WeightedOptimizer
 
 Pairs = list[tuple[Any, Any]]
 PairsTransform = Callable[[Pairs], Iterable[tuple[Any, Any]]]
@@ -322,7 +322,7 @@ class RMSprop(WeightedOptimizer):
     def _compute_gradients(
         self, loss: Any, var_list: Any, grad_loss: Any = None, tape: Any = None
     ) -> list[tuple[Any, Any]]:
-        from rmsjit.autodiff import gradients_of
+        from rmsjit.autodiff.losses import gradients_of
 
         gradients, variables = gradients_of(loss, var_list, grad_loss, tape)
         return list(zip(gradients, variables, strict=True))

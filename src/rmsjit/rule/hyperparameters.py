@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.forms import Form
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.rule.form import Form
 from rmsjit.variables import Variable, array_of
 
 

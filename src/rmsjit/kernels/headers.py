@@ -11,8 +11,8 @@ what Python and NumPy say.
 import numpy as np
 from numba import carray, njit
 
-from rmsjit.kernels.memory import pointer_to
 from rmsjit.kernels.rule import RULE_FLAGS
+from rmsjit.kernels.views import pointer_to
 
 _WORD = 8  # bytes; positions below are in words
 _TYPE = object.__basicsize__ // _WORD - 1

@@ -23,9 +23,9 @@ from urllib.parse import quote
 
 from numpy.typing import NDArray
 
-from rmsjit.persistence.array_file import Arrays, as_dtype, dtype_named
-from rmsjit.state.forms import MG, MOMENTUM, RMS, Form
-from rmsjit.state.layout import Layout
+from rmsjit.arrays.layout import Layout
+from rmsjit.checkpoints.array_file import Arrays, as_dtype, dtype_named
+from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
 
 FORMAT, VERSION = "rmsjit checkpoint", 1
 

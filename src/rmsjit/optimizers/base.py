@@ -8,14 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit import recording
-from rmsjit.arguments import checked_name, checked_nonfinite, checked_sparse, checked_threads
-from rmsjit.clipping import Clipping
-from rmsjit.hyperparameters import StepNumbers
-from rmsjit.state.forms import Form
+from rmsjit.autodiff import hooks
+from rmsjit.optimizers.arguments import (
+    checked_name,
+    checked_nonfinite,
+    checked_sparse,
+    checked_threads,
+)
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.form import Form
+from rmsjit.rule.hyperparameters import StepNumbers
 from rmsjit.state.slots import SlotAllocator, SlotStore
-from rmsjit.steps.stepper import Stepper
-from rmsjit.strategy import Strategy
+from rmsjit.steps.engine import Stepper
+from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
 
 
@@ -55,7 +60,7 @@ class Optimizer:
     def _watch_gathers(self) -> None:
         """Have rows brought up to date before `rmsjit.gather` reads them."""
         if self._stepper.exact:
-            recording.before_gather(self.sync)
+            hooks.before_gather(self.sync)
 
     def _step(
         self,

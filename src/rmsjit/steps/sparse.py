@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.layout import address_of, layout_of, rows_key
+from rmsjit.arrays.overlap import span_that_meets
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.kernels import dense, loader
+from rmsjit.rule.form import Form
 from rmsjit.runtime import threads
 from rmsjit.state.clock import Clock
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.forms import Form
-from rmsjit.state.layout import address_of, layout_of, rows_key
 from rmsjit.state.slots import Member
-from rmsjit.steps.bound import BoundStep, Occurrences
+from rmsjit.steps.binding import BoundStep, Occurrences
 from rmsjit.steps.norms import NormPass, Norms
 from rmsjit.steps.pairs import index_error, sparse_gradient
-from rmsjit.steps.spans import span_that_meets
 from rmsjit.steps.table import table_of
 from rmsjit.variables import array_of
 

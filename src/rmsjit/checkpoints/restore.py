@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.base import Optimizer
-from rmsjit.optimizer import RMSprop
-from rmsjit.persistence.content import Checkpoint, SavedWeight
-from rmsjit.persistence.fit import (
+from rmsjit.arrays.layout import layout_of
+from rmsjit.checkpoints.compare import (
     CLASSES,
     Place,
     Variables,
@@ -21,7 +19,9 @@ from rmsjit.persistence.fit import (
     key_of,
     own_weights,
 )
-from rmsjit.state.layout import layout_of
+from rmsjit.checkpoints.content import Checkpoint, SavedWeight
+from rmsjit.optimizers.base import Optimizer
+from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.state.slots import Entry, entry_of
 from rmsjit.variables import array_of
 

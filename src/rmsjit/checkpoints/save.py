@@ -6,20 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rmsjit.base import Optimizer
-from rmsjit.hyperparameters import value_at
-from rmsjit.optimizer import RMSprop
-from rmsjit.persistence.array_file import ending_of, read_arrays, write_arrays
-from rmsjit.persistence.atomic_file import replacing
-from rmsjit.persistence.content import (
-    Checkpoint,
-    SavedOptimizer,
-    SavedVariable,
-    SavedWeight,
-    decoded,
-    encoded,
-)
-from rmsjit.persistence.fit import (
+from rmsjit.arrays.layout import layout_of
+from rmsjit.checkpoints.array_file import ending_of, read_arrays, write_arrays
+from rmsjit.checkpoints.atomic_file import replacing
+from rmsjit.checkpoints.compare import (
     DTYPES,
     Variables,
     check_all_named,
@@ -29,9 +19,19 @@ from rmsjit.persistence.fit import (
     key_of,
     sharing_of,
 )
-from rmsjit.persistence.restore import new_optimizer, new_variables, restore
-from rmsjit.state.layout import layout_of
-from rmsjit.train import RMSPropOptimizer
+from rmsjit.checkpoints.content import (
+    Checkpoint,
+    SavedOptimizer,
+    SavedVariable,
+    SavedWeight,
+    decoded,
+    encoded,
+)
+from rmsjit.checkpoints.restore import new_optimizer, new_variables, restore
+from rmsjit.optimizers.base import Optimizer
+from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.optimizers.tf1 import RMSPropOptimizer
+from rmsjit.rule.hyperparameters import value_at
 from rmsjit.variables import array_of
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.state.layout import address_of, span_of
+from rmsjit.arrays.layout import address_of, span_of
 from rmsjit.state.slots import Member
 
 

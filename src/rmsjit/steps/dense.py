@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.layout import Key, address_of
 from rmsjit.kernels import dense, loader
+from rmsjit.rule.form import Form
 from rmsjit.runtime import threads
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.forms import Form
-from rmsjit.state.layout import Key, address_of
 from rmsjit.state.slots import Entry, Member
-from rmsjit.steps.bound import BoundStep
+from rmsjit.steps.binding import BoundStep
 from rmsjit.steps.norms import NormPass, Norms
 from rmsjit.steps.partition import Partition, backwards, cut_evenly
 from rmsjit.steps.table import table_of

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rmsjit.hyperparameters import checked, in_unit_interval
+from rmsjit.rule.hyperparameters import checked, in_unit_interval
 
 Initializer = str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]
 

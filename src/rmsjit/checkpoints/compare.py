@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit.base import Optimizer
-from rmsjit.optimizer import RMSprop
-from rmsjit.persistence.content import Checkpoint, SavedOptimizer, SavedWeight
-from rmsjit.state.dtypes import precision_of
-from rmsjit.state.forms import Form
-from rmsjit.state.layout import Key, layout_of, memory_key, overlaps_itself
+from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.layout import Key, layout_of, memory_key, overlaps_itself
+from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight
+from rmsjit.optimizers.base import Optimizer
+from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.optimizers.tf1 import RMSPropOptimizer
+from rmsjit.rule.form import Form
 from rmsjit.state.slots import entry_of, find_overlap
-from rmsjit.train import RMSPropOptimizer
 from rmsjit.variables import Variable, array_of
 
 Variables = Mapping[str, Any]

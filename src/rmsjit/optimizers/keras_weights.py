@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from rmsjit.arguments import Initializer, initial_value
-from rmsjit.base import Optimizer, is_integer_scalar
+from rmsjit.optimizers.arguments import Initializer, initial_value
+from rmsjit.optimizers.base import Optimizer, is_integer_scalar
 from rmsjit.steps.pairs import check_variable
 from rmsjit.variables import Variable, array_of
 

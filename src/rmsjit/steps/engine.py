@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit import recording
-from rmsjit.clipping import Clipping
-from rmsjit.hyperparameters import StepNumbers
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.layout import rows_key
+from rmsjit.autodiff import hooks
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.hyperparameters import StepNumbers
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.clock import Clock
-from rmsjit.state.dtypes import Precision
-from rmsjit.state.layout import rows_key
 from rmsjit.state.slots import Entry, Member, SlotStore, find_overlap
 from rmsjit.steps.pairs import check_is_array, check_variable, naming, no_gradient, warn_of_missing
 from rmsjit.variables import array_of
 
 if TYPE_CHECKING:  # these bring Numba along, which is imported at the first step
-    from rmsjit.steps.bound import BoundStep
+    from rmsjit.steps.binding import BoundStep
     from rmsjit.steps.norms import Norms
     from rmsjit.steps.plan import Plan
 
@@ -129,7 +129,7 @@ class Stepper:
             group.update(bound, factors, packed[group.precision], self._limit)
             if plan.constrained:
                 plan.constrain(group)
-        recording.wrote(plan.owners)
+        hooks.wrote(plan.owners)
         return True
 
     def _prepare(
@@ -241,7 +241,7 @@ class Stepper:
         clock = entry.clock
         if clock is None or clock.now == 0:
             return
-        from rmsjit.steps.sparse_group import SparseGroup
+        from rmsjit.steps.sparse import SparseGroup
 
         # A momentum that has just been set has no slot yet.
         form = replace(self.store.form, slots=tuple(entry.slots))

@@ -1,0 +1,1 @@
+"""Arrays as memory: dtypes, layout, where they begin, and what overlaps."""

@@ -1,0 +1,303 @@
+"""The optimizer's state in the formats of other libraries.
+
+For tf-keras the lists of `rmsjit.RMSprop.get_weights` and `set_weights` are the format: those of
+``tf_keras.optimizers.legacy.RMSprop`` hold the same arrays in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.layout import layout_of
+from rmsjit.checkpoints.array_file import dtype_named
+from rmsjit.checkpoints.compare import Variables, check_all_named, check_variables, sharing_of
+from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
+from rmsjit.checkpoints.restore import new_optimizer, restore
+from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.rule.form import MG, MOMENTUM, RMS, Form, keras_form
+from rmsjit.variables import array_of
+
+_TORCH_SLOTS = {RMS: "square_avg", MOMENTUM: "momentum_buffer", MG: "grad_avg"}
+_TORCH_DEFAULTS = {"momentum": 0.0, "centered": False, "weight_decay": 0.0, "maximize": False}
+
+
+def to_torch_state_dict(optimizer: RMSprop, variables: Variables) -> dict[str, Any]:
+    """The state as ``torch.optim.RMSprop.load_state_dict`` takes it.
+
+    Parameters
+    ----------
+    optimizer : RMSprop
+        With epsilon outside of the root, where torch has it: constructed without momentum.
+        A momentum that is set after construction leaves epsilon there.
+    variables : dict of str to ndarray or Variable
+        In the order of the parameters of the torch optimizer, and all of them.
+
+    Returns
+    -------
+    dict
+        ``state``, with tensors on the CPU that are copies, and ``param_groups``, which has one
+        group with the hyperparameters of the next step.
+
+    Raises
+    ------
+    ImportError
+        If torch is not installed.
+    TypeError
+        If the optimizer is none that torch has, or a variable is complex, of which torch squares
+        the two parts by themselves, or no variable that torch could train.
+    ValueError
+        If epsilon stands inside of the root, a variable of the optimizer is missing, or the
+        learning rate is zero and there is momentum to be divided by it.
+
+    See Also
+    --------
+    from_torch_state_dict : The other way.
+
+    Notes
+    -----
+    torch multiplies by the learning rate after the momentum, rmsjit before it.  So the momentum is
+    divided by the learning rate of the next step, and runs agree for as long as that stays.
+
+    Clipping and schedules are no part of a torch optimizer and are not carried over.
+
+    Examples
+    --------
+    ::
+
+        state_dict = rmsjit.interop.to_torch_state_dict(opt, {"w": w, "b": b})
+        torch_opt = torch.optim.RMSprop([torch_w, torch_b])
+        torch_opt.load_state_dict(state_dict)
+    """
+    _check_for_torch(optimizer, variables)
+    optimizer.sync()
+    numbers = optimizer._numbers()
+    group: dict[str, Any] = {
+        "lr": numbers.learning_rate,
+        "momentum": numbers.momentum,
+        "alpha": numbers.rho,
+        "eps": numbers.epsilon,
+        "centered": optimizer.centered,
+        "weight_decay": 0,
+        "capturable": False,
+        "foreach": None,
+        "maximize": False,
+        "differentiable": False,
+        "params": list(range(len(variables))),
+    }
+    state = {}
+    for index, (name, variable) in enumerate(variables.items()):
+        if optimizer._store.slot_of(variable, RMS) is not None:
+            state[index] = _torch_state(optimizer, name, variable, numbers.momentum, group["lr"])
+    return {"state": state, "param_groups": [group]}
+
+
+def from_torch_state_dict(
+    state_dict: Mapping[str, Any], variables: Variables, optimizer: RMSprop | None = None
+) -> RMSprop:
+    """An optimizer that continues the run of a ``torch.optim.RMSprop``.
+
+    Parameters
+    ----------
+    state_dict : dict
+        As ``torch.optim.RMSprop.state_dict`` gives it; arrays in the place of tensors will do.
+    variables : dict of str to ndarray or Variable
+        In the order of the parameters of the torch optimizer, with their shapes and dtypes.
+        Their values are left alone.
+    optimizer : RMSprop, optional
+        Its state is replaced, its hyperparameters stay.  By default a new one is made, with the
+        hyperparameters of `state_dict`.
+
+    Returns
+    -------
+    RMSprop
+        `optimizer` or a new one; `iterations` is the highest ``step`` of the parameters.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong type.
+    ValueError
+        If `state_dict` does not fit the variables or the optimizer: each difference is named; or
+        if it has what rmsjit lacks: weight decay, ``maximize``, or several groups of parameters
+        with hyperparameters of their own.  Nothing has been changed then.
+
+    See Also
+    --------
+    to_torch_state_dict : The other way.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmsjit.interop
+    >>> state_dict = {
+    ...     "state": {0: {"step": 7.0, "square_avg": np.ones(2), "momentum_buffer": np.ones(2)}},
+    ...     "param_groups": [
+    ...         {"lr": 0.5, "alpha": 0.99, "eps": 1e-8, "momentum": 0.9, "params": [0]}
+    ...     ],
+    ... }
+    >>> w = np.zeros(2)
+    >>> opt = rmsjit.interop.from_torch_state_dict(state_dict, {"w": w})
+    >>> int(opt.iterations), opt.rho
+    (7, 0.99)
+    >>> opt.get_slot(w, "momentum").numpy()
+    array([0.5, 0.5])
+    """
+    check_variables(variables)
+    if optimizer is not None and not isinstance(optimizer, RMSprop):
+        raise TypeError(f"optimizer must be an RMSprop, got {type(optimizer).__name__}")
+    try:
+        checkpoint = _torch_checkpoint(state_dict, variables)
+        if optimizer is None and checkpoint.optimizer.config["epsilon"] <= 0:
+            raise ValueError(f"eps must be positive, got {checkpoint.optimizer.config['epsilon']}")
+        made = new_optimizer(checkpoint, None) if optimizer is None else optimizer
+        made.sync()  # what rows of variables have missed is theirs, not the state's
+        restore(checkpoint, made, variables)
+    except ValueError as error:
+        raise ValueError(f"the state_dict can't be loaded: {error}") from error
+    assert isinstance(made, RMSprop)
+    return made
+
+
+# --- to torch -------------------------------------------------------------------------------
+
+
+def _check_for_torch(optimizer: Any, variables: Variables) -> None:
+    if not isinstance(optimizer, RMSprop):
+        raise TypeError(
+            f"optimizer must be an RMSprop, got {type(optimizer).__name__}; torch has no other"
+        )
+    check_variables(variables)
+    for name, variable in variables.items():
+        precision = precision_of(variable.dtype)
+        if precision is None or precision.parts == 2:
+            raise TypeError(f"variables[{name!r}] must be real, got dtype {variable.dtype}")
+    check_all_named(optimizer, variables)
+    form = optimizer._store.form
+    if form.epsilon_inside or form.rms_start != 0:
+        raise ValueError(
+            "torch.optim.RMSprop has epsilon outside of the root, and this optimizer has it "
+            "inside, so that torch would not continue its run; a momentum that is set after "
+            "construction leaves epsilon outside"
+        )
+
+
+def _torch_state(
+    optimizer: RMSprop, name: str, variable: Any, momentum: float, learning_rate: float
+) -> dict[str, Any]:
+    state = {"step": _tensor(np.array(optimizer.iterations, np.float32))}
+    for slot, torch_name in _TORCH_SLOTS.items():
+        held = optimizer._store.slot_of(variable, slot)
+        if slot == MOMENTUM and momentum > 0:  # torch wants it even before the first use
+            array = np.zeros(variable.shape, variable.dtype) if held is None else held.array
+            state[torch_name] = _tensor(_per_rate(array, learning_rate, name))
+        elif slot != MOMENTUM and held is not None:
+            state[torch_name] = _tensor(held.array)
+    return state
+
+
+def _per_rate(momentum: NDArray[Any], learning_rate: float, name: str) -> NDArray[Any]:
+    if learning_rate == 0 and momentum.any():
+        raise ValueError(
+            f"the momentum of {name!r} can't be divided by the learning rate, which is 0"
+        )
+    return (momentum.astype(np.float64) / (learning_rate or 1.0)).astype(momentum.dtype)
+
+
+def _tensor(array: NDArray[Any]) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError("a state_dict of torch needs torch: pip install torch") from error
+    if array.dtype.name == "bfloat16":  # unknown to torch's bridge to NumPy
+        return torch.from_numpy(np.array(array.view(np.int16), order="C")).view(torch.bfloat16)
+    return torch.from_numpy(np.array(array, order="C"))
+
+
+# --- from torch -----------------------------------------------------------------------------
+
+
+def _torch_checkpoint(state_dict: Mapping[str, Any], variables: Variables) -> Checkpoint:
+    """What a checkpoint of rmsjit would hold; the values of the variables are those they have."""
+    try:
+        group, indices = _one_group(state_dict["param_groups"])
+        if len(indices) != len(variables):
+            raise ValueError(
+                f"it has {len(indices)} parameters, and there are {len(variables)} variables"
+            )
+        names = dict(zip(indices, variables, strict=True))
+        states = {names[index]: state for index, state in state_dict["state"].items()}
+        weights = _saved_weights(states, group)
+        steps = [float(state["step"]) for state in states.values()]
+        config = {
+            "learning_rate": float(group["lr"]),
+            "rho": float(group["alpha"]),
+            "momentum": float(group["momentum"]),
+            "epsilon": float(group["eps"]),
+            "centered": bool(group["centered"]),
+        }
+    except (AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"it is none of torch.optim.RMSprop: {type(error).__name__}: {error}"
+        ) from error
+    sharing = sharing_of(variables, variables)
+    saved = {}
+    for name, variable in variables.items():
+        array = array_of(variable)
+        saved[name] = SavedVariable(array, layout_of(array), sharing[name])
+    form, iterations = _torch_form(group), int(max(steps, default=0))
+    return Checkpoint(
+        SavedOptimizer("RMSprop", "RMSprop", config, form, iterations), saved, weights
+    )
+
+
+def _one_group(groups: Any) -> tuple[dict[str, Any], list[Any]]:
+    """The hyperparameters that all groups have, and the indices of their parameters."""
+    merged: list[dict[str, Any]] = [{**_TORCH_DEFAULTS, **group} for group in groups]
+    first = merged[0]
+    for name in ("lr", "alpha", "eps", *_TORCH_DEFAULTS):
+        values = [group[name] for group in merged]
+        if any(value != values[0] for value in values):
+            raise ValueError(
+                f"its groups differ in {name}: {values}; rmsjit takes one optimizer each"
+            )
+    if first["weight_decay"] != 0 or first["maximize"]:
+        raise ValueError("it has weight_decay or maximize, which rmsjit lacks")
+    return first, [index for group in merged for index in group["params"]]
+
+
+def _saved_weights(
+    states: Mapping[str, Mapping[str, Any]], group: Mapping[str, Any]
+) -> list[SavedWeight]:
+    """The slots of all parameters, in the order in which rmsjit creates them."""
+    weights = []
+    for slot in _torch_form(group).slots:
+        for name, state in states.items():
+            value = _array(state[_TORCH_SLOTS[slot]])
+            if slot == MOMENTUM:
+                value = (value.astype(np.float64) * float(group["lr"])).astype(value.dtype)
+            weights.append(SavedWeight(name, slot, value))
+    return weights
+
+
+def _torch_form(group: Mapping[str, Any]) -> Form:
+    """The form of a torch optimizer, whose momentum leaves epsilon outside of the root."""
+    form = keras_form(centered=bool(group["centered"]), momentum=False)
+    return form.with_momentum() if group["momentum"] > 0 else form
+
+
+def _array(value: Any) -> NDArray[Any]:
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    if str(tensor.dtype) == "torch.bfloat16":  # unknown to torch's bridge to NumPy
+        import torch
+
+        bits: NDArray[Any] = tensor.view(torch.int16).numpy()
+        return bits.view(dtype_named("bfloat16"))
+    array: NDArray[Any] = tensor.numpy()
+    return array

@@ -1,0 +1,1 @@
+"""The optimizers as their users see them: arguments, methods, state in each library's words."""

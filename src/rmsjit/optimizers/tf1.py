@@ -1,0 +1,365 @@
+"""`RMSPropOptimizer`: the interface of ``tf.train.RMSPropOptimizer`` of TensorFlow 1."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from rmsjit.optimizers.arguments import checked_factor
+from rmsjit.optimizers.base import Optimizer, is_integer_scalar
+from rmsjit.rule.clipping import NO_CLIPPING
+from rmsjit.rule.form import tf1_form
+from rmsjit.rule.hyperparameters import StepNumbers, checked, in_unit_interval, positive, value_at
+from rmsjit.runtime.forks import RenewedLock
+from rmsjit.state.slots import SlotAllocator
+from rmsjit.steps.pairs import read_pairs
+from rmsjit.steps.reduction import Strategy
+from rmsjit.variables import Variable, array_of
+
+GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2
+
+
+class RMSPropOptimizer(Optimizer):
+    """RMSprop as ``tf.train.RMSPropOptimizer`` computes it, on NumPy arrays in place.
+
+    With ``g`` the gradient::
+
+        rms <- decay*rms + (1 - decay)*g*g
+        mg  <- decay*mg  + (1 - decay)*g                 if centered
+        v    = max(rms - mg*mg, 0)  or  rms
+        mom <- momentum*mom + lr*g / sqrt(v + epsilon) ;  variable <- variable - mom
+
+    The slot ``rms`` starts from ones, the others from zeros.
+
+    Parameters
+    ----------
+    learning_rate : float or callable
+        A number, a 0-d array, or a function of no arguments, asked at every step; so may `decay`,
+        `momentum` and `epsilon` be.
+    decay : float or callable, default 0.9
+        Discounting factor of the averages, between 0 and 1.
+    momentum : float or callable, default 0.0
+        Between 0 and 1.
+    epsilon : float or callable, default 1e-10
+        Keeps the denominator from zero; positive.
+    use_locking : bool, default False
+        Whether steps that several Python threads take at once on this optimizer wait for each
+        other.  If not, they run side by side without a lock, and updates of one element may be
+        lost, as in Hogwild.
+    centered : bool, default False
+        Normalise by the estimated variance of the gradient instead of its mean square.
+    name : str, default "RMSProp"
+        Prefix of the names of slots.
+    sparse : {"rows", "exact"}, default "rows"
+        What an `IndexedSlices` gradient does to the rows that it does not name.  "rows" leaves
+        them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
+        there, at the cost of the named rows only: other rows catch up when they are next named,
+        or read through `get_slot`, or brought up to date by `sync`.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a NaN or an infinity in a gradient does.  "propagate" lets it through, as TensorFlow
+        does; "skip" leaves all state as it is and counts `skipped_steps`; "raise" raises
+        `FloatingPointError` with nothing changed.  The last two read gradients once more.
+    num_threads : int, optional
+        The most threads that a step uses; by default as many as the process may keep busy.
+    slot_allocator : callable, optional
+        ``slot_allocator(shape, dtype)`` returns the memory of a slot: a writeable, C-contiguous
+        array, such as an ``np.memmap``.
+    strategy : Strategy, optional
+        Shares the work with other processes; see `rmsjit.distributed.MPIStrategy`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong type.
+    ValueError
+        If a number is out of its range.
+
+    See Also
+    --------
+    rmsjit.RMSprop : The later optimizer; its epsilon stands elsewhere and its slots start from 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmsjit
+    >>> w = np.array([1.0, 2.0])
+    >>> opt = rmsjit.train.RMSPropOptimizer(0.1, momentum=0.5)
+    >>> opt.apply_gradients([(np.array([1.0, -1.0]), w)])
+    >>> w
+    array([0.9, 2.1])
+    """
+
+    GATE_NONE = GATE_NONE
+    GATE_OP = GATE_OP
+    GATE_GRAPH = GATE_GRAPH
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        decay: Any = 0.9,
+        momentum: Any = 0.0,
+        epsilon: Any = 1e-10,
+        use_locking: bool = False,
+        centered: bool = False,
+        name: str = "RMSProp",
+        *,
+        sparse: str = "rows",
+        nonfinite: str = "propagate",
+        num_threads: int | None = None,
+        slot_allocator: SlotAllocator | None = None,
+        strategy: Strategy | None = None,
+    ) -> None:
+        self._learning_rate = checked("learning_rate", learning_rate)
+        self._decay = checked_factor("decay", decay)
+        self._momentum = checked_factor("momentum", momentum)
+        self._epsilon = checked("epsilon", epsilon)
+        if not callable(self._epsilon):
+            positive("epsilon", self._epsilon)
+        self._use_locking = bool(use_locking)
+        self._lock = RenewedLock()
+        form = tf1_form(centered=bool(centered))
+        super().__init__(name, form, sparse, nonfinite, num_threads, slot_allocator, strategy)
+
+    def compute_gradients(
+        self,
+        loss: Callable[..., Any],
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
+        grad_loss: Any = None,
+    ) -> list[tuple[Any, Any]]:
+        """The gradients of a loss, with the variables that they belong to.
+
+        Parameters
+        ----------
+        loss : callable
+            Ordinary code in `autograd.numpy` or NumPy that returns the loss, of any shape: its
+            sum is meant.  With a `var_list` it takes the variables as arguments; a function of no
+            arguments may read `rmsjit.Variable` instead.
+        var_list : list or tuple of ndarray or Variable, optional
+            If left out, every trainable `Variable` that the loss reads.
+        gate_gradients : {GATE_NONE, GATE_OP, GATE_GRAPH}
+            Checked and otherwise ignored, as are the two that follow: there is no graph whose
+            operations could be gated, accumulated or placed.
+        aggregation_method : {None, 0, 1, 2}
+        colocate_gradients_with_ops : bool
+        grad_loss : array_like, optional
+            The gradient of something else with respect to `loss`, of its shape.
+
+        Returns
+        -------
+        list of (gradient, variable)
+            A gradient is an array, an `IndexedSlices`, or None where the loss does not depend on
+            the variable.
+
+        Raises
+        ------
+        RuntimeError
+            If `loss` is not callable.
+        TypeError
+            If an entry of `var_list` is no variable.
+        ValueError
+            If another argument is none of those above.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> opt = rmsjit.train.RMSPropOptimizer(0.1)
+        >>> w = np.array([1.0, 2.0])
+        >>> [(gradient, _)] = opt.compute_gradients(lambda w: (w * w).sum(), [w])
+        >>> gradient
+        array([2., 4.])
+        """
+        if not callable(loss):
+            raise RuntimeError(f"loss must be callable, got {loss!r}")
+        _check_graph_arguments(gate_gradients, aggregation_method, colocate_gradients_with_ops)
+        from rmsjit.autodiff import losses
+
+        if var_list is None:
+            gradients, variables = losses.gradients_of_touched(loss, grad_loss)
+        elif _takes_arguments(loss):
+            gradients, variables = losses.gradients_of_arguments(loss, var_list, grad_loss)
+        else:
+            gradients, variables = losses.gradients_of(loss, var_list, grad_loss)
+        return list(zip(gradients, variables, strict=True))
+
+    def minimize(
+        self,
+        loss: Callable[..., Any],
+        global_step: Any = None,
+        var_list: Any = None,
+        gate_gradients: int = GATE_OP,
+        aggregation_method: int | None = None,
+        colocate_gradients_with_ops: bool = False,
+        name: str | None = None,
+        grad_loss: Any = None,
+    ) -> None:
+        """Update variables once: `compute_gradients`, then `apply_gradients`.
+
+        Parameters
+        ----------
+        loss, var_list, gate_gradients, aggregation_method, colocate_gradients_with_ops, grad_loss
+            As for `compute_gradients`.
+        global_step, name
+            As for `apply_gradients`.
+
+        Raises
+        ------
+        ValueError
+            If the loss depends on no variable.
+        RuntimeError, TypeError
+            As `compute_gradients` and `apply_gradients` do.
+
+        Examples
+        --------
+        >>> import rmsjit
+        >>> v = rmsjit.Variable([1.0, 2.0])
+        >>> rmsjit.train.RMSPropOptimizer(0.1).minimize(lambda: (v * v).sum())
+        >>> print(v.numpy().round(3))
+        [0.825 1.747]
+        """
+        pairs = self.compute_gradients(
+            loss,
+            var_list,
+            gate_gradients,
+            aggregation_method,
+            colocate_gradients_with_ops,
+            grad_loss,
+        )
+        self.apply_gradients(pairs, global_step, name)
+
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        global_step: Any = None,
+        name: str | None = None,
+    ) -> None:
+        """Update variables by their gradients, in place.
+
+        Parameters
+        ----------
+        grads_and_vars : iterable of (gradient, variable)
+            As for `rmsjit.RMSprop.apply_gradients`.
+        global_step : integer 0-d array or Variable, optional
+            Goes up by one after the update.
+        name : str, optional
+            Accepted for compatibility; there is no graph in which the step could have a name.
+
+        Raises
+        ------
+        TypeError
+            If the pairs are malformed, or a gradient, variable or `global_step` is of a wrong type.
+        ValueError
+            If there are no pairs, no variable has a gradient, shapes differ, a variable is
+            read-only, or two variables share a part of their memory.
+
+        Notes
+        -----
+        Everything is checked before the first write.
+        """
+        gradients, variables = read_pairs(grads_and_vars)
+        if not gradients:
+            raise ValueError("grads_and_vars must hold at least one variable, got none")
+        counter = None if global_step is None else _checked_step(global_step)
+        with self._lock if self._use_locking else contextlib.nullcontext():
+            taken = self._step(gradients, variables, NO_CLIPPING, aggregate=True)
+            if taken and counter is not None:
+                counter[()] += 1
+
+    def get_name(self) -> str:
+        """The name given at construction."""
+        return self._name
+
+    def get_slot(self, var: Any, name: str) -> Variable | None:
+        """A slot of a variable, as a `Variable` over the slot's own memory.
+
+        Parameters
+        ----------
+        var : ndarray or Variable
+            Any view of the variable's memory; the slot comes in its shape.
+        name : str
+            "rms", "momentum" or "mg".
+
+        Returns
+        -------
+        Variable or None
+            None where there is no such slot, or the variable has taken no step yet.
+        """
+        return self._slot(var, name)
+
+    def get_slot_names(self) -> list[str]:
+        """The names of the slots of each variable, sorted."""
+        return sorted(self._names_of_slots)
+
+    def variables(self) -> list[Variable]:
+        """All slots, in the order in which they were created."""
+        return self._created()
+
+    def _numbers_now(self) -> StepNumbers:
+        return StepNumbers(
+            value_at("learning_rate", self._learning_rate, 0),
+            in_unit_interval("decay", value_at("decay", self._decay, 0)),
+            in_unit_interval("momentum", value_at("momentum", self._momentum, 0)),
+            positive("epsilon", value_at("epsilon", self._epsilon, 0)),
+        )
+
+    def _numbers_vary(self) -> bool:
+        given = (self._learning_rate, self._decay, self._momentum, self._epsilon)
+        return not all(isinstance(number, float) for number in given)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self._copied_state()
+        del state["_lock"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_lock": RenewedLock()})
+
+    def __repr__(self) -> str:
+        return (
+            f"<rmsjit.train.{type(self).__name__} name={self._name!r}, "
+            f"learning_rate={self._learning_rate!r}, decay={self._decay!r}, "
+            f"momentum={self._momentum!r}, epsilon={self._epsilon!r}, "
+            f"centered={self._store.form.centered}>"
+        )
+
+
+def _checked_step(global_step: Any) -> Any:
+    array = array_of(global_step)
+    if not is_integer_scalar(array) or not array.flags.writeable:
+        raise TypeError(
+            f"global_step must be a writeable integer array of shape () or a Variable of one, "
+            f"got {global_step!r}"
+        )
+    return array
+
+
+def _check_graph_arguments(gate: Any, aggregation: Any, colocate: Any) -> None:
+    if gate not in (GATE_NONE, GATE_OP, GATE_GRAPH):
+        raise ValueError(f"gate_gradients must be GATE_NONE, GATE_OP or GATE_GRAPH, got {gate!r}")
+    if aggregation not in (None, 0, 1, 2):
+        raise ValueError(f"aggregation_method must be None, 0, 1 or 2, got {aggregation!r}")
+    if not isinstance(colocate, (bool, np.bool_)):
+        raise ValueError(f"colocate_gradients_with_ops must be True or False, got {colocate!r}")
+
+
+def _takes_arguments(loss: Callable[..., Any]) -> bool:
+    """Whether a loss wants the variables; TensorFlow's own code calls it without any."""
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):  # a builtin, which tells nothing
+        return True
+    return any(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
+        or (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and parameter.default is parameter.empty
+        )
+        for parameter in parameters
+    )
