@@ -47,7 +47,7 @@ def threads_started():
     """
     from rmsjit.runtime import threads
 
-    threads.threading_layer()
+    threads.layer_name()
 
 
 @pytest.fixture

@@ -9,44 +9,91 @@ stored.
 import numpy as np
 
 
-def initial_slots(variable, names, rms_start=0.0):
-    """The slots of a variable that has not been updated yet; `rms_start` is 0 or 1."""
+def initial_slots(variable, names, rms_start=0.0, dtypes=None):
+    """The slots of a variable that has not been updated yet.
+
+    `rms_start` is 0, 1 or epsilon; `dtypes` holds those of slots that have not the variable's.
+    """
     variable = np.asarray(variable)
     starts = {"rms": rms_start, "mg": 0.0, "momentum": 0.0}
-    return {name: np.full(variable.shape, starts[name], variable.dtype) for name in names}
+    kinds = dict.fromkeys(names, variable.dtype) | (dtypes or {})
+    return {name: np.full(variable.shape, starts[name], kinds[name]) for name in names}
 
 
 @np.errstate(all="ignore")
-def reference_step(variable, gradient, slots, *, lr, rho, momentum, eps, eps_inside, compute_dtype):
+def reference_step(
+    variable,
+    gradient,
+    slots,
+    *,
+    lr,
+    rho,
+    momentum,
+    eps,
+    eps_inside,
+    compute_dtype,
+    lr_outside=False,
+    nesterov=False,
+    bias_correction=False,
+    step=1,
+    modulus=False,
+    weight_decay=0.0,
+    decay_kind=None,
+    clip_weights=None,
+    clamp=True,
+    exact_one_minus_rho=False,
+):
     """One update of one variable by one dense gradient: (new variable, new slots).
 
-    `slots` is a dict: "rms" always, "mg" if centered, "momentum" if there is momentum.
+    `slots` is a dict: "rms" always, "mg" if centered, "momentum" if there is momentum; each is
+    rounded to its own dtype. `step` counts from 1. `decay_kind` says what weight decay does:
+    "coupled" adds wd*p to the gradient; "decoupled" takes p*(1 - lr*wd), "subtracted" p - p*wd*lr
+    and "independent" p*(1 - wd), all before the step. `modulus` squares complex numbers as
+    |g|**2. In which order a product or sum is rounded is not told apart here.
     """
     stored_dtype = np.asarray(variable).dtype
     number = np.dtype(compute_dtype).type
-    lr, rho, momentum, eps = number(lr), number(rho), number(momentum), number(eps)
-    variable = np.asarray(variable).astype(number)
+    one_minus_rho = number(1 - rho) if exact_one_minus_rho else number(1) - number(rho)
+    correction = number(1 - rho**step) if bias_correction else number(1)
+    keep = {"decoupled": 1 - lr * weight_decay, "independent": 1 - weight_decay}
+    keep = number(keep.get(decay_kind, 1))
+    lr, rho, momentum, eps, weight_decay = map(number, (lr, rho, momentum, eps, weight_decay))
+    p = np.asarray(variable).astype(number)
     g = np.asarray(gradient).astype(number)
     old = {name: np.asarray(slot).astype(number) for name, slot in slots.items()}
     new = {}
 
-    new["rms"] = rho * old["rms"] + (number(1) - rho) * (g * g)
-    v = new["rms"]
+    def square(z):
+        return _square_of_modulus(z) if modulus else z * z
+
+    if decay_kind == "coupled":
+        g = g + weight_decay * p
+    elif decay_kind == "subtracted":
+        p = p - p * weight_decay * lr
+    elif decay_kind is not None:
+        p = p * keep
+
+    new["rms"] = rho * old["rms"] + one_minus_rho * square(g)
+    v = new["rms"] / correction
     if "mg" in old:
-        new["mg"] = rho * old["mg"] + (number(1) - rho) * g
-        v = new["rms"] - new["mg"] * new["mg"]
-        if not np.iscomplexobj(v):
-            v = np.maximum(v, number(0))
+        new["mg"] = rho * old["mg"] + one_minus_rho * g
+        v = v - square(new["mg"] / correction)
+        if modulus:
+            v = v.real
+        if clamp and not np.iscomplexobj(v):
+            v = np.maximum(v, number(0).real)
 
     d = np.sqrt(v + eps) if eps_inside else np.sqrt(v) + eps
-    u = lr * g / d
+    u = g / d if lr_outside else lr * g / d
     if "momentum" in old:
         new["momentum"] = momentum * old["momentum"] + u
-        u = new["momentum"]
-    variable = variable - u
+        u = momentum * new["momentum"] + u if nesterov else new["momentum"]
+    p = p - lr * u if lr_outside else p - u
+    if clip_weights is not None:
+        p = np.clip(p, -number(clip_weights), number(clip_weights))
 
-    stored = {name: np.asarray(slot).astype(stored_dtype) for name, slot in new.items()}
-    return np.asarray(variable).astype(stored_dtype), stored
+    stored = {name: np.asarray(value).astype(slots[name].dtype) for name, value in new.items()}
+    return np.asarray(p).astype(stored_dtype), stored
 
 
 def reference_sparse_step(variable, values, indices, slots, **settings):

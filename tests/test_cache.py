@@ -1,6 +1,5 @@
 """The cache of compiled kernels: shared, edited, spoilt, full, or not there at all."""
 
-import ast
 import os
 import shutil
 import stat
@@ -13,9 +12,14 @@ import numpy as np
 import pytest
 
 import rmsjit
-from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.dtypes import kinds_of, precision_of
+from rmsjit.arrays.layout import address_of
+from rmsjit.rule import presets
+from rmsjit.rule.form import MG, MOMENTUM, RMS, Form, Slot
 from rmsjit.runtime import cache, settings, store
+from rmsjit.runtime.flags import FLAGS, HOLDING_GIL, PARALLEL
 from strategies import run_python
+from test_layers import MODULES, imports_of
 
 PACKAGE = Path(rmsjit.__file__).parent
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions")
@@ -44,6 +48,7 @@ def check(dtype, momentum, centered, size=50, sign=-1):
 # --- many processes -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_at_once_on_a_cold_folder(tmp_path):
     """Each compiles what it needs, some of it the same; none fails, and all is right after."""
     plain, both = ("float32", 0.0, False, 50), ("float64", 0.5, True, 50)
@@ -81,6 +86,7 @@ print(len(recorder.buffer))
 # --- edits ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_rule_is_seen(tmp_path):
     copy = tmp_path / "rmsjit"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -93,48 +99,192 @@ def test_an_edit_of_the_rule_is_seen(tmp_path):
     assert run_python(code.format(-1), **environment).startswith(str(copy))
     rule = copy / "kernels" / "rule.py"
     text = rule.read_text()
-    assert text.count("load(variable, i) - step") == 1
-    rule.write_text(text.replace("load(variable, i) - step", "load(variable, i) + step"))
+    assert text.count("value = value - step\n") == 1
+    rule.write_text(text.replace("value = value - step\n", "value = value + step\n"))
     run_python(code.format(+1), **environment)
     rule.write_text(text)
     run_python(STEP + COUNTED.format("check('float32', 0.0, False)"), **environment)
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in PACKAGE.glob("kernels/*.py")))
-def test_every_kernel_source_is_part_of_the_identity(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_KERNEL_FOLDER", tmp_path)
-    for path in PACKAGE.glob("kernels/*.py"):
-        shutil.copy(path, tmp_path)
-    file = Path(cache.__file__)
-    before = cache._digest_of_sources.__wrapped__(file)
-    (tmp_path / name).write_text((tmp_path / name).read_text() + "# edited\n")
-    assert cache._digest_of_sources.__wrapped__(file) != before
+SOURCES = [
+    *sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.glob("kernels/*.py")),
+    *cache._OTHER_SOURCES,
+]
 
 
-def first_outside():
-    """The function and signature of a kernel that compiles in no time."""
-    from rmsjit.kernels import loader, rows
+@pytest.fixture(scope="module")
+def copied_sources(tmp_path_factory):
+    copy = tmp_path_factory.mktemp("sources") / "rmsjit"
+    shutil.copytree(PACKAGE, copy)
+    return copy
 
-    return rows.first_outside, (loader._INTEGERS, loader._INT64)
+
+def changes_identity(sources, name, monkeypatch):
+    """Whether an edit of a source makes every kernel another one."""
+    monkeypatch.setattr(cache, "_ROOT", sources)
+    before = cache._digest_of_sources.__wrapped__()
+    assert cache._digest_of_sources.__wrapped__() == before
+    text = (sources / name).read_text()
+    (sources / name).write_text(text + "# edited\n")
+    edited = cache._digest_of_sources.__wrapped__()
+    (sources / name).write_text(text)
+    return edited != before
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_of_kernels_is_part_of_the_identity(name, copied_sources, monkeypatch):
+    assert changes_identity(copied_sources, name, monkeypatch)
+
+
+def test_kernels_are_made_of_nothing_else(copied_sources, monkeypatch):
+    """What they import of other rooms must be part of the identity, or of the key of a kernel."""
+    in_keys = {"arrays.dtypes"}  # `Kinds`, names of types
+    not_in_code = {"runtime.settings"}  # which Numba's own settings in the identity stand for
+    kernels = {name: path for name, path in MODULES.items() if name.partition(".")[0] == "kernels"}
+    imported = {
+        other for path in kernels.values() for other, _ in imports_of(path.read_text(), MODULES)
+    }
+    others = imported - set(kernels) - in_keys - not_in_code
+    assert others
+    for name in others:
+        source = MODULES[name].relative_to(PACKAGE).as_posix()
+        assert changes_identity(copied_sources, source, monkeypatch), f"{name} is not watched"
+
+
+def identity_of(name="first_outside", key="", arguments=3, flags=FLAGS):
+    """That of a kernel as `compile_kernel` is asked for it."""
+    asked = []
+
+    def note(name, key, *rest):
+        asked.append(f"{name} {cache._identity(key)}")
+        return None, None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_kernels", {})
+        patch.setattr(cache, "_obtain", note)
+        cache.compile_kernel(name, key, None, arguments, flags)
+    return asked[0]
 
 
 def test_the_identity_holds_all_that_code_depends_on(monkeypatch, tmp_path):
-    function, signature = first_outside()
-    identities = {
-        cache._identity(function, signature, False),
-        cache._identity(function, signature, True),
-        cache._identity(function, signature[:1], False),
-        cache._identity(store.read, signature, False),
-    }
-    for setting in ("OPT", "LOOP_VECTORIZE", "USING_SVML"):
+    identities = [
+        identity_of(),
+        identity_of(name="find_rows"),
+        identity_of(key="another"),
+        identity_of(arguments=1),
+        identity_of(flags=PARALLEL),
+        identity_of(flags=HOLDING_GIL),
+        identity_of(flags={**FLAGS, "error_model": "python"}),
+    ]
+    for setting in cache._SETTINGS_IN_CODE:
         with settings.changed(**{setting: "another"}):
-            identities.add(cache._identity(function, signature, False))
-    assert len(identities) == 7
-    monkeypatch.setattr(cache, "_KERNEL_FOLDER", tmp_path)  # as in a frozen program
+            identities.append(identity_of())
+    assert len(set(identities)) == len(identities)
+    assert len(cache._SETTINGS_IN_CODE) > 3
+    assert identity_of() == identities[0]
+    monkeypatch.setattr(cache, "_ROOT", tmp_path)  # as in a frozen program
     cache._digest_of_sources.cache_clear()
     with pytest.raises(FileNotFoundError):
-        cache._identity(function, signature, False)
+        identity_of()
     cache._digest_of_sources.cache_clear()
+
+
+# --- forms ----------------------------------------------------------------------------------
+
+ALL_SLOTS = Form.with_slots("rms", "mg", "momentum")
+DIFFERENT = [
+    Form(),
+    Form.with_slots("rms", "mg"),
+    Form.with_slots("rms", "momentum"),
+    ALL_SLOTS,
+    Form((RMS, MG, Slot("momentum"))),
+    Form((Slot("rms", dtype="float32", zero_gradient="decay"), MG, MOMENTUM)),
+    Form((RMS, MG, MOMENTUM, Slot("third"))),
+    *(
+        Form(ALL_SLOTS.slots, **setting)
+        for setting in (
+            {"epsilon": "inside"},
+            {"learning_rate": "outside"},
+            {"nesterov": True},
+            {"bias_correction": True},
+            {"weight_decay": "coupled"},
+            {"weight_decay": "decoupled"},
+            {"weight_decay": "subtracted"},
+            {"clip_weights": True},
+            {"clamp": False},
+            {"complex_square": "modulus"},
+            {"rms_average": "difference"},
+            {"mg_average": "difference"},
+            {"square": "first"},
+            {"quotient": "rate_first"},
+            {"quotient": "reciprocal"},
+            {"quotient": "rate_over"},
+            {"fused": True},
+        )
+    ),
+]
+ALIKE = [
+    (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", rms_start=1.0)),
+    (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", rms_start="epsilon")),
+    (ALL_SLOTS, Form.with_slots("momentum", "rms", "mg")),
+    (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", creation="by_variable")),
+    (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", one_minus_rho="exact")),
+    (Form(weight_decay="decoupled"), Form(weight_decay="independent")),
+    (presets.tf1(centered=True), presets.keras_legacy(centered=True, momentum=True)),
+]
+
+
+def file_of(load, form, *arguments):
+    """Where the kernel of a form is kept."""
+    from rmsjit.kernels import loader
+
+    asked = []
+
+    def note(path, identity):
+        asked.append(path.name)
+        raise OSError("enough")
+
+    slots = tuple(slot.dtype for slot in form.arithmetic.slots)
+    kinds = kinds_of(precision_of(np.dtype(np.float32)), slots)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "_kernels", {})
+        patch.setattr(cache, "_loaded", note)
+        patch.setattr(cache, "_compiled", lambda *arguments: None)
+        patch.setattr(cache, "_as_kernel", lambda result: (None, None))
+        patch.setattr(store, "warn_once", lambda folder, error: None)
+        getattr(loader, load).__wrapped__(form.arithmetic, kinds, *arguments)
+    return asked[0]
+
+
+LOADS = [("update_dense", False, False), ("update_rows", True, False), ("catch_up_rows", False)]
+
+
+@pytest.mark.parametrize(("load", "flags"), [(load, flags) for load, *flags in LOADS])
+def test_two_forms_never_share_a_file(folder, load, flags):
+    files = {file_of(load, form, *flags) for form in DIFFERENT}
+    assert len(files) == len(DIFFERENT)
+    assert len({*files, *(file_of(load, form, *flags[:-1], True) for form in DIFFERENT)}) == (
+        2 * len(DIFFERENT)
+    )
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE)
+@pytest.mark.parametrize(("load", "flags"), [(load, flags) for load, *flags in LOADS])
+def test_forms_that_kernels_need_not_tell_apart_share_one(folder, load, flags, one, other):
+    assert one != other
+    assert file_of(load, one, *flags) == file_of(load, other, *flags)
+
+
+def test_every_setting_of_a_form_is_tried_above():
+    from rmsjit.rule.form import _CHOICES
+
+    shared = {"creation", "one_minus_rho"}
+    for name in Form.__dataclass_fields__:
+        values = [getattr(form, name) for form in DIFFERENT]
+        if name in shared or name == "slots":
+            continue
+        for choice in _CHOICES.get(name, (False, True)):
+            assert choice in values or (name, choice) == ("weight_decay", "independent"), name
 
 
 # --- spoilt, full, forbidden ----------------------------------------------------------------
@@ -144,19 +294,24 @@ def test_the_identity_holds_all_that_code_depends_on(monkeypatch, tmp_path):
 def folder(tmp_path, monkeypatch):
     """A cold cache in a process that seems fresh."""
     monkeypatch.setenv("RMSJIT_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(cache, "_results", {})
+    monkeypatch.setattr(cache, "_kernels", {})
     monkeypatch.setattr(store, "_warned", False)
     return tmp_path / "cache"
 
 
-def obtained(check=None):
+IDENTITY = ("first_outside", "", 3, *FLAGS.items())
+
+
+def obtained():
     """The kernel, as a fresh process would get it, and the warnings."""
-    cache._results.clear()
-    function, signature = first_outside()
+    from rmsjit.kernels import rows
+
+    cache._kernels.clear()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        kernel = cache.compile_kernel(function, signature, parallel=False, check=check)
-    assert kernel(np.array([0, 1, 7, 2]), 3) == 2
+        # It compiles in no time.
+        kernel = cache.compile_kernel("first_outside", "", lambda: rows.first_outside, arguments=3)
+    assert kernel.call(address_of(np.array([0, 1, 7, 2])), 4, 3) == 2
     assert all(warning.category is RuntimeWarning for warning in caught), caught
     return [str(warning.message) for warning in caught]
 
@@ -221,7 +376,8 @@ def split(data, length):
 def test_a_pickle_that_does_not_load(folder):
     obtained()
     path = only_file(folder)
-    identity = cache._identity(*first_outside(), False)
+    identity = cache._identity(str(IDENTITY))
+    assert store.read(path, identity)
     store.write(path, identity, b"no pickle")
     (message,) = obtained()
     assert str(folder) in message
@@ -236,6 +392,7 @@ def unusable(tmp_path):
         yield Path("/dev/null")
 
 
+@pytest.mark.slow
 def test_unusable_folders_cost_one_warning(folder, tmp_path, monkeypatch):
     for place in unusable(tmp_path):
         monkeypatch.setenv("RMSJIT_CACHE_DIR", str(place))
@@ -289,24 +446,6 @@ def test_a_folder_that_can_only_be_read_serves(folder, monkeypatch):
     assert obtained() == []
 
 
-def test_a_wrong_kernel_is_found_and_replaced(folder):
-    from rmsjit.kernels import selfcheck
-
-    function, signature = first_outside()
-
-    def wrong(indices, rows):
-        return 0
-
-    obtained()
-    path, identity = only_file(folder), cache._identity(function, signature, False)
-    right = path.read_bytes()
-    store.write(path, identity, cache._packed(cache._compiled(wrong, signature, False)))
-    assert path.read_bytes() != right
-    (message,) = obtained(selfcheck.first_outside)
-    assert "wrong results" in message
-    assert obtained(selfcheck.first_outside) == []
-
-
 def test_without_a_cache(folder, monkeypatch):
     for value in ("0", "false", "OFF", "no"):
         monkeypatch.setenv("RMSJIT_CACHE", value)
@@ -353,60 +492,6 @@ def test_clearing(folder):
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-# --- the self-check -------------------------------------------------------------------------
-
-NAMES = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
-
-
-@pytest.mark.parametrize("dtype", NAMES)
-@pytest.mark.parametrize("slots", [(False, False), (True, True)], ids=["plain", "both"])
-def test_right_kernels_pass_and_wrong_ones_do_not(dtype, slots):
-    import ml_dtypes
-
-    from rmsjit.kernels import loader, selfcheck
-    from rmsjit.kernels.rule import RuleNumbers
-
-    precision = precision_of(np.dtype(getattr(ml_dtypes, dtype, dtype)))
-    kernel = loader.update_dense(precision, *slots, False)
-    assert selfcheck.update_dense(precision, *slots, kernel)
-    assert not selfcheck.update_dense(precision, *slots, lambda *arguments: None)
-
-    def half_of_it(*arguments):
-        kernel(*arguments[:3], np.array([0, 1]), *arguments[4:])
-
-    def uphill(*arguments):
-        kernel(*arguments[:4], -arguments[4], *arguments[5:])
-
-    def with_another_rate(*arguments):
-        numbers = arguments[5].copy()
-        numbers[RuleNumbers._fields.index("lr")] *= 1.5
-        kernel(*arguments[:5], numbers, *arguments[6:])
-
-    def for_other_types(*arguments):
-        raise TypeError("can't unbox")
-
-    for wrong in (half_of_it, uphill, with_another_rate, for_other_types):
-        assert not selfcheck.update_dense(precision, *slots, wrong)
-    norm = loader.sums_of_squares(precision.real, precision.computing, False)
-    assert selfcheck.sums_of_squares(precision.real, precision.computing, norm)
-    assert not selfcheck.sums_of_squares(
-        precision.real, precision.computing, lambda *arguments: arguments[-1].fill(0)
-    )
-
-
-def test_every_loader_has_its_check():
-    """A kernel without one would be trusted as it comes from the folder."""
-    tree = ast.parse((PACKAGE / "kernels" / "loader.py").read_text())
-    calls = [
-        node
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "compile_kernel"
-    ]
-    assert len(calls) > 5
-    for call in calls:
-        assert "check" in {keyword.arg for keyword in call.keywords}, ast.unparse(call)
-
-
 # --- the user's own Numba -------------------------------------------------------------------
 
 SETTINGS = {
@@ -433,6 +518,7 @@ print(type(own).__name__, own(1))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", ["0", "1"])
 def test_the_users_settings_neither_break_us_nor_change(tmp_path, cached):
     environment = {**SETTINGS, "NUMBA_CACHE_DIR": str(tmp_path), "RMSJIT_CACHE": cached}
@@ -440,6 +526,7 @@ def test_the_users_settings_neither_break_us_nor_change(tmp_path, cached):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_all_kernels_without_the_users_jit():
     code = """
 import numpy as np
@@ -455,6 +542,7 @@ optimizer.sync(table)
     run_python(code, **SETTINGS)
 
 
+@pytest.mark.slow
 def test_the_rest_of_numba_works_after_kernels_were_loaded():
     """Loading sets up only a part of it."""
     code = """
@@ -481,6 +569,7 @@ print(words(3))
     assert run_python(STEP + code) == "aaa\n"
 
 
+@pytest.mark.slow
 def test_a_first_step_loads_no_more_of_numba_than_it_needs():
     """Numba's compiler takes longer to get ready than all else, scipy.linalg the most of it."""
     code = """
@@ -506,6 +595,7 @@ sys.exit(arguments.run(arguments))
 """
 
 
+@pytest.mark.slow
 def test_warmup_leaves_nothing_to_compile():
     """In the cache of all tests, where most of it is there already."""
     said = run_python(WARMUP, "--dtypes", "float32,float64", "--variants", "both", "--sparse")
@@ -536,6 +626,7 @@ def test_warmup_clears(tmp_path):
     assert store.clear(tmp_path) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("environment", "status", "said"),
     [

@@ -537,7 +537,10 @@ def test_other_variables_are_refused(path, run, others, match):
     ("optimizer", "match"),
     [
         (rmsjit.RMSprop(centered=True), "slots: saved rms, here mg, rms"),
-        (rmsjit.RMSprop(momentum=0.9), "epsilon inside the root: saved False, here True\n- slots"),
+        (
+            rmsjit.RMSprop(momentum=0.9),
+            "slots: saved rms, here momentum, rms\n- place of epsilon: saved outside, here inside",
+        ),
         (with_late_momentum(), "slots: saved rms, here momentum, rms"),
         (
             rmsjit.train.RMSPropOptimizer(0.1),
@@ -620,7 +623,9 @@ def test_bad_variables(path, variables, error, match):
 
 def test_overlapping_variables(path):
     w = np.ones(5)
-    with pytest.raises(ValueError, match="'head' and 'tail' share memory"):
+    with pytest.raises(
+        ValueError, match=r"'head' of shape \(3,\) and 'tail' of shape .* share memory"
+    ):
         save(path, rmsjit.RMSprop(), {"head": w[:3], "other": np.ones(2), "tail": w[2:]})
 
 
@@ -729,8 +734,8 @@ def rewritten(path, change):
 
 def test_newer_format_is_refused(path, run):
     save(path, *run)
-    rewritten(path, lambda content: content.update(version=2, rmsjit="9.0"))
-    match = r"its format version is 2 \(of rmsjit 9.0\), and this rmsjit reads version 1"
+    rewritten(path, lambda content: content.update(version=3, rmsjit="9.0"))
+    match = r"its format version is 3 \(of rmsjit 9.0\), and this rmsjit reads versions 1 and 2"
     assert_refused(path, *run, match)
     with pytest.raises(ValueError, match=match):
         load(path)
@@ -759,6 +764,10 @@ def test_newer_format_is_refused(path, run):
         lambda content: content["optimizer"].update(more=1),
         lambda content: content["optimizer"]["form"].update(slots=["momentum"]),
         lambda content: content["optimizer"]["form"].update(more=1),
+        lambda content: content["optimizer"]["form"].update(epsilon="beside"),
+        lambda content: content["optimizer"]["form"].update(slots=["rms", "no such"]),
+        lambda content: content["optimizer"]["form"].update(slots=[{"name": "rms", "more": 1}]),
+        lambda content: content.update(version=1),
         lambda content: content["optimizer"].update(form=None),
         lambda content: content.clear(),
     ],
@@ -767,6 +776,66 @@ def test_forged_content_is_refused(path, run, change):
     save(path, *run)
     rewritten(path, change)
     assert_refused(path, *run, "can't be loaded")
+
+
+# --- version 1 ------------------------------------------------------------------------------
+
+
+def as_version_1(content):
+    """The text as version 1 had it: a form was four settings, of which each had to be there."""
+    form = rmsjit.Form.from_dict(content["optimizer"]["form"])
+    content["version"] = 1
+    content["optimizer"]["form"] = {
+        "epsilon_inside": form.epsilon == "inside",
+        "rms_start": float(form.slot("rms").start),
+        "slots": list(form.slot_names),
+        "by_variable": form.creation == "by_variable",
+    }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [*OPTIMIZERS.values(), with_late_momentum],
+    ids=[*OPTIMIZERS, "late momentum"],
+)
+def test_files_of_version_1_load_to_the_same_state(path, make):
+    variables = in_every_layout()
+    optimizer, fresh = make(), zeros_of(variables)
+    train(optimizer, variables, range(3))
+    save(path, optimizer, variables)
+    rewritten(path, as_version_1)
+    resumed, anew = make(), load(path)
+    load(path, resumed, fresh)
+    assert anew[0]._store.form == optimizer._store.form
+    for run in ((optimizer, variables), (resumed, fresh), anew):
+        assert state_of(*run) == state_of(optimizer, variables)
+    for run in ((optimizer, variables), (resumed, fresh), anew):
+        train(*run, range(3, 5))
+    assert state_of(resumed, fresh) == state_of(*anew) == state_of(optimizer, variables)
+
+
+def test_form_of_version_1_that_differs_is_refused(path, run):
+    save(path, *run)
+    rewritten(path, as_version_1)
+    fresh = {"w": np.zeros((2, 3)), "b": np.zeros(3)}
+    match = "slots: saved rms, here momentum, rms\n- place of epsilon: saved outside, here inside"
+    assert_refused(path, rmsjit.RMSprop(momentum=0.9), fresh, match)
+
+
+@pytest.mark.parametrize("name", ["epsilon_inside", "rms_start", "slots", "by_variable"])
+def test_incomplete_form_of_version_1_is_refused(path, run, name):
+    save(path, *run)
+    rewritten(path, as_version_1)
+    rewritten(path, lambda content: content["optimizer"]["form"].pop(name))
+    assert_refused(path, *run, "can't be loaded: it is damaged")
+
+
+def test_form_is_written_as_its_dictionary(tmp_path, run):
+    save(tmp_path / "run.npz", *run)
+    with np.load(tmp_path / "run.npz", allow_pickle=False) as file:
+        content = json.loads(file["rmsjit"].item())
+    assert content["version"] == 2
+    assert content["optimizer"]["form"] == run[0].form.to_dict()
 
 
 # --- writing --------------------------------------------------------------------------------

@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import rmsjit
 from rmsjit.__main__ import main
-from rmsjit.cli import demo, info
+from rmsjit.cli import bench, demo, info
 
 QUICK = ["--epochs", "1", "--hidden", "16"]
 LAST_LINE = re.compile(
     r"The optimizer took \S+ % of the training time \([\d,]+ µs a step\); the same rule in "
     r"hand-written NumPy would have taken \S+ % \([\d,]+ µs a step\)\."
 )
+BENCH_COLUMNS = ["elements", "variant", "step", "GB/s", "floor", "share", "NumPy", "ratio"]
 
 
 def python(*arguments, **options):
@@ -57,7 +59,7 @@ def test_help_imports_nothing_slow():
     )
     assert process.returncode == 0
     assert process.stdout.endswith("\n[]\n")
-    for command in ("demo", "info", "schedule"):
+    for command in ("demo", "info", "schedule", "warmup", "bench"):
         assert f"  {command} " in process.stdout
 
 
@@ -298,3 +300,45 @@ def test_why_there_are_so_few_threads(used, limits, numba_is_set, expected, monk
 )
 def test_sizes_for_people(size, text):
     assert info.human_size(size) == text
+
+
+# --- bench ----------------------------------------------------------------------------------
+
+
+def test_bench_measures_every_variant(capsys):
+    assert main(["bench", "--sizes", "1e3", "--rounds", "1", "--threads", "1"]) == 0
+    heading, _, columns, *lines = capsys.readouterr().out.splitlines()
+    assert heading == "RMSprop on float32 with 1 thread, medians of interleaved rounds"
+    assert columns.split() == BENCH_COLUMNS
+    for line, variant in zip(lines, bench.VARIANTS, strict=False):
+        assert re.fullmatch(
+            rf" +1,000  {variant} +[\d.]+ µs +[\d.]+ +[\d.]+ +\d+% +[\d.]+ µs +[\d.]+x", line
+        )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64", "float16"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_floor_leaves_every_value(dtype, threads):
+    from rmsjit.cli import floor
+
+    arrays = [bench.values(1001, np.dtype(dtype), seed) for seed in range(4)]
+    before = [array.copy() for array in arrays]
+    floor.fastest_floor(arrays[0], arrays[1:], threads)()
+    for array, unchanged in zip(arrays, before, strict=True):
+        np.testing.assert_array_equal(array, unchanged)
+
+
+@pytest.mark.parametrize("kinds", [("u4", "u4", "u4"), ("u4", "u4", "u8", "u4", "u2")])
+@pytest.mark.parametrize("bins", [1, 3])
+def test_the_floor_passes_over_every_element_once(kinds, bins):
+    from rmsjit.cli import floor
+    from rmsjit.steps.act import Act
+
+    rng = np.random.default_rng(0)
+    gradient, *written = (rng.integers(0, 2**16, 20_001).astype(kind) for kind in kinds)
+    before = [array.copy() for array in written]
+    call = floor.call_over([gradient, *written], bins)
+    call.words[floor.ZERO] = -1
+    Act([call]).run()
+    for array, unchanged in zip(written, before, strict=True):
+        np.testing.assert_array_equal(array, unchanged ^ gradient.astype(array.dtype))

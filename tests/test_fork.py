@@ -5,11 +5,12 @@ import os
 import pytest
 
 from strategies import run_python
-from test_threads import COMMON, LAYERS, linux
+from test_threads import ACTS, COMMON, LAYERS, linux
 
 pytestmark = [
     linux,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),
+    pytest.mark.slow,
 ]
 
 FORKS = """
@@ -97,7 +98,7 @@ process.start()
 process.join()
 assert process.exitcode == 0
 goes_on(optimizer, variable)
-say(threads.threading_layer())
+say(threads.layer_name())
 """
     warned = int(layer == "omp")
     expected = [f"child {warned}", f"grandchild {warned}", f"process {warned}", layer]
@@ -197,16 +198,84 @@ forked(lambda: say(warned(lambda: goes_on(*halfway()))))
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_child_loads_parallel_kernels_that_it_may_not_launch(layer):
-    """Such as one that compiles ahead for others; checking what was loaded needs a launch."""
+    """Such as one that compiles ahead for others."""
     code = """
-from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.dtypes import kinds_of, precision_of
 from rmsjit.kernels import loader
+from rmsjit.rule.presets import keras_legacy
 
+form = keras_legacy(centered=False, momentum=False).arithmetic
+kinds = kinds_of(precision_of(np.dtype(np.float64)), (None,))
 halfway()
-forked(lambda: loader.update_dense(precision_of(np.dtype(np.float64)), False, False, True))
+forked(lambda: loader.update_dense(form, kinds, False, True))
 say("fine")
 """
     assert run(code, NUMBA_THREADING_LAYER=layer) == ["fine"]
+
+
+# --- the gate -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_fork_waits_for_a_launch_and_steps_do_not_wait_for_it(layer):
+    """Meanwhile they run on the serial kernels, with the same bits."""
+    code = """
+optimizer, variable = halfway()
+serial = ones()
+train(new(num_threads=1), serial, 0)
+goes_on(optimizer, variable)  # so that all kernels are there
+forked_at, seen = [], []
+real = act.Act.run
+
+def noting(self):
+    status = real(self)
+    seen.append((self.threads, status))
+    return status
+
+def child():
+    assert forks.gate[[0, 1, 3]].tolist() == [0, 0, 0]
+    warned(lambda: train(new(), ones(), 0))
+
+def fork():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    forked(lambda: warned(child))
+    forked_at.append(held.go.is_set())
+
+mine, own = new(num_threads=2), ones()
+train(mine, own, 0)
+forker = threading.Thread(target=fork)
+with Held() as held:
+    forker.start()
+    while not forks.gate[1]:
+        time.sleep(0.001)
+    assert forks.gate[0] == 1
+    act.Act.run = noting
+    train(mine, own, 1)
+    act.Act.run = real
+    assert not forked_at and forks.gate[1] == 1
+forker.join()
+assert forked_at == [True]
+assert np.array_equal(own, expected)
+assert {(2, act.CLOSED), (1, act.DONE)} == set(seen), set(seen)
+assert forks.gate[[0, 1, 3]].tolist() == [0, 0, 0]
+assert act_of(lambda: None, 2).run() == act.DONE
+say(threads.layer_name())
+"""
+    assert run(ACTS + code, NUMBA_THREADING_LAYER=layer) == [layer]
+
+
+def test_a_fork_does_not_wait_for_ever():
+    """A launch that hangs must not hang the fork as well."""
+    code = """
+forks._PATIENCE = 0.2
+optimizer, variable = halfway()
+with Held():
+    forked(lambda: say(forks.gate[[0, 1, 3]].tolist()))
+    assert forks.gate[:2].tolist() == [1, 0]
+goes_on(optimizer, variable)
+say("fine")
+"""
+    assert run(ACTS + code) == ["[0, 0, 0]", "fine"]
 
 
 # --- locks ----------------------------------------------------------------------------------
@@ -242,7 +311,7 @@ optimizer, variable = halfway()
 held, stop = threading.Event(), threading.Event()
 
 def hold():
-    with optimizer._stepper._lock, threads._start_lock:
+    with optimizer._store.lock.lock, threads._start_lock.lock:
         held.set()
         stop.wait()
 
@@ -270,7 +339,7 @@ def test_every_lock_is_known_to_the_fork_hooks():
         for path in root.rglob("*.py")
         if "threading.Lock()" in path.read_text() or "threading.RLock()" in path.read_text()
     }
-    assert plain.keys() <= {"runtime/forks.py", "runtime/threads.py"}
+    assert plain.keys() == {"runtime/forks.py"}
 
 
 def test_a_thread_may_fork_while_it_is_undisturbed_itself():
@@ -278,7 +347,7 @@ def test_a_thread_may_fork_while_it_is_undisturbed_itself():
 from rmsjit.runtime import forks
 
 optimizer, variable = halfway()
-with forks.undisturbed(), optimizer._stepper._lock:
+with forks.undisturbed(), optimizer._store.lock.lock:
     forked(lambda: warned(lambda: goes_on(optimizer, variable)))
     at_once(lambda: goes_on(*halfway()))
 assert not forks._busy and not forks._forking

@@ -58,6 +58,7 @@ assert njit(lambda x: x + 1)(1) == 2
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", ["default", "set"])
 def test_the_users_numba_is_left_as_it_was(settings):
     run_python(LOOK, settings)
@@ -105,7 +106,7 @@ def test_all_is_what_the_package_offers():
     assert set(rmsjit.__all__) <= set(namespace)
 
 
-@pytest.mark.parametrize("module", [rmsjit.schedules, tf1])
+@pytest.mark.parametrize("module", [rmsjit.schedules])
 def test_all_of_a_module_is_what_it_defines(module):
     assert sorted(getattr(module, "__all__", made_in(module))) == sorted(made_in(module))
 

@@ -125,7 +125,8 @@ HYPERPARAMETERS = ["centered", "decay", "epsilon", "learning_rate", "lr", "momen
 
 # --- Where we differ, all of it --------------------------------------------------------------
 
-# Arguments of our own, all by keyword.
+# Arguments of our own, all by keyword; those of other forms of the rule are the Keras face's.
+FORM_KEYWORDS = {"form": None, "weight_decay": 0.0, "clip_weights": None}
 OUR_KEYWORDS = {
     "sparse": "rows",
     "nonfinite": "propagate",
@@ -134,7 +135,7 @@ OUR_KEYWORDS = {
     "strategy": None,
 }
 OUR_NAMES = {
-    "keras": {"build", "name", "skipped_steps", "sync"},
+    "keras": {"build", "clip_weights", "form", "name", "skipped_steps", "sync", "weight_decay"},
     "train": {"build", "skipped_steps", "sync"},
 }
 # Signatures of the TensorFlow that was asked (2.21) that are not those of the pages (2.15, 1.10).
@@ -179,7 +180,7 @@ def test_a_method_takes_the_arguments_of_the_page(face, name):
     assert all(p.kind is p.POSITIONAL_OR_KEYWORD for p in shared)
     expected = {}
     if name == "__init__":
-        expected = {**(KEYWORDS if face == "keras" else {}), **OUR_KEYWORDS}
+        expected = (KEYWORDS | FORM_KEYWORDS if face == "keras" else {}) | OUR_KEYWORDS
     assert {p.name: p.default for p in own} == expected
     assert all(p.kind is p.KEYWORD_ONLY for p in own)
 

@@ -138,7 +138,10 @@ def test_wrong_shapes_and_dtypes_are_named():
 @pytest.mark.parametrize(
     ("optimizer", "match"),
     [
-        (rmsjit.RMSprop(momentum=0.9, centered=True), "epsilon inside the root: saved False, here"),
+        (
+            rmsjit.RMSprop(momentum=0.9, centered=True),
+            "place of epsilon: saved outside, here inside",
+        ),
         (rmsjit.RMSprop(), "slots: saved mg, momentum, rms, here rms"),
     ],
 )

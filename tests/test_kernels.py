@@ -9,35 +9,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rmsjit
-from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.dtypes import kinds_of, precision_of
+from rmsjit.rule import presets
 from rmsjit.steps.partition import backwards, cut_by_length, cut_evenly
-from strategies import BOTH, DTYPES, KERAS, random_array, run_python
+from strategies import BOTH, COMPLEX, DTYPES, HALF, random_array, run_python
+from test_kernel_results import public_loaders
 
 x86 = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64"), reason="reads x86 assembly"
 )
 
 
-def assembly(dtype, centered, momentum, parallel):
-    """What `rmsjit.kernels.loader.update_dense` would load, compiled here and now."""
-    from numba import njit
+def assembly(name, *arguments):
+    """What a function of `rmsjit.kernels.loader` would load, compiled here and now; its flags."""
+    from numba import int64, njit
 
-    from rmsjit.kernels import dense, loader
+    from rmsjit.kernels import loader
 
     asked = []
 
-    def note(function, signature, **settings):
-        asked.append((function, signature))
+    class AskedError(Exception):
+        pass
+
+    def note(name, key, make, arguments=1, flags=loader.FLAGS):
+        asked.append((make, arguments, flags))
+        raise AskedError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "compile_kernel", note)
-        loader.update_dense.__wrapped__(precision_of(np.dtype(dtype)), centered, momentum, parallel)
-    ((function, signature),) = asked
-    assert function is dense.update_dense
-    flags = {"error_model": "numpy", "nogil": True, "boundscheck": False}
-    dispatcher = njit(parallel=parallel, **flags)(function)
+        with pytest.raises(AskedError):
+            getattr(loader, name).__wrapped__(*arguments)
+    ((make, count, flags),) = asked
+    dispatcher = njit(**flags)(make())
+    signature = (int64,) * count
     dispatcher.compile(signature)
-    return dispatcher.inspect_asm(signature)
+    return dispatcher.inspect_asm(signature), flags
 
 
 def packed_loops(text, instruction):
@@ -46,25 +52,156 @@ def packed_loops(text, instruction):
     return [block for block in blocks if re.search(rf"\b{instruction}\b", block)]
 
 
-KERNELS = [
-    (dtype, centered, momentum, False)
-    for dtype in ("float32", "float64")
-    for centered in (False, True)
-    for momentum in (False, True)
+def assert_nothing_is_allocated(text):
+    """Nor any reference counted; what a launch frees of its own is no matter of the kernel's."""
+    assert not re.search(r"NRT_(?!Free\b)", text), set(re.findall(r"NRT_\w+", text))
+
+
+def of_form(form, dtype):
+    """The first arguments of the loaders of the rule."""
+    slots = tuple(slot.dtype for slot in form.arithmetic.slots)
+    return form.arithmetic, kinds_of(precision_of(np.dtype(dtype)), slots)
+
+
+def preset(centered, momentum):
+    return presets.keras_legacy(centered=centered, momentum=momentum)
+
+
+PRESETS = [preset(centered, momentum) for centered in (False, True) for momentum in (False, True)]
+FULL = PRESETS[-1]
+OTHERS = [
+    presets.tf1(centered=True),
+    rmsjit.Form.with_slots(
+        "rms",
+        "mg",
+        "momentum",
+        learning_rate="outside",
+        nesterov=True,
+        bias_correction=True,
+        weight_decay="coupled",
+        clip_weights=True,
+        rms_average="difference",
+    ),
+    rmsjit.Form.with_slots("rms", quotient="reciprocal", weight_decay="decoupled"),
+    rmsjit.Form.with_slots("rms", quotient="rate_over", weight_decay="subtracted", square="first"),
 ]
-KERNELS += [("float32", True, True, True)]
+slow = pytest.mark.slow
+OF_THE_RULE = [
+    pytest.param(
+        "update_dense",
+        form,
+        dtype,
+        clipped,
+        False,
+        marks=() if form is FULL and dtype == "float32" else slow,
+    )
+    for form in PRESETS
+    for dtype in ("float32", "float64")
+    for clipped in (False, True)
+]
+OF_THE_RULE += [
+    pytest.param("update_dense", FULL, "float32", False, True, marks=slow),
+    pytest.param("update_dense", FULL, "float32", True, True, marks=slow),
+    *(pytest.param("update_dense", form, "float32", False, False, marks=slow) for form in OTHERS),
+    pytest.param("update_rows", FULL, "float32", True, False, marks=slow),
+    pytest.param("update_rows", FULL, "float32", False, False, marks=slow),
+    pytest.param("update_rows", FULL, "float64", True, False, marks=slow),
+    pytest.param("update_rows", FULL, "float32", True, True, marks=slow),
+]
 
 
 @x86
-@pytest.mark.parametrize(("dtype", "centered", "momentum", "parallel"), KERNELS)
-def test_roots_are_packed_and_nothing_is_allocated(dtype, centered, momentum, parallel):
-    text = assembly(dtype, centered, momentum, parallel)
+@pytest.mark.parametrize(
+    ("name", "form", "dtype", "flag", "parallel"),
+    OF_THE_RULE,
+)
+def test_roots_are_packed_and_nothing_is_allocated(name, form, dtype, flag, parallel):
+    text, flags = assembly(name, *of_form(form, dtype), flag, parallel)
+    assert flags.get("parallel", False) == parallel
     packed, other = ("v?sqrtps", "v?sqrtpd") if dtype == "float32" else ("v?sqrtpd", "v?sqrtps")
     loops = packed_loops(text, packed)
     assert loops
+    conversions = r"v?cvt(?:ps2pd|pd2ps|ss2sd|sd2ss)"
     assert not packed_loops(text, other), "a number of another width has got into the loop"
+    assert not any(re.search(rf"\b{conversions}\b", loop) for loop in loops)
     assert not any(re.search(r"\bcall", loop) for loop in loops)
-    assert not re.search(r"NRT_MemInfo_alloc|NRT_Allocate|NRT_MemInfo_new", text)
+    assert_nothing_is_allocated(text)
+
+
+@x86
+@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=slow)])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=slow)])
+def test_rows_catch_up_in_packed_loops(dtype, parallel):
+    """The powers are in double precision; the loop has only what is rounded to its own."""
+    text, _ = assembly("catch_up_rows", *of_form(FULL, dtype), parallel)
+    packed = "v?mulps" if dtype == "float32" else "v?mulpd"
+    loops = packed_loops(text, packed)
+    assert loops
+    assert not any(re.search(r"\bcall|\bv?cvtsd2ss\b|\bv?cvtss2sd\b", loop) for loop in loops)
+    if dtype == "float32":
+        assert not packed_loops(text, "v?mulpd")
+    assert_nothing_is_allocated(text)
+
+
+@x86
+@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=slow)])
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(name, marks=slow) for name in (*HALF, "float64"))]
+)
+def test_squares_are_packed(dtype, parallel):
+    precision = precision_of(np.dtype(dtype))
+    text, _ = assembly("sums_of_squares", precision.real, precision.computing, parallel)
+    loops = packed_loops(text, "v?mulpd|v?fmadd\\d+pd")
+    assert loops
+    assert_nothing_is_allocated(text)
+
+
+SHIPPED_ONCE = [
+    "tick",
+    "reset",
+    "copy_strided",
+    "copy_parts",
+    "first_outside",
+    "find_rows",
+    "run_act",
+    "read_pairs",
+]
+
+
+@x86
+@slow
+@pytest.mark.parametrize("name", SHIPPED_ONCE)
+def test_other_kernels_allocate_nothing(name):
+    """Only the reader of object headers holds the GIL, which keeps them as they are."""
+    text, flags = assembly(name)
+    assert flags["nogil"] == (name != "read_pairs")
+    assert_nothing_is_allocated(text)
+
+
+def test_no_shipped_kernel_is_left_out():
+    of_the_rule = {"update_dense", "update_rows", "catch_up_rows", "sums_of_squares"}
+    assert of_the_rule | set(SHIPPED_ONCE) == public_loaders()
+
+
+@x86
+@slow
+@pytest.mark.parametrize("dtype", [*HALF, *COMPLEX])
+@pytest.mark.parametrize(("name", "parallel"), [("update_dense", True), ("update_rows", False)])
+def test_kernels_of_other_dtypes_allocate_nothing(name, parallel, dtype):
+    text, _ = assembly(name, *of_form(FULL, dtype), True, parallel)
+    assert_nothing_is_allocated(text)
+
+
+@x86
+def test_the_search_for_allocations_finds_one():
+    from numba import int64, njit
+
+    @njit(int64(int64))
+    def allocating(size):
+        return np.zeros(size, np.int64).sum()
+
+    with pytest.raises(AssertionError):
+        assert_nothing_is_allocated(allocating.inspect_asm(allocating.signatures[0]))
 
 
 @x86
@@ -130,6 +267,7 @@ print(len(recorder.buffer))
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_loads_what_another_compiled(tmp_path):
     """And every kernel has a file of its own."""
 
@@ -142,20 +280,17 @@ def test_a_fresh_process_loads_what_another_compiled(tmp_path):
     assert int(run_python(STEPS, **environment)) == 0
     assert files() == made
     assert {path.suffix for path in made} == {".kernel"}
-    assert len(made) == 3 + 1  # three updates, and the reader of gradients
+    kernels = sorted(path.name.partition("-")[0] for path in made)
+    assert kernels == ["read_pairs", "run_act", *["update_dense"] * 3]
 
 
-@pytest.mark.parametrize("form", KERAS, ids=str)
-def test_a_kernel_belongs_to_one_dtype_and_set_of_slots(form):
-    """So that no index ever has two entries."""
+@pytest.mark.parametrize("form", PRESETS, ids=str)
+def test_a_kernel_belongs_to_one_form_and_one_dtype(form):
     from rmsjit.kernels import loader
 
-    momentum = form.momentum > 0
-    kernels = {
-        loader.update_dense(precision_of(np.dtype(dtype)), form.centered, momentum, False)
-        for dtype in DTYPES
-    }
+    kernels = {loader.update_dense(*of_form(form, dtype), False, False) for dtype in DTYPES}
     assert len(kernels) == len(DTYPES)
+    assert len({kernel.address for kernel in kernels}) == len(DTYPES)
 
 
 # --- Sharing out work ------------------------------------------------------------------------

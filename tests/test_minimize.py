@@ -4,6 +4,7 @@ import functools
 import json
 import types
 import warnings
+from typing import NamedTuple
 
 import autograd.numpy as anp
 import ml_dtypes  # noqa: F401  # makes "bfloat16" a dtype
@@ -974,11 +975,34 @@ class Replicas:
     def __init__(self):
         self.calls = []
 
-    def step(self, stepper, gradients, variables, clipping, numbers, *, aggregate, counter=None):
-        self.calls.append((aggregate, [np.array(gradient) for gradient in gradients]))
-        if aggregate:
-            gradients = tuple(2 * gradient for gradient in gradients)
-        return stepper.step(gradients, variables, clipping, numbers)
+    def reduced(self, engine, request):
+        pairs = request.pairs
+        self.calls.append((request.aggregate, [np.array(gradient) for gradient, _ in pairs]))
+        if request.aggregate:
+            pairs = tuple((2 * gradient, variable) for gradient, variable in pairs)
+        values = request.hyperparameters.at(request.counter)
+        return Reduced(pairs, values, request.clipping)
+
+
+class Reduced(NamedTuple):
+    """The stage of a step that needs no other process."""
+
+    pairs: tuple
+    values: tuple
+    clipping: object
+    scale: float = 1.0
+
+    def whole(self, norms):
+        return norms
+
+    def own(self, factors):
+        return factors
+
+    def name(self, position):
+        return str(position)
+
+    def share(self):
+        pass
 
 
 def test_a_strategy_sums_unless_told_otherwise():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import rmsjit
 from rmsjit import IndexedSlices
 from rmsjit.state import clock
-from rmsjit.steps import sparse as sparse_group
+from rmsjit.steps import sparse
 from strategies import (
     BOTH,
     COMPLEX,
@@ -624,22 +624,19 @@ def updated(monkeypatch):
     """How many rows each kernel that runs from now on updates."""
     counts = []
 
-    def noting(load, argument):
-        def noting_load(*kinds):
-            kernel = load(*kinds)
+    update, catch_up = sparse.SparseGroup._update, sparse.Table.catch_up_calls
 
-            def noting_kernel(*arguments):
-                given = arguments[argument]
-                counts.append(given if isinstance(given, int) else len(given))
-                return kernel(*arguments)
+    def noting_update(self, addresses, numbers, occurrences, *others):
+        counts.append(occurrences.distinct)
+        return update(self, addresses, numbers, occurrences, *others)
 
-            return noting_kernel
+    def noting_catch_up(self, clock, numbers, bins):
+        behind = clock.done != clock.now
+        counts.append(np.count_nonzero(behind if numbers is None else behind[numbers]))
+        return catch_up(self, clock, numbers, bins)
 
-        return noting_load
-
-    loader = sparse_group.loader
-    monkeypatch.setattr(loader, "update_rows", noting(loader.update_rows, 5))
-    monkeypatch.setattr(loader, "catch_up_rows", noting(loader.catch_up_rows, 1))
+    monkeypatch.setattr(sparse.SparseGroup, "_update", noting_update)
+    monkeypatch.setattr(sparse.Table, "catch_up_calls", noting_catch_up)
     return counts
 
 

@@ -3,7 +3,9 @@
 import importlib.metadata
 import os
 import sys
+import threading
 
+import numpy as np
 import pytest
 
 from rmsjit.runtime import processors
@@ -12,6 +14,9 @@ from strategies import run_python
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only there are all layers at hand")
 
 LAYERS = ("tbb", "omp", "workqueue")
+every_layer = pytest.mark.parametrize(
+    "layer", ["tbb", *(pytest.param(layer, marks=pytest.mark.slow) for layer in LAYERS[1:])]
+)
 
 # Few elements, so that the tests are quick: less than what a launch pays for.
 COMMON = """
@@ -49,13 +54,50 @@ def at_once(*calls):
     if failures: raise failures[0]
 """
 
+# Acts whose kernels are Python functions, so that a test can look and wait inside a launch.
+ACTS = """
+import ctypes
+from rmsjit.runtime import forks
+from rmsjit.runtime.cache import Kernel
+from rmsjit.steps import act
+
+kept = []
+
+def act_of(function, wanted, **options):
+    def called(address):
+        function()
+        return 0
+
+    kept.append(ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(called))
+    kernel = Kernel(None, ctypes.cast(kept[-1], ctypes.c_void_p).value)
+    call = act.Call(kernel, np.zeros(1, np.int64))
+    return act.Act([call], launch=threads.launch(wanted), **options)
+
+class Held:
+    \"\"\"Another thread within an act on several threads, while the block lasts.\"\"\"
+
+    def __enter__(self):
+        self.inside, self.go, self.statuses = threading.Event(), threading.Event(), []
+        held = act_of(lambda: (self.inside.set(), self.go.wait()), 2)
+        assert held.threads == 2
+        self.worker = threading.Thread(target=lambda: self.statuses.append(held.run()))
+        self.worker.start()
+        self.inside.wait()
+        return self
+
+    def __exit__(self, *error):
+        self.go.set()
+        self.worker.join()
+        assert self.statuses == [act.DONE]
+"""
+
 
 def run(code, **environment):
     return run_python(COMMON + code, **environment).split()
 
 
 @linux
-@pytest.mark.parametrize("layer", LAYERS)
+@every_layer
 def test_python_threads_at_once(layer):
     """Own variables: the bits of a serial run.  A shared one: all steps counted, and finite."""
     code = """
@@ -81,13 +123,13 @@ shared, variable = new(), ones()
 at_once(*(lambda s=s: train(shared, variable, s) for s in range(4)))
 assert np.isfinite(variable).all()
 assert int(shared.iterations) == 40
-print(threads.threading_layer())
+print(threads.layer_name())
 """
     assert run(code, NUMBA_THREADING_LAYER=layer) == [layer]
 
 
 @linux
-@pytest.mark.parametrize("layer", LAYERS)
+@every_layer
 def test_sparse_steps_at_once(layer):
     code = """
 def train_rows(optimizer, table, seed):
@@ -109,43 +151,96 @@ for seed in range(3):
     assert np.array_equal(own[seed], serial[seed]), seed
 at_once(*(lambda s=s: train_rows(optimizer, shared[0], s) for s in range(3)))
 assert np.isfinite(shared[0]).all()
-print(threads.threading_layer())
+print(threads.layer_name())
 """
     assert run(code, NUMBA_THREADING_LAYER=layer) == [layer]
 
 
-def test_a_busy_workqueue_leaves_the_serial_kernel():
+@linux
+@every_layer
+def test_only_a_busy_workqueue_leaves_the_serial_kernels(layer):
+    """Which give the same bits; what TBB and OpenMP may do is not held up."""
     code = """
-import time
-assert threads.acquire(2) == 2
-granted = []
-at_once(lambda: granted.append(threads.acquire(2)))
-threads.release(2)
-at_once(lambda: granted.append(threads.acquire(2)), lambda: time.sleep(0))
-print(threads.threading_layer(), *granted)
+steps, serial, variable = [], ones(), ones()
+train(new(num_threads=1), serial, 0)
+real = act.Act.run
+
+def noting(self):
+    status = real(self)
+    steps.append((self.threads, status))
+    return status
+
+with Held():
+    assert forks.gate.tolist() == [1, 0, int(threads.layer_name() == "workqueue")] + [
+        int(threads.layer_name() == "workqueue")
+    ]
+    act.Act.run = noting
+    optimizer = new(num_threads=2)
+    train(optimizer, variable, 0)
+    assert int(optimizer.iterations) == 10
+    act.Act.run = real
+assert np.array_equal(variable, serial)
+assert not forks.gate[[0, 1, 3]].any()
+launched, closed = {count for count, status in steps if status == act.DONE}, [
+    count for count, status in steps if status == act.CLOSED
+]
+print(threads.layer_name(), *launched, bool(closed), {*closed} <= {2})
+assert act_of(lambda: None, 2).run() == act.DONE
 """
-    assert run(code, NUMBA_THREADING_LAYER="workqueue") == ["workqueue", "1", "2"]
+    said = run(ACTS + code, NUMBA_THREADING_LAYER=layer)
+    busy = layer == "workqueue"
+    assert said[0] == layer
+    assert said[1:] == (["1", "True", "True"] if busy else ["2", "False", "True"])
 
 
 def test_the_users_number_of_threads_is_honoured_and_put_back():
+    """It is changed within an act only, whether that is done or refused."""
     code = """
 import numba
+
+def show():
+    print(numba.get_num_threads())
+
 variable = ones()
 train(new(), variable, 0)
 numba.set_num_threads(3)
 for limit in (2, 3, 64):
-    granted = threads.acquire(limit)
-    print(granted, numba.get_num_threads())
-    threads.release(granted)
-    print(numba.get_num_threads())
-at_once(lambda: print(numba.get_num_threads()))  # in another thread it is Numba's own
+    counted = act_of(show, limit)
+    print(counted.threads)
+    assert counted.run() == act.DONE
+    show()
+at_once(show)  # in another thread it is Numba's own
+full = act_of(show, 2, counter=np.array(2**31 - 1, np.int32))
+assert full.run() == act.FULL
+show()
 numba.set_num_threads(1)
-print(threads.acquire(2))
+print(threads.launch(2).threads)
 train(new(num_threads=64), variable, 0)
-print(numba.get_num_threads())
+show()
 """
-    numbers = run(code, NUMBA_NUM_THREADS="4")
-    assert numbers == ["2", "2", "3", "3", "3", "3", "3", "3", "3", "4", "1", "1"]
+    numbers = run(ACTS + code, NUMBA_NUM_THREADS="4")
+    assert numbers == ["2", "2", "3", "3", "3", "3", "3", "3", "3", "4", "3", "1", "1"]
+
+
+@pytest.mark.slow
+def test_a_launch_that_the_user_narrows_runs_on_fewer():
+    """The number is read anew for every step: plans do not keep it."""
+    code = """
+import numba
+
+threads.start()  # before Numba does so by itself, spinning
+optimizer, variable, counts = new(num_threads=3), ones(), []
+real = act.Act.run
+act.Act.run = lambda self: (counts.append(self.threads), real(self))[1]
+for number in (3, 2, 1, 3):
+    numba.set_num_threads(number)
+    train(optimizer, variable, 0)
+    counts.append("|")
+    assert numba.get_num_threads() == number
+print(*("".join(map(str, counts)).split("|")))
+"""
+    counts = [set(said) for said in run(ACTS + code, NUMBA_NUM_THREADS="4")]
+    assert counts == [{"3"}, {"2"}, {"1"}, {"3"}]
 
 
 @linux
@@ -154,9 +249,10 @@ def test_tbb_is_found_where_pip_has_put_it():
         importlib.metadata.version("tbb")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("tbb is not installed")
-    assert run("print(threads.threading_layer())", NUMBA_THREADING_LAYER="default") == ["tbb"]
+    assert run("print(threads.layer_name())", NUMBA_THREADING_LAYER="default") == ["tbb"]
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize(
     ("code", "environment"),
@@ -177,27 +273,32 @@ def test_the_users_choice_of_layer_stands(code, environment):
     code += """
 import numba.core.config as config
 before = config.THREADING_LAYER, config.THREADING_LAYER_PRIORITY
-print(threads.threading_layer())
+print(threads.layer_name())
 assert before == (config.THREADING_LAYER, config.THREADING_LAYER_PRIORITY)
 """
     assert run(code, **environment) == ["omp"]
 
 
+@pytest.mark.slow
 @linux
 def test_a_parallel_kernel_that_is_loaded_ahead_starts_the_same_layer():
     """Numba would start its threads by itself then, without TBB, or spinning."""
     code = """
-from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.dtypes import kinds_of, precision_of
 from rmsjit.kernels import loader
+from rmsjit.rule.presets import keras_legacy
 
-loader.update_dense(precision_of(np.dtype(np.float32)), True, True, True)
+form = keras_legacy(centered=True, momentum=True).arithmetic
+kinds = kinds_of(precision_of(np.dtype(np.float32)), (None,) * 3)
+loader.update_dense(form, kinds, False, True)
 print(threads._layer.name, threads._layer.started_before, threads._layer.spins)
 """
     assert run(code, NUMBA_THREADING_LAYER="omp") == ["omp", "False", "False"]
-    by_itself = run("print(threads.threading_layer())", NUMBA_THREADING_LAYER="default")
+    by_itself = run("print(threads.layer_name())", NUMBA_THREADING_LAYER="default")
     assert run(code, NUMBA_THREADING_LAYER="default")[:1] == by_itself
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_not_there_means_one_thread_and_one_warning():
     code = """
 import importlib.metadata
@@ -222,6 +323,7 @@ print(len(caught), caught[0].category.__name__, caught[0].filename, caught[0].me
     assert "TBB" in said or "layer" in said
 
 
+@pytest.mark.slow
 def test_a_warning_that_is_an_error_comes_before_anything_is_written():
     code = """
 threads._refuse("there are none")
@@ -240,6 +342,7 @@ with warnings.catch_warnings():
     assert run(code) == ["whole"]
 
 
+@pytest.mark.slow
 def test_an_old_tbb_is_passed_over_without_a_warning():
     code = """
 import ctypes, types
@@ -253,7 +356,7 @@ class Old:
 
 parallel.CDLL = layers.ctypes.CDLL = Old
 train(new(), ones(), 0)
-print(threads.threading_layer())
+print(threads.layer_name())
 """
     assert run(code, NUMBA_THREADING_LAYER="default")[0] in ("omp", "workqueue")
 
@@ -263,6 +366,7 @@ print(threads.threading_layer())
 OMP = {"NUMBA_THREADING_LAYER": "omp"}
 
 
+@pytest.mark.slow
 @linux
 @pytest.mark.parametrize(
     ("code", "environment", "spins"),
@@ -279,27 +383,26 @@ def test_openmp_threads_sleep_unless_the_user_says_otherwise(code, environment, 
     code += """
 import os
 before = dict(os.environ)
-threads.threading_layer()
+threads.layer_name()
 assert dict(os.environ) == before
 print(threads._layer.spins)
 """
     assert run(code, **OMP, **environment) == [str(spins)]
 
 
+@pytest.mark.slow
 @linux
 def test_spinning_threads_that_stall_are_given_up():
     code = """
-import time
-
 def launch(seconds, nbytes):
-    granted = threads.acquire(2, nbytes)
-    time.sleep(seconds)
-    threads.release(granted)
+    granted = threads.launch(2).threads
+    threads.launched(seconds, nbytes)
     return granted
 
 assert {launch(0.02, 1000) for _ in range(10)} == {2}
 assert {launch(0.0, 1000) for _ in range(20)} == {2}  # so these were no series
 assert {launch(0.02, 10**9) for _ in range(20)} == {2}  # so much memory may take its time
+assert {launch(0.02, 0) for _ in range(20)} == {2}  # of unknown work
 assert {launch(0.02, 1000) for _ in range(16)} == {2}
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
@@ -336,14 +439,16 @@ def test_slurm(monkeypatch, text, cpus):
     assert processors.slurm_cpus() is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_affinity_and_numbas_own_limit():
     code = """
 import os
 one = min(os.sched_getaffinity(0))
-print(threads.thread_limit())
+from rmsjit.runtime.processors import thread_limit
+print(thread_limit())
 os.sched_setaffinity(0, {one})
-print(threads.thread_limit())
+print(thread_limit())
 """
     cpus = len(os.sched_getaffinity(0))
     assert run(code, NUMBA_NUM_THREADS="1") == ["1", "1"]
@@ -409,6 +514,31 @@ def test_control_groups(tmp_path, membership, files, quota):
 
 def test_a_machine_without_control_groups(tmp_path):
     assert processors.control_group_quota(tmp_path) is None
+
+
+# --- the count of steps ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64", "uint64"])
+def test_no_step_is_lost_from_the_count(dtype):
+    """Acts run without the GIL, so two of them may count at the same instant."""
+    from rmsjit.kernels import loader
+    from rmsjit.steps.act import Act, Call
+
+    counter, rounds, steps = np.array(0, dtype), 20, 20_000
+    one_step = Act([], counter)
+    acts = [Act([Call(loader.run_act(), one_step.words)] * steps) for _ in range(2)]
+
+    def count(act):
+        for _ in range(rounds):
+            act.run()
+
+    workers = [threading.Thread(target=count, args=(act,)) for act in acts]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert int(counter) == 2 * rounds * steps
 
 
 # --- when threads pay -----------------------------------------------------------------------

@@ -127,10 +127,10 @@ class DenseStep:
     def __call__(self) -> None:
         self.optimizer.apply_gradients(zip(self.gradients, self.variables, strict=True))
 
-    def slots(self) -> dict[str, np.ndarray]:
+    def slots(self) -> list[np.ndarray]:
         """The slots of the first variable."""
         names = self.optimizer.get_slot_names()
-        return {name: self.optimizer.get_slot(self.variables[0], name).array for name in names}
+        return [self.optimizer.get_slot(self.variables[0], name).array for name in names]
 
 
 @functools.lru_cache(maxsize=1)

@@ -6,8 +6,8 @@ middle: 1,000,000 elements, plain, float32.
 
 import numba  # noqa: F401 - so that asv loads it once and not in every process
 
-from rmsjit.cli.bench import fastest_floor
-from rmsjit.runtime.threads import thread_limit
+from rmsjit.cli.floor import fastest_floor
+from rmsjit.runtime.processors import thread_limit
 
 from .common import THREADS, VARIANTS, dense_bytes, dense_step, median_times, require
 
@@ -73,7 +73,7 @@ class Bandwidth:
 
     def track_share_of_floor(self, variant):
         gradient, variable = self.step.gradients[0], self.step.variables[0]
-        floor = fastest_floor(gradient, variable, self.step.slots(), thread_limit())
+        floor = fastest_floor(gradient, [variable, *self.step.slots()], thread_limit())
         times = median_times({"step": self.step, "floor": floor}, self.rounds)
         return round(100 * times["floor"] / times["step"], 1)
 

@@ -4,8 +4,10 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from rmsjit import train
+from rmsjit._version import __version__ as __version__
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.rule.form import Form, Slot
 from rmsjit.variables import Variable
 
 if _TYPE_CHECKING:
@@ -15,7 +17,6 @@ if _TYPE_CHECKING:
     from rmsjit.autodiff.tape import GradientTape
     from rmsjit.checkpoints.save import load, save
 
-__version__ = "0.1.0"
 
 RMSProp = RMSprop
 
@@ -31,10 +32,12 @@ _ON_DEMAND = {  # imported at first use, since each takes its time
 }
 
 __all__ = [
+    "Form",
     "GradientTape",
     "IndexedSlices",
     "RMSProp",
     "RMSprop",
+    "Slot",
     "Variable",
     "distributed",
     "empty_like_aligned",

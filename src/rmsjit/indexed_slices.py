@@ -162,7 +162,7 @@ class IndexedSlices:
         """`count` slices, each the sum of those `values` that have its number in `targets`."""
         dtype = self.values[:0].sum().dtype
         precision = precision_of(dtype)
-        wide = precision.computing if precision and precision.parts == 1 else dtype
+        wide = precision.computing if precision and precision.components == 1 else dtype
         row = self.values.shape[1:]
         width = int(np.prod(row))
         sums = np.zeros(count * width, wide)

@@ -16,7 +16,7 @@ UNTRACED = -2  # below -1, so that autograd takes a variable with this trace for
 
 
 def _array_method(name: str) -> Callable[..., Any]:
-    """The method of that name of the array, or of what stands for it while a tape records."""
+    """The method of that name of the array, or of its stand-in while a tape records."""
 
     def method(self: Variable, *args: Any, **kwargs: Any) -> Any:
         return getattr(hooks.read(self), name)(*args, **kwargs)

@@ -1,5 +1,7 @@
 """What must hold on every number of ranks; each check takes the communicator and a folder."""
 
+import copy
+import gc
 import itertools
 import warnings
 
@@ -303,24 +305,32 @@ def check_empty_list_on_one_rank(comm, folder):
     if comm.size == 1:
         return
     v = np.ones(4, np.float32)
-    strategy = MPIStrategy(comm)
-    opt = rmsjit.RMSprop(0.5, strategy=strategy)
-    pairs = ((v.copy(),), (v,)) if comm.rank else ((), ())
-    step = (opt._stepper, *pairs, opt._clipping, opt._numbers)
-    text = raised(lambda: strategy.step(*step, aggregate=True), RuntimeError)
+    opt = rmsjit.RMSprop(0.5, strategy=MPIStrategy(comm))
+    pairs = [(v.copy(), v)] if comm.rank else []
+    text = raised(lambda: opt.apply_gradients(pairs), RuntimeError)
     assert "rank 1 has 1 variable and rank 0 has 0 variables" in text
-    nothing = (opt._stepper, (), (), opt._clipping, opt._numbers)
-    assert not strategy.step(*nothing, aggregate=True)
+    opt.apply_gradients([])
+    assert int(opt.iterations) == opt.skipped_steps == 0
     assert bool((v == 1).all())
+
+
+def check_malformed_pairs_on_one_rank(comm, folder):
+    odd = comm.rank == comm.size - 1
+    v = np.ones(4, np.float32)
+    opt = rmsjit.RMSprop(0.5, strategy=MPIStrategy(comm))
+    pairs = [(v.copy(), v, v) if odd else (v.copy(), v)]
+    kind = TypeError if odd else RuntimeError
+    assert "grads_and_vars[0]" in raised(lambda: opt.apply_gradients(pairs), kind)
+    assert bool((v == 1).all())
+    opt.apply_gradients([[v.copy(), v]])  # a list of two is a pair
+    same_everywhere(comm, [v])
 
 
 def check_counter_starts_from_rank_0(comm, folder):
     v, counter = np.ones(4, np.float32), np.array(5 - comm.rank)
-    strategy = MPIStrategy(comm)
-    opt = rmsjit.RMSprop(0.5, strategy=strategy)
-    step = (opt._stepper, (v.copy(),), (v,), opt._clipping, opt._numbers)
-    assert strategy.step(*step, aggregate=True, counter=counter)
-    assert int(counter) == 5
+    opt = rmsjit.train.RMSPropOptimizer(0.5, strategy=MPIStrategy(comm))
+    opt.apply_gradients([(v.copy(), v)], counter)
+    assert int(counter) == 6
 
 
 def check_report(comm, folder):
@@ -514,6 +524,136 @@ def check_nonfinite_norm(comm, folder):
         )
         opt.apply_gradients(zip(gradients, variables, strict=True))
         assert all(bool(np.isnan(v).all()) for v in variables)
+
+
+def check_skipping_without_aggregation(comm, folder):
+    """A NaN on one rank alone, whose gradients the others never see."""
+    for shard, policy in itertools.product((False, True), ("skip", "raise")):
+        variables = start([(5,), (40,)], "float32")
+        strategy = MPIStrategy(comm, shard_state=shard)
+        opt = rmsjit.RMSprop(0.125, nonfinite=policy, strategy=strategy)
+
+        def take(gradients, opt=opt, variables=variables):
+            pairs = zip(gradients, variables, strict=True)
+            opt.apply_gradients(pairs, experimental_aggregate_gradients=False)
+
+        take(dense_of(0, 0, variables))
+        before, gradients = [v.copy() for v in variables], dense_of(0, 1, variables)
+        if comm.rank == comm.size - 1:
+            gradients[1][:] = np.nan
+        if policy == "raise":
+            text = raised(lambda: take(gradients), FloatingPointError)  # noqa: B023
+            assert "variable 1" in text
+        else:
+            take(gradients)
+        for got, wanted in zip(variables, before, strict=True):
+            same(got, wanted)
+        take(dense_of(0, 2, variables))
+        assert int(opt.iterations) == 2
+        assert opt.skipped_steps == (policy == "skip")
+        same_everywhere(comm, variables)
+
+
+def check_ranks_that_own_nothing(comm, folder):
+    """Fewer cache lines of elements than ranks, and fewer rows."""
+    bounds = ({}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}, {"clipvalue": 0.25})
+    for bound, policy, reduce in itertools.product(bounds, ("propagate", "skip"), ("sum", "mean")):
+        for shape, gradients_of in (((2,), dense_of), ((1, 2), rows_of_first)):
+            compare(
+                comm,
+                keras(nonfinite=policy, **bound),
+                start([shape], "float32"),
+                gradients_of,
+                rtol=1e-5,
+                reduce=reduce,
+                shard_state=True,
+            )
+
+
+def rows_of_first(rank, step, variables):
+    return [rows_of(rank, step, variables[0])]
+
+
+def check_numbers_of_other_forms(comm, folder):
+    """All numbers of a step are those of rank 0, and so are the slots that start from one."""
+    form = rmsjit.Form.with_slots(
+        "rms",
+        rms_start="epsilon",
+        weight_decay="decoupled",
+        clip_weights=True,
+        bias_correction=True,
+    )
+    for shard in (False, True):
+        numbers = {"epsilon": 0.5, "weight_decay": 0.25, "clip_weights": 1.5}
+        own = {name: value + comm.rank for name, value in numbers.items()}
+        strategy = MPIStrategy(comm, shard_state=shard)
+        opt = rmsjit.RMSprop(0.125, form=form, strategy=strategy, **own)
+        alone = rmsjit.RMSprop(0.125, form=form, **numbers)
+        step_beside(comm, opt, alone, start([(5,), (40,)], "float32"), steps=3)
+
+
+def step_beside(comm, opt, alone, variables, steps):
+    """Steps of `opt` on all ranks and of `alone` on their sums, with the same results."""
+    expected = [v.copy() for v in variables]
+    for step in range(steps):
+        everyone = [dense_of(rank, step, variables) for rank in range(comm.size)]
+        sums = [total(of_one) for of_one in zip(*everyone, strict=True)]
+        opt.apply_gradients(zip(everyone[comm.rank], variables, strict=True))
+        alone.apply_gradients(zip(sums, expected, strict=True))
+        for got, wanted in zip(variables, expected, strict=True):
+            same(got, wanted)
+
+
+def check_momentum_set_later(comm, folder):
+    """The form changes, and ranks agree on the new one."""
+    for shard in (False, True):
+        opt = rmsjit.RMSprop(0.125, strategy=MPIStrategy(comm, shard_state=shard))
+        variables = start([(5,), (40,)], "float32")
+        opt.apply_gradients(zip(dense_of(comm.rank, 0, variables), variables, strict=True))
+        if comm.size > 1:
+            odd, pairs = comm.rank == comm.size - 1, [(v.copy(), v) for v in variables]
+            opt.momentum = 0.5 if odd else 0.0
+            text = raised(lambda: opt.apply_gradients(pairs), RuntimeError)  # noqa: B023
+            assert "ranks must agree" in text
+        opt.momentum = 0.5
+        opt.apply_gradients(zip(dense_of(comm.rank, 1, variables), variables, strict=True))
+        same_everywhere(comm, variables)
+
+
+def check_copies(comm, folder):
+    """A copy has a session of its own, and starts equal on all ranks again."""
+    variables = start([(5,), (40,)], "float32")
+    opt = rmsjit.RMSprop(0.125, momentum=0.5, strategy=MPIStrategy(comm))
+    opt.apply_gradients(zip(dense_of(comm.rank, 0, variables), variables, strict=True))
+    twin, others = copy.deepcopy((opt, variables))
+    for one, own in ((opt, variables), (twin, others)):
+        one.apply_gradients(zip(dense_of(comm.rank, 1, variables), own, strict=True))
+        assert int(one.iterations) == 2
+    for got, wanted in zip(others, variables, strict=True):
+        same(got, wanted)
+    same_everywhere(comm, others)
+
+
+def check_untrained_variables(comm, folder):
+    """No gradient, no demands: a dtype that is not trained, memory that is read-only."""
+    for shard in (False, True):
+        variable = np.ones(4, np.float32)
+        others = [np.arange(3), np.broadcast_to(np.float32(1), (2, 2))]
+        opt = rmsjit.RMSprop(0.125, strategy=MPIStrategy(comm, shard_state=shard))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            opt.apply_gradients([(variable.copy(), variable), *((None, o) for o in others)])
+        assert variable[0] < 1
+
+
+def check_engines_are_not_kept_alive(comm, folder):
+    strategy = MPIStrategy(comm)
+    opt, v = rmsjit.RMSprop(0.125, strategy=strategy), np.ones(3)
+    opt.apply_gradients([(v, v)])
+    assert len(strategy._sessions) == 1
+    del opt
+    gc.collect()
+    assert len(strategy._sessions) == 0
 
 
 CHECKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("check_")}

@@ -156,4 +156,23 @@ def check_skipping_a_step(comm, folder):
             same(got, wanted)
 
 
+def check_saved_settings(comm, folder):
+    """A checkpoint holds the settings of the optimizer, also where rank 0 gathers the slots."""
+    for shard in (False, True):
+        strategy = MPIStrategy(comm, shard_state=shard)
+        opt = rmsjit.RMSprop(0.125, epsilon=0.5, nonfinite="skip", strategy=strategy)
+        variables = new_variables()[:3]
+        opt.apply_gradients([(v.copy(), v) for v in variables])
+        path = folder / f"settings-{shard}.npz"
+        named_three = dict(zip(NAMES, variables, strict=False))
+        strategy.save(path, opt, named_three)
+        whole = strategy.gathered(opt, named_three)
+        assert (whole is None) == (shard and comm.rank > 0)
+        assert whole is None or whole._nonfinite == "skip"
+        loaded, _ = rmsjit.load(path)
+        assert loaded._nonfinite == "skip"
+        assert loaded.epsilon == 0.5
+        assert int(loaded.iterations) == 1
+
+
 CHECKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("check_")}

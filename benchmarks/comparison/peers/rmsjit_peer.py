@@ -11,8 +11,8 @@ from benchmarks.comparison.problem import BATCHES, Problem, Rule
 from benchmarks.suite.common import EPSILON, RHO
 
 import rmsjit
-from rmsjit.cli.bench import fastest_floor
-from rmsjit.runtime.threads import threading_layer
+from rmsjit.cli.floor import fastest_floor
+from rmsjit.runtime.threads import layer_name
 
 SEQUENTIAL = 16_000_000  # elements of a table that the floor loop passes over
 
@@ -44,7 +44,7 @@ class RMSJit(Peer):
         return {
             "rmsjit": rmsjit.__version__,
             "numba": numba.__version__,
-            "threading layer": threading_layer(),
+            "threading layer": layer_name(),
             "numpy": np.__version__,
         }
 
@@ -81,10 +81,9 @@ class RMSJit(Peer):
         """The loop over the step's own arrays; of a table, a pass over its first rows."""
         for _ in range(BATCHES):
             self.step()  # makes the slots
-        variable = self.variables[0].reshape(-1)[:SEQUENTIAL]
-        slots = {
-            name: self.optimizer.get_slot(self.variables[0], name).array.reshape(-1)[:SEQUENTIAL]
-            for name in self.optimizer.get_slot_names()
-        }
-        gradient = variable if self.case.sparse else self.turns[0][0]
-        return fastest_floor(gradient, variable, slots, self.threads)
+        table = self.variables[0]
+        names = self.optimizer.get_slot_names()
+        arrays = [table, *(self.optimizer.get_slot(table, name).array for name in names)]
+        written = [array.reshape(-1)[:SEQUENTIAL] for array in arrays]
+        gradient = written[0] if self.case.sparse else self.turns[0][0]
+        return fastest_floor(gradient, written, self.threads)

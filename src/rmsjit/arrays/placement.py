@@ -31,7 +31,7 @@ def empty_like_aligned(prototype: ArrayLike, dtype: DTypeLike | None = None) -> 
     """An uninitialised array of the shape of another, that begins on a cache line.
 
     For tables of embeddings, whose rows then lie on as few cache lines as they can: NumPy puts
-    large arrays 16 bytes past a line, so that each row of 64 bytes lies on two.  A dense variable
+    large arrays 16 bytes past a line, so that each row of 64 bytes is on two.  A dense variable
     gains nothing, since rmsjit begins its own work on a line wherever the variable begins.
 
     Parameters

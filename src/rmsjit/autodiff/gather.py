@@ -89,7 +89,7 @@ def gather(params: Any, indices: Any) -> Any:
 
     Examples
     --------
-    >>> from rmsjit.autodiff import GradientTape
+    >>> from rmsjit import GradientTape
     >>> table = Variable([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     >>> with GradientTape() as tape:
     ...     loss = gather(table, [2, 0, 2]).sum()

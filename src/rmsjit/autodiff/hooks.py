@@ -57,6 +57,8 @@ _thread = _Thread()
 # other array can take over the identity while the entry is there.
 sources: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
+live: dict[int, Any] = sources.data  # type: ignore[attr-defined]  # to ask in no time whether any
+
 _before_gather: dict[weakref.ref[Any], None] = {}
 
 

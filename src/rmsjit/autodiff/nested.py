@@ -33,9 +33,9 @@ def pack_like(structure: Any, leaves: Iterable[Any]) -> Any:
 
 
 def zip_leaves(structure: Any, other: Any) -> Iterator[tuple[Any, Any]]:
-    """The leaves of `structure`, each with what stands in its place in `other`.
+    """The leaves of `structure`, each with its counterpart in `other`.
 
-    Where `other` is None instead of a structure, so is what stands in it.
+    Where `other` is None instead of a structure, so are the counterparts of its leaves.
 
     Raises
     ------

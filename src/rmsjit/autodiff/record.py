@@ -40,7 +40,7 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
     dtype : np.dtype or None
         None where the value is no array, such as the pair that ``linalg.eigh`` gives.
     array : np.ndarray or None
-        The memory that the node stands for, where it is a source.
+        The memory that the node represents, where it is a source.
     version : int
         How often that memory was written to since, as far as `hooks.wrote` was told.
     """
@@ -95,8 +95,8 @@ _making_source = RenewedLock()
 
 
 def source_of(array: NDArray[Any]) -> TapeNode:
-    """The node that stands for an array; all tapes that live at a time share it."""
-    with _making_source:
+    """The node that represents an array; all tapes that live at a time share it."""
+    with _making_source.lock:
         node: TapeNode | None = hooks.sources.get(id(array))
         if node is None:
             node = TapeNode.new_root(array)

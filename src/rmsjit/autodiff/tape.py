@@ -180,7 +180,7 @@ class GradientTape:
             What to differentiate by.
         output_gradients : array_like, optional
             Of the shape of `target`: weighs its elements.  For several targets a structure like
-            `target`, in which None stands for ones.
+            `target`, in which None means ones.
         unconnected_gradients : {"none", "zero"}
             What a source gets that the target does not depend on: None or zeros.
 

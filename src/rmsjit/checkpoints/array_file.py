@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import dtype_named
+
 Arrays = dict[str, NDArray[Any]]
 
 _TEXT = "rmsjit"  # the name that the text has among the arrays, or in the metadata
@@ -60,15 +62,6 @@ def ending_of(path: str | os.PathLike[str]) -> str:
     if ending not in _WRITERS:
         raise ValueError(f"path must end in {' or '.join(_WRITERS)}, got {os.fspath(path)!r}")
     return ending
-
-
-def dtype_named(name: str) -> np.dtype[Any]:
-    """The dtype of that name; for bfloat16 the package that defines it is imported."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    return np.dtype(name)
 
 
 def as_dtype(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

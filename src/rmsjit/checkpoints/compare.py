@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.dtypes import dtype_named, precision_of
 from rmsjit.arrays.layout import Key, layout_of, memory_key, overlaps_itself
+from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
-from rmsjit.rule.form import Form
-from rmsjit.state.slots import entry_of, find_overlap
+from rmsjit.rule.form import Slot
+from rmsjit.state.slots import Entry, entry_of
 from rmsjit.variables import Variable, array_of
 
 Variables = Mapping[str, Any]
@@ -25,11 +25,7 @@ CLASSES: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (RMSprop, RM
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 _FLOATS = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
 DTYPES = ["bool", *_INTEGERS, *_FLOATS]  # what both file formats can hold
-_FORM_WORDS = {
-    "epsilon_inside": "epsilon inside the root",
-    "rms_start": "the start of rms",
-    "slots": "slots",
-}
+_FORM_WORDS = {"epsilon": "place of epsilon", "creation": "order of slots"}
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -58,12 +54,11 @@ def check_variables(variables: Any) -> None:
 
 def _refuse_overlap(variables: Variables) -> None:
     entries = {name: entry_of(v) for name, v in variables.items() if precision_of(v.dtype)}
-    pair = find_overlap([], entries.values())
-    if pair is not None:
-        first, second = (name for name, entry in entries.items() if entry in pair)
-        raise ValueError(
-            f"variables must not overlap in part, but {first!r} and {second!r} share memory"
-        )
+
+    def name(entry: Entry) -> str:
+        return repr(next(name for name, other in entries.items() if other is entry))
+
+    refuse_overlap([], entries.values(), name)
 
 
 def class_of(optimizer: Optimizer) -> type[Optimizer]:
@@ -116,7 +111,7 @@ def own_weights(optimizer: Optimizer) -> dict[Place, Variable]:
 
 def is_rules_slot(weight: SavedWeight, checkpoint: Checkpoint) -> bool:
     """Whether a weight is a slot that the rule uses, and not one that the user has added."""
-    return weight.variable is not None and weight.name in checkpoint.optimizer.form.slots
+    return weight.variable is not None and weight.name in checkpoint.optimizer.form.slot_names
 
 
 def differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> list[str]:
@@ -134,11 +129,10 @@ def _optimizer_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Itera
     if saved.class_name != here:
         yield f"class of the optimizer: saved {saved.class_name}, here {here}"
         return
-    for field in fields(Form):
-        theirs, ours = (_plain(getattr(f, field.name)) for f in (saved.form, optimizer._store.form))
-        if theirs != ours:
-            words = _FORM_WORDS.get(field.name, field.name)
-            yield f"{words}: saved {theirs}, here {ours}"
+    for name, theirs, ours in saved.form.differences(optimizer._store.form):
+        if _plain(theirs) != _plain(ours):
+            words = _FORM_WORDS.get(name, name)
+            yield f"{words}: saved {_plain(theirs)}, here {_plain(ours)}"
     if isinstance(optimizer, RMSprop):
         counter, count = optimizer.iterations.dtype, saved.iterations
         if not isinstance(count, int) or not 0 <= count <= np.iinfo(counter).max:
@@ -146,7 +140,13 @@ def _optimizer_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Itera
 
 
 def _plain(value: Any) -> Any:
-    return ", ".join(sorted(value)) if isinstance(value, tuple) else value
+    """A setting in words; slots in an order that does not matter."""
+    return ", ".join(sorted(map(_slot_in_words, value))) if isinstance(value, tuple) else value
+
+
+def _slot_in_words(slot: Slot) -> str:
+    start = f" from {slot.start}" if slot.start else ""
+    return f"{slot.name}{start}{f' in {slot.dtype}' if slot.dtype else ''}"
 
 
 def _variable_differences(checkpoint: Checkpoint, variables: Variables) -> Iterator[str]:
@@ -189,7 +189,7 @@ def _slot_differences(
             yield from _slot_difference(weight, checkpoint, optimizer, variables[weight.variable])
     store = optimizer._store
     for key, slot in store.created:
-        added = key in store.entries and slot not in store.form.slots
+        added = key in store.entries and slot not in store.form.slot_names
         if added and (key, slot) not in saved_places:
             yield f"slot {slot!r} of {store.entries[key].name} was not saved"
 
@@ -203,10 +203,13 @@ def _slot_difference(
         return
     assert weight.variable is not None
     expected: Any = optimizer._store.created.get((key_of(variable), weight.name), weight.value)
+    dtype = expected.dtype
     if is_rules_slot(weight, checkpoint):
         expected = checkpoint.variables[weight.variable].value
-    if weight.value.dtype != expected.dtype:
-        yield f"dtype of {title}: saved {weight.value.dtype}, here {expected.dtype}"
+        own = checkpoint.optimizer.form.slot(weight.name).dtype
+        dtype = expected.dtype if own is None else dtype_named(own)
+    if weight.value.dtype != dtype:
+        yield f"dtype of {title}: saved {weight.value.dtype}, here {dtype}"
     if weight.value.shape != expected.shape:
         yield f"shape of {title}: saved {weight.value.shape}, here {expected.shape}"
 

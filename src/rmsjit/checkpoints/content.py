@@ -1,8 +1,8 @@
 """What a checkpoint holds, and how it becomes arrays and one JSON text.
 
-The text, of format version 1::
+The text, of format version 2::
 
-    {"format": "rmsjit checkpoint", "version": 1, "rmsjit": <version of the package>,
+    {"format": "rmsjit checkpoint", "version": 2, "rmsjit": <version of the package>,
      "variables": [{"name", "array", "dtype", "shape", "axes", "flipped", "same_memory_as"}, ...],
      "optimizer": {"class", "subclass", "config", "form", "iterations", "skipped_steps",
                    "weights": [{"variable", "name", "array", "dtype", "shape"}, ...]}}
@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from numpy.typing import NDArray
 
+from rmsjit._version import __version__
+from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.layout import Layout
-from rmsjit.checkpoints.array_file import Arrays, as_dtype, dtype_named
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.checkpoints.array_file import Arrays, as_dtype
+from rmsjit.rule.form import Form
 
-FORMAT, VERSION = "rmsjit checkpoint", 1
+FORMAT, VERSION = "rmsjit checkpoint", 2
 
 
 @dataclass(frozen=True)
@@ -96,15 +98,20 @@ def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
     TypeError
         If the optimizer's config holds what JSON can't.
     """
-    from rmsjit import __version__  # which imports this module
-
     arrays: Arrays = {}
     variables = [
         _variable_record(name, saved, arrays) for name, saved in checkpoint.variables.items()
     ]
     weights = [_weight_record(saved, arrays) for saved in checkpoint.weights]
-    optimizer = asdict(checkpoint.optimizer)
-    optimizer["class"] = optimizer.pop("class_name")
+    saved = checkpoint.optimizer
+    optimizer = {
+        "class": saved.class_name,
+        "subclass": saved.subclass,
+        "config": saved.config,
+        "form": saved.form.to_dict(),
+        "iterations": saved.iterations,
+        "skipped_steps": saved.skipped_steps,
+    }
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -130,10 +137,10 @@ def decoded(text: str, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
         version = content["version"]
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"it was not written by rmsjit.save: {error}") from error
-    if version != VERSION:
+    if version not in (1, VERSION):
         raise ValueError(
             f"its format version is {version!r} (of rmsjit {content.get('rmsjit')}), "
-            f"and this rmsjit reads version {VERSION}"
+            f"and this rmsjit reads versions 1 and {VERSION}"
         )
     try:
         return _checkpoint(content, arrays)
@@ -153,11 +160,20 @@ def _checkpoint(content: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     for weight in weights:
         if weight.variable is not None and weight.variable not in variables:
             raise ValueError(f"{weight.title} is of a variable {weight.variable!r} without value")
-    form = Form(**optimizer["form"] | {"slots": tuple(optimizer["form"]["slots"])})
-    if RMS not in form.slots or not {RMS, MG, MOMENTUM}.issuperset(form.slots):
-        raise ValueError(f"it has the slots {form.slots}")
+    form = _form(optimizer["form"], content["version"])
     saved = SavedOptimizer(class_name=optimizer.pop("class"), **optimizer | {"form": form})
     return Checkpoint(saved, variables, weights)
+
+
+def _form(settings: dict[str, Any], version: int) -> Form:
+    if version != 1:
+        return Form.from_dict(settings)
+    return Form.with_slots(  # version 1 knew these settings only
+        *settings["slots"],
+        rms_start=settings["rms_start"],
+        epsilon="inside" if settings["epsilon_inside"] else "outside",
+        creation="by_variable" if settings["by_variable"] else "by_slot",
+    )
 
 
 def _variable_record(name: str, saved: SavedVariable, arrays: Arrays) -> dict[str, Any]:

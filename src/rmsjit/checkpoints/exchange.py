@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.dtypes import dtype_named, precision_of
 from rmsjit.arrays.layout import layout_of
-from rmsjit.checkpoints.array_file import dtype_named
 from rmsjit.checkpoints.compare import Variables, check_all_named, check_variables, sharing_of
 from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
 from rmsjit.checkpoints.restore import new_optimizer, restore
 from rmsjit.optimizers.keras_legacy import RMSprop
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form, keras_form
+from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.presets import keras_legacy
 from rmsjit.variables import array_of
 
-_TORCH_SLOTS = {RMS: "square_avg", MOMENTUM: "momentum_buffer", MG: "grad_avg"}
+_TORCH_SLOTS = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}
 _TORCH_DEFAULTS = {"momentum": 0.0, "centered": False, "weight_decay": 0.0, "maximize": False}
 
 
@@ -48,10 +48,10 @@ def to_torch_state_dict(optimizer: RMSprop, variables: Variables) -> dict[str, A
     ImportError
         If torch is not installed.
     TypeError
-        If the optimizer is none that torch has, or a variable is complex, of which torch squares
-        the two parts by themselves, or no variable that torch could train.
+        If the optimizer is none that torch has, or a variable is complex, since torch squares
+        the two parts separately, or no variable that torch could train.
     ValueError
-        If epsilon stands inside of the root, a variable of the optimizer is missing, or the
+        If epsilon is inside of the root, a variable of the optimizer is missing, or the
         learning rate is zero and there is momentum to be divided by it.
 
     See Also
@@ -75,7 +75,7 @@ def to_torch_state_dict(optimizer: RMSprop, variables: Variables) -> dict[str, A
     """
     _check_for_torch(optimizer, variables)
     optimizer.sync()
-    numbers = optimizer._numbers()
+    numbers = optimizer._hyperparameters.at(optimizer.iterations.array)
     group: dict[str, Any] = {
         "lr": numbers.learning_rate,
         "momentum": numbers.momentum,
@@ -91,7 +91,7 @@ def to_torch_state_dict(optimizer: RMSprop, variables: Variables) -> dict[str, A
     }
     state = {}
     for index, (name, variable) in enumerate(variables.items()):
-        if optimizer._store.slot_of(variable, RMS) is not None:
+        if optimizer._store.slot_of(variable, RMS.name) is not None:
             state[index] = _torch_state(optimizer, name, variable, numbers.momentum, group["lr"])
     return {"state": state, "param_groups": [group]}
 
@@ -174,11 +174,11 @@ def _check_for_torch(optimizer: Any, variables: Variables) -> None:
     check_variables(variables)
     for name, variable in variables.items():
         precision = precision_of(variable.dtype)
-        if precision is None or precision.parts == 2:
+        if precision is None or precision.components == 2:
             raise TypeError(f"variables[{name!r}] must be real, got dtype {variable.dtype}")
     check_all_named(optimizer, variables)
     form = optimizer._store.form
-    if form.epsilon_inside or form.rms_start != 0:
+    if form.epsilon != "outside" or form.slot(RMS.name).start != 0:
         raise ValueError(
             "torch.optim.RMSprop has epsilon outside of the root, and this optimizer has it "
             "inside, so that torch would not continue its run; a momentum that is set after "
@@ -192,10 +192,10 @@ def _torch_state(
     state = {"step": _tensor(np.array(optimizer.iterations, np.float32))}
     for slot, torch_name in _TORCH_SLOTS.items():
         held = optimizer._store.slot_of(variable, slot)
-        if slot == MOMENTUM and momentum > 0:  # torch wants it even before the first use
+        if slot == MOMENTUM.name and momentum > 0:  # torch wants it even before the first use
             array = np.zeros(variable.shape, variable.dtype) if held is None else held.array
             state[torch_name] = _tensor(_per_rate(array, learning_rate, name))
-        elif slot != MOMENTUM and held is not None:
+        elif slot != MOMENTUM.name and held is not None:
             state[torch_name] = _tensor(held.array)
     return state
 
@@ -275,10 +275,10 @@ def _saved_weights(
 ) -> list[SavedWeight]:
     """The slots of all parameters, in the order in which rmsjit creates them."""
     weights = []
-    for slot in _torch_form(group).slots:
+    for slot in _torch_form(group).slot_names:
         for name, state in states.items():
             value = _array(state[_TORCH_SLOTS[slot]])
-            if slot == MOMENTUM:
+            if slot == MOMENTUM.name:
                 value = (value.astype(np.float64) * float(group["lr"])).astype(value.dtype)
             weights.append(SavedWeight(name, slot, value))
     return weights
@@ -286,7 +286,7 @@ def _saved_weights(
 
 def _torch_form(group: Mapping[str, Any]) -> Form:
     """The form of a torch optimizer, whose momentum leaves epsilon outside of the root."""
-    form = keras_form(centered=bool(group["centered"]), momentum=False)
+    form = keras_legacy(centered=bool(group["centered"]), momentum=False)
     return form.with_momentum() if group["momentum"] > 0 else form
 
 

@@ -153,12 +153,11 @@ def _plan_added_slot(
 
 def _start_slots_anew(optimizer: Optimizer) -> None:
     """Give the rule's slots their first values, for those that were not saved."""
-    form = optimizer._store.form
+    form, epsilon = optimizer._store.form, optimizer._hyperparameters.now("epsilon")
     for entry in optimizer._store.entries.values():
         for slot, memory in entry.slots.items():
-            memory[...] = form.start(slot)
-        if entry.clock is not None:
-            entry.clock.reset()  # in a checkpoint no row has missed a step
+            memory[...] = form.slot(slot).first_value(epsilon)
+        entry.clock = None  # in a checkpoint no row has missed a step
 
 
 def _enter(writing: _Writing, optimizer: Optimizer) -> None:
@@ -169,4 +168,4 @@ def _enter(writing: _Writing, optimizer: Optimizer) -> None:
         store.add_slot(variable, name, value)
     saved = {place: store.created[place] for place in writing.order}
     store.created = saved | store.created  # those that were not saved come last
-    optimizer._stepper.forget_plans()
+    store.changed()

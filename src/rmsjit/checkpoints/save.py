@@ -31,7 +31,6 @@ from rmsjit.checkpoints.restore import new_optimizer, new_variables, restore
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
-from rmsjit.rule.hyperparameters import value_at
 from rmsjit.variables import array_of
 
 
@@ -225,19 +224,18 @@ def _saved_optimizer(optimizer: Optimizer) -> SavedOptimizer:
 
 def _config_of(optimizer: Optimizer) -> dict[str, Any]:
     """The constructor's arguments; a callable as its value now."""
-    stepper = optimizer._stepper
-    own = {"sparse": "exact" if stepper.exact else "rows", "nonfinite": stepper.nonfinite}
+    own = {"sparse": "exact" if optimizer._exact else "rows", "nonfinite": optimizer._nonfinite}
     # Only where they are not the defaults: a subclass need not take what it does not use.
     extra = {name: value for name, value in own.items() if value not in ("rows", "propagate")}
     if isinstance(optimizer, RMSprop):
         return optimizer.get_config() | extra
     assert isinstance(optimizer, RMSPropOptimizer)
-    numbers = {
-        name: value_at(name, getattr(optimizer, f"_{name}"), 0)
-        for name in ("learning_rate", "decay", "momentum", "epsilon")
-    }
+    numbers = optimizer._hyperparameters
     return {
-        **numbers,
+        "learning_rate": numbers.now("learning_rate"),
+        "decay": numbers.now("rho"),
+        "momentum": numbers.now("momentum"),
+        "epsilon": numbers.now("epsilon"),
         "use_locking": optimizer._use_locking,
         "centered": optimizer._store.form.centered,
         "name": optimizer._name,

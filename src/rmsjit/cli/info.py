@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import rmsjit
+from rmsjit._version import __version__
 
 ENVIRONMENT = ("RMSJIT_CACHE", "RMSJIT_CACHE_DIR")
 REASONS = {
@@ -65,7 +65,7 @@ def collect() -> Report:
 
     return {
         "versions": {
-            "rmsjit": rmsjit.__version__,
+            "rmsjit": __version__,
             "python": platform.python_version(),
             "numpy": known("numpy", lambda: _imported_version("numpy")),
             "numba": known("numba", lambda: _imported_version("numba")),
@@ -165,7 +165,7 @@ def _limiting(used: int, limits: dict[str, int | None]) -> list[str]:
 def _threading_layer() -> str:
     from rmsjit.runtime import threads
 
-    return threads.threading_layer()
+    return threads.layer_name()
 
 
 def _cache() -> Report:

@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from rmsjit.arrays.dtypes import SUPPORTED, Precision, precision_of
-from rmsjit.cli.bench import VARIANTS, dtype_of
+from rmsjit.arrays.dtypes import SUPPORTED, Kinds, Precision, dtype_named, kinds_of, precision_of
+from rmsjit.cli.bench import VARIANTS
 from rmsjit.cli.info import human_size
+from rmsjit.rule.form import Form
+from rmsjit.rule.presets import keras_legacy
 from rmsjit.runtime import store
 
-Job = tuple[str, list[Callable[[], Any]]]
+Loads = list[Callable[[], Any]]
+Job = tuple[str, Loads]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,24 +83,44 @@ def jobs(precisions: Iterable[Precision], variants: Iterable[str], sparse: bool)
     """What to load, serial and parallel, each with a name."""
     from rmsjit.kernels import loader
 
-    yield "reader of gradients", [loader.read_step]
+    yield "every step", [loader.run_act, loader.read_pairs, loader.copy_strided]
     if sparse:
         yield "search of rows", [loader.first_outside, loader.find_rows]
-    slots = {name: (VARIANTS[name][1], VARIANTS[name][0] > 0) for name in variants}
+        yield "clock of rows", [loader.tick, loader.reset]
+    forms = {name: _form(name) for name in variants}
     for p, parallel in itertools.product(precisions, (False, True)):
         how = f"{p.name}, {'parallel' if parallel else 'serial'}"
         yield f"norms, {how}", [partial(loader.sums_of_squares, p.real, p.computing, parallel)]
-        for name, (mg, momentum) in slots.items():
-            yield f"{name}, {how}", [partial(loader.update_dense, p, mg, momentum, parallel)]
+        for name, form in forms.items():
+            yield f"{name}, {how}", _dense_loads(form, p, parallel)
             if sparse:
-                yield (
-                    f"sparse {name}, {how}",
-                    [
-                        partial(loader.update_rows, p, mg, momentum, False, parallel),
-                        partial(loader.update_rows, p, mg, momentum, True, parallel),
-                        partial(loader.catch_up_rows, p, mg, momentum, parallel),
-                    ],
-                )
+                yield f"sparse {name}, {how}", _sparse_loads(form, p, parallel)
+
+
+def _form(variant: str) -> Form:
+    momentum, centered = VARIANTS[variant]
+    return keras_legacy(centered=centered, momentum=momentum > 0).arithmetic
+
+
+def _dense_loads(form: Form, precision: Precision, parallel: bool) -> Loads:
+    """The update with gradients as they come, and with clipped ones."""
+    from rmsjit.kernels.loader import update_dense
+
+    kinds = _kinds(form, precision)
+    return [partial(update_dense, form, kinds, clipped, parallel) for clipped in (False, True)]
+
+
+def _sparse_loads(form: Form, precision: Precision, parallel: bool) -> Loads:
+    """The update of rows without a clock and with one, and what brings rows up to date."""
+    from rmsjit.kernels.loader import catch_up_rows, update_rows
+
+    kinds = _kinds(form, precision)
+    updates = [partial(update_rows, form, kinds, exact, parallel) for exact in (False, True)]
+    return [*updates, partial(catch_up_rows, form, kinds, parallel)]
+
+
+def _kinds(form: Form, precision: Precision) -> Kinds:
+    return kinds_of(precision, tuple(slot.dtype for slot in form.slots))
 
 
 def _work_off(work: Iterable[Job]) -> None:
@@ -109,7 +132,7 @@ def _work_off(work: Iterable[Job]) -> None:
 
 
 def _precision(name: str) -> Precision:
-    precision = precision_of(dtype_of(name))
+    precision = precision_of(dtype_named(name))
     assert precision is not None
     return precision
 

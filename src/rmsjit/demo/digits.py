@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 import rmsjit
 from rmsjit.demo import learning_curve, timing
+from rmsjit.demo.numpy_rmsprop import NumPyRMSprop
 
 Array = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -222,7 +223,7 @@ def compare(digits: Digits, settings: Settings) -> timing.Comparison:
     rate, rng = learning_rate_of(digits, settings), np.random.default_rng(settings.seed)
     return timing.compare(
         rmsjit.RMSprop(rate),
-        timing.NumPyRMSprop(rate),
+        NumPyRMSprop(rate),
         (new_network(settings), new_network(settings)),
         list(islice(_endless_batches(digits, settings.batch_size, rng), TIMED_STEPS)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -29,49 +29,6 @@ class Model(Protocol):
     def variables(self) -> Sequence[Any]: ...
 
     def loss_and_gradients(self, *batch: Any) -> tuple[float, Sequence[Any]]: ...
-
-
-class NumPyRMSprop:
-    """`rmsjit.RMSprop` without options, in plain NumPy: nine passes in place, no new arrays.
-
-    Parameters
-    ----------
-    learning_rate : callable
-        A function of the number of steps that have been taken.
-    rho, epsilon : float
-
-    Notes
-    -----
-    Neither going through the arrays in blocks that fit the cache nor folding ``1 - rho`` into the
-    other numbers made it noticeably faster.
-    """
-
-    def __init__(
-        self, learning_rate: Callable[[int], float], rho: float = 0.9, epsilon: float = 1e-7
-    ) -> None:
-        self.learning_rate = learning_rate
-        self.rho = rho
-        self.epsilon = epsilon
-        self.iterations = 0
-        self._slots: dict[int, tuple[Array, Array]] = {}
-
-    def apply_gradients(self, grads_and_vars: Iterable[tuple[Array, Array]], /) -> None:
-        """Update variables by their gradients, in place."""
-        rate = self.learning_rate(self.iterations)
-        for gradient, variable in grads_and_vars:
-            if id(variable) not in self._slots:
-                self._slots[id(variable)] = np.zeros_like(variable), np.empty_like(variable)
-            rms, scratch = self._slots[id(variable)]
-            np.multiply(gradient, gradient, out=scratch)
-            scratch *= 1 - self.rho
-            rms *= self.rho
-            rms += scratch
-            np.sqrt(rms, out=scratch)
-            scratch += self.epsilon
-            np.divide(gradient, scratch, out=scratch)
-            scratch *= rate
-            variable -= scratch
-        self.iterations += 1
 
 
 class Comparison(NamedTuple):

@@ -71,7 +71,7 @@ class Corpus:
     text : int64 array
         The numbers of all words of the text, one after the other.
     paragraphs : int64 array
-        The paragraph that each of them stands in.
+        The paragraph of each of them.
     """
 
     vocabulary: list[str]
@@ -136,7 +136,7 @@ class SkipGram:
 
 
 def rows_of(table: Array, indices: Words, values: Array) -> rmsjit.IndexedSlices:
-    """The gradient of a table of which only the rows `indices` were used, some of them often."""
+    """The gradient of a table by the rows `indices` that were used, some of them often."""
     rows = values.reshape(indices.size, table.shape[1])
     return rmsjit.IndexedSlices(rows, indices.reshape(-1), table.shape)
 

@@ -1,9 +1,9 @@
 """One small exchange at the start of each step, so that no disagreement ends in a hang.
 
-Every rank takes part, whatever its gradients are like: also one whose gradients it has found bad,
-and one that has none.  Only when all have said the same, in a hash, does the step go on to
-exchanges whose sizes the ranks must agree on.  Rank 0's numbers ride along, so that a learning
-rate which depends on something local can't let the ranks drift apart.
+Every rank takes part, also one that has found its gradients bad, and one that has none.  Only when
+all have sent the same hash does the step go on to exchanges whose sizes the ranks must agree on.
+Rank 0's numbers ride along, so that a learning rate that depends on something local can't let the
+ranks drift apart.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,21 +19,22 @@ from numpy.typing import NDArray
 
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.rule.clipping import Clipping
-from rmsjit.rule.hyperparameters import StepNumbers
+from rmsjit.rule.numbers import StepNumbers
 
-_NUMBERS = 8  # of rank 0: five of `StepNumbers`, three of `Clipping`
+_BOUNDS = tuple(field.name for field in fields(Clipping))
+_COUNT = len(StepNumbers._fields)
 _ABSENT = -1.0  # for a bound that is not set; bounds are not negative
 
 
 class Claim(NamedTuple):
-    """What a rank is about to do.
+    """The step that a rank is about to take.
 
     Attributes
     ----------
     header : str
-        What holds for the step as a whole.
+        The settings of the step as a whole.
     names, lines : sequence of str
-        For each pair how messages name its variable, and what all ranks must have in common.
+        For each pair how messages name its variable, and the properties that all ranks must share.
     fingerprint : float
         A hash of header and lines.
     """
@@ -44,7 +46,7 @@ class Claim(NamedTuple):
 
 
 class Agreed(NamedTuple):
-    """What holds on all ranks: numbers and clipping of rank 0, and whether a rank starts anew."""
+    """Numbers and clipping of rank 0, and whether any rank has variables that must start equal."""
 
     fresh: bool
     numbers: StepNumbers
@@ -67,7 +69,7 @@ class Agreement:
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
-        self._said = b""
+        self._received = b""
         self._numbers: Any = None
 
     def reach(
@@ -85,7 +87,7 @@ class Agreement:
         own : Claim or None
             None where `error` came before it could be made.
         error : Exception or None
-            Why this rank can't take the step.
+            The reason why this rank can't take the step.
         fresh : bool
             Whether this rank has variables that have not been broadcast yet.
         numbers : StepNumbers or None
@@ -101,7 +103,7 @@ class Agreement:
             `error` itself, on this rank.
         """
         comm, mpi = self._comm, load_mpi()
-        message = np.full(4 + _NUMBERS, -math.inf)
+        message = np.full(4 + _COUNT + len(_BOUNDS), -math.inf)  # which the maximum leaves out
         fingerprint = own.fingerprint if own else 0.0
         message[:4] = fingerprint, -fingerprint, error is not None, fresh
         if comm.rank == 0:
@@ -112,15 +114,13 @@ class Agreement:
             _raise_difference(comm, own, error)
         return Agreed(bool(anyone_fresh), *self._as_objects(message[4:]))
 
-    def _as_objects(self, said: NDArray[np.float64]) -> Any:
-        """Numbers and clipping; the same objects as long as rank 0 says the same."""
-        if said.tobytes() != self._said:
-            rate, rho, momentum, epsilon, clipvalue, *bounds = said.tolist()
-            self._numbers = (
-                StepNumbers(rate, rho, momentum, epsilon, clipvalue),
-                Clipping(*(None if bound == _ABSENT else bound for bound in bounds)),
-            )
-            self._said = said.tobytes()
+    def _as_objects(self, received: NDArray[np.float64]) -> Any:
+        """Numbers and clipping; the same objects as long as rank 0 sends the same."""
+        if received.tobytes() != self._received:
+            values = received.tolist()
+            bounds = (None if bound == _ABSENT else bound for bound in values[_COUNT:])
+            self._numbers = StepNumbers(*values[:_COUNT]), Clipping(*bounds)
+            self._received = received.tobytes()
         return self._numbers
 
 
@@ -133,13 +133,13 @@ def all_well(comm: Any, error: Exception | None, doing: str) -> None:
 
 
 def _numbers_of(numbers: StepNumbers | None, clipping: Clipping) -> list[float]:
-    given = numbers or StepNumbers(0.0, 0.0, 0.0, 0.0)
-    bounds = (clipping.clipvalue, clipping.clipnorm, clipping.global_clipnorm)
-    return [*given, *(_ABSENT if bound is None else float(bound) for bound in bounds)]
+    given = [0.0] * _COUNT if numbers is None else numbers
+    bounds = (getattr(clipping, name) for name in _BOUNDS)
+    return [*given, *(_ABSENT if bound is None else bound for bound in bounds)]
 
 
 def _raise_difference(comm: Any, own: Claim | None, error: Exception | None) -> None:
-    """Find out what differs, at leisure, and raise on every rank."""
+    """Find the difference, at leisure, and raise on every rank."""
     errors = comm.allgather(_brief(error))
     if any(errors):
         _raise_errors(errors, error, "take the step")

@@ -49,7 +49,7 @@ def send(comm: Any, array: NDArray[Any], to: int) -> None:
 
 
 def receive(comm: Any, array: NDArray[Any], source: int) -> None:
-    """Overwrite `array` by what `source` sends."""
+    """Overwrite `array` by the one that `source` sends."""
     target = array if array.flags.c_contiguous else np.empty(array.shape, array.dtype)
     for piece in _bytes_of(target):
         comm.Recv(piece, source)

@@ -1,8 +1,8 @@
 """Summing dense gradients over ranks, in place in reused buffers.
 
 All gradients of a dtype share one buffer, in which each has its place for good, so that the views
-of it which the stepper gets are the same at every step.  The buffer is filled and reduced in
-pieces of `bucket_bytes`, of which `IN_FLIGHT` are on their way while the next is filled: each is
+of it that an update reads are the same at every step.  The buffer is filled and reduced in
+pieces of `bucket_bytes`, and `IN_FLIGHT` of them are on their way while the next is filled: each is
 reduced while the cache still holds it, and MPI gets no more requests than it can drive at once.
 Half types, which MPI can't add, travel as float32.
 
@@ -13,7 +13,7 @@ the same group participating in these operations receive identical results").
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -105,7 +105,7 @@ def cut(sizes: dict[int, int], most: int) -> list[list[Part]]:
     return pieces
 
 
-def by_precision(precisions: Sequence[Precision], positions: Iterable[int]) -> list[list[int]]:
+def by_precision(precisions: Mapping[int, Precision], positions: Iterable[int]) -> list[list[int]]:
     """Positions grouped by dtype, in order of first occurrence."""
     groups: dict[str, list[int]] = {}
     for position in positions:

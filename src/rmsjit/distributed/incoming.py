@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
-from rmsjit.arrays.layout import Key, Layout, layout_of, memory_key
+from rmsjit.arrays.layout import Key, Layout, address_of, layout_of, memory_key
+from rmsjit.arrays.overlap import merged_spans, refuse_overlap
 from rmsjit.distributed.agreement import Claim, claim
 from rmsjit.distributed.packing import wire_dtype
-from rmsjit.kernels import headers
-from rmsjit.state.slots import Entry, find_overlap
+from rmsjit.kernels import headers, loader
+from rmsjit.state.slots import Entry
 from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.pairs import (
+    Pairs,
+    check_is_array,
     check_variable,
     dense_gradient,
     index_error,
@@ -23,6 +27,7 @@ from rmsjit.steps.pairs import (
     no_gradient,
     sparse_gradient,
 )
+from rmsjit.steps.plans import identity_of
 from rmsjit.variables import Variable, array_of
 
 
@@ -38,12 +43,15 @@ class Checked(NamedTuple):
 
     Attributes
     ----------
+    pairs : tuple of (gradient, variable)
+        As they were given.
     gradients : list
-        Canonical arrays, `Rows` or None; empty where `addresses` tell all.
-    addresses : int64 array, shape (pairs, 1), or None
-        Of the gradients where all are dense and lie as their C-contiguous variables do.
+        Canonical arrays, `Rows` or None; empty where `addresses` suffice.
+    addresses : int64 array, shape (pairs,), or None
+        Of the gradients, where all are dense and can be sent from where they are.
     """
 
+    pairs: Pairs
     gradients: list[Any]
     addresses: NDArray[np.int64] | None = None
 
@@ -53,56 +61,74 @@ class Incoming:
 
     Parameters
     ----------
-    variables : tuple
+    variables : sequence
         As they were given.
-    kinds : tuple of type
+    kinds : sequence of type
         The types of their gradients.
     header : str
-        What else ranks must agree on.
+        The settings that ranks must agree on.
 
     Attributes
     ----------
     arrays : list of ndarray
         The variables' memory.
-    precisions, layouts, keys : list
-        Of each variable; what its gradients are brought to on their way.
-    dense, sparse : list of int
-        The positions of the pairs with each kind of gradient.
+    layouts, keys : list
+        Of each variable; gradients are brought to these layouts on their way.
+    dense, sparse, present : list of int
+        The positions of the pairs with each kind of gradient, and with any.
+    precisions : dict of int to Precision
+        By position, where there is a gradient.
+    missing : list of str
+        Names of the variables without a gradient.
+    constrained : list of Variable
+        To which a constraint applies after each update.
+    identity : tuple
+        The ids of the variables, which are kept alive, and the types of their gradients.
     claim : Claim
     """
 
-    def __init__(self, variables: tuple[Any, ...], kinds: tuple[type, ...], header: str) -> None:
-        self.variables = variables
+    def __init__(self, variables: Sequence[Any], kinds: Sequence[type], header: str) -> None:
+        self.variables = tuple(variables)
+        self.identity = identity_of(variables, kinds)
         self.names = [naming(variable, k) for k, variable in enumerate(variables)]
-        self.precisions: list[Precision] = [
-            check_variable(variable, k) for k, variable in enumerate(variables)
-        ]
+        self.sparse = [k for k, kind in enumerate(kinds) if is_sparse(kind)]
+        self.present = [k for k, kind in enumerate(kinds) if kind is not type(None)]
+        self.dense = [k for k in self.present if k not in self.sparse]
+        for k, variable in enumerate(variables):
+            check_is_array(variable, k)
+        self.precisions: dict[int, Precision] = {
+            k: check_variable(variables[k], k) for k in self.present
+        }
         self.arrays: list[NDArray[Any]] = [array_of(variable) for variable in variables]
         self.layouts: list[Layout] = [layout_of(array) for array in self.arrays]
         self.keys: list[Key] = [
             memory_key(layout.canonical(array))
             for layout, array in zip(self.layouts, self.arrays, strict=True)
         ]
-        self.sparse = [k for k, kind in enumerate(kinds) if is_sparse(kind)]
-        absent = [k for k, kind in enumerate(kinds) if kind is type(None)]
-        self.dense = [k for k in range(len(kinds)) if k not in {*self.sparse, *absent}]
-        self.dropped = [self.names[k] for k in absent]
-        self.present = sorted([*self.dense, *self.sparse])
-        self._refuse_overlap()
+        refuse_overlap(
+            (),
+            [Entry(variables[k], precision) for k, precision in self.precisions.items()],
+            lambda entry: self.names[self.keys.index(entry.key)],
+        )
         if variables and not self.present:
             raise no_gradient(self.names)
-        own = [None if k in absent else 0 for k in range(len(kinds))]
-        self._reader = HeaderReader(variables, kinds, own, np.empty((2, 0), np.int64))
-        # Whether MPI takes elements as they are, in the order of the variables' rows.
-        self._as_they_lie = not self.sparse and all(
-            self.arrays[k].flags.c_contiguous and wire_dtype(self.precisions[k]) == dtype
-            for k, dtype in enumerate(array.dtype for array in self.arrays)
+        self.missing = [self.names[k] for k, kind in enumerate(kinds) if kind is type(None)]
+        given = [variables[k] for k in self.present]
+        self.constrained = [v for v in given if isinstance(v, Variable) and v.constraint]
+        # Whether MPI can take elements from where they are, in the order of the variables' rows.
+        self._sent_in_place = not self.sparse and all(
+            self.arrays[k].flags.c_contiguous and wire_dtype(p) == self.arrays[k].dtype
+            for k, p in self.precisions.items()
         )
+        own = [0 if k in self.present else None for k in range(len(kinds))]
+        self._reader = HeaderReader(variables, kinds, own, merged_spans(()))
+        self._addresses = np.empty(len(kinds), np.int64)
+        self._call = self._reader.call_for(self._addresses)
         lines = [self._line(k, kind) for k, kind in enumerate(kinds)]
         self.claim: Claim = claim(header, self.names, lines)
 
     def _line(self, k: int, kind: type) -> str:
-        """What ranks must have in common of a pair."""
+        """The properties of a pair that all ranks must share."""
         array, variable = self.arrays[k], self.variables[k]
         name = f"{variable.name} of " if isinstance(variable, Variable) else ""
         gradient = "a sparse" if is_sparse(kind) else "no" if kind is type(None) else "a dense"
@@ -113,49 +139,47 @@ class Incoming:
         again = "" if repeated == k else f", the memory of variable {repeated}"
         return f"{name}shape {array.shape}, {array.dtype}{order}{again}, with {gradient} gradient"
 
-    def _refuse_overlap(self) -> None:
-        entries = [Entry(v, p) for v, p in zip(self.variables, self.precisions, strict=True)]
-        pair = find_overlap([], list({entry.key: entry for entry in entries}.values()))
-        if pair is not None:
-            names = " and ".join(self.names[self.keys.index(entry.key)] for entry in pair)
-            raise ValueError(f"variables must not overlap in part, but {names} share memory")
+    @property
+    def memory(self) -> tuple[Any, ...]:
+        """Equal for lists of other views of the same memory, for which one plan serves."""
+        constraints = [id(getattr(variable, "constraint", None)) for variable in self.variables]
+        return (self.claim.fingerprint, tuple(self.keys), tuple(constraints))
 
-    def checked(self, gradients: tuple[Any, ...]) -> Checked:
+    def name(self, position: int) -> str:
+        """How messages name a variable."""
+        return self.names[position]
+
+    def checked(self, pairs: Pairs) -> Checked | None:
         """Check every gradient.
+
+        Returns
+        -------
+        Checked or None
+            None if variables or types of gradients are others, or if a variable has moved or
+            become read-only.
 
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError
             See `rmsjit.steps.pairs`.
         """
-        addresses = np.empty((len(gradients), 1), np.int64)
-        others = self._reader.read(gradients, self.variables, addresses)
+        others = self._reader.read(pairs, self._addresses, address_of(self._call))
         if others == headers.NOT_AS_EXPECTED:
-            for k, variable in enumerate(self.variables):
-                check_variable(variable, k)  # it may have become read-only
-        if others == 0 and self._as_they_lie:
-            return Checked([], addresses)
-        checked: list[Any] = [None] * len(gradients)
+            return None
+        if others == 0 and self._sent_in_place:
+            return Checked(pairs, [], self._addresses)
+        gradients: list[Any] = [None] * len(pairs)
         for k in self.dense:
-            gradient = dense_gradient(gradients[k], self.variables[k], k)
-            checked[k] = self.layouts[k].canonical(gradient)
+            gradient = dense_gradient(pairs[k][0], self.variables[k], k)
+            gradients[k] = self.layouts[k].canonical(gradient)
         for k in self.sparse:
-            checked[k] = self._checked_rows(gradients[k], k)
-        return Checked(checked)
+            gradients[k] = self._checked_rows(pairs[k][0], k)
+        return Checked(pairs, gradients)
 
     def _checked_rows(self, gradient: Any, k: int) -> Rows:
-        from rmsjit.kernels import loader
-
         values, indices = sparse_gradient(gradient, self.variables[k], k)
-        outside = loader.first_outside()(indices, len(self.arrays[k]))
+        rows = len(self.arrays[k])
+        outside = loader.first_outside().call(address_of(indices), len(indices), rows)
         if outside >= 0:
             raise index_error(gradient, outside, self.variables[k], k)
         return Rows(values, indices)
-
-    def same_memory(self, other: Incoming) -> bool:
-        """Whether a plan for these pairs serves others: plain arrays, which carry no constraint."""
-        return (
-            self.claim.fingerprint == other.claim.fingerprint
-            and self.keys == other.keys
-            and not any(isinstance(v, Variable) for v in (*self.variables, *other.variables))
-        )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.dtypes import kinds_of
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.incoming import Incoming
 from rmsjit.rule.form import Form
@@ -25,7 +24,7 @@ class Node:
     Attributes
     ----------
     comm : mpi4py.MPI.Comm
-        Those on this machine.
+        The ranks on this machine.
     threads : int
         How many threads this rank may keep busy.
     """
@@ -37,7 +36,7 @@ class Node:
         self.threads = min(processors.thread_limit(), thread_share(sharing))
 
     def compile_first(self, load: Callable[[], None]) -> None:
-        """Have the first rank of the machine compile what `load` loads, before the others do.
+        """Have the first rank of the machine load, and so compile, before the others do.
 
         Collective.  Ranks may compile the same kernel at once without harm, but each would take
         the time.
@@ -65,56 +64,55 @@ def _affinity_mask() -> frozenset[int]:
 
 
 def load_readers() -> None:
-    """Compile, or load from the cache, what reads gradients: before ranks agree on anything."""
+    """Compile, or load from the cache, the readers of gradients: ranks agree after they have run.
+
+    With them come the others that do not depend on the form of the rule.
+    """
     from rmsjit.kernels import loader
 
-    for reader in (loader.read_step, loader.copy_parts, loader.first_outside, loader.find_rows):
-        reader()
+    for load in (
+        loader.read_pairs,
+        loader.copy_parts,
+        loader.first_outside,
+        loader.find_rows,
+        loader.run_act,
+    ):
+        load()
 
 
-@dataclass(frozen=True)
-class Kernels:
-    """What the steps of a list of variables need.
+def load_kernels(
+    incoming: Incoming, form: Form, *, exact: bool, norms: bool, clipped: bool, threads: int
+) -> None:
+    """Compile, or load, the kernels that steps need, as far as sizes tell which these are.
 
-    Attributes
+    Parameters
     ----------
-    dense, sparse : dict of Precision to bool
-        For the dtypes of dense and of sparse gradients, whether threads are worth while.
+    incoming : Incoming
     form : Form
-    exact : bool
-    norms : bool
-        Whether gradients are read before the update.
+    exact, norms, clipped : bool
+        Whether rows have clocks, gradients are read before the update, and are clipped or scaled.
+    threads : int
+        The most that this rank may use.
     """
-
-    dense: dict[Precision, bool]
-    sparse: dict[Precision, bool]
-    form: Form
-    exact: bool
-    norms: bool
-
-    def load(self) -> None:
-        """Compile them, or load them from the cache."""
-        from rmsjit.kernels import loader
-
-        slots = self.form.centered, self.form.has_momentum
-        for precision, parallel in self.dense.items():
-            loader.update_dense(precision, *slots, parallel)
-        for precision, parallel in self.sparse.items():
-            loader.update_rows(precision, *slots, self.exact, parallel)
-        for precision, parallel in {**self.sparse, **self.dense}.items():
-            if self.norms:
-                loader.sums_of_squares(precision.real, precision.computing, parallel)
-
-
-def kernels_of(incoming: Incoming, form: Form, exact: bool, norms: bool, threads: int) -> Kernels:
-    """The kernels that steps of a list of variables need, as far as sizes tell."""
+    from rmsjit.kernels import loader
     from rmsjit.runtime.threads import may_pay
 
-    sizes: dict[Precision, int] = {}
-    for k in incoming.dense:
-        precision = incoming.precisions[k]
-        written = incoming.arrays[k].nbytes * (1 + len(form.slots))
-        sizes[precision] = sizes.get(precision, 0) + written
-    large = {p: may_pay(threads, size) for p, size in sizes.items()}
-    tables = {incoming.precisions[k]: False for k in incoming.sparse}
-    return Kernels(large, tables, form, exact, norms)
+    precisions, arrays = incoming.precisions, incoming.arrays
+    written = sum(arrays[k].nbytes for k in incoming.dense) * (1 + len(form.slots))
+    parallel = may_pay(threads, written)
+    form = form.arithmetic
+    dtypes = tuple(slot.dtype for slot in form.slots)
+    for precision in {precisions[k] for k in incoming.dense}:
+        loader.update_dense(form, kinds_of(precision, dtypes), clipped, parallel)
+    for precision in {precisions[k] for k in incoming.sparse}:
+        loader.update_rows(form, kinds_of(precision, dtypes), exact, parallel)
+        if exact:
+            loader.catch_up_rows(form, kinds_of(precision, dtypes), parallel)
+    if norms:
+        for precision in set(precisions.values()):
+            loader.sums_of_squares(precision.real, precision.computing, parallel)
+    if not all(arrays[k].flags.c_contiguous for k in incoming.present):
+        loader.copy_strided()
+    if exact and incoming.sparse:
+        loader.tick()
+        loader.reset()

@@ -10,22 +10,20 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.arrays.layout import address_of
-from rmsjit.kernels import loader
-
-_SAMPLE = np.empty(0, np.uint8)
+from rmsjit.kernels import copies, loader
 
 
 def wire_dtype(precision: Precision) -> np.dtype[Any]:
     """The dtype of a gradient on its way."""
     dtype: np.dtype[Any] = np.dtype(
-        precision.computing if precision.parts == 1 else precision.storage
+        precision.computing if precision.components == 1 else precision.storage
     )
     return dtype
 
 
 def in_reals(array: NDArray[Any], precision: Precision) -> NDArray[Any]:
-    """What MPI adds: complex numbers as pairs of real ones."""
-    return array if precision.parts == 1 else array.view(precision.computing)
+    """The numbers that MPI adds: complex ones as pairs of real ones."""
+    return array if precision.components == 1 else array.view(precision.computing)
 
 
 class Part(NamedTuple):
@@ -37,14 +35,14 @@ class Part(NamedTuple):
 
 
 class Flats(NamedTuple):
-    """Arrays as buffers are filled from them, by position.
+    """Arrays by position, to fill buffers from or to spread buffers to.
 
     Attributes
     ----------
     arrays : sequence of ndarray or None
-        One-dimensional; empty where `addresses` tell all.
-    addresses : int64 array, shape (arrays, 1), or None
-        Where each lies, if all are contiguous and of the dtype of the buffer.
+        One-dimensional; empty where `addresses` suffice.
+    addresses : int64 array, shape (arrays,), or None
+        Of the arrays, if all are contiguous and of the dtype of the buffer.
     """
 
     arrays: Sequence[Any]
@@ -54,11 +52,11 @@ class Flats(NamedTuple):
     def of(cls, arrays: Sequence[Any]) -> Flats:
         """Contiguous arrays of the dtype of the buffer, or None."""
         found = [0 if array is None else address_of(array) for array in arrays]
-        return cls(arrays, np.array(found, np.int64).reshape(-1, 1))
+        return cls(arrays, np.array(found, np.int64))
 
 
 class Packing:
-    """Which parts lie in a buffer, end to end.
+    """The parts that a buffer holds, end to end.
 
     Parameters
     ----------
@@ -71,9 +69,12 @@ class Packing:
 
     def __init__(self, parts: Iterable[Part], sizes: Mapping[int, int], itemsize: int) -> None:
         parts = list(parts)
-        self._bytes = np.array(
+        self._rows = np.array(
             [(k, start * itemsize, (stop - start) * itemsize) for k, start, stop in parts], np.int64
-        ).reshape(-1, 3)
+        )
+        self._call = np.zeros(copies.PARTS_WORDS, np.int64)
+        self._call[copies.PARTS] = len(parts)
+        self._call[copies.PART_ROWS] = address_of(self._rows)
         self._slices = [
             (k, None if stop - start == sizes[k] else slice(start, stop))
             for k, start, stop in parts
@@ -96,4 +97,7 @@ class Packing:
         self._copy(buffer, addresses, outwards=True)
 
     def _copy(self, buffer: NDArray[Any], addresses: NDArray[np.int64], outwards: bool) -> None:
-        loader.copy_parts()(addresses, self._bytes, address_of(buffer), outwards, _SAMPLE)
+        call = self._call
+        call[copies.ARRAYS], call[copies.PACKED] = address_of(addresses), address_of(buffer)
+        call[copies.OUTWARDS] = outwards
+        loader.copy_parts().call(address_of(call))

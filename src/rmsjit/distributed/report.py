@@ -1,4 +1,4 @@
-"""What each rank of an MPI job runs on, for ``python -m rmsjit info`` under ``mpiexec``."""
+"""Where each rank of an MPI job runs, for ``python -m rmsjit info`` under ``mpiexec``."""
 
 from __future__ import annotations
 

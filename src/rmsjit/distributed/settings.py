@@ -1,11 +1,12 @@
-"""What a strategy is constructed with, checked."""
+"""The arguments of a strategy, checked."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from rmsjit.distributed.incoming import Incoming
-from rmsjit.rule.hyperparameters import StepNumbers
+from rmsjit.arrays.dtypes import Precision
 
 DEFAULT_BUCKET_BYTES = 1 << 22
 REDUCTIONS = ("sum", "mean")
@@ -27,37 +28,21 @@ class Settings:
         if not 1 << 10 <= self.bucket_bytes <= 1 << 30:
             raise ValueError(f"bucket_bytes must be from 2**10 to 2**30, got {self.bucket_bytes}")
 
-    def scale(self, ranks: int) -> float:
-        """What a sum over ranks is multiplied by."""
-        return 1.0 / ranks if self.reduce == "mean" else 1.0
+    def scales(self, ranks: int, precisions: Iterable[Precision]) -> Scales:
+        """Where the factor of a mean over ranks is applied, for gradients of these dtypes."""
+        scale = 1.0 / ranks if self.reduce == "mean" else 1.0
+        if any(precision.is_half for precision in precisions):
+            return Scales(of_sums=scale, of_step=1.0)
+        return Scales(of_sums=1.0, of_step=scale)
 
 
-class Scales:
-    """Where the factor of a mean over ranks is applied.
+class Scales(NamedTuple):
+    """The factors of sums over ranks; one of them at least is 1.
 
-    It rides along in the step, at no cost.  Only where there are half types, whose sums may
-    overflow where their means would not, sums are multiplied before they are rounded.
-
-    Attributes
-    ----------
-    of_sums, of_step : float
-        One of them is 1.
+    The factor of a mean rides along in the update, at no cost.  Only where there are half types,
+    whose sums may overflow where their means would not, sums are multiplied before they are
+    rounded.
     """
 
-    def __init__(self, settings: Settings, incoming: Incoming, ranks: int) -> None:
-        precisions = [incoming.precisions[k] for k in incoming.present]
-        has_half = any(precision.name.endswith("float16") for precision in precisions)
-        scale = settings.scale(ranks)
-        self.of_sums = scale if has_half else 1.0
-        self.of_step = 1.0 if has_half else scale
-        self._given: StepNumbers | None = None
-        self._numbers: StepNumbers | None = None
-
-    def numbers(self, agreed: StepNumbers) -> StepNumbers:
-        """The numbers of a step on sums; the same object for the same object."""
-        if self.of_step == 1.0:
-            return agreed
-        if agreed is not self._given or self._numbers is None:
-            self._given = agreed
-            self._numbers = agreed._replace(clipvalue=agreed.clipvalue / self.of_step)
-        return self._numbers
+    of_sums: float
+    of_step: float

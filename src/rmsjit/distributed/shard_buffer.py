@@ -103,7 +103,7 @@ class ShardBuffer:
             requests[turn] = self._comm.Ireduce_scatter(
                 in_reals(buffer, self._precision),
                 in_reals(own, self._precision),
-                [count * self._precision.parts for count in one.counts],
+                [count * self._precision.components for count in one.counts],
                 mpi.SUM,
             )
         for request in requests:

@@ -1,70 +1,55 @@
-"""Steps of which every rank takes its share: it has slots for a part of each variable only."""
+"""Steps that ranks share: each has slots for its part of each variable only."""
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, is_dense
 from rmsjit.autodiff import hooks
 from rmsjit.distributed.agreement import Agreed
-from rmsjit.distributed.clipping import ShardClipping
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.dense import by_precision
 from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.packing import Flats, Part
-from rmsjit.distributed.settings import Scales, Settings
+from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shard_buffer import ShardBuffer
-from rmsjit.distributed.sharded_state import Slots, key_of, remove, scatter
+from rmsjit.distributed.sharded_state import Slots, key_of, scatter
 from rmsjit.distributed.sharded_table import ShardedTable, splits
 from rmsjit.distributed.shards import Cut, Shards
 from rmsjit.distributed.sparse import travelling
+from rmsjit.distributed.stage import Stage, StagePlan, Terms
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.steps.engine import Stepper
+from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.steps.entering import build
+from rmsjit.steps.norms import Norms
 from rmsjit.steps.pairs import warn_of_missing
-from rmsjit.variables import Variable
+
+if TYPE_CHECKING:
+    from rmsjit.steps.engine import Engine
 
 
-class ShardedPlan:
-    """The steps of one list of variables whose slots are shared out.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    settings : Settings
-    incoming : Incoming
+class ShardedPlan(StagePlan):
+    """The stages of one list of variables whose slots are shared out.
 
     Attributes
     ----------
     pieces : dict of int to ndarray
-        By position, what this rank owns of each variable; left out where that is nothing.
+        By position, the part of each variable that this rank owns, if there is any.
     cuts : dict of int to Cut
     """
 
-    def __init__(self, comm: Any, settings: Settings, incoming: Incoming) -> None:
-        self._comm = comm
-        self._settings = settings
-        self.incoming = incoming
-        self.begun = False
-        self._scales = Scales(settings, incoming, comm.size)
-        self._constrained = [
-            variable
-            for k, variable in enumerate(incoming.variables)
-            if k in incoming.present and isinstance(variable, Variable) and variable.constraint
-        ]
+    def __init__(self, comm: Any, settings: Settings, incoming: Incoming, terms: Terms) -> None:
+        super().__init__(comm, settings, incoming, terms)
         self.cuts: dict[int, Cut] = {}
+        self.pieces: dict[int, NDArray[Any]] = {}
         self._whole: dict[Key, Slots] = {}
         self._flats: Flats | None = None  # of the variables, once it is known that they can stay
 
     def lay_out(self, shards: Shards, exact: bool) -> None:
-        """Share the variables out, once all ranks have agreed that they have the same.
-
-        Raises
-        ------
-        ValueError
-            If a table can't be shared out.
-        """
         if self.cuts:
             return
         incoming = self.incoming
@@ -74,7 +59,6 @@ class ShardedPlan:
                 f"needs shard_state=False: rows catch up on every rank, which takes their slots"
             )
         self.cuts = shards.assign(incoming)
-        self.pieces = {}
         for k, cut in self.cuts.items():
             piece = cut.part(incoming.arrays[k], incoming.layouts[k], self._comm.rank)
             if piece.size:
@@ -86,9 +70,8 @@ class ShardedPlan:
             self._buffer(positions)
             for positions in by_precision(incoming.precisions, incoming.dense)
         ]
-        self._order = sorted(self.pieces)
-        self._views = tuple(self.pieces[k] for k in self._order)
-        self._dense_results = {
+        self._owned = np.array(list(self.pieces), np.int64)
+        self._sums = {
             part.position: result.reshape(self.pieces[part.position].shape)
             for buffer in self._buffers
             for part, result in zip(buffer.parts, buffer.results, strict=True)
@@ -114,21 +97,20 @@ class ShardedPlan:
 
     # --- the first step ---------------------------------------------------------------------
 
-    def prepare(self, stepper: Stepper) -> None:
+    def prepare(self, engine: Engine, hyperparameters: Hyperparameters) -> None:
         """Create the slots of the own part; those of whole variables are set aside."""
-        incoming, store = self.incoming, stepper.store
-        own = {key_of(piece) for piece in self._views}
+        incoming, store = self.incoming, engine.store
+        own = {key_of(piece) for piece in self.pieces.values()}
         self._whole = {
-            key: remove(store, key)
+            key: store.remove(key)
             for key in dict.fromkeys(incoming.keys[k] for k in incoming.present)
             if key not in own
         }
-        if self._views:
-            stepper.build(self._views)
+        build(engine.store, list(self.pieces.values()), hyperparameters)
 
-    def share_slots(self, stepper: Stepper) -> None:
+    def share_slots(self, engine: Engine) -> None:
         """Give every rank its part of the slots of whole variables that rank 0 has."""
-        incoming, store = self.incoming, stepper.store
+        incoming, store = self.incoming, engine.store
         seen: dict[Key, int] = {}
         for k in incoming.present:
             seen.setdefault(incoming.keys[k], k)
@@ -142,39 +124,31 @@ class ShardedPlan:
 
     # --- one step ---------------------------------------------------------------------------
 
-    def step(
-        self,
-        stepper: Stepper,
-        gradients: tuple[Any, ...],
-        checked: Checked,
-        agreed: Agreed,
-        aggregate: bool,
-    ) -> bool:
-        """Reduce gradients, which have been checked, update the own part, and share it."""
-        del gradients  # as they were given
-        if self.incoming.dropped:
-            warn_of_missing(self.incoming.dropped)
-        rows = self._reduce(checked) if aggregate else self._take(checked)
-        if stepper.nonfinite != "propagate" and not self._all_finite(stepper, rows):
-            return False
-        self._update(stepper, rows, agreed, self._scales.of_step if aggregate else 1.0)
-        self._share(rows)
-        for variable in self._constrained:
-            assert variable.constraint is not None
-            variable.assign(variable.constraint(variable.array))
-        hooks.wrote(self.incoming.arrays)
-        return True
+    def reduced(self, checked: Checked, agreed: Agreed) -> Stage:
+        if self.incoming.missing:
+            warn_of_missing(self.incoming.missing)
+        rows = self._reduce(checked) if self.terms.aggregate else self._take(checked)
+        tables = {k: IndexedSlices(*self._tables[k].local(own)) for k, own in rows.items()}
+        sums = {**self._sums, **tables}
+        pairs = tuple((sums[k], piece) for k, piece in self.pieces.items())
+        return self._stage(
+            pairs,
+            agreed,
+            whole=self._whole_norms,
+            own=self._own_factors,
+            share=partial(self._share, rows),
+        )
 
-    def _all_finite(self, stepper: Stepper, rows: dict[int, Rows]) -> bool:
-        """Whether all gradients are finite on all ranks, which must all do the same."""
-        bad = np.zeros(len(self.incoming.variables), np.int64)
-        for k, part in [*self._dense_results.items(), *((k, r.values) for k, r in rows.items())]:
-            bad[k] |= not np.isfinite(part).all()
-        self._comm.Allreduce(load_mpi().IN_PLACE, bad, load_mpi().MAX)
-        if bad.any() and stepper.nonfinite == "raise":
-            names = ", ".join(self.incoming.names[k] for k in np.flatnonzero(bad))
-            raise FloatingPointError(f"the gradient of {names} must be finite, got NaN or infinity")
-        return not bad.any()
+    def _whole_norms(self, norms: Norms) -> Norms:
+        """Norms of whole gradients, by those of the parts that ranks own."""
+        totals = np.zeros((len(self.incoming.variables), 2))
+        totals[self._owned, 0], totals[self._owned, 1] = norms.squares, ~norms.finite
+        self._comm.Allreduce(load_mpi().IN_PLACE, totals)
+        return Norms.of_totals(totals)
+
+    def _own_factors(self, factors: NDArray[Any]) -> NDArray[Any]:
+        own: NDArray[Any] = factors[self._owned]
+        return own
 
     def _reduce(self, checked: Checked) -> dict[int, Rows]:
         gradients = checked.gradients
@@ -215,25 +189,16 @@ class ShardedPlan:
             flat[k] = gradient.reshape(-1)
         return Flats(flat)
 
-    def _update(
-        self, stepper: Stepper, rows: dict[int, Rows], agreed: Agreed, scale: float
-    ) -> None:
-        numbers = self._scales.numbers(agreed.numbers) if scale != 1.0 else agreed.numbers
-        clipping: Any
-        positions = np.array(self._order, np.int64)
-        count = len(self.incoming.variables)
-        clipping = ShardClipping(agreed.clipping, scale, self._comm, positions, count)
-        if not self._views:
-            if agreed.clipping.by_norm:
-                clipping.factors(np.zeros(0))  # the other ranks wait for this one's part
-            return
-        gradients = tuple(
-            IndexedSlices(*self._tables[k].local(rows[k])) if k in rows else self._dense_results[k]
-            for k in self._order
-        )
-        stepper.step(gradients, self._views, clipping, lambda: numbers)
-
     def _share(self, rows: dict[int, Rows]) -> None:
+        """Give all ranks the parts that this one has updated, then apply constraints."""
+        self._share_dense()
+        self._share_rows(rows)
+        for variable in self.incoming.constrained:
+            assert variable.constraint is not None
+            variable.assign(variable.constraint(variable.array))
+        hooks.wrote(self.incoming.arrays)
+
+    def _share_dense(self) -> None:
         copies: list[tuple[Any, Any]] = []
         flats = self._flats
         if flats is None:
@@ -244,6 +209,8 @@ class ShardedPlan:
             buffer.share(flats)
         for array, copy in copies:
             array[...] = copy
+
+    def _share_rows(self, rows: dict[int, Rows]) -> None:
         if rows:
             own = np.array([len(rows[k].indices) for k in self._tables], np.int64)
             counts = np.empty((self._comm.size, len(own)), np.int64)

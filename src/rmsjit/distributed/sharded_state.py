@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, Layout, layout_of, memory_key
@@ -17,16 +16,8 @@ from rmsjit.variables import array_of
 Slots = dict[str, NDArray[Any]]
 
 
-def remove(store: SlotStore, key: Key) -> Slots:
-    """Take a variable's entry out of a store; its slots, none if it was not there."""
-    entry = store.entries.pop(key, None)
-    for known in [known for known in store.created if known[0] == key]:
-        del store.created[known]
-    return {} if entry is None else entry.slots
-
-
 def shaped(entry: Entry, slot: str) -> NDArray[Any]:
-    """A slot in the shape of what `entry` was made of."""
+    """A slot in the shape of the entry's owner."""
     return entry.layout.logical(entry.slots[slot], entry.shape)
 
 
@@ -65,17 +56,15 @@ def scatter(
 
 
 def gather(
-    comm: Any, array: NDArray[Any], cut: Cut, piece: Entry | None, slots: list[str]
-) -> Slots:
-    """The slots of a whole variable, on rank 0; empty on the others. The reverse of `scatter`."""
+    comm: Any, whole: Slots, array: NDArray[Any], cut: Cut, piece: Entry | None, slots: list[str]
+) -> None:
+    """Fill the slots of a whole variable on rank 0: the reverse of `scatter`."""
     layout = layout_of(array)
-    whole: Slots = {}
     for slot in slots:
         if comm.rank != 0:
             if piece is not None:
                 send(comm, shaped(piece, slot), 0)
             continue
-        whole[slot] = np.empty(array.size, array.dtype)
         for rank in range(comm.size):
             part = cut.part_of_slot(whole[slot], layout, array.shape, rank)
             if part.size == 0:
@@ -84,7 +73,6 @@ def gather(
                 receive(comm, part, rank)
             elif piece is not None:
                 part[...] = shaped(piece, slot)
-    return whole
 
 
 def gathered_store(
@@ -113,20 +101,14 @@ def gathered_store(
             f"variables must hold every variable that the optimizer has stepped, but lacks "
             f"{missing} of {len(cuts)}"
         )
-    whole = SlotStore(store.name, store.form, store.allocator)
+    whole = SlotStore(store.name, store.form)
     entries = [entry_of(owners[key]) for key in cuts]
-    found: list[Slots] = []
+    fresh = whole.missing(entries) if comm.rank == 0 else []
+    whole.enter(entries, fresh)
     for key, entry in zip(cuts, entries, strict=True):
         array, cut = array_of(entry.owner), cuts[key]
         piece = store.entries.get(key_of(cut.part(array, entry.layout, comm.rank)))
-        found.append(gather(comm, array, cut, piece, list(store.form.slots)))
-    pairs = list(zip(entries, found, strict=True))
-    if store.form.by_variable:
-        fresh = [(entry, slot, value) for entry, slots in pairs for slot, value in slots.items()]
-    else:
-        names = store.form.slots if comm.rank == 0 else ()
-        fresh = [(entry, slot, slots[slot]) for slot in names for entry, slots in pairs]
-    whole.enter(entries, fresh)
+        gather(comm, entry.slots, array, cut, piece, list(store.form.slot_names))
     for place, weight in store.created.items():
         if place[0] not in store.entries:  # a weight that belongs to no variable
             whole.created[place] = weight
@@ -134,6 +116,6 @@ def gathered_store(
 
 
 def key_of(array: NDArray[Any]) -> Key:
-    """What tells the memory of an array."""
+    """The key of an array's memory."""
     layout: Layout = layout_of(array)
     return memory_key(layout.canonical(array))

@@ -34,7 +34,7 @@ def splits(indices: NDArray[np.int64], cut: Cut) -> NDArray[np.int64]:
 
 
 class ShardedTable:
-    """One table, of which each rank updates its own rows.
+    """One table; each rank updates its own rows.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 Dense variables are laid end to end, by dtype, and cut into equal parts, on multiples of a cache
 line of their own elements.  A table, whose gradient names rows, is cut by rows.  A part of a
-variable's memory is a variable of its own to the stepper, so a rank has slots for its part alone.
+variable's memory is a variable of its own to the engine, so a rank has slots for its part alone.
 """
 
 from __future__ import annotations

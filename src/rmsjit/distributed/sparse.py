@@ -65,15 +65,11 @@ def travelling(rows: Rows, precision: Precision) -> Rows:
 
 
 def needs_merging(clipping: Clipping, precision: Precision) -> bool:
-    """Whether the stepper must be given sums, and can't add up the slices of ranks itself.
+    """Whether the update must be given sums, and can't add up the slices of ranks itself.
 
-    What is clipped is the sum; and half types are rounded once, after the sum.
+    Sums are clipped; and half types are rounded once, after the sum.
     """
-    return clipping.by_norm or clipping.clipvalue is not None or _is_half(precision)
-
-
-def _is_half(precision: Precision) -> bool:
-    return precision.name.endswith("float16")
+    return not clipping.is_none or precision.is_half
 
 
 def index_dtype(rows: int) -> np.dtype[Any]:
@@ -96,7 +92,7 @@ class SlicesType:
 
 
 def gathered(comm: Any, own: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[Any]:
-    """The slices of all ranks in order of rank, of which each has as many as `counts` says."""
+    """The slices of all ranks in order of rank; `counts` says how many each has."""
     shape = own.shape[1:]
     width = int(np.prod(shape))
     everything = np.empty((int(counts.sum()), *shape), own.dtype)
@@ -149,9 +145,9 @@ class SparseTable:
         counts : int64 array, shape (ranks,)
             How many slices each rank has.
         scale : float
-            What to multiply the sum by.
+            A factor for the sum.
         merge : bool
-            Whether every index must come once; otherwise the stepper may add up what is left.
+            Whether every index must come once; otherwise the update adds up the slices of ranks.
         """
         short = own.indices.astype(index_dtype(self._shape[0]), copy=False)
         indices = gathered(comm, short, counts).astype(np.int64, copy=False)

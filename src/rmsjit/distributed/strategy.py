@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
-
-from numpy.typing import NDArray
 
 from rmsjit.distributed.agreement import all_well
 from rmsjit.distributed.comm import broadcast, load_mpi
@@ -16,11 +14,13 @@ from rmsjit.distributed.node import Node, load_readers
 from rmsjit.distributed.session import Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
 from rmsjit.distributed.sharded_state import gathered_store
-from rmsjit.rule.clipping import Clipping
-from rmsjit.rule.hyperparameters import StepNumbers
+from rmsjit.distributed.stage import Stage
 from rmsjit.state.slots import SlotStore
-from rmsjit.steps.engine import Stepper
 from rmsjit.variables import array_of
+
+if TYPE_CHECKING:
+    from rmsjit.steps.engine import Engine
+    from rmsjit.steps.reduction import Request
 
 
 class MPIStrategy:
@@ -36,7 +36,7 @@ class MPIStrategy:
         The ranks; ``MPI.COMM_WORLD`` by default.  It is duplicated, so that no message of the
         program can meet one of the strategy.
     reduce : {"sum", "mean"}, default "sum"
-        What becomes of the gradients; "sum" as in TensorFlow, where the loss is divided by the
+        How gradients are reduced; "sum" as in TensorFlow, where the loss is divided by the
         size of the whole batch.
     shard_state : bool, default False
         Whether each rank keeps the slots of, and updates, only its share of the variables (ZeRO
@@ -70,6 +70,8 @@ class MPIStrategy:
     - A rank whose gradients are bad raises its own error, and all others raise a `RuntimeError`
       that quotes it; so do all where ranks disagree in number, shape, dtype or order of
       variables, or in whether a gradient is None.  Nothing has been changed then.
+    - ``nonfinite="skip"`` and ``"raise"`` make all ranks skip the step, or raise, for a NaN or an
+      infinity on any of them.
     - With ``experimental_aggregate_gradients=False`` gradients are taken as they are; ranks still
       step together.
     - With `shard_state` no rank has a whole slot: see `gathered`.  A table must have a sparse
@@ -110,57 +112,40 @@ class MPIStrategy:
         self._node = Node(self._comm)
         self.threads = self._node.threads
         self._node.compile_first(load_readers)
-        self._sessions: WeakKeyDictionary[Stepper, Session] = WeakKeyDictionary()
+        self._sessions: WeakKeyDictionary[Engine, Session] = WeakKeyDictionary()
 
     @property
     def shard_state(self) -> bool:
         """Whether each rank keeps its share of the slots only."""
         return self._settings.shard_state
 
-    def step(
-        self,
-        stepper: Stepper,
-        gradients: tuple[Any, ...],
-        variables: tuple[Any, ...],
-        clipping: Clipping,
-        numbers: Callable[[], StepNumbers],
-        *,
-        aggregate: bool,
-        counter: NDArray[Any] | None = None,
-    ) -> bool:
-        """Take the place of `Stepper.step`; optimizers call it.
+    def reduced(self, engine: Engine, request: Request) -> Stage | None:
+        """Agree with all ranks on a step and reduce its gradients; engines call it.
 
         Parameters
         ----------
-        stepper : Stepper
-        gradients, variables : tuple
-            May be empty: the other ranks learn of it, and it is an error unless theirs are too.
-        clipping : Clipping
-        numbers : callable
-            Gives the numbers of the step.
-        aggregate : bool
-            Whether gradients are reduced over the ranks.
-        counter : integer 0-d array, optional
-            Overwritten by that of rank 0 at the first step.
+        engine : Engine
+        request : Request
+            Its pairs may be empty: the other ranks learn of it, and it is an error unless theirs
+            are too.  Its counter is overwritten by that of rank 0 at the first step.
 
         Returns
         -------
-        bool
-            False if no step was taken: there was nothing to step, or all ranks skip this one.
+        Stage or None
+            None where no rank has any pairs.
 
         Raises
         ------
         RuntimeError
             If ranks disagree, or another rank can't take the step.
         """
-        session = self._session(stepper)
-        return session.step(gradients, variables, clipping, numbers, aggregate, counter)
+        return self._session(engine).reduced(engine, request)
 
-    def _session(self, stepper: Stepper) -> Session:
-        session = self._sessions.get(stepper)
+    def _session(self, engine: Engine) -> Session:
+        session = self._sessions.get(engine)
         if session is None:
-            session = Session(self._comm, self._node, self._settings, stepper)
-            self._sessions[stepper] = session
+            session = Session(self._comm, self._node, self._settings)
+            self._sessions[engine] = session
         return session
 
     # --- checkpoints ------------------------------------------------------------------------
@@ -185,12 +170,9 @@ class MPIStrategy:
         optimizer.sync()
         if not self.shard_state:
             return optimizer
-        store = optimizer._store
-        session = self._session(optimizer._stepper)
-        whole = gathered_store(self._comm, store, session.shards.cuts, variables)
-        if self.rank:
-            return None
-        return self._twin(optimizer, whole)
+        cuts = self._session(optimizer._engine).shards.cuts
+        whole = gathered_store(self._comm, optimizer._store, cuts, variables)
+        return None if self.rank else _twin(optimizer, whole)
 
     def save(
         self, path: str | os.PathLike[str], optimizer: Any, variables: Mapping[str, Any]
@@ -209,7 +191,7 @@ class MPIStrategy:
         Raises
         ------
         RuntimeError
-            On ranks other than 0, if rank 0 fails; it raises what `rmsjit.save` raises.
+            On ranks other than 0, if rank 0 fails; its own error is that of `rmsjit.save`.
         """
         from rmsjit.checkpoints.save import save
 
@@ -219,7 +201,7 @@ class MPIStrategy:
     def load(
         self, path: str | os.PathLike[str], optimizer: Any, variables: Mapping[str, Any]
     ) -> None:
-        """Restore what `save` or `rmsjit.save` has written, on all ranks.
+        """Restore a checkpoint of `save` or `rmsjit.save` on all ranks.
 
         Collective; only rank 0 reads the file.  Values and `iterations` are on every rank when
         this returns, slots after the next step.
@@ -234,34 +216,25 @@ class MPIStrategy:
         Raises
         ------
         RuntimeError
-            On ranks other than 0, if rank 0 fails; it raises what `rmsjit.load` raises.
+            On ranks other than 0, if rank 0 fails; its own error is that of `rmsjit.load`.
         """
         from rmsjit.checkpoints.save import load
 
-        session = self._session(optimizer._stepper)
-        target = self._twin(optimizer) if self.shard_state else optimizer
+        store, target = optimizer._store, optimizer
+        if self.shard_state:
+            target = _twin(optimizer, SlotStore(store.name, store.form, store.allocator))
         self._on_rank_0("load", lambda: load(path, target, variables))
-        session.forget()
+        self._session(optimizer._engine).forget(store)
         if target is not optimizer and self.rank == 0:  # to be shared out at the next step
-            optimizer._store.entries |= target._store.entries
-            optimizer._store.created |= target._store.created
+            store.entries |= target._store.entries
+            store.created |= target._store.created
+            store.changed()
         for variable in variables.values():
             broadcast(self._comm, array_of(variable))
         optimizer.skipped_steps = self._comm.bcast(target.skipped_steps, 0)
         counter = getattr(optimizer, "iterations", None)
         if counter is not None:
             broadcast(self._comm, counter.array)
-
-    def _twin(self, optimizer: Any, store: SlotStore | None = None) -> Any:
-        """The same optimizer with other slots, none by default."""
-        own = optimizer._store
-        twin = copy.copy(optimizer)
-        twin._strategy = None
-        twin._store = store or SlotStore(own.name, own.form, own.allocator)
-        twin._stepper = Stepper(
-            twin._store, optimizer._stepper.num_threads, optimizer._stepper.exact
-        )
-        return twin
 
     def _on_rank_0(self, doing: str, work: Callable[[], Any]) -> None:
         error = None
@@ -292,3 +265,10 @@ class MPIStrategy:
             f"reduce={settings.reduce!r}, shard_state={settings.shard_state}, "
             f"bucket_bytes={settings.bucket_bytes}>"
         )
+
+
+def _twin(optimizer: Any, store: SlotStore) -> Any:
+    """The same optimizer with other slots, alone; a copy has an engine of its own."""
+    twin = copy.copy(optimizer)
+    twin._store, twin._strategy = store, None
+    return twin

@@ -1,37 +1,83 @@
-"""Copying parts of many arrays into one stretch of memory, or out of it."""
+"""Copying: parts of many arrays into one stretch of memory or out of it, and strided arrays."""
 
-from numba import carray, njit
+from numba import njit, uint8, uint16, uint32, uint64
 
-from rmsjit.kernels.rule import RULE_FLAGS
-from rmsjit.kernels.views import pointer_to
+from rmsjit.kernels.views import WORD_BYTES, pointer, words
+from rmsjit.runtime.flags import INLINED
+
+# Words of a copy of parts.
+PARTS, ARRAYS, PART_ROWS, PACKED, OUTWARDS = range(5)
+PARTS_WORDS = 5
+# Words of a copy of a strided array; after them come its shape and its strides in bytes.
+SOURCE_IS_STRIDED, STRIDED, CONTIGUOUS, ITEM_BYTES, NDIM, ROW_NUMBERS = range(1, 7)
+STRIDED_WORDS = 7
 
 
-@njit(**RULE_FLAGS, forceinline=True)
-def _copy(target, source, count, sample):
-    to, of = carray(pointer_to(target, sample), count), carray(pointer_to(source, sample), count)
+@njit(**INLINED)
+def _copy(target, source, count):
+    to, of = pointer(target, uint8), pointer(source, uint8)
     for i in range(count):
         to[i] = of[i]
 
 
-def copy_parts(addresses, parts, packed, outwards, sample):
+def copy_parts(call_address):
     """Copy parts of arrays, laid end to end.
 
-    Parameters
-    ----------
-    addresses : int64 array, shape (arrays, 1)
-    parts : int64 array, shape (parts, 3)
-        Row of `addresses`, first byte and number of bytes.
-    packed : int
-        The address where they lie end to end.
-    outwards : bool
-        Whether `packed` is the source.
-    sample : uint8 array
-        Only its dtype counts.
+    Words of the call: ``PARTS``, how many; ``ARRAYS``, the addresses of the arrays; ``PART_ROWS``,
+    for each part the number of its array, its first byte and its length in bytes; ``PACKED``, the
+    address where they lie end to end; ``OUTWARDS``, whether that is the source.
     """
-    for p in range(len(parts)):
-        address = addresses[parts[p, 0], 0] + parts[p, 1]
-        if outwards:
-            _copy(address, packed, parts[p, 2], sample)
+    call = words(call_address)
+    arrays, packed = words(call[ARRAYS]), call[PACKED]
+    for p in range(call[PARTS]):
+        part = words(call[PART_ROWS] + 3 * WORD_BYTES * p)
+        address = arrays[part[0]] + part[1]
+        if call[OUTWARDS]:
+            _copy(address, packed, part[2])
         else:
-            _copy(packed, address, parts[p, 2], sample)
-        packed += parts[p, 2]
+            _copy(packed, address, part[2])
+        packed += part[2]
+    return 0
+
+
+@njit(**INLINED)
+def _move(target, source, nbytes):
+    """Copy one element."""
+    if nbytes == 4:
+        pointer(target, uint32)[0] = pointer(source, uint32)[0]
+    elif nbytes == 8:
+        pointer(target, uint64)[0] = pointer(source, uint64)[0]
+    elif nbytes == 2:
+        pointer(target, uint16)[0] = pointer(source, uint16)[0]
+    else:
+        _copy(target, source, nbytes)
+
+
+@njit(**INLINED)
+def copy_strided(call_address, b):
+    """Copy a strided array to contiguous memory, or back: the work of a kernel of one bin.
+
+    Words of the call: ``SOURCE_IS_STRIDED``; the addresses of both; ``ITEM_BYTES``; ``NDIM``, at
+    least 1; ``ROW_NUMBERS``, which rows of the first axis are copied (int64), or 0 for all; then
+    the shape, in which the first length is that of the copy, and the strides.
+    """
+    call = words(call_address)
+    nbytes, ndim, flat = call[ITEM_BYTES], call[NDIM], call[CONTIGUOUS]
+    shape = words(call_address + STRIDED_WORDS * WORD_BYTES)
+    strides = words(call_address + (STRIDED_WORDS + ndim) * WORD_BYTES)
+    inner = 1
+    for axis in range(1, ndim):
+        inner *= shape[axis]
+    for k in range(shape[0]):
+        row = words(call[ROW_NUMBERS])[k] if call[ROW_NUMBERS] else k
+        for position in range(inner):
+            place, rest = call[STRIDED] + row * strides[0], position
+            for back in range(1, ndim):
+                axis = ndim - back
+                place += rest % shape[axis] * strides[axis]
+                rest //= shape[axis]
+            if call[SOURCE_IS_STRIDED]:
+                _move(flat, place, nbytes)
+            else:
+                _move(place, flat, nbytes)
+            flat += nbytes

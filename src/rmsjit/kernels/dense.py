@@ -1,52 +1,76 @@
-"""The dense driver: the rule over whole variables, all of one dtype in one call.
+"""The dense kernel: the rule over whole variables, all of one dtype in one call.
 
-Work comes in pieces ``(row of the table, first element, number of elements)``, and pieces in bins
-of about equal size, of which each is worked off by one thread.  Compiled without threads the same
-function is the serial kernel, for which one bin is enough.
+Work comes in pieces ``(row, first element, number of elements, group)``, and pieces in bins of
+about equal size, each of which one thread works off.
 """
 
-from numba import prange
+from numba import njit
 
-from rmsjit.kernels.rule import read_numbers, update_element
+from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers
 from rmsjit.kernels.scalars import clip, load, scale
-from rmsjit.kernels.views import view
+from rmsjit.kernels.views import (
+    WORD_BYTES,
+    number_type,
+    pointer,
+    pointers_to,
+    size_of,
+    words,
+)
+from rmsjit.runtime.flags import INLINED
 
-VARIABLE, RMS, MG, MOMENTUM = range(4)  # the columns of the table
-TABLE_COLUMNS = 4
+# Words of the call: a count, then addresses.
+BINS, CUTS, PIECES, ADDRESSES, GRADIENTS, NUMBERS, SCALES = range(7)
+WORDS = 7
+PIECE_WORDS = 4
 
 
-def update_dense(table, gradients, pieces, bins, scales, numbers, sample, mg, momentum):
-    """Apply the rule to every piece.
+def update_pieces(form, kinds, clipped):
+    """The work of one bin.
 
     Parameters
     ----------
-    table : int64 array, shape (variables, TABLE_COLUMNS)
-        Addresses of the memory of each variable and of its slots.
-    gradients : int64 array, shape (variables, 1)
-        Addresses of the gradients, laid out in memory as their variables are.
-    pieces : int64 array, shape (pieces, 3)
-        Row, first element and number of elements.
-    bins : int64 array, shape (bins + 1,)
-        Bin `b` holds the pieces from ``bins[b]`` up to ``bins[b + 1]``.
-    scales : array of the computing dtype, shape (variables,)
-        What a clipped norm multiplies each gradient by, else 1.
-    numbers : array of the computing dtype
-        The fields of `RuleNumbers`.
-    sample : array of the storage dtype
-        Only its dtype counts.
-    mg, momentum : int or None
-        The column of the slot, or None where the form has none.
+    form : Form
+    kinds : Kinds
+        The types of memory and arithmetic.
+    clipped : bool
+        Whether gradients are clipped and scaled on their way.
+
+    Notes
+    -----
+    Words of the call:
+
+    - ``CUTS``: int64 (bins + 1,), where the pieces of each bin start, and their end.
+    - ``PIECES``: int64 (pieces, PIECE_WORDS).
+    - ``ADDRESSES``: int64 (variables, 1 + slots), of each variable's memory and of its slots.
+    - ``GRADIENTS``: int64 (variables,), addresses of the gradients, laid out as their variables.
+    - ``NUMBERS``: (groups, FIELDS), see `rmsjit.rule.numbers.RuleNumbers`.
+    - ``SCALES``: (variables,), what a clipped norm multiplies each gradient by, else 1.
     """
-    for b in prange(len(bins) - 1):
-        h = read_numbers(numbers)
-        for p in range(bins[b], bins[b + 1]):
-            row, start, count = pieces[p, 0], pieces[p, 1], pieces[p, 2]
-            gradient = view(gradients, row, 0, start, count, sample)
-            variable = view(table, row, VARIABLE, start, count, sample)
-            rms_view = view(table, row, RMS, start, count, sample)
-            mg_view = view(table, row, mg, start, count, sample)
-            momentum_view = view(table, row, momentum, start, count, sample)
-            factor = scales[row]
-            for i in range(count):
-                g = scale(clip(load(gradient, i), h.clipvalue), factor)
-                update_element(i, g, variable, rms_view, mg_view, momentum_view, h)
+    STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
+    COLUMNS, NBYTES, NUMBER_BYTES = 1 + len(kinds.slots), size_of(STORAGE), size_of(COMPUTING)
+    slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
+    update_element = element_rule(form)
+
+    @njit(**INLINED)
+    def update_bin(call_address, b):
+        call = words(call_address)
+        cuts, gradients = words(call[CUTS]), words(call[GRADIENTS])
+        scales = pointer(call[SCALES], COMPUTING)
+        for p in range(cuts[b], cuts[b + 1]):
+            piece = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
+            row, start, count, group = piece[0], piece[1], piece[2], piece[3]
+            h = read_numbers(pointer(call[NUMBERS] + group * FIELDS * NUMBER_BYTES, COMPUTING))
+            addresses = words(call[ADDRESSES] + row * COLUMNS * WORD_BYTES)
+            variable = pointer(addresses[0] + start * NBYTES, STORAGE)
+            slots = slots_at(addresses, 1, start)
+            gradient = pointer(gradients[row] + start * NBYTES, STORAGE)
+            if clipped:
+                factor = scales[row]
+                for i in range(count):
+                    g = scale(clip(load(gradient, i), h.clipvalue), factor)
+                    update_element(i, g, variable, slots, h)
+            else:
+                for i in range(count):
+                    update_element(i, load(gradient, i), variable, slots, h)
+
+    return update_bin

@@ -1,28 +1,37 @@
 """Reading a step's pairs from the headers of their Python objects, checked on the way.
 
 ``a.ctypes.data`` takes microseconds for each array.  Here the headers that every C extension is
-compiled against are read directly, in nanoseconds: of the tuples that hold gradients and variables,
-and of the arrays in them.  A tuple's items follow its head, whose size is ``tuple.__basicsize__``.
-An array's fields follow the object head, whose size is ``object.__basicsize__``: data, number of
-dimensions, dimensions, strides, base, dtype, flags.  `headers_readable` compares all this once with
-what Python and NumPy say.
+compiled against are read directly, in nanoseconds: of the tuple of pairs, of the pairs, and of the
+arrays in them.  A tuple's items follow its head, whose size is ``tuple.__basicsize__``, and its
+length follows the object head, whose size is ``object.__basicsize__``.  There an array has: data,
+number of dimensions, dimensions, strides, base, dtype, flags.
+
+Another thread that may run meanwhile could free what is read (``a.shape = ...`` replaces the
+dimensions), so all this is done with the GIL held, and only where there is one.
+`headers_readable` compares what is read once with what Python and NumPy say.
 """
 
+import sys
+
 import numpy as np
-from numba import carray, njit
+from numba import njit
 
-from rmsjit.kernels.rule import RULE_FLAGS
-from rmsjit.kernels.views import pointer_to
+from rmsjit.kernels.views import WORD_BYTES, words
+from rmsjit.runtime.flags import INLINED
 
-_WORD = 8  # bytes; positions below are in words
-_TYPE = object.__basicsize__ // _WORD - 1
-_DATA = object.__basicsize__ // _WORD
+# Positions below are in words.
+_TYPE = object.__basicsize__ // WORD_BYTES - 1
+_LENGTH = object.__basicsize__ // WORD_BYTES
+_DATA = object.__basicsize__ // WORD_BYTES
 _NDIM, _DIMENSIONS, _DTYPE, _FLAGS = _DATA + 1, _DATA + 2, _DATA + 5, _DATA + 6
-_HEADER_WORDS = _DATA + 7
-_TUPLE_HEAD = tuple.__basicsize__
+_ITEMS = tuple.__basicsize__ // WORD_BYTES
 
 # NumPy's own flag bits
 C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
+
+# Words of the call.
+COUNT, TUPLE_TYPE, EXPECTED, COLUMNS, SPAN_STARTS, SPAN_ENDS, SPANS, ADDRESSES = range(8)
+WORDS = 8
 
 # Columns of `expected`: the variable's object, its array (0 where there is no gradient), and the
 # array's data and memory; the gradient's type, and how it is read; then what both arrays have:
@@ -40,132 +49,134 @@ C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
     NDIM,
     FIRST_DIMENSION,
 ) = range(11)
-IN_PLACE, COPIED, NAMED_ROWS = range(3)  # ways to read: as it lies, through a copy, by rows
+IN_PLACE, COPIED, NAMED_ROWS = range(3)  # ways to read: in place, through a copy, by rows
 NOT_READABLE = 0  # in place of an address
 NOT_AS_EXPECTED = -1
 
-
-@njit(**RULE_FLAGS, forceinline=True)
-def _words(address, count, sample):
-    return carray(pointer_to(address, sample), count)
+# The helpers take whole blocks and positions, not slices of arrays, which would count references.
 
 
-# The helpers take whole arrays and a position: a slice would count references, which takes longer
-# than all that they do.
-
-
-@njit(**RULE_FLAGS, forceinline=True)
-def _as_expected(header, expected, k):
-    if header[_DTYPE] != expected[k, DTYPE]:
+@njit(**INLINED)
+def _as_expected(header, expected):
+    if header[_DTYPE] != expected[DTYPE]:
         return False
-    if (header[_NDIM] & 0xFFFFFFFF) != expected[k, NDIM]:
+    if (header[_NDIM] & 0xFFFFFFFF) != expected[NDIM]:
         return False
-    if (header[_FLAGS] & expected[k, FLAGS]) != expected[k, FLAGS]:
+    if (header[_FLAGS] & expected[FLAGS]) != expected[FLAGS]:
         return False
-    dimensions = _words(header[_DIMENSIONS], expected[k, NDIM], expected)
-    for axis in range(expected[k, NDIM]):
-        if dimensions[axis] != expected[k, FIRST_DIMENSION + axis]:
+    dimensions = words(header[_DIMENSIONS])
+    for axis in range(expected[NDIM]):
+        if dimensions[axis] != expected[FIRST_DIMENSION + axis]:
             return False
     return True
 
 
-@njit(**RULE_FLAGS, forceinline=True)
-def _last_not_above(written, address):
+@njit(**INLINED)
+def _last_not_above(starts, count, address):
     """The position of the last span that starts at `address` or before it, or -1."""
-    low, high = 0, written.shape[1]
+    low, high = 0, count
     while low < high:
         middle = (low + high) // 2
-        if written[0, middle] <= address:
+        if starts[middle] <= address:
             low = middle + 1
         else:
             high = middle
     return low - 1
 
 
-@njit(**RULE_FLAGS, forceinline=True)
-def _clear_of_writes(start, expected, k, written):
-    """Whether reading this memory is safe while `written` is written.
+@njit(**INLINED)
+def _clear_of_writes(start, expected, call):
+    """Whether reading this memory is safe while the step writes.
 
-    That is so where it meets none of its spans, or is exactly the memory of its own variable.
+    That is so where it meets none of the written spans, or is exactly the memory of its own
+    variable.
     """
-    size, own = expected[k, NBYTES], expected[k, OWNER_MEMORY]
-    last = _last_not_above(written, start + size - 1)
-    if last < 0 or written[1, last] <= start or size == 0:
+    size, own = expected[NBYTES], expected[OWNER_MEMORY]
+    starts, ends = words(call[SPAN_STARTS]), words(call[SPAN_ENDS])
+    last = _last_not_above(starts, call[SPANS], start + size - 1)
+    if last < 0 or ends[last] <= start or size == 0:
         return True
-    return written[0, last] == start and start == own and written[1, last] == start + size
+    return starts[last] == start and start == own and ends[last] == start + size
 
 
-def read_step(gradients, variables, expected, written, addresses):
-    """Write the data address of every dense gradient to `addresses`; check each pair on the way.
+@njit(**INLINED)
+def _is_tuple_of(header, call, length):
+    return header[_TYPE] == call[TUPLE_TYPE] and header[_LENGTH] == length
+
+
+def read_pairs(pairs, call_address):
+    """Write the data address of every dense gradient, and check each pair on the way.
+
+    Words of the call: ``COUNT``, how many pairs are expected; ``TUPLE_TYPE``, ``id(tuple)``;
+    ``EXPECTED``, a row of ``COLUMNS`` words for each pair; ``SPAN_STARTS`` and ``SPAN_ENDS``, all
+    memory that the step writes, ``SPANS`` ascending spans that do not meet; ``ADDRESSES``, filled
+    with NOT_READABLE where a gradient can't be read in place.
 
     Parameters
     ----------
-    gradients, variables : int
-        ``id`` of a tuple each, as long as `expected`, which the caller keeps alive.
-    expected : int64 array, shape (pairs, FIRST_DIMENSION + dimensions)
-        What the headers must say.
-    written : int64 array, shape (2, spans)
-        Start and end of all memory that the step writes: ascending spans that do not meet.
-    addresses : int64 array, shape (pairs, 1)
-        NOT_READABLE where a gradient can't be read as it lies.
+    pairs : int
+        ``id`` of a tuple, which the caller keeps alive, as it does the pairs.
+    call_address : int
 
     Returns
     -------
     int
-        How many gradients can't be read as they lie; NOT_AS_EXPECTED if a variable or the type of
-        a gradient is another, or a variable has moved or become read-only.
+        How many gradients can't be read in place; NOT_AS_EXPECTED if the pairs are no tuples, a
+        variable or the type of a gradient is another, or a variable has moved or become read-only.
     """
-    count = len(expected)
-    gradient_objects = _words(gradients + _TUPLE_HEAD, count, expected)
-    variable_objects = _words(variables + _TUPLE_HEAD, count, expected)
+    call = words(call_address)
+    count, addresses, outer = call[COUNT], words(call[ADDRESSES]), words(pairs)
+    if not _is_tuple_of(outer, call, count):
+        return NOT_AS_EXPECTED
     others = 0
     for k in range(count):
-        addresses[k, 0] = NOT_READABLE
-        if variable_objects[k] != expected[k, VARIABLE_OBJECT]:
+        addresses[k] = NOT_READABLE
+        expected = words(call[EXPECTED] + k * call[COLUMNS] * WORD_BYTES)
+        pair = words(outer[_ITEMS + k])
+        if not _is_tuple_of(pair, call, 2) or pair[_ITEMS + 1] != expected[VARIABLE_OBJECT]:
             return NOT_AS_EXPECTED
-        header = _words(gradient_objects[k], _HEADER_WORDS, expected)
-        if header[_TYPE] != expected[k, KIND]:
+        header = words(pair[_ITEMS])
+        if header[_TYPE] != expected[KIND]:
             return NOT_AS_EXPECTED
-        if expected[k, OWNER] == 0:
+        if expected[OWNER] == 0:
             continue
-        owner = _words(expected[k, OWNER], _HEADER_WORDS, expected)
-        if owner[_DATA] != expected[k, OWNER_DATA] or not owner[_FLAGS] & WRITEABLE:
+        owner = words(expected[OWNER])
+        if owner[_DATA] != expected[OWNER_DATA] or not owner[_FLAGS] & WRITEABLE:
             return NOT_AS_EXPECTED
-        if not _as_expected(owner, expected, k):
+        if not _as_expected(owner, expected):
             return NOT_AS_EXPECTED
-        if expected[k, READING] == NAMED_ROWS:
+        if expected[READING] == NAMED_ROWS:
             continue
         if (
-            expected[k, READING] == IN_PLACE
-            and _as_expected(header, expected, k)
-            and _clear_of_writes(header[_DATA], expected, k, written)
+            expected[READING] == IN_PLACE
+            and _as_expected(header, expected)
+            and _clear_of_writes(header[_DATA], expected, call)
         ):
-            addresses[k, 0] = header[_DATA]
+            addresses[k] = header[_DATA]
         else:
             others += 1
     return others
 
 
 def headers_readable(read):
-    """Whether compiled `read_step` sees what Python and NumPy say of an array of odd shape."""
+    """Whether compiled `read_pairs` sees what Python and NumPy say of an array of odd shape."""
+    if sys.implementation.name != "cpython" or not _has_gil():
+        return False
     gradient = np.zeros((2, 3, 5), np.float32)
     variable = np.zeros_like(gradient)
-    gradients, variables = (gradient,), (variable,)
+    pairs = ((gradient, variable),)
     data, own_data = (a.__array_interface__["data"][0] for a in (gradient, variable))
     row = [id(variable), id(variable), own_data, own_data, id(np.ndarray), IN_PLACE]
-    row += [
-        id(gradient.dtype),
-        C_CONTIGUOUS | ALIGNED,
-        gradient.nbytes,
-        gradient.ndim,
-        *gradient.shape,
-    ]
-    expected = np.array([row], np.int64)
-    nothing = np.zeros((2, 0), np.int64)
-    addresses = np.zeros((1, 1), np.int64)
-    seen = read(id(gradients), id(variables), expected, nothing, addresses)
-    if seen != 0 or addresses[0, 0] != data:
+    row += [id(gradient.dtype), C_CONTIGUOUS | ALIGNED, gradient.nbytes, gradient.ndim]
+    expected, addresses = np.array([*row, *gradient.shape], np.int64), np.zeros(1, np.int64)
+    at, found = (a.__array_interface__["data"][0] for a in (expected, addresses))
+    call = np.array([1, id(tuple), at, len(expected), 0, 0, 0, found], np.int64)
+    if read(id(pairs), call.__array_interface__["data"][0]) != 0 or addresses[0] != data:
         return False
-    expected[0, -1] += 1
-    seen = read(id(gradients), id(variables), expected, nothing, addresses)
-    return seen == NOT_AS_EXPECTED
+    expected[-1] += 1
+    return bool(read(id(pairs), call.__array_interface__["data"][0]) == NOT_AS_EXPECTED)
+
+
+def _has_gil():
+    asked = getattr(sys, "_is_gil_enabled", None)
+    return asked is None or asked()

@@ -10,12 +10,25 @@ The same pass tells whether a gradient is finite: zero times each element adds u
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import float64, njit, types
 from numba.extending import intrinsic
 
-from rmsjit.kernels.rule import RULE_FLAGS
+from rmsjit.kernels.dense import PIECE_WORDS
 from rmsjit.kernels.scalars import BFLOAT16_BITS, FLOAT16_BITS, clip, load
-from rmsjit.kernels.views import CACHE_LINE, emit_prefetch, view
+from rmsjit.kernels.views import (
+    CACHE_LINE,
+    WORD_BYTES,
+    emit_prefetch,
+    number_type,
+    pointer,
+    size_of,
+    words,
+)
+from rmsjit.runtime.flags import INLINED
+
+# Words of the call.
+BINS, CUTS, PIECES, GRADIENTS, BOUND, SUMS, TOTALS = range(7)
+WORDS = 7
 
 NORM_PIECE = 8192  # elements: long enough to hide the call, short enough to share out evenly
 LANES = 32
@@ -101,9 +114,8 @@ def _sum_groups(typing_context, gradient, groups, bound):
     pair = types.UniTuple(types.float64, 2)
 
     def codegen(context, builder, signature, args):
-        array = context.make_array(gradient)(context, builder, args[0])
         stored = ir.VectorType(context.get_data_type(dtype), _WIDTH).as_pointer()
-        data = builder.bitcast(array.data, stored)
+        data = builder.bitcast(args[0], stored)
         upper, lower = _splat(builder, args[2]), _splat(builder, builder.fneg(args[2]))
         zero = ir.Constant(_DOUBLES, [0.0] * _WIDTH)
         nothing = ir.Constant(upper.type, [0.0] * _WIDTH)
@@ -133,31 +145,50 @@ def _sum_groups(typing_context, gradient, groups, bound):
     return pair(gradient, groups, bound), codegen
 
 
-@njit(**RULE_FLAGS)
-def sum_of_squares(gradient, bound):
-    """The sum of the squares of `gradient`, each value clipped to `bound` first, and its poison."""
-    groups = len(gradient) // LANES
-    total, poison = _sum_groups(gradient, groups, bound)
-    for i in range(len(gradient) - groups * LANES):
-        element = load(gradient, groups * LANES + i)
-        poison += np.float64(element) * 0.0
-        value = np.float64(clip(element, bound))
-        total += value * value
-    return total, poison
+def sums_of_pieces(real, computing):
+    """The work of one bin of pieces of gradients.
 
+    Parameters
+    ----------
+    real, computing : str
+        The storage of the real numbers that gradients are made of, and the type of the bound.
 
-def sums_of_squares(gradients, pieces, bins, bound, sample, sums, totals):
-    """Write the sum of squares of every gradient, and its poison, to the two rows of `totals`.
-
-    Parameters are as in `update_dense`, but for `bound`, an array of one number, and `sums`, room
-    for the same of every piece; complex gradients come as real ones of twice the length.
+    Notes
+    -----
+    Words of the call: ``CUTS``, ``PIECES`` and ``GRADIENTS`` as in `rmsjit.kernels.dense`, complex
+    gradients as real ones of twice the length; ``BOUND``, the bound on each value first; ``SUMS``,
+    room for two float64 of each piece; ``TOTALS``, zeros, to which two of each gradient are added:
+    the sum of squares, and its poison.
     """
-    for b in prange(len(bins) - 1):
-        for p in range(bins[b], bins[b + 1]):
-            row, start, count = pieces[p, 0], pieces[p, 1], pieces[p, 2]
-            gradient = view(gradients, row, 0, start, count, sample)
-            sums[0, p], sums[1, p] = sum_of_squares(gradient, bound[0])
-    totals[:] = 0.0
-    for p in range(len(pieces)):  # in the order of the pieces, whatever thread has summed them
-        totals[0, pieces[p, 0]] += sums[0, p]
-        totals[1, pieces[p, 0]] += sums[1, p]
+    STORAGE, COMPUTING = number_type(real), number_type(computing)
+    NBYTES = size_of(STORAGE)
+
+    @njit(**INLINED)
+    def sum_bin(call_address, b):
+        call = words(call_address)
+        cuts, gradients = words(call[CUTS]), words(call[GRADIENTS])
+        bound, sums = pointer(call[BOUND], COMPUTING)[0], pointer(call[SUMS], float64)
+        for p in range(cuts[b], cuts[b + 1]):
+            piece = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
+            gradient = pointer(gradients[piece[0]] + piece[1] * NBYTES, STORAGE)
+            groups = piece[2] // LANES
+            total, poison = _sum_groups(gradient, groups, bound)
+            for i in range(groups * LANES, piece[2]):
+                element = load(gradient, i)
+                poison += np.float64(element) * 0.0
+                value = np.float64(clip(element, bound))
+                total += value * value
+            sums[2 * p], sums[2 * p + 1] = total, poison
+
+    return sum_bin
+
+
+@njit(**INLINED)
+def add_up(call_address):
+    """Add up the sums of all pieces in their order, whatever thread has made them."""
+    call = words(call_address)
+    sums, totals = pointer(call[SUMS], float64), pointer(call[TOTALS], float64)
+    for p in range(words(call[CUTS])[call[BINS]]):
+        row = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)[0]
+        totals[2 * row] += sums[2 * p]
+        totals[2 * row + 1] += sums[2 * p + 1]

@@ -1,109 +1,135 @@
-"""The sparse driver: the rule over the rows of a table that a gradient names.
+"""The sparse kernels: the rule over the rows of a table that a gradient names.
 
 A gradient is `values`, a row for each of `indices`, where an index may come several times.  First
-`find_rows` brings the occurrences of every row together, in their order; then `update_rows` sums
+`find_rows` brings the occurrences of every row together, in their order; then the update sums
 them and applies the rule once.  A row belongs to one thread, so there is nothing to lock, and the
 sums do not depend on the number of threads.
 
-Rows that a gradient does not name can be brought up to date later, by `catch_up_rows`: with a zero
-gradient the averages and the momentum only shrink by the factors of the steps that were missed,
-and the variable moves by a multiple of its momentum (`rmsjit.state.clock`).
+Rows that a gradient does not name can be brought up to date later, by a clock: see
+`rmsjit.state.clock` for what it counts.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import float64, int32, njit, uint16
 
-from rmsjit.kernels.dense import RMS, VARIABLE
-from rmsjit.kernels.rule import RULE_FLAGS, read_numbers, update_element
-from rmsjit.kernels.scalars import at_most, bounded_sum, clip, load, scale, store
-from rmsjit.kernels.views import CACHE_LINE, prefetch_to_write, view
+from rmsjit.kernels.rule import element_rule, lapse_rule, read_numbers
+from rmsjit.kernels.scalars import bounded_sum, clip, load, scale
+from rmsjit.kernels.views import (
+    number_type,
+    pointer,
+    pointers_to,
+    prefetch_row,
+    prefetch_to_write,
+    size_of,
+    words,
+)
+from rmsjit.runtime.flags import INLINED
+from rmsjit.state.clock import CAPACITY, DONE, LAPSES, NOW, ROWS
 
-DECAY, CARRY, DRIFT = range(3)  # the rows of `lapses`
+# Words of a search for rows.
+SEARCHED, INDICES, MARKS, STARTS, ORDER, TABLE_ROWS = range(6)
+SEARCH_WORDS = 6
+# Words of an update of rows, which begins like a search but for its first.
+BINS, DISTINCT, CUTS, VALUES, TABLE, WIDTH, NUMBERS, FACTOR, TOTALS, TOTAL_WIDTH, CLOCK = (
+    0,
+    *range(SEARCH_WORDS, SEARCH_WORDS + 10),
+)
+WORDS = SEARCH_WORDS + 10
+DECAY, CARRY, DRIFT, KEPT = range(4)  # the rows of `lapses`
+# Words of a catching up, and of a tick.
+BEHIND, BEHIND_COUNT, CATCH_TABLE, CATCH_WIDTH, CATCH_CLOCK = range(1, 6)
+CATCH_UP_WORDS = 6
+TICKED, TICK_NUMBERS = range(1, 3)
+TICK_WORDS = 3
+
 _ROWS_AHEAD = 8  # far enough for memory to answer, near enough for the lines to be there still
 _OCCURRENCES_AHEAD = 8
 _INDICES_AHEAD = 96
 _ROW_COST = 3  # of updating a row, in reads of a gradient's row
+_MARK_BYTES = 4
+_NEGLIGIBLE = 1e-300  # denormal numbers would slow every later step down
 
 
-@njit(**RULE_FLAGS, forceinline=True)
-def _prefetch_row(table, column, row, nbytes):
-    if column is not None:
-        start = table[0, column] + row * nbytes
-        line = start - start % CACHE_LINE  # a row may straddle one line more than it fills
-        while line < start + nbytes:
-            prefetch_to_write(line)
-            line += CACHE_LINE
-
-
-def first_outside(indices, rows):
+@njit(**INLINED)
+def _first_outside(indices, count, rows):
     """The position of the first index that is no row, or -1."""
     least, most = 0, 0
-    for k in range(len(indices)):
+    for k in range(count):
         least = min(least, indices[k])
         most = max(most, indices[k])
     if least >= 0 and most < rows:
         return -1
-    for k in range(len(indices)):
+    for k in range(count):
         if indices[k] < 0 or indices[k] >= rows:
             return k
     return -1
 
 
-def find_rows(indices, numbers, starts, order):
+def first_outside(indices_address, count, rows):
+    """The position of the first of `count` indices that is no row, or -1."""
+    return _first_outside(words(indices_address), count, rows)
+
+
+def find_rows(search_address):
     """Sort the occurrences of each row together, in their order, by a count of them.
 
-    Parameters
-    ----------
-    indices : int64 array, shape (n,)
-        All of them rows of the table.
-    numbers : int32 array, shape (rows,)
-        All zeros, on return as well.  Meanwhile the number of each row that is named, from 1 in
-        order of first occurrence.
-    starts : int32 array, shape (n + 1,)
-        Filled with the place in `order` where the occurrences of each of these rows start, and
-        their end.
-    order : int32 array, shape (n,)
-        Filled with the occurrences.
+    Words of the search, with ``n`` in the first:
+
+    - ``INDICES``: int64 (n,), and ``TABLE_ROWS``, how many rows the table has.
+    - ``MARKS``: int32 (rows,), all zeros, on return as well.  Meanwhile the number of each row
+      that is named, from 1 in order of first occurrence.
+    - ``STARTS``: int32 (n + 1,), filled with the place in ``ORDER`` where the occurrences of each
+      of these rows start, and their end.
+    - ``ORDER``: int32 (n,), filled with the occurrences.
 
     Returns
     -------
     int
-        How many rows are named.
+        How many rows are named; or ``-1 - k`` where index `k` is the first that is no row.
     """
+    search = words(search_address)
+    n, indices = search[SEARCHED], words(search[INDICES])
+    outside = _first_outside(indices, n, search[TABLE_ROWS])
+    if outside >= 0:
+        return -1 - outside
+    first, nbytes = search[MARKS], _MARK_BYTES
+    marks, starts = pointer(first, int32), pointer(search[STARTS], int32)
+    order = pointer(search[ORDER], int32)
     count = 0
-    first = numbers.ctypes.data
-    for k in range(len(indices)):
-        if k + _INDICES_AHEAD < len(indices):
-            prefetch_to_write(first + indices[k + _INDICES_AHEAD] * numbers.itemsize)
-        number = numbers[indices[k]]
+    for k in range(n):
+        if k + _INDICES_AHEAD < n:
+            prefetch_to_write(first + indices[k + _INDICES_AHEAD] * nbytes)
+        number = marks[indices[k]]
         if number == 0:
             count += 1
-            number = count
-            numbers[indices[k]] = number
+            number = int32(count)
+            marks[indices[k]] = number
             starts[number] = 0
         starts[number] += 1
     end = 0
     for number in range(1, count + 1):  # now the ends, from which they are filled backwards
         end += starts[number]
         starts[number] = end
-    for k in range(len(indices) - 1, -1, -1):
+    for k in range(n - 1, -1, -1):
         if k >= _INDICES_AHEAD:
-            prefetch_to_write(first + indices[k - _INDICES_AHEAD] * numbers.itemsize)
-        number = numbers[indices[k]]
+            prefetch_to_write(first + indices[k - _INDICES_AHEAD] * nbytes)
+        number = marks[indices[k]]
         place = starts[number] - 1
         starts[number] = place
         order[place] = k
     for number in range(count):
         starts[number] = starts[number + 1]
-        numbers[indices[order[starts[number]]]] = 0
-    starts[count] = len(indices)
+        marks[indices[order[starts[number]]]] = 0
+    starts[count] = n
     return count
 
 
-@njit(**RULE_FLAGS, forceinline=True)
-def _cut(starts, count, cuts):
-    """Write to `cuts` where bins of about equal work start among the rows, and their end."""
-    bins = len(cuts) - 1
+@njit(**INLINED)
+def cut_rows(call_address):
+    """Write to ``CUTS`` where bins of about equal work start among the rows, and their end."""
+    call = words(call_address)
+    bins, count = call[BINS], call[DISTINCT]
+    cuts, starts = words(call[CUTS]), pointer(call[STARTS], int32)
     total = starts[count] + _ROW_COST * count
     for b in range(bins + 1):
         low, high = 0, count
@@ -116,130 +142,194 @@ def _cut(starts, count, cuts):
         cuts[b] = low
 
 
-@njit(**RULE_FLAGS, forceinline=True)
-def _sum_occurrences(total, values, order, start, stop, last, factor, h, sample):
-    """Write to `total` the sum of the clipped rows of `values` that `order` names."""
-    width = len(total)
-    for p in range(start, stop):
-        if p + _OCCURRENCES_AHEAD < last:
-            ahead = order[p + _OCCURRENCES_AHEAD]
-            _prefetch_row(values, 0, ahead, width * sample.itemsize)
-        row = view(values, 0, 0, order[p] * width, width, sample)
-        if p == start:
-            for i in range(width):
-                total[i] = scale(clip(load(row, i), h.clipvalue), factor)
-        else:
-            for i in range(width):
-                more = scale(clip(load(row, i), h.clipvalue), factor)
-                total[i] = bounded_sum(total[i], more, h.largest)
-
-
-@njit(**RULE_FLAGS, forceinline=True)
-def _catch_up_row(row, variable, rms, mg, momentum, clock, lapses):
-    """Bring a row to the last step of the clock, as zero gradients would have."""
-    if clock is not None:
-        since = clock[row]
-        # Read before the loop, where the compiler could not know that stores leave them alone.
-        decay, carry, drift = lapses[DECAY, since], lapses[CARRY, since], lapses[DRIFT, since]
-        if decay == 1 and carry == 1 and drift == 0:
-            return
-        # An average that has overflowed must not meet a factor of 0, which would make it NaN.
-        bound = lapses.dtype.type(np.inf if decay != 0 else np.finfo(lapses.dtype).max)
-        for i in range(len(rms)):
-            store(rms, i, at_most(load(rms, i), bound) * decay)
-            if mg is not None:
-                store(mg, i, load(mg, i) * decay)
-            if momentum is not None:
-                before = load(momentum, i)
-                store(variable, i, load(variable, i) - before * drift)
-                store(momentum, i, before * carry)
-
-
-def update_rows(
-    table,
-    values,
-    indices,
-    starts,
-    order,
-    count,
-    width,
-    cuts,
-    totals,
-    factor,
-    numbers,
-    sample,
-    mg,
-    momentum,
-    clock,
-    lapses,
-    now,
-):
-    """Apply the rule to every named row.
+def update_rows(form, kinds, exact):
+    """The work of one bin of the named rows.
 
     Parameters
     ----------
-    table : int64 array, shape (1, TABLE_COLUMNS)
-        Addresses of the table and its slots.
-    values : int64 array, shape (1, 1)
-        Address of the rows of the gradient.
-    indices, starts, order, count
-        As `find_rows` takes and leaves them.
-    width : int
-        Elements of a row.
-    cuts : int64 array, shape (bins + 1,)
-        Room for the borders of the bins.
-    totals : array, shape (bins, at least width)
-        Room for the sum of a row, in the dtype of the arithmetic (complex for complex tables).
-        Where bins share a cache line, their threads wait for each other at every row.
-    factor : array of the computing dtype, shape (1,)
-        What a clipped norm multiplies the gradient by, else 1.
-    numbers, sample, mg, momentum
-        As in `rmsjit.kernels.dense.update_dense`.
-    clock : uint16 array, shape (rows,), or None
-        The step up to which each row is done; None where rows that are not named stay as they are.
-    lapses : array of the computing dtype, shape (3, steps + 1), or None
-        By that step, what has become of 1 in the averages, of 1 in the momentum, and of the
-        variable per unit of momentum, since then.
-    now : int
-        The number of this step, for the clock.
+    form : Form
+    kinds : Kinds
+    exact : bool
+        Whether there is a clock.
+
+    Notes
+    -----
+    Words of the call, after those of the search:
+
+    - ``DISTINCT``: how many rows are named.
+    - ``CUTS``: int64 (bins + 1,), room for the borders of the bins.
+    - ``VALUES``: the rows of the gradient.
+    - ``TABLE``: int64 (1 + slots,), addresses of the table and its slots.
+    - ``WIDTH``: elements of a row.
+    - ``NUMBERS``: the `RuleNumbers` of the table.
+    - ``FACTOR``: what a clipped norm multiplies the gradient by, else 1.
+    - ``TOTALS``: (bins, ``TOTAL_WIDTH``), room for the sum of a row, in the dtype of the
+      arithmetic (complex for complex tables).  Where bins share a cache line, their threads wait
+      for each other at every row.
+    - ``CLOCK``: the words of the clock.
     """
-    _cut(starts, count, cuts)
-    nbytes = width * sample.itemsize
-    for b in prange(len(cuts) - 1):
-        h = read_numbers(numbers)
-        total = totals[b, :width]
-        end = cuts[b + 1]
+    STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
+    TOTAL, COLUMNS = number_type(kinds.total), 1 + len(kinds.slots)
+    NBYTES, TOTAL_BYTES, CLOCK_BYTES = size_of(STORAGE), size_of(TOTAL), size_of(uint16)
+    SIZES = tuple(size_of(number_type(name)) for name in (kinds.variable, *kinds.slots))
+    slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
+    update_element, catch_up_row = element_rule(form), _catch_up(form, kinds)
+    sum_occurrences = _occurrences_sum(STORAGE)
+
+    @njit(**INLINED)
+    def update_bin(call_address, b):
+        call = words(call_address)
+        cuts, indices, table = words(call[CUTS]), words(call[INDICES]), words(call[TABLE])
+        starts, order = pointer(call[STARTS], int32), pointer(call[ORDER], int32)
+        width = call[WIDTH]
+        h = read_numbers(pointer(call[NUMBERS], COMPUTING))
+        factor = pointer(call[FACTOR], COMPUTING)[0]
+        total = pointer(call[TOTALS] + b * call[TOTAL_WIDTH] * TOTAL_BYTES, TOTAL)
+        clock = words(call[CLOCK]) if exact else words(call_address)
+        first, end = cuts[b], cuts[b + 1]
         last = starts[end]
-        for u in range(cuts[b], end):
-            if u + _ROWS_AHEAD < end:
-                ahead = indices[order[starts[u + _ROWS_AHEAD]]]
-                _prefetch_row(table, VARIABLE, ahead, nbytes)
-                _prefetch_row(table, RMS, ahead, nbytes)
-                _prefetch_row(table, mg, ahead, nbytes)
-                _prefetch_row(table, momentum, ahead, nbytes)
-                if clock is not None:
-                    prefetch_to_write(clock.ctypes.data + ahead * clock.itemsize)
-            row = indices[order[starts[u]]]
-            start, stop = starts[u], starts[u + 1]
-            _sum_occurrences(total, values, order, start, stop, last, factor[0], h, sample)
-            variable = view(table, 0, VARIABLE, row * width, width, sample)
-            rms_view = view(table, 0, RMS, row * width, width, sample)
-            mg_view = view(table, 0, mg, row * width, width, sample)
-            momentum_view = view(table, 0, momentum, row * width, width, sample)
-            _catch_up_row(row, variable, rms_view, mg_view, momentum_view, clock, lapses)
+        for u in range(end - first):
+            k = first + u
+            if k + _ROWS_AHEAD < end:
+                ahead = indices[order[starts[k + _ROWS_AHEAD]]]
+                for column in range(COLUMNS):
+                    nbytes = width * SIZES[column]
+                    prefetch_row(table[column] + ahead * nbytes, nbytes)
+                if exact:
+                    prefetch_to_write(clock[DONE] + ahead * CLOCK_BYTES)
+            row = indices[order[starts[k]]]
+            sum_occurrences(
+                total, call[VALUES], order, starts[k], starts[k + 1], last, width, factor, h
+            )
+            variable = pointer(table[0] + row * width * NBYTES, STORAGE)
+            slots = slots_at(table, 1, row * width)
+            if exact:
+                catch_up_row(row, width, variable, slots, clock)
             for i in range(width):
-                update_element(i, total[i], variable, rms_view, mg_view, momentum_view, h)
-            if clock is not None:
-                clock[row] = now
+                update_element(i, total[i], variable, slots, h)
+            if exact:
+                pointer(clock[DONE], uint16)[row] = uint16(clock[NOW] + 1)
+
+    return update_bin
 
 
-def catch_up_rows(table, rows, width, sample, mg, momentum, clock, lapses, now):
-    """Bring `rows`, an int64 array without repeats, to step `now`; the rest as in `update_rows`."""
-    for r in prange(len(rows)):
-        row = rows[r]
-        variable = view(table, 0, VARIABLE, row * width, width, sample)
-        rms_view = view(table, 0, RMS, row * width, width, sample)
-        mg_view = view(table, 0, mg, row * width, width, sample)
-        momentum_view = view(table, 0, momentum, row * width, width, sample)
-        _catch_up_row(row, variable, rms_view, mg_view, momentum_view, clock, lapses)
-        clock[row] = now
+def _occurrences_sum(STORAGE):
+    """The function that sums the clipped rows of a gradient that `order` names."""
+    NBYTES = size_of(STORAGE)
+
+    @njit(**INLINED)
+    def sum_occurrences(total, values, order, start, stop, last, width, factor, h):
+        for p in range(start, stop):
+            if p + _OCCURRENCES_AHEAD < last:
+                ahead = order[p + _OCCURRENCES_AHEAD]
+                prefetch_row(values + ahead * width * NBYTES, width * NBYTES)
+            row = pointer(values + order[p] * width * NBYTES, STORAGE)
+            if p == start:
+                for i in range(width):
+                    total[i] = scale(clip(load(row, i), h.clipvalue), factor)
+            else:
+                for i in range(width):
+                    more = scale(clip(load(row, i), h.clipvalue), factor)
+                    total[i] = bounded_sum(total[i], more, h.largest)
+
+    return sum_occurrences
+
+
+# --- rows that have missed steps ------------------------------------------------------------
+
+
+def _catch_up(form, kinds):
+    """The function that brings a row to the last step of its clock, as zero gradients would."""
+    COMPUTING = number_type(kinds.computing)
+    LARGEST = np.finfo(np.dtype(kinds.computing)).max
+    lapse_element = lapse_rule(form)
+
+    @njit(**INLINED)
+    def catch_up_row(row, width, variable, slots, clock):
+        since = pointer(clock[DONE], uint16)[row]
+        lapses, capacity = pointer(clock[LAPSES], float64), clock[CAPACITY]
+        decay = COMPUTING(lapses[DECAY * capacity + since])
+        carry = COMPUTING(lapses[CARRY * capacity + since])
+        drift = COMPUTING(lapses[DRIFT * capacity + since])
+        kept = COMPUTING(lapses[KEPT * capacity + since])
+        if decay == 1 and carry == 1 and drift == 0 and kept == 1:
+            return
+        # An average that has overflowed must not meet a factor of 0, which would make it NaN.
+        bound = COMPUTING(np.inf if decay != 0 else LARGEST)
+        for i in range(width):
+            lapse_element(i, variable, slots, decay, carry, kept, drift, bound)
+
+    return catch_up_row
+
+
+def catch_up_rows(form, kinds):
+    """The work of one bin of rows that are brought up to date.
+
+    Words of the call: ``BEHIND``, the rows (int64, different), or 0 for the first
+    ``BEHIND_COUNT`` of the table; ``CATCH_TABLE``, ``CATCH_WIDTH`` and ``CATCH_CLOCK`` as in an
+    update.
+    """
+    STORAGE = number_type(kinds.variable)
+    NBYTES = size_of(STORAGE)
+    slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
+    catch_up_row = _catch_up(form, kinds)
+
+    @njit(**INLINED)
+    def catch_up_bin(call_address, b):
+        call = words(call_address)
+        table, clock, width = words(call[CATCH_TABLE]), words(call[CATCH_CLOCK]), call[CATCH_WIDTH]
+        done, now = pointer(clock[DONE], uint16), uint16(clock[NOW])
+        bins, count = call[BINS], call[BEHIND_COUNT]
+        first, end = count * b // bins, count * (b + 1) // bins
+        for r in range(end - first):
+            row = words(call[BEHIND])[first + r] if call[BEHIND] else first + r
+            if done[row] != now:
+                variable = pointer(table[0] + row * width * NBYTES, STORAGE)
+                catch_up_row(row, width, variable, slots_at(table, 1, row * width), clock)
+                done[row] = now
+
+    return catch_up_bin
+
+
+@njit(**INLINED)
+def tick(call_address, b):
+    """Count a step on a clock: the work of a kernel of one bin.
+
+    ``TICK_NUMBERS`` are four float64: rho, the momentum factor, what a variable is multiplied by
+    and its move per unit of the new momentum.
+    """
+    call = words(call_address)
+    clock, numbers = words(call[TICKED]), pointer(call[TICK_NUMBERS], float64)
+    rho, momentum, keep, move = numbers[0], numbers[1], numbers[2], numbers[3]
+    lapses, capacity, now = pointer(clock[LAPSES], float64), clock[CAPACITY], clock[NOW]
+    for since in range(now + 1):
+        decay = lapses[DECAY * capacity + since] * rho
+        carry = lapses[CARRY * capacity + since] * momentum
+        lapses[DRIFT * capacity + since] = lapses[DRIFT * capacity + since] * keep + carry * move
+        lapses[KEPT * capacity + since] *= keep
+        lapses[DECAY * capacity + since] = decay if decay >= _NEGLIGIBLE else 0.0
+        lapses[CARRY * capacity + since] = carry if carry >= _NEGLIGIBLE else 0.0
+    _start_lapse(lapses, capacity, now + 1)
+    clock[NOW] = now + 1
+
+
+@njit(**INLINED)
+def reset(call_address, b):
+    """Start a clock again if every row is up to date: the work of a kernel of one bin."""
+    clock = words(words(call_address)[TICKED])
+    done, now = pointer(clock[DONE], uint16), uint16(clock[NOW])
+    for row in range(clock[ROWS]):
+        if done[row] != now:
+            return
+    for row in range(clock[ROWS]):
+        done[row] = uint16(0)
+    _start_lapse(pointer(clock[LAPSES], float64), clock[CAPACITY], 0)
+    clock[NOW] = 0
+
+
+@njit(**INLINED)
+def _start_lapse(lapses, capacity, since):
+    lapses[DECAY * capacity + since] = 1.0
+    lapses[CARRY * capacity + since] = 1.0
+    lapses[DRIFT * capacity + since] = 0.0
+    lapses[KEPT * capacity + since] = 1.0

@@ -1,80 +1,253 @@
-"""The RMSprop rule, for one element: the only place where it stands.
+"""The RMSprop rule, for one element, made from a form: the only place where it is written.
 
+`element_rule` gives the update by a gradient and `lapse_rule` the effect of several steps without
+one.  Both close over what `rmsjit.rule.form.Form` says: a term that a form lacks is not compiled.
 With ``g`` the clipped gradient and ``h`` the numbers of the step::
 
     rms <- rho*rms + (1 - rho)*g*g
     mg  <- rho*mg  + (1 - rho)*g                          centered
     v    = max(rms - mg*mg, 0)   or   rms                 (complex: no max)
-    u    = lr*g / (sqrt(v + eps_root) + eps)
+    u    = lr*g / (sqrt(v) + eps)   or   lr*g / sqrt(v + eps)
     momentum <- momentum_factor*momentum + u ;  variable <- variable - momentum
     variable <- variable - u                              without a momentum slot
 
-Every published form of RMSprop that rmsjit speaks is a setting of it: epsilon is two numbers, of
-which one is zero, and a slot that a form does not have is ``None``, which Numba removes when it
-compiles.  Drivers choose what an index is: an element of a dense variable, or of a sparse row.
+Drivers choose what an index is: an element of a dense variable, or of a row of a table.
 """
 
-from typing import Any, NamedTuple
-
-import numpy as np
 from numba import njit
 
-from rmsjit.kernels.scalars import at_most, load, nonnegative, store, weighted_square
+from rmsjit.kernels.scalars import (
+    add_weighted_modulus,
+    at_most,
+    bounded_sum,
+    clip,
+    load,
+    modulus_squared,
+    multiply_add,
+    nonnegative,
+    real_nonnegative,
+    root,
+    squared,
+    store,
+    weighted_modulus,
+    weighted_square,
+)
+from rmsjit.kernels.views import fields_of
+from rmsjit.rule.form import CARRY, DECAY, Form
+from rmsjit.rule.numbers import RuleNumbers
+from rmsjit.runtime.flags import INLINED
 
-RULE_FLAGS: dict[str, Any] = {
-    "error_model": "numpy",
-    "nogil": True,
-}  # a zero check would block vectorisation
+FIELDS = len(RuleNumbers._fields)
+read_numbers = fields_of(RuleNumbers)  # as scalars, which loops keep in registers
 
 
-class RuleNumbers(NamedTuple):
-    """The numbers of one step, in the type that the rule computes in.
-
-    A Python float among them would silently double the width of a float32 loop, and so would
-    ``1 - rho`` inside it, so both arrive ready made.
-    """
-
-    lr: float
-    rho: float
-    one_minus_rho: float
-    momentum: float
-    eps_root: float
-    eps: float
-    clipvalue: float
-    largest: float
-    rms_bound: float
-
-
-@njit(**RULE_FLAGS)
-def read_numbers(numbers):
-    """Unpack the array of numbers into scalars, which the loop then keeps in registers."""
-    return RuleNumbers(
-        numbers[0],
-        numbers[1],
-        numbers[2],
-        numbers[3],
-        numbers[4],
-        numbers[5],
-        numbers[6],
-        numbers[7],
-        numbers[8],
+def element_rule(form: Form):
+    """The function that applies a form to element `i` of a variable and its slots."""
+    RMS = form.index("rms")
+    CENTERED = form.centered
+    MG = form.index("mg") if CENTERED else -1
+    HAS_MOMENTUM = form.has_momentum
+    MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
+    RATE_OUTSIDE = form.learning_rate == "outside"
+    NESTEROV, CORRECTED, CLAMPED = form.nesterov, form.bias_correction, form.clamp
+    COUPLED, FUSED = form.weight_decay == "coupled", form.fused
+    SHRINKS = form.weight_decay == "decoupled"
+    SUBTRACTED = form.weight_decay == "subtracted"
+    CLIPS_WEIGHTS = form.clip_weights
+    average_square, average, denominator, quotient = (
+        _square_average(form),
+        _average(form.mg_average, form.fused),
+        _denominator(form.epsilon),
+        _quotient(form.quotient),
     )
 
+    variance_of = _variance(form)
+    clamped = real_nonnegative if form.complex_square == "modulus" else nonnegative
 
-@njit(**RULE_FLAGS)
-def update_element(i, g, variable, rms, mg, momentum, h):
-    """Apply the rule to element `i` of a variable and its slots."""
-    # Neither an average that has overflowed nor a square that would may meet a factor of 0.
-    mean_square = h.rho * at_most(load(rms, i), h.rms_bound) + weighted_square(h.one_minus_rho, g)
-    store(rms, i, mean_square)
-    variance = mean_square
-    if mg is not None:
-        mean = h.rho * load(mg, i) + h.one_minus_rho * g
-        store(mg, i, mean)
-        # Rounding can leave the difference below zero, and two overflowed terms would give NaN.
-        variance = nonnegative(mean_square - at_most(mean * mean, h.largest))
-    step = h.lr * (g / (np.sqrt(variance + h.eps_root) + h.eps))  # lr * g could overflow
-    if momentum is not None:
-        step = h.momentum * load(momentum, i) + step
-        store(momentum, i, step)
-    store(variable, i, load(variable, i) - step)
+    @njit(**INLINED)
+    def update_element(i, g, variable, slots, h):
+        value = load(variable, i)
+        if COUPLED:
+            if FUSED:
+                g = multiply_add(value, h.decay, g)
+            else:
+                g = bounded_sum(g, h.decay * value, h.largest)
+        if SHRINKS:
+            value = value * h.keep
+        if SUBTRACTED:
+            value = value - value * h.decay * h.lr
+        # Neither an average that has overflowed nor a square that would may meet a factor of 0.
+        mean_square = average_square(at_most(load(slots[RMS], i), h.rms_bound), g, h)
+        store(slots[RMS], i, mean_square)
+        if CORRECTED:
+            mean_square = mean_square / h.correction
+        if CENTERED:
+            mean = average(load(slots[MG], i), g, h)
+            store(slots[MG], i, mean)
+            if CORRECTED:
+                mean = mean / h.correction
+            mean_square = variance_of(mean_square, mean, h)
+            if CLAMPED:
+                mean_square = clamped(mean_square)  # rounding can leave it below zero
+        size = denominator(mean_square, h.eps)
+        if HAS_MOMENTUM:
+            step = g / size if RATE_OUTSIDE else quotient(h.lr, g, size)
+            carried = h.momentum * load(slots[MOMENTUM], i) + step
+            store(slots[MOMENTUM], i, carried)
+            step = h.momentum * carried + step if NESTEROV else carried
+        else:
+            step = quotient(h.lr, g, size)
+        if RATE_OUTSIDE and FUSED:
+            value = multiply_add(-step, h.lr, value)
+        elif RATE_OUTSIDE:
+            value = value - h.lr * step
+        else:
+            value = value - step
+        if CLIPS_WEIGHTS:
+            value = clip(value, h.clip_weights)
+        store(variable, i, value)
+
+    return update_element
+
+
+def _square_average(form: Form):
+    """The function that carries ``rms`` on by a gradient."""
+    MODULUS, FUSED = form.complex_square == "modulus", form.fused
+    if form.rms_average == "difference" or form.square == "first":
+        square = modulus_squared if MODULUS else squared
+        average = _average(form.rms_average, FUSED)
+
+        @njit(**INLINED)
+        def average_of_square(mean_square, g, h):
+            return average(mean_square, square(g), h)
+
+        return average_of_square
+    weighted = weighted_modulus if MODULUS else weighted_square
+
+    @njit(**INLINED)
+    def average_of_weighted(mean_square, g, h):
+        if not FUSED:
+            return h.rho * mean_square + weighted(h.one_minus_rho, g)
+        if MODULUS:
+            return add_weighted_modulus(h.one_minus_rho, g, h.rho * mean_square)
+        return multiply_add(h.one_minus_rho * g, g, h.rho * mean_square)
+
+    return average_of_weighted
+
+
+def _variance(form: Form):
+    """The function that takes the square of the mean from the mean of squares."""
+    MODULUS, FUSED = form.complex_square == "modulus", form.fused
+    square = modulus_squared if MODULUS else squared
+
+    @njit(**INLINED)
+    def variance_of(mean_square, mean, h):
+        if FUSED and not MODULUS:
+            return multiply_add(-mean, mean, mean_square)
+        return mean_square - at_most(square(mean), h.largest)  # two overflowed terms would give NaN
+
+    return variance_of
+
+
+def _average(kind: str, fused: bool):
+    """The function that moves an average towards a new value."""
+
+    @njit(**INLINED)
+    def weighted(old, new, h):
+        if fused:
+            return multiply_add(h.one_minus_rho, new, h.rho * old)
+        return h.rho * old + h.one_minus_rho * new
+
+    @njit(**INLINED)
+    def difference(old, new, h):
+        if fused:
+            return multiply_add(h.one_minus_rho, new - old, old)
+        return old + (new - old) * h.one_minus_rho
+
+    return weighted if kind == "weighted" else difference
+
+
+def _denominator(epsilon: str):
+    """The function that keeps the root of the variance from zero."""
+
+    @njit(**INLINED)
+    def outside(variance, eps):
+        return root(variance) + eps
+
+    @njit(**INLINED)
+    def inside(variance, eps):
+        return root(variance + eps)
+
+    return outside if epsilon == "outside" else inside
+
+
+def _quotient(order: str):
+    """The function for ``lr*g/d``; as the rate is small, ``lr*(g/d)`` overflows last."""
+
+    @njit(**INLINED)
+    def rate_last(lr, g, size):
+        return lr * (g / size)
+
+    @njit(**INLINED)
+    def rate_first(lr, g, size):
+        return (lr * g) / size
+
+    @njit(**INLINED)
+    def reciprocal(lr, g, size):
+        return lr * (g * (type(size)(1) / size))
+
+    @njit(**INLINED)
+    def rate_over(lr, g, size):
+        return (lr / size) * g
+
+    orders = {f.py_func.__name__: f for f in (rate_last, rate_first, reciprocal, rate_over)}
+    return orders[order]
+
+
+def lapse_rule(form: Form):
+    """The function that applies several steps with a zero gradient to an element at once.
+
+    It takes what has become, over these steps, of 1 in an average (`decay`) and in the momentum
+    (`carry`), of 1 in the variable (`kept`), and the variable's move per unit of the momentum
+    (`drift`).  An average that has overflowed is brought to `bound` first.
+    """
+    HAS_MOMENTUM = form.has_momentum
+    MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
+    SHRINKS = form.weight_decay is not None
+    change_slots = _slot_lapses([slot.zero_gradient for slot in form.slots])
+
+    @njit(**INLINED)
+    def lapse_element(i, variable, slots, decay, carry, kept, drift, bound):
+        if HAS_MOMENTUM:
+            value = load(variable, i)
+            if SHRINKS:
+                value = value * kept
+            store(variable, i, value - load(slots[MOMENTUM], i) * drift)
+        elif SHRINKS:
+            store(variable, i, load(variable, i) * kept)
+        change_slots(i, slots, decay, carry, bound)
+
+    return lapse_element
+
+
+def _slot_lapses(changes: list[str]):
+    """The same for every slot; put together slot by slot, as `views.pointers_to` is."""
+    if not changes:
+        return _no_lapse
+    DECAYS, CARRIES, LAST = changes[-1] == DECAY, changes[-1] == CARRY, len(changes) - 1
+    rest = _slot_lapses(changes[:-1])
+
+    @njit(**INLINED)
+    def lapse_slots(i, slots, decay, carry, bound):
+        rest(i, slots, decay, carry, bound)
+        if DECAYS:
+            store(slots[LAST], i, at_most(load(slots[LAST], i), bound) * decay)
+        if CARRIES:
+            store(slots[LAST], i, load(slots[LAST], i) * carry)
+
+    return lapse_slots
+
+
+@njit(**INLINED)
+def _no_lapse(i, slots, decay, carry, bound):
+    pass

@@ -2,8 +2,8 @@
 
 NumPy's half types are not Numba's, so their elements travel as integers of the same width:
 float16 as uint16 and bfloat16 as int16.  They are widened to float32 when loaded and rounded once,
-to nearest even, when stored.  Real functions with a complex counterpart stand here as well, so
-that the rule needs no branch on the dtype.
+to nearest even, when stored.  Real functions with a complex counterpart are here as well, so that
+the rule needs no branch on the dtype.
 """
 
 import numpy as np
@@ -112,6 +112,18 @@ def _nonnegative(value):
     return lambda value: max(value, type(value)(0))  # the other order would hide a NaN
 
 
+def real_nonnegative(value):
+    """`value`, or zero where its real part is below; for numbers that are real in any case."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(real_nonnegative)
+def _real_nonnegative(value):
+    if isinstance(value, types.Complex):
+        return lambda value: complex(max(value.real, type(value.real)(0)), type(value.real)(0))
+    return lambda value: max(value, type(value)(0))
+
+
 def at_most(value, bound):
     """The smaller of `value` and `bound`; a NaN stays NaN; a complex number is left alone."""
     raise NotImplementedError("compiled code only")
@@ -143,6 +155,42 @@ def _bounded_sum(left, right, largest):
     return real_sum
 
 
+def root(value):
+    """The square root; of a complex number the principal one, above the negative axis on it."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(root)
+def _root(value):
+    if isinstance(value, types.Complex):
+        return lambda value: np.sqrt(value + type(value)(0))  # no negative zero as imaginary part
+    return lambda value: np.sqrt(value)
+
+
+def squared(value):
+    """``value**2``."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(squared)
+def _squared(value):
+    return lambda value: value * value
+
+
+def modulus_squared(value):
+    """``|value|**2``, of the type of `value`."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(modulus_squared)
+def _modulus_squared(value):
+    if isinstance(value, types.Complex):
+        return lambda value: complex(
+            value.real * value.real + value.imag * value.imag, type(value.real)(0)
+        )
+    return lambda value: value * value
+
+
 def weighted_square(weight, value):
     """``weight * value**2``, which for a weight of 0 is 0 even where the square overflows."""
     raise NotImplementedError("compiled code only")
@@ -153,6 +201,52 @@ def _weighted_square(weight, value):
     if isinstance(value, types.Complex):
         return lambda weight, value: weight * (value * value)
     return lambda weight, value: weight * value * value
+
+
+def weighted_modulus(weight, value):
+    """``weight * |value|**2``; of a real number the same as `weighted_square`."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(weighted_modulus)
+def _weighted_modulus(weight, value):
+    if isinstance(value, types.Complex):
+        return lambda weight, value: weight * modulus_squared(value)
+    return lambda weight, value: weight * value * value
+
+
+@intrinsic
+def _fma(typing_context, left, right, addend):
+    def codegen(context, builder, signature, args):
+        return builder.fma(*args)
+
+    return left(left, left, left), codegen
+
+
+def add_weighted_modulus(weight, value, addend):
+    """``weight * |value|**2 + addend``, fused as ``(weight*value)*value`` for a real number."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(add_weighted_modulus)
+def _add_weighted_modulus(weight, value, addend):
+    if isinstance(value, types.Complex):
+        return lambda weight, value, addend: weight * modulus_squared(value) + addend
+    return lambda weight, value, addend: multiply_add(weight * value, value, addend)
+
+
+def multiply_add(left, right, addend):
+    """``left*right + addend``, rounded once; complex numbers, which have no such, as they come."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(multiply_add)
+def _multiply_add(left, right, addend):
+    kinds = (left, right, addend)
+    if all(isinstance(kind, types.Float) for kind in kinds):
+        WIDEST = max(kinds, key=lambda kind: kind.bitwidth)
+        return lambda left, right, addend: _fma(WIDEST(left), WIDEST(right), WIDEST(addend))
+    return lambda left, right, addend: left * right + addend
 
 
 def clip(value, bound):
@@ -178,25 +272,3 @@ def _scale(value, factor):
         # A product of two complex numbers would turn infinity times zero into NaN.
         return lambda value, factor: complex(value.real * factor, value.imag * factor)
     return lambda value, factor: value * factor
-
-
-def magnitude_squared(value):
-    """The squared magnitude of a number, in float64."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(magnitude_squared)
-def _magnitude_squared(value):
-    if isinstance(value, types.Complex):
-
-        def complex_square(value):
-            real, imag = np.float64(value.real), np.float64(value.imag)
-            return real * real + imag * imag
-
-        return complex_square
-
-    def real_square(value):
-        wide = np.float64(value)
-        return wide * wide
-
-    return real_square

@@ -1,52 +1,97 @@
-"""Typed views of memory whose addresses come in a table.
+"""Typed access to memory whose address is known.
 
-One call updates any number of variables, so a kernel is not given arrays but addresses.  The table
-is an int64 array with a row for each variable and a column for each of its arrays; a column that
-a form of the rule does not have is ``None``, and so is the view of it, at compile time.
+Kernels are not given arrays but one address: that of a block of words (int64), which hold further
+addresses and counts.  One call can so update any number of variables, at the cost of converting one
+argument.  A pointer is indexed as an array is; it has no length, and counts no references.
 """
 
+import numpy as np
 from llvmlite import ir
-from numba import carray, types
-from numba.extending import intrinsic, overload
+from numba import from_dtype, int64, njit, types
+from numba.extending import intrinsic
+
+from rmsjit.runtime.flags import INLINED
 
 CACHE_LINE = 64  # bytes
+WORD_BYTES = 8
 
 
 @intrinsic
-def pointer_to(typing_context, address, sample):
-    """`address` as a pointer to elements of the dtype of the array `sample`."""
-    pointer = types.CPointer(sample.dtype)
+def pointer(typing_context, address, dtype):
+    """`address` as a pointer to numbers of a dtype, which must be a constant."""
+    kind = types.CPointer(dtype.dtype)
 
     def codegen(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(pointer))
+        return builder.inttoptr(args[0], context.get_value_type(kind))
 
-    return pointer(types.int64, sample), codegen
-
-
-def view(table, row, column, start, count, sample):
-    """`count` elements from `start` on of the array in `column`, or None without a column."""
-    raise NotImplementedError("compiled code only")
+    return kind(types.int64, dtype), codegen
 
 
-@overload(view)
-def _view(table, row, column, start, count, sample):
-    if isinstance(column, types.NoneType):
-        return lambda table, row, column, start, count, sample: None
-    itemsize = sample.dtype.bitwidth // 8
-
-    def typed_view(table, row, column, start, count, sample):
-        return carray(pointer_to(table[row, column] + start * itemsize, sample), count)
-
-    return typed_view
+@njit(**INLINED)
+def words(address):
+    """The block of words at `address`."""
+    return pointer(address, int64)
 
 
-def emit_prefetch(builder, pointer, write):
-    """Ask for the cache line at `pointer`, to be written or only read; never faults."""
+def number_type(name):
+    """Numba's type of a dtype by its name, as a constant that kernels may close over."""
+    return from_dtype(np.dtype(name))
+
+
+def size_of(kind):
+    """The bytes of a number of a type."""
+    return kind.bitwidth // 8
+
+
+def pointers_to(kinds):
+    """A function ``(addresses, first, start)`` for as many arrays as there are `kinds`.
+
+    It gives a tuple of pointers to element `start` of each array, whose addresses are the words
+    from `first` on.  (A loop could not make a tuple that has a type for each place.)
+    """
+    pointers = types.Tuple([types.CPointer(kind) for kind in kinds])
+
+    @intrinsic
+    def pointers_at(typing_context, addresses, first, start):
+        def codegen(context, builder, signature, args):
+            made = []
+            for k, kind in enumerate(kinds):
+                place = builder.add(args[1], args[1].type(k))
+                address = builder.load(builder.gep(args[0], [place]))
+                offset = builder.mul(args[2], args[2].type(size_of(kind)))
+                value_type = context.get_value_type(types.CPointer(kind))
+                made.append(builder.inttoptr(builder.add(address, offset), value_type))
+            return context.make_tuple(builder, pointers, made)
+
+        return pointers(addresses, types.int64, types.int64), codegen
+
+    return pointers_at
+
+
+def fields_of(named):
+    """A function that gives as many numbers behind a pointer as a named tuple, and as that."""
+
+    @intrinsic
+    def fields_at(typing_context, numbers):
+        count = len(named._fields)
+        kind = types.NamedUniTuple(numbers.dtype, count, named)
+
+        def codegen(context, builder, signature, args):
+            places = [builder.gep(args[0], [ir.IntType(64)(k)]) for k in range(count)]
+            return context.make_tuple(builder, kind, [builder.load(place) for place in places])
+
+        return kind(numbers), codegen
+
+    return fields_at
+
+
+def emit_prefetch(builder, address, write):
+    """Ask for the cache line at an LLVM pointer, to be written or only read; never faults."""
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     name = "llvm.prefetch.p0i8"
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    builder.call(function, [builder.bitcast(pointer, byte), word(write), word(3), word(1)])
+    builder.call(function, [builder.bitcast(address, byte), word(write), word(3), word(1)])
 
 
 @intrinsic
@@ -58,3 +103,12 @@ def prefetch_to_write(typing_context, address):
         return context.get_dummy_value()
 
     return types.none(types.int64), codegen
+
+
+@njit(**INLINED)
+def prefetch_row(address, nbytes):
+    """Ask for the lines of a row, which may straddle one line more than it fills."""
+    line = address - address % CACHE_LINE
+    while line < address + nbytes:
+        prefetch_to_write(line)
+        line += CACHE_LINE

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rmsjit.rule.hyperparameters import checked, in_unit_interval
+from rmsjit.rule.hyperparameters import (
+    as_number,
+    checked,
+    in_unit_interval,
+    nonnegative,
+    positive,
+)
 
 Initializer = str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]
 
@@ -26,6 +33,29 @@ def checked_factor(name: str, value: Any) -> Any:
     if not callable(value):
         in_unit_interval(name, float(value))
     return value
+
+
+def checked_rate(name: str, value: Any) -> Any:
+    """A learning rate: a number, a callable that will be asked for one, or a schedule."""
+    return checked(name, value, schedule=True)
+
+
+def checked_nonnegative(name: str, value: Any) -> float:
+    """A number that is not below zero."""
+    return nonnegative(name, as_number(name, value))
+
+
+def checked_weight_decay(name: str, value: Any) -> Any:
+    """A number that is not below zero, or a callable that will be asked for one."""
+    value = checked(name, value)
+    return value if callable(value) else checked_nonnegative(name, value)
+
+
+def checked_clip_weights(name: str, value: Any) -> float:
+    """A bound on elements, infinite for None."""
+    if value is None:
+        return math.inf
+    return positive(name, as_number(name, value))
 
 
 def checked_threads(value: int | None) -> int | None:

@@ -1,9 +1,11 @@
-"""What both optimizers share: their state, and one step through stepper and strategy."""
+"""What all optimizers share: their state, their numbers, and the engine that takes their steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +19,76 @@ from rmsjit.optimizers.arguments import (
 )
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import StepNumbers
+from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.slots import SlotAllocator, SlotStore
-from rmsjit.steps.engine import Stepper
+from rmsjit.steps.entering import build
+from rmsjit.steps.pairs import Pairs
 from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
+
+if TYPE_CHECKING:
+    from rmsjit.steps.engine import Engine
+
+
+C = TypeVar("C", bound=type)
+
+_SHARED_PARAMETERS = """
+    sparse : {"rows", "exact"}, default "rows"
+        What an `IndexedSlices` gradient does to the rows that it does not name.  "rows" leaves
+        them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
+        there, at the cost of the named rows only: other rows catch up when they are next named,
+        or read through `get_slot`, or brought up to date by `sync`.
+    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
+        What a NaN or an infinity in a gradient does.  "propagate" lets it through, as TensorFlow
+        does; "skip" leaves all state as it is and counts `skipped_steps`; "raise" raises
+        `FloatingPointError` with nothing changed.  The last two read gradients once more.
+    num_threads : int, optional
+        The most threads that a step uses; by default as many as the process may keep busy.
+    slot_allocator : callable, optional
+        ``slot_allocator(shape, dtype)`` returns the memory of a slot: a writeable, C-contiguous
+        array, such as an ``np.memmap``.
+    strategy : Strategy, optional
+        Shares the work with other processes; see `rmsjit.distributed.MPIStrategy`.
+"""
+
+
+def with_shared_parameters(cls: C) -> C:
+    """Put what all optimizers take in place of ``*shared*`` among a class's parameters."""
+    if cls.__doc__:  # there is none under python -OO
+        shared = inspect.cleandoc(_SHARED_PARAMETERS)
+        cls.__doc__ = inspect.cleandoc(cls.__doc__).replace("*shared*", shared)
+    return cls
+
+
+class Hyperparameter:
+    """A number of the rule as an attribute of an optimizer; it takes effect at the next step.
+
+    Parameters
+    ----------
+    check : callable
+        ``check(name, value)`` gives the value as it is kept, or raises.
+    doc : str
+    number : str, optional
+        The name among the optimizer's `Hyperparameters`, where that is another.
+    """
+
+    def __init__(self, check: Callable[[str, Any], Any], doc: str, number: str = "") -> None:
+        self.check = check
+        self.__doc__ = doc
+        self._number = number
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+        self._number = self._number or name
+
+    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
+        return self if optimizer is None else optimizer._hyperparameters[self._number]
+
+    def __set__(self, optimizer: Optimizer, value: Any) -> None:
+        value = self.check(self._name, value)
+        optimizer._check_number(self._number, value)
+        optimizer._hyperparameters[self._number] = value
+        optimizer._number_was_set(self._number)
 
 
 class Optimizer:
@@ -37,6 +104,7 @@ class Optimizer:
         self,
         name: str,
         form: Form,
+        hyperparameters: Hyperparameters,
         sparse: str,
         nonfinite: str,
         num_threads: int | None,
@@ -44,66 +112,43 @@ class Optimizer:
         strategy: Strategy | None,
     ) -> None:
         self._name = checked_name(name)
-        self._store = SlotStore(self._name, form, slot_allocator)
-        self._stepper = Stepper(
-            self._store,
-            checked_threads(num_threads),
-            checked_sparse(sparse),
-            checked_nonfinite(nonfinite),
-        )
-        self.skipped_steps = 0
+        self._hyperparameters = hyperparameters
+        self._exact = checked_sparse(sparse)
+        self._nonfinite = checked_nonfinite(nonfinite)
+        self._num_threads = checked_threads(num_threads)
         self._strategy = strategy
-        self._constant: StepNumbers | None = None  # made again after a setting has changed
-
+        self._store = SlotStore(self._name, form, slot_allocator)
+        self.skipped_steps = 0
+        if self._exact and form.without_closed_form:
+            raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
         self._watch_gathers()
+
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        """What takes the steps; the one place where Numba is imported, at the first of them."""
+        from rmsjit.steps.engine import Engine
+
+        return Engine(self._store, self._num_threads, self._exact, self._nonfinite, self._strategy)
 
     def _watch_gathers(self) -> None:
         """Have rows brought up to date before `rmsjit.gather` reads them."""
-        if self._stepper.exact:
+        if self._exact:
             hooks.before_gather(self.sync)
 
+    def _check_number(self, name: str, value: Any) -> None:
+        """Raise `ValueError` where a number would have no effect."""
+
+    def _number_was_set(self, name: str) -> None:
+        """What else changes with a number."""
+
     def _step(
-        self,
-        gradients: tuple[Any, ...],
-        variables: tuple[Any, ...],
-        clipping: Clipping,
-        aggregate: bool,
+        self, pairs: Pairs, clipping: Clipping, counter: NDArray[Any] | None, aggregate: bool = True
     ) -> bool:
         """Take one step; False, and `skipped_steps` one higher, if it was skipped."""
-        if self._strategy is None:
-            taken = self._stepper.step(gradients, variables, clipping, self._numbers)
-        else:
-            taken = self._strategy.step(
-                self._stepper,
-                gradients,
-                variables,
-                clipping,
-                self._numbers,
-                aggregate=aggregate,
-                counter=self._counter(),
-            )
-        if gradients and not taken:
+        taken = self._engine.step(pairs, self._hyperparameters, clipping, counter, aggregate)
+        if not taken and pairs:
             self.skipped_steps += 1
         return taken
-
-    def _counter(self) -> NDArray[Any] | None:
-        """The memory of the number of steps, where there is one."""
-        return None
-
-    def _numbers(self) -> StepNumbers:
-        """The hyperparameters at this step; the same object as long as none of them can change."""
-        if self._constant is not None:
-            return self._constant
-        numbers = self._numbers_now()
-        if not self._numbers_vary():
-            self._constant = numbers
-        return numbers
-
-    def _numbers_now(self) -> StepNumbers:
-        raise NotImplementedError
-
-    def _numbers_vary(self) -> bool:
-        raise NotImplementedError
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the slots of `var_list` ahead of the first step.
@@ -117,7 +162,7 @@ class Optimizer:
         TypeError, ValueError
             If one of them can't be trained, or two share a part of their memory.
         """
-        self._stepper.build(list(var_list))
+        build(self._store, list(var_list), self._hyperparameters)
 
     def sync(self, var: Any = None, indices: Any = None) -> None:
         """Bring rows of a table up to date before they are read or set (``sparse="exact"``).
@@ -136,23 +181,21 @@ class Optimizer:
         IndexError
             If an index is no row.
         """
-        self._stepper.sync(var, indices)
+        if self._exact:
+            self._engine.sync(var, indices)
 
     def _slot(self, var: Any, slot_name: str) -> Variable | None:
-        self._stepper.sync(var)
+        self.sync(var)
         return self._store.slot_of(var, slot_name)
 
     def _created(self) -> list[Variable]:
-        self._stepper.sync()
+        self.sync()
         return list(self._store.created.values())
 
-    def _copied_state(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: all rows up to date."""
-        self._stepper.sync()
-        return vars(self).copy()
-
     def __getstate__(self) -> dict[str, Any]:
-        return self._copied_state()
+        """What a copy or a pickle holds: all rows up to date, and no engine, which has no state."""
+        self.sync()
+        return {name: value for name, value in vars(self).items() if name != "_engine"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -161,10 +204,16 @@ class Optimizer:
     @property
     def _names_of_slots(self) -> list[str]:
         """The rule's slots, then those that were added, each once."""
-        names = [*self._store.form.slots, *self._store.added_slot_names()]
+        names = [*self._store.form.slot_names, *self._store.added_slot_names()]
         return list(dict.fromkeys(names))
 
 
 def is_integer_scalar(array: Any) -> bool:
     """Whether an array can count steps."""
-    return isinstance(array, np.ndarray) and array.ndim == 0 and array.dtype.kind in "iu"
+    return (
+        isinstance(array, np.ndarray)
+        and array.ndim == 0
+        and array.dtype.kind in "iu"
+        and array.dtype.isnative
+        and array.flags.aligned
+    )

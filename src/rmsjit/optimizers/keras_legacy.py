@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from numpy.typing import NDArray
+
 from rmsjit.autodiff.nested import flatten
-from rmsjit.optimizers.arguments import checked_factor, checked_function, checked_functions
+from rmsjit.optimizers.arguments import (
+    checked_clip_weights,
+    checked_factor,
+    checked_function,
+    checked_functions,
+    checked_nonnegative,
+    checked_rate,
+    checked_weight_decay,
+)
+from rmsjit.optimizers.base import Hyperparameter, with_shared_parameters
 from rmsjit.optimizers.keras_weights import WeightedOptimizer
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
-from rmsjit.rule.form import keras_form
+from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import (
-    StepNumbers,
+    Hyperparameters,
     as_number,
-    checked,
-    in_unit_interval,
     is_schedule,
     positive,
     value_at,
 )
+from rmsjit.rule.presets import keras_legacy
 from rmsjit.state.slots import SlotAllocator
-from rmsjit.steps.pairs import naming, present_pairs, read_pairs
+from rmsjit.steps.nonfinite import accepts, finite_gradients
+from rmsjit.steps.pairs import check_counter, naming, pairs_of, present_pairs
 from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
 
@@ -33,6 +46,47 @@ _HOOKS = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transfo
 DEFAULT_EPSILON = 1e-7
 
 
+def _checked_epsilon(name: str, value: float | None) -> float:
+    return positive(name, as_number(name, value or DEFAULT_EPSILON))
+
+
+def _is_used(momentum: Any) -> bool:
+    return callable(momentum) or bool(momentum > 0)
+
+
+def _check_form(form: Form, centered: bool, uses_momentum: bool, numbers: dict[str, Any]) -> None:
+    """Raise `ValueError` where a form does not have what other arguments ask for."""
+    decays = callable(numbers["weight_decay"]) or numbers["weight_decay"] != 0
+    clips = not math.isinf(numbers["clip_weights"])
+    for name, asked, has in (
+        ("centered=True", centered, form.centered),
+        ("momentum", uses_momentum, form.has_momentum),
+        ("weight_decay", decays, form.weight_decay is not None),
+        ("clip_weights", clips, form.clip_weights),
+    ):
+        if asked and not has:
+            raise ValueError(f"{name} is not for a form without it, got {form}")
+    if form.clip_weights and not clips:
+        raise ValueError("a form that clips weights needs clip_weights, got None")
+
+
+class _ClippingBound:
+    """A bound of an optimizer's `Clipping` as an attribute; it takes effect at the next step."""
+
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, optimizer: RMSprop | None, owner: type) -> Any:
+        return self if optimizer is None else getattr(optimizer._clipping, self._name)
+
+    def __set__(self, optimizer: RMSprop, value: float | None) -> None:
+        optimizer._clipping = replace(optimizer._clipping, **{self._name: value})
+
+
+@with_shared_parameters
 class RMSprop(WeightedOptimizer):
     """RMSprop as ``tf.keras.optimizers.legacy.RMSprop`` computes it, on NumPy arrays in place.
 
@@ -45,8 +99,8 @@ class RMSprop(WeightedOptimizer):
         u    = lr*g / sqrt(v + epsilon)               else
         mom <- momentum*mom + u ;  variable <- variable - mom    (or - u without momentum)
 
-    All slots start from zero.  Where `momentum` stands at construction decides where epsilon
-    stands, as it does in tf-keras; a momentum that is set later adds its slot but leaves epsilon
+    All slots start from zero.  The `momentum` given at construction decides where epsilon
+    enters, as it does in tf-keras; a momentum that is set later adds its slot but leaves epsilon
     in its place.
 
     Parameters
@@ -78,29 +132,22 @@ class RMSprop(WeightedOptimizer):
     gradient_aggregator : callable, optional
         Takes the list of (gradient, variable) pairs and returns the gradients summed over all
         replicas, in place of the strategy.
-    sparse : {"rows", "exact"}, default "rows"
-        What an `IndexedSlices` gradient does to the rows that it does not name.  "rows" leaves
-        them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
-        there, at the cost of the named rows only: other rows catch up when they are next named,
-        or read through `get_slot`, or brought up to date by `sync`.
-    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
-        What a NaN or an infinity in a gradient does.  "propagate" lets it through, as TensorFlow
-        does; "skip" leaves all state as it is and counts `skipped_steps`; "raise" raises
-        `FloatingPointError` with nothing changed.  The last two read gradients once more.
-    num_threads : int, optional
-        The most threads that a step uses; by default as many as the process may keep busy.
-    slot_allocator : callable, optional
-        ``slot_allocator(shape, dtype)`` returns the memory of a slot: a writeable, C-contiguous
-        array, such as an ``np.memmap``.
-    strategy : Strategy, optional
-        Shares the work with other processes; see `rmsjit.distributed.MPIStrategy`.
+    form : Form, optional
+        Another form of the rule than Keras's, such as that of another library; its epsilon,
+        momentum and decay are the numbers above.
+    weight_decay : float or callable, default 0.0
+        As the form says that it is applied; for forms that have it.
+    clip_weights : float, optional
+        Bound on every element of a variable, for forms that clip them.
+    *shared*
 
     Raises
     ------
     TypeError
         If an argument is of a wrong type.
     ValueError
-        If a number is out of its range, or `clipnorm` and `global_clipnorm` are both given.
+        If a number is out of its range, `clipnorm` and `global_clipnorm` are both given, or the
+        form does not have what another argument asks for.
 
     Notes
     -----
@@ -129,6 +176,9 @@ class RMSprop(WeightedOptimizer):
     9.683772
     """
 
+    _momentum_came_later = False
+    _is_hooked = False  # whether a subclass overrides what sees the gradients of a step
+
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -145,6 +195,9 @@ class RMSprop(WeightedOptimizer):
         decay: float = 0.0,
         gradient_transformers: Sequence[PairsTransform] | None = None,
         gradient_aggregator: Aggregator | None = None,
+        form: Form | None = None,
+        weight_decay: Any = 0.0,
+        clip_weights: float | None = None,
         sparse: str = "rows",
         nonfinite: str = "propagate",
         num_threads: int | None = None,
@@ -155,18 +208,35 @@ class RMSprop(WeightedOptimizer):
             warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=2)
             learning_rate = lr
         self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm)
-        self._learning_rate = checked("learning_rate", learning_rate, schedule=True)
-        self._rho = checked_factor("rho", rho)
-        self._momentum = checked_factor("momentum", momentum)
-        self._epsilon = _checked_epsilon(epsilon)
-        self._centered = bool(centered)
-        self._decay = _checked_decay(decay)
         self.gradient_transformers = checked_functions(
             "gradient_transformers", gradient_transformers
         )
         self.gradient_aggregator = checked_function("gradient_aggregator", gradient_aggregator)
-        form = keras_form(centered=self._centered, momentum=self._uses_momentum)
-        super().__init__(name, form, sparse, nonfinite, num_threads, slot_allocator, strategy)
+        numbers = {
+            "learning_rate": checked_rate("learning_rate", learning_rate),
+            "rho": checked_factor("rho", rho),
+            "momentum": checked_factor("momentum", momentum),
+            "epsilon": _checked_epsilon("epsilon", epsilon),
+            "decay": checked_nonnegative("decay", decay),
+            "weight_decay": checked_weight_decay("weight_decay", weight_decay),
+            "clip_weights": checked_clip_weights("clip_weights", clip_weights),
+        }
+        uses_momentum = _is_used(numbers["momentum"])
+        if form is None:
+            form = keras_legacy(centered=bool(centered), momentum=uses_momentum)
+        elif not isinstance(form, Form):
+            raise TypeError(f"form must be a Form or None, got {form!r}")
+        _check_form(form, bool(centered), uses_momentum, numbers)
+        super().__init__(
+            name,
+            form,
+            Hyperparameters(numbers, counts_steps=form.bias_correction),
+            sparse,
+            nonfinite,
+            num_threads,
+            slot_allocator,
+            strategy,
+        )
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -208,20 +278,16 @@ class RMSprop(WeightedOptimizer):
         Everything is checked before the first write: after an error, variables, slots and
         `iterations` are as they were.
         """
-        gradients, variables = read_pairs(grads_and_vars)
-        if gradients:
-            counter = self._iterations.array
-            if not counter.flags.writeable:
-                raise ValueError("iterations must be writeable, got a read-only Variable")
-            aggregate = bool(experimental_aggregate_gradients)
-            if self._is_hooked():
-                taken = self._step_through_hooks(gradients, variables, aggregate)
-            else:
-                taken = self._step(gradients, variables, self._clipping, aggregate)
-            if taken:
-                counter[()] += 1
-        elif self._strategy is not None:
-            self._step((), (), self._clipping, bool(experimental_aggregate_gradients))
+        pairs = pairs_of(grads_and_vars)
+        counter = self._counter
+        if pairs and not counter.flags.writeable and self._strategy is None:
+            check_counter(counter)
+        if pairs and (
+            self._is_hooked or self.gradient_transformers or self.gradient_aggregator is not None
+        ):
+            self._step_through_hooks(pairs, counter, bool(experimental_aggregate_gradients))
+        elif pairs or self._strategy is not None:
+            self._step(pairs, self._clipping, counter, bool(experimental_aggregate_gradients))
         return self._iterations
 
     def minimize(
@@ -238,7 +304,7 @@ class RMSprop(WeightedOptimizer):
         ----------
         loss : callable, or a value with its `tape`
             A function of no arguments that returns the loss, ordinary code in `autograd.numpy` or
-            NumPy over `rmsjit.Variable`; a loss of any shape stands for its sum.
+            NumPy over `rmsjit.Variable`; of a loss of any shape the sum is meant.
         var_list : list, tuple, nested structure, or a callable that returns one
             The variables; a callable is asked after the loss has been computed.  May be empty.
         grad_loss : array_like, optional
@@ -349,157 +415,98 @@ class RMSprop(WeightedOptimizer):
         Only called where something needs the clipped gradients: otherwise clipping rides along in
         the update and copies nothing.
         """
-        pairs = self._clipping.clipped(grads_and_vars)
+        from rmsjit.steps.norms import clipped  # which brings Numba along
+
+        pairs = clipped(grads_and_vars, self._clipping)
         for transform in self.gradient_transformers:
             pairs = list(transform(pairs))
         return pairs
 
-    def _is_hooked(self) -> bool:
-        """Whether anything but the kernels sees the gradients of a step."""
-        if self.gradient_transformers or self.gradient_aggregator is not None:
-            return True
-        return type(self) is not RMSprop and any(_overrides(self, name) for name in _HOOKS)
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._is_hooked = any(_overrides(cls, name) for name in _HOOKS)
 
     def _step_through_hooks(
-        self, gradients: tuple[Any, ...], variables: tuple[Any, ...], aggregate: bool
-    ) -> bool:
-        pairs = present_pairs(gradients, variables)
-        replaced = self.gradient_aggregator is not None or _overrides(self, "_aggregate_gradients")
+        self, given: tuple[Any, ...], counter: NDArray[Any], aggregate: bool
+    ) -> None:
+        pairs = present_pairs(given)
+        replaced = self.gradient_aggregator is not None or _overrides(
+            type(self), "_aggregate_gradients"
+        )
         if aggregate:
             pairs = list(self._transform_unaggregated_gradients(pairs))
             pairs = list(self._aggregate_gradients(pairs))
         if self._strategy is not None and aggregate and not replaced:
-            if self.gradient_transformers or _overrides(self, "_transform_gradients"):
+            if self.gradient_transformers or _overrides(type(self), "_transform_gradients"):
                 raise NotImplementedError(
                     "gradient_transformers and _transform_gradients can't see what a strategy "
                     "sums: sum by gradient_aggregator, or before apply_gradients with "
                     "experimental_aggregate_gradients=False"
                 )
-            return self._step(*read_pairs(pairs), self._clipping, aggregate)
-        pairs = present_pairs(*read_pairs(pairs))
-        if not self._stepper.accepts(pairs):
+            self._step(pairs_of(pairs), self._clipping, counter)
+            return
+        pairs = present_pairs(pairs_of(pairs))
+        if self._strategy is None and not self._accepts(pairs):  # ranks find that in their step
             self.skipped_steps += 1
-            return False
+            return
         pairs = list(self._transform_gradients(pairs))
-        return self._step(*read_pairs(pairs), NO_CLIPPING, aggregate=False)
+        self._step(pairs_of(pairs), NO_CLIPPING, counter, aggregate=False)
 
-    def _numbers_now(self) -> StepNumbers:
-        iterations = int(self._iterations.array)
-        rate = value_at("learning_rate", self._learning_rate, iterations)
-        if self._decay:
-            rate = rate / (1.0 + self._decay * iterations)
-        return StepNumbers(
-            rate,
-            in_unit_interval("rho", value_at("rho", self._rho, iterations)),
-            in_unit_interval("momentum", value_at("momentum", self._momentum, iterations)),
-            self._epsilon,
-            self._clipping.bound,
-        )
-
-    def _numbers_vary(self) -> bool:
-        given = (self._learning_rate, self._rho, self._momentum)
-        return bool(self._decay) or not all(isinstance(number, float) for number in given)
+    def _accepts(self, pairs: Pairs) -> bool:
+        finite = finite_gradients([gradient for gradient, _ in pairs])
+        return accepts(self._nonfinite, finite, lambda k: naming(pairs[k][1], k))
 
     # --- hyperparameters --------------------------------------------------------------------
 
-    @property
-    def learning_rate(self) -> Any:
-        """A float, a function of no arguments, or a schedule; takes effect at the next step."""
-        return self._learning_rate
+    learning_rate = Hyperparameter(
+        checked_rate, "A float, a function of no arguments, or a schedule."
+    )
+    lr = Hyperparameter(checked_rate, "Old name of `learning_rate`.", "learning_rate")
+    rho = Hyperparameter(checked_factor, "Discounting factor of the averages.")
+    momentum = Hyperparameter(
+        checked_factor, "Set from 0 to more, it adds the momentum slot and leaves epsilon in place."
+    )
+    epsilon = Hyperparameter(_checked_epsilon, "The small number in the denominator.")
+    weight_decay = Hyperparameter(
+        checked_weight_decay, "Weight decay, applied as the form says; 0 where it has none."
+    )
+    decay = Hyperparameter(
+        checked_nonnegative, "The learning rate is divided by ``1 + decay*iterations``."
+    )
+    clipvalue = _ClippingBound("Bound on each element of a gradient, or None.")
+    clipnorm = _ClippingBound("Bound on the norm of each gradient, or None.")
+    global_clipnorm = _ClippingBound("Bound on the norm of all gradients together, or None.")
 
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self._constant = None
-        self._learning_rate = checked("learning_rate", value, schedule=True)
-
-    lr = learning_rate
-
-    @property
-    def rho(self) -> Any:
-        """Discounting factor of the averages."""
-        return self._rho
-
-    @rho.setter
-    def rho(self, value: Any) -> None:
-        self._constant = None
-        self._rho = checked_factor("rho", value)
-
-    @property
-    def momentum(self) -> Any:
-        """Set from 0 to more, it adds the momentum slot and leaves epsilon where it is."""
-        return self._momentum
-
-    @momentum.setter
-    def momentum(self, value: Any) -> None:
-        self._constant = None
-        self._momentum = checked_factor("momentum", value)
-        if self._uses_momentum and not self._store.form.has_momentum:
-            self._store.form = self._store.form.with_momentum()
-            self._stepper.forget_plans()
+    def _check_number(self, name: str, value: Any) -> None:
+        if name == "weight_decay" and value != 0 and self.form.weight_decay is None:
+            raise ValueError(f"weight_decay is not for a form without it, got {self.form}")
 
     @property
-    def _uses_momentum(self) -> bool:
-        return callable(self._momentum) or self._momentum > 0
+    def clip_weights(self) -> float | None:
+        """Bound on every element of a variable, or None; fixed at construction."""
+        bound: float = self._hyperparameters["clip_weights"]
+        return None if math.isinf(bound) else bound
+
+    def _number_was_set(self, name: str) -> None:
+        form = self._store.form
+        if name == "momentum" and _is_used(self.momentum) and not form.has_momentum:
+            self._store.form = form.with_momentum()
+            self._momentum_came_later = True
 
     @property
-    def epsilon(self) -> float:
-        """The small number in the denominator."""
-        return self._epsilon
-
-    @epsilon.setter
-    def epsilon(self, value: float | None) -> None:
-        self._constant = None
-        self._epsilon = _checked_epsilon(value)
-
-    @property
-    def decay(self) -> float:
-        """The learning rate is divided by ``1 + decay*iterations``."""
-        return self._decay
-
-    @decay.setter
-    def decay(self, value: float) -> None:
-        self._constant = None
-        self._decay = _checked_decay(value)
+    def form(self) -> Form:
+        """How the rule is computed, and what is kept beside each variable."""
+        return self._store.form
 
     @property
     def centered(self) -> bool:
         """Whether steps are normalised by the estimated variance; fixed at construction."""
-        return self._centered
+        return self._store.form.centered
 
     @property
     def name(self) -> str:
         """The prefix of the names of slots."""
         return self._name
-
-    @property
-    def clipvalue(self) -> float | None:
-        """Bound on each element of a gradient, or None."""
-        return self._clipping.clipvalue
-
-    @clipvalue.setter
-    def clipvalue(self, value: float | None) -> None:
-        self._constant = None
-        self._clipping = Clipping(value, self.clipnorm, self.global_clipnorm)
-
-    @property
-    def clipnorm(self) -> float | None:
-        """Bound on the norm of each gradient, or None."""
-        return self._clipping.clipnorm
-
-    @clipnorm.setter
-    def clipnorm(self, value: float | None) -> None:
-        self._constant = None
-        self._clipping = Clipping(self.clipvalue, value, self.global_clipnorm)
-
-    @property
-    def global_clipnorm(self) -> float | None:
-        """Bound on the norm of all gradients of a step together, or None."""
-        return self._clipping.global_clipnorm
-
-    @global_clipnorm.setter
-    def global_clipnorm(self, value: float | None) -> None:
-        self._constant = None
-        self._clipping = Clipping(self.clipvalue, self.clipnorm, value)
 
     # --- configuration ----------------------------------------------------------------------
 
@@ -513,14 +520,28 @@ class RMSprop(WeightedOptimizer):
             if getattr(self, key) is not None:
                 config[key] = getattr(self, key)
         config |= {
-            "learning_rate": _serialized("learning_rate", self._learning_rate),
-            "decay": self._decay,
-            "rho": _serialized("rho", self._rho),
-            "momentum": _serialized("momentum", self._momentum),
-            "epsilon": self._epsilon,
-            "centered": self._centered,
+            "learning_rate": _serialized("learning_rate", self.learning_rate),
+            "decay": self.decay,
+            "rho": _serialized("rho", self.rho),
+            "momentum": _serialized("momentum", self.momentum),
+            "epsilon": self.epsilon,
+            "centered": self.centered,
         }
-        return config
+        return config | self._config_of_form()
+
+    def _config_of_form(self) -> dict[str, Any]:
+        """What tf-keras does not know, where it is used."""
+        form, given = self.form, self._hyperparameters
+        if form == keras_legacy(centered=form.centered, momentum=form.has_momentum):
+            return {}
+        late = keras_legacy(centered=form.centered, momentum=False).with_momentum()
+        if form == late and self._momentum_came_later:
+            return {}  # a momentum that was set later
+        return {
+            "form": form.to_dict(),
+            "weight_decay": _serialized("weight_decay", given["weight_decay"]),
+            "clip_weights": self.clip_weights,
+        }
 
     @classmethod
     def from_config(
@@ -537,6 +558,8 @@ class RMSprop(WeightedOptimizer):
         arguments = dict(config)
         if "lr" in arguments:
             arguments["learning_rate"] = arguments.pop("lr")
+        if isinstance(arguments.get("form"), dict):
+            arguments["form"] = Form.from_dict(arguments["form"])
         if isinstance(arguments.get("learning_rate"), dict):
             from rmsjit import schedules
 
@@ -550,24 +573,13 @@ class RMSprop(WeightedOptimizer):
         return f"<rmsjit.{type(self).__name__} {arguments}, iterations={int(self._iterations)}>"
 
 
-def _overrides(optimizer: RMSprop, method: str) -> bool:
-    return getattr(type(optimizer), method) is not getattr(RMSprop, method)
-
-
-def _checked_epsilon(value: float | None) -> float:
-    return positive("epsilon", as_number("epsilon", value or DEFAULT_EPSILON))
-
-
-def _checked_decay(value: float) -> float:
-    decay = as_number("decay", value)
-    if decay < 0:
-        raise ValueError(f"decay must not be negative, got {decay}")
-    return decay
-
-
 def _serialized(name: str, hyperparameter: Any) -> Any:
     if is_schedule(hyperparameter):
         from rmsjit import schedules
 
         return schedules.serialize(hyperparameter)
     return value_at(name, hyperparameter, 0)
+
+
+def _overrides(cls: type[RMSprop], method: str) -> bool:
+    return getattr(cls, method) is not getattr(RMSprop, method)

@@ -19,10 +19,8 @@ class WeightedOptimizer(Optimizer):
 
     def __init__(self, name: str, *arguments: Any) -> None:
         super().__init__(name, *arguments)
-        self._iterations = Variable(np.zeros((), np.int64), f"{self._name}/iter", trainable=False)
-
-    def _counter(self) -> NDArray[Any]:
-        return self._iterations.array
+        self._counter = np.zeros((), np.int64)
+        self._iterations = Variable(self._counter, f"{self._name}/iter", trainable=False)
 
     @property
     def iterations(self) -> Variable:
@@ -46,7 +44,7 @@ class WeightedOptimizer(Optimizer):
                 f"iterations must be an integer Variable of shape (), got {counter.dtype} of "
                 f"shape {counter.shape}"
             )
-        self._iterations = counter
+        self._iterations, self._counter = counter, counter.array
 
     @property
     def weights(self) -> list[Variable]:
@@ -119,7 +117,7 @@ class WeightedOptimizer(Optimizer):
         array = array_of(var)
         own_shape = array.shape if shape is None else tuple(map(int, shape))
         value = initial_value(initializer, own_shape, array.dtype)
-        if slot_name not in self._store.form.slots:
+        if slot_name not in self._store.form.slot_names:
             return self._store.add_slot(var, slot_name, value)
         if own_shape != array.shape:
             raise ValueError(f"the slot {slot_name} has the variable's shape, got {own_shape}")

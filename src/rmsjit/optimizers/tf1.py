@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,19 +9,20 @@ from typing import Any
 import numpy as np
 
 from rmsjit.optimizers.arguments import checked_factor
-from rmsjit.optimizers.base import Optimizer, is_integer_scalar
+from rmsjit.optimizers.base import Optimizer, is_integer_scalar, with_shared_parameters
 from rmsjit.rule.clipping import NO_CLIPPING
-from rmsjit.rule.form import tf1_form
-from rmsjit.rule.hyperparameters import StepNumbers, checked, in_unit_interval, positive, value_at
+from rmsjit.rule.hyperparameters import Hyperparameters, checked, positive
+from rmsjit.rule.presets import tf1
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.slots import SlotAllocator
-from rmsjit.steps.pairs import read_pairs
+from rmsjit.steps.pairs import pairs_of
 from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable, array_of
 
 GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2
 
 
+@with_shared_parameters
 class RMSPropOptimizer(Optimizer):
     """RMSprop as ``tf.train.RMSPropOptimizer`` computes it, on NumPy arrays in place.
 
@@ -54,22 +54,7 @@ class RMSPropOptimizer(Optimizer):
         Normalise by the estimated variance of the gradient instead of its mean square.
     name : str, default "RMSProp"
         Prefix of the names of slots.
-    sparse : {"rows", "exact"}, default "rows"
-        What an `IndexedSlices` gradient does to the rows that it does not name.  "rows" leaves
-        them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
-        there, at the cost of the named rows only: other rows catch up when they are next named,
-        or read through `get_slot`, or brought up to date by `sync`.
-    nonfinite : {"propagate", "skip", "raise"}, default "propagate"
-        What a NaN or an infinity in a gradient does.  "propagate" lets it through, as TensorFlow
-        does; "skip" leaves all state as it is and counts `skipped_steps`; "raise" raises
-        `FloatingPointError` with nothing changed.  The last two read gradients once more.
-    num_threads : int, optional
-        The most threads that a step uses; by default as many as the process may keep busy.
-    slot_allocator : callable, optional
-        ``slot_allocator(shape, dtype)`` returns the memory of a slot: a writeable, C-contiguous
-        array, such as an ``np.memmap``.
-    strategy : Strategy, optional
-        Shares the work with other processes; see `rmsjit.distributed.MPIStrategy`.
+    *shared*
 
     Raises
     ------
@@ -80,7 +65,7 @@ class RMSPropOptimizer(Optimizer):
 
     See Also
     --------
-    rmsjit.RMSprop : The later optimizer; its epsilon stands elsewhere and its slots start from 0.
+    rmsjit.RMSprop : The later optimizer; its epsilon enters elsewhere and its slots start from 0.
 
     Examples
     --------
@@ -113,16 +98,26 @@ class RMSPropOptimizer(Optimizer):
         slot_allocator: SlotAllocator | None = None,
         strategy: Strategy | None = None,
     ) -> None:
-        self._learning_rate = checked("learning_rate", learning_rate)
-        self._decay = checked_factor("decay", decay)
-        self._momentum = checked_factor("momentum", momentum)
-        self._epsilon = checked("epsilon", epsilon)
-        if not callable(self._epsilon):
-            positive("epsilon", self._epsilon)
+        numbers = {
+            "learning_rate": checked("learning_rate", learning_rate),
+            "rho": checked_factor("decay", decay),
+            "momentum": checked_factor("momentum", momentum),
+            "epsilon": checked("epsilon", epsilon),
+        }
+        if not callable(numbers["epsilon"]):
+            positive("epsilon", numbers["epsilon"])
         self._use_locking = bool(use_locking)
         self._lock = RenewedLock()
-        form = tf1_form(centered=bool(centered))
-        super().__init__(name, form, sparse, nonfinite, num_threads, slot_allocator, strategy)
+        super().__init__(
+            name,
+            tf1(centered=bool(centered)),
+            Hyperparameters(numbers, names={"rho": "decay"}),
+            sparse,
+            nonfinite,
+            num_threads,
+            slot_allocator,
+            strategy,
+        )
 
     def compute_gradients(
         self,
@@ -263,14 +258,17 @@ class RMSPropOptimizer(Optimizer):
         -----
         Everything is checked before the first write.
         """
-        gradients, variables = read_pairs(grads_and_vars)
-        if not gradients:
-            raise ValueError("grads_and_vars must hold at least one variable, got none")
+        pairs = pairs_of(grads_and_vars)
+        if not pairs and self._strategy is None:
+            raise _no_pairs()
         counter = None if global_step is None else _checked_step(global_step)
-        with self._lock if self._use_locking else contextlib.nullcontext():
-            taken = self._step(gradients, variables, NO_CLIPPING, aggregate=True)
-            if taken and counter is not None:
-                counter[()] += 1
+        if self._use_locking:
+            with self._lock.lock:
+                self._step(pairs, NO_CLIPPING, counter)
+        else:
+            self._step(pairs, NO_CLIPPING, counter)
+        if not pairs:  # nor has any other rank
+            raise _no_pairs()
 
     def get_name(self) -> str:
         """The name given at construction."""
@@ -301,20 +299,8 @@ class RMSPropOptimizer(Optimizer):
         """All slots, in the order in which they were created."""
         return self._created()
 
-    def _numbers_now(self) -> StepNumbers:
-        return StepNumbers(
-            value_at("learning_rate", self._learning_rate, 0),
-            in_unit_interval("decay", value_at("decay", self._decay, 0)),
-            in_unit_interval("momentum", value_at("momentum", self._momentum, 0)),
-            positive("epsilon", value_at("epsilon", self._epsilon, 0)),
-        )
-
-    def _numbers_vary(self) -> bool:
-        given = (self._learning_rate, self._decay, self._momentum, self._epsilon)
-        return not all(isinstance(number, float) for number in given)
-
     def __getstate__(self) -> dict[str, Any]:
-        state = self._copied_state()
+        state = super().__getstate__()
         del state["_lock"]
         return state
 
@@ -322,12 +308,17 @@ class RMSPropOptimizer(Optimizer):
         super().__setstate__(state | {"_lock": RenewedLock()})
 
     def __repr__(self) -> str:
+        numbers = self._hyperparameters
         return (
             f"<rmsjit.train.{type(self).__name__} name={self._name!r}, "
-            f"learning_rate={self._learning_rate!r}, decay={self._decay!r}, "
-            f"momentum={self._momentum!r}, epsilon={self._epsilon!r}, "
+            f"learning_rate={numbers['learning_rate']!r}, decay={numbers['rho']!r}, "
+            f"momentum={numbers['momentum']!r}, epsilon={numbers['epsilon']!r}, "
             f"centered={self._store.form.centered}>"
         )
+
+
+def _no_pairs() -> ValueError:
+    return ValueError("grads_and_vars must hold at least one variable, got none")
 
 
 def _checked_step(global_step: Any) -> Any:

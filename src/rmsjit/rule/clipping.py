@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,11 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import precision_of
-from rmsjit.arrays.layout import address_of, layout_of
-from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import as_number
-from rmsjit.variables import array_of
 
 
 @dataclass(frozen=True)
@@ -52,40 +48,16 @@ class Clipping:
         return self.clipnorm is not None or self.global_clipnorm is not None
 
     @cached_property
-    def bound(self) -> float:
+    def limit(self) -> float:
         """The bound on each value, infinite where there is none."""
         return math.inf if self.clipvalue is None else float(self.clipvalue)
 
-    def clipped(self, pairs: Sequence[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-        """Pairs with clipped copies of the gradients, for code that needs to see them.
+    @cached_property
+    def is_none(self) -> bool:
+        """Whether gradients are taken as they are."""
+        return not self.by_norm and self.clipvalue is None
 
-        Parameters
-        ----------
-        pairs : sequence of (ndarray or IndexedSlices, variable)
-            Gradients of their variables' dtypes.
-        """
-        values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
-        with np.errstate(all="ignore"):  # what is not finite is no news to who asked for it
-            if self.clipvalue is not None:
-                values = [_clipped_by_value(value, float(self.clipvalue)) for value in values]
-            if self.by_norm:
-                squares = [_square(v, g, x) for v, (g, x) in zip(values, pairs, strict=True)]
-                finite = all(np.isfinite(value).all() for value in values)
-                factors = self.factors(np.array(squares), finite)
-                values = [
-                    np.asarray(v * v.real.dtype.type(f))
-                    for v, f in zip(values, factors, strict=True)
-                ]
-        return [
-            (IndexedSlices(v, g.indices, g.dense_shape) if isinstance(g, IndexedSlices) else v, x)
-            for v, (g, x) in zip(values, pairs, strict=True)
-        ]
-
-    def fixed_factors(self, count: int) -> NDArray[Any] | None:
-        """What to multiply each of `count` gradients by where norms don't matter; None for 1."""
-        del count
-        return None
-
+    @np.errstate(all="ignore")
     def factors(self, squares: NDArray[Any], finite: bool = False) -> NDArray[Any]:
         """What to multiply each gradient by.
 
@@ -118,25 +90,12 @@ class Clipping:
         return np.full(len(squares), factor)
 
 
-def _clipped_by_value(value: NDArray[Any], bound: float) -> NDArray[Any]:
-    if value.dtype.kind == "c":
-        raise TypeError("clipvalue can't be applied to complex gradients")
-    limit = value.dtype.type(bound)
-    clipped: NDArray[Any] = np.asarray(np.clip(value, -limit, limit))
-    return clipped
-
-
-def _square(value: NDArray[Any], gradient: Any, variable: Any) -> float:
-    """The squared norm of a gradient, with the bits of the norm that rides along in a step."""
-    from rmsjit.steps.norms import NormPass
-
-    if not isinstance(gradient, IndexedSlices):  # elements in the order of the variable's memory
-        value = layout_of(array_of(variable)).canonical(value)
-    value = np.ascontiguousarray(value)
-    precision = precision_of(value.dtype)
-    assert precision is not None
-    norm_pass = NormPass(np.array([value.size]), precision)
-    return float(norm_pass.norms(np.array([[address_of(value)]]), math.inf, 1).squares[0])
+def refuse_complex(dtype: str, clipping: Clipping, form: Form) -> None:
+    """Raise `TypeError` where elements would be clipped, since this complex dtype has no order."""
+    if clipping.clipvalue is not None:
+        raise TypeError(f"clipvalue can't be applied to gradients of complex variables ({dtype})")
+    if form.clip_weights:
+        raise TypeError(f"clip_weights can't be applied to complex variables ({dtype})")
 
 
 NO_CLIPPING = Clipping()

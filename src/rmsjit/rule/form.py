@@ -1,49 +1,250 @@
-"""The forms of RMSprop: settings of the one rule in `rmsjit.kernels.rule`.
+"""`Form` and `Slot`: a published form of RMSprop, written down as a value.
 
-A form says where epsilon stands, what the mean of squares starts from, and which slots there are.
-The three are independent, so that a further library's RMSprop is a further setting.
+Every library computes RMSprop in its own way.  A `Form` says which way: where epsilon and the
+learning rate enter, what is remembered, how each operation is rounded.  Kernels are made from it
+(`rmsjit.kernels.rule`), so what a form lacks costs nothing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
-RMS, MG, MOMENTUM = "rms", "mg", "momentum"
+DECAY, CARRY, STAY = "decay", "carry", "stay"
+NO_CLOSED_FORM = "no closed form"
+
+
+def _check(holder: Any, name: str, allowed: tuple[Any, ...]) -> None:
+    value = getattr(holder, name)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
+class Slot:
+    """One array that the rule keeps beside each variable.
+
+    Parameters
+    ----------
+    name : str
+    start : float or "epsilon", default 0.0
+        What every element starts from.
+    dtype : str, optional
+        Such as "float64"; that of the variable if left out.
+    zero_gradient : {"decay", "carry", "stay", "no closed form"}
+        What a step with a zero gradient does to it: multiplies it by rho, multiplies it by the
+        momentum factor, or leaves it alone; "no closed form" for anything else, which
+        ``sparse="exact"`` refuses.
+
+    Examples
+    --------
+    >>> Slot("rms", start=1.0, zero_gradient="decay")
+    Slot(name='rms', start=1.0, dtype=None, zero_gradient='decay')
+    """
+
+    name: str
+    start: float | str = 0.0
+    dtype: str | None = None
+    zero_gradient: str = NO_CLOSED_FORM
+
+    def __post_init__(self) -> None:
+        _check(self, "zero_gradient", (DECAY, CARRY, STAY, NO_CLOSED_FORM))
+        _check(self, "dtype", (None, "float16", "bfloat16", "float32", "float64"))
+        if self.start != "epsilon" and not _is_finite(self.start):
+            raise ValueError(f'start must be a finite number or "epsilon", got {self.start!r}')
+
+    def first_value(self, epsilon: float) -> float:
+        """What every element starts from, in an optimizer with this epsilon."""
+        return epsilon if isinstance(self.start, str) else self.start
+
+
+RMS = Slot("rms", zero_gradient=DECAY)
+MG = Slot("mg", zero_gradient=DECAY)
+MOMENTUM = Slot("momentum", zero_gradient=CARRY)
+_KNOWN = {slot.name: slot for slot in (RMS, MG, MOMENTUM)}
+
+_CHOICES = {
+    "epsilon": ("outside", "inside"),
+    "learning_rate": ("inside", "outside"),
+    "weight_decay": (None, "coupled", "decoupled", "subtracted", "independent"),
+    "one_minus_rho": ("rounded", "exact"),
+    "rms_average": ("weighted", "difference"),
+    "mg_average": ("weighted", "difference"),
+    "square": ("weighted", "first"),
+    "complex_square": ("product", "modulus"),
+    "quotient": ("rate_last", "rate_first", "reciprocal", "rate_over"),
+    "creation": ("by_slot", "by_variable"),
+}
+
+_SWITCHES = ("nesterov", "bias_correction", "clip_weights", "clamp", "fused")
+
+
+@dataclass(frozen=True, repr=False)
 class Form:
     """One published form of RMSprop.
 
-    Attributes
+    With ``g`` the clipped gradient, ``p`` the variable and ``c = 1 - rho``::
+
+        g  <- g + weight_decay*p                         coupled weight decay
+        p  <- p * (1 - lr*weight_decay)                  decoupled weight decay
+        rms <- rho*rms + c*g*g
+        mg  <- rho*mg  + c*g                             with a slot "mg"
+        v   = max(rms - mg*mg, 0)   or   rms
+        d   = sqrt(v) + epsilon     or   sqrt(v + epsilon)
+        momentum <- factor*momentum + lr*g/d             with a slot "momentum"
+        p  <- p - momentum          or   p - lr*g/d
+
+    Parameters
     ----------
-    epsilon_inside : bool
-        ``sqrt(v + eps)`` if true, else ``sqrt(v) + eps``.
-    rms_start : float
-        What every element of the slot ``rms`` starts from.
-    slots : tuple of str
-        The slots of each variable, in the order in which they are created.
-    by_variable : bool
-        Whether all slots of one variable are created before those of the next; else all slots of
-        one name before those of the next name.
+    slots : tuple of Slot
+        What is kept beside each variable, in the order of creation.  "rms" must be among them;
+        "mg" makes the form centered.
+    epsilon : {"outside", "inside"}
+        ``sqrt(v) + epsilon``, or ``sqrt(v + epsilon)``.
+    learning_rate : {"inside", "outside"}
+        Whether the momentum accumulates ``lr*g/d``, or ``g/d`` and is multiplied when it is used.
+    nesterov : bool
+        Step by ``factor*momentum + lr*g/d`` instead of by the new momentum.
+    bias_correction : bool
+        Divide ``rms`` and ``mg`` by ``1 - rho**t`` at step ``t``, before ``v``.
+    weight_decay : None or {"coupled", "decoupled", "subtracted", "independent"}
+        Added to the gradient; or the variable shrinks before the step, by ``p * (1 - lr*wd)``,
+        by ``p - p*wd*lr`` (the same but for rounding), or by ``p * (1 - wd)``.
+    clip_weights : bool
+        Bring every element of the variable into a range after the step.
+    clamp : bool
+        Keep ``rms - mg*mg`` from falling below zero by rounding, which gives NaN without.
+    complex_square : {"product", "modulus"}
+        ``g*g``, as TensorFlow computes, or ``|g|**2``, which descends.
+    one_minus_rho : {"rounded", "exact"}
+        Subtracted in the dtype of the arithmetic, or in float64 and then rounded.
+    rms_average, mg_average : {"weighted", "difference"}
+        ``rho*a + c*b``, or ``a + (b - a)*c``.
+    square : {"weighted", "first"}
+        ``(c*g)*g``, or ``c*(g*g)``.
+    quotient : {"rate_last", "rate_first", "reciprocal", "rate_over"}
+        ``lr*(g/d)``, ``(lr*g)/d``, ``lr*(g*(1/d))``, or ``(lr/d)*g``.
+    fused : bool
+        Round a product and the sum that follows it once (FMA), where libraries do.
+    creation : {"by_slot", "by_variable"}
+        Whether one slot is created for all variables before the next slot is, or all slots of one
+        variable before those of the next; the order of weights and checkpoints.
+
+    Raises
+    ------
+    ValueError
+        If a setting is none of those, or two contradict each other.
+
+    Examples
+    --------
+    PyTorch's, with momentum:
+
+    >>> import rmsjit
+    >>> form = rmsjit.Form.with_slots("rms", "momentum", learning_rate="outside")
+    >>> form.centered, form.has_momentum, form.epsilon
+    (False, True, 'outside')
     """
 
-    epsilon_inside: bool
-    rms_start: float
-    slots: tuple[str, ...]
-    by_variable: bool = False
+    slots: tuple[Slot, ...] = (RMS,)
+    epsilon: str = "outside"
+    learning_rate: str = "inside"
+    nesterov: bool = False
+    bias_correction: bool = False
+    weight_decay: str | None = None
+    clip_weights: bool = False
+    clamp: bool = True
+    complex_square: str = "product"
+    one_minus_rho: str = "rounded"
+    rms_average: str = "weighted"
+    mg_average: str = "weighted"
+    square: str = "weighted"
+    quotient: str = "rate_last"
+    fused: bool = False
+    creation: str = "by_slot"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slots", tuple(self.slots))
+        for name, allowed in _CHOICES.items():
+            _check(self, name, allowed)
+        names = self.slot_names
+        if RMS.name not in names or len(set(names)) != len(names):
+            raise ValueError(f'slots must have different names, "rms" among them, got {names}')
+        for name in _SWITCHES:
+            _check(self, name, (False, True))
+        for slot in self.slots:
+            known = _KNOWN.get(slot.name, slot)
+            if slot.zero_gradient not in (known.zero_gradient, NO_CLOSED_FORM):
+                raise ValueError(
+                    f"zero_gradient of the slot {slot.name!r} must be {known.zero_gradient!r}, "
+                    f"got {slot.zero_gradient!r}"
+                )
+        if not self.has_momentum and (self.nesterov or self.learning_rate == "outside"):
+            raise ValueError(
+                f'nesterov and learning_rate="outside" need a slot "momentum", got slots {names}'
+            )
+
+    def __repr__(self) -> str:
+        """The settings that differ from the defaults; kernels are kept under this name as well."""
+        slots = f"slots={self.slots}"
+        if all(slot == _KNOWN.get(slot.name) for slot in self.slots):
+            return _call("Form.with_slots", map(repr, self.slot_names), self._changed())
+        return _call("Form", [slots], self._changed())
+
+    def _changed(self) -> dict[str, Any]:
+        """The settings, other than slots, that are not the defaults."""
+        settings = {one.name: one.default for one in fields(self) if one.name != "slots"}
+        return {k: getattr(self, k) for k, v in settings.items() if getattr(self, k) != v}
+
+    @classmethod
+    def with_slots(cls, *names: str, rms_start: float | str = 0.0, **settings: Any) -> Form:
+        """A form with some of the slots "rms", "mg" and "momentum", in this order of creation.
+
+        Parameters
+        ----------
+        *names : str
+        rms_start : float or "epsilon", default 0.0
+            What ``rms`` starts from.
+        **settings
+            As for `Form`.
+        """
+        unknown = [name for name in names if name not in _KNOWN]
+        if unknown:
+            raise ValueError(
+                f"names must be among {', '.join(_KNOWN)}, got {unknown[0]!r}; a slot of your own "
+                "is a Slot among slots"
+            )
+        slots = [_KNOWN[name] for name in names]
+        slots = [replace(slot, start=rms_start) if slot is RMS else slot for slot in slots]
+        return cls(tuple(slots), **settings)
+
+    @property
+    def slot_names(self) -> tuple[str, ...]:
+        """The names of the slots, in the order of creation."""
+        return tuple(slot.name for slot in self.slots)
 
     @property
     def centered(self) -> bool:
-        return MG in self.slots
+        """Whether steps are normalised by the variance."""
+        return MG.name in self.slot_names
 
     @property
     def has_momentum(self) -> bool:
-        return MOMENTUM in self.slots
+        return MOMENTUM.name in self.slot_names
 
-    def start(self, slot: str) -> float:
-        """The initial value of `slot`."""
-        return self.rms_start if slot == RMS else 0.0
+    def index(self, name: str) -> int:
+        """The position of a slot."""
+        return self.slot_names.index(name)
+
+    def slot(self, name: str) -> Slot:
+        """The slot of this name."""
+        return self.slots[self.index(name)]
 
     def with_momentum(self) -> Form:
         """This form with a momentum slot, its epsilon where it was."""
@@ -51,14 +252,68 @@ class Form:
             return self
         return replace(self, slots=(*self.slots, MOMENTUM))
 
+    @functools.cached_property
+    def arithmetic(self) -> Form:
+        """This form without all that kernels need not know, so that like forms share them.
 
-def keras_form(*, centered: bool, momentum: bool) -> Form:
-    """`tf.keras.optimizers.legacy.RMSprop`, where momentum moves epsilon inside the root."""
-    slots = [RMS, *([MOMENTUM] if momentum else []), *([MG] if centered else [])]
-    return Form(epsilon_inside=momentum, rms_start=0.0, slots=tuple(slots))
+        Slots come in the order of their names here, and so in every table that kernels read.
+        """
+        slots = sorted((replace(slot, start=0.0) for slot in self.slots), key=lambda s: s.name)
+        decay = "decoupled" if self.weight_decay == "independent" else self.weight_decay
+        return replace(
+            self,
+            slots=tuple(slots),
+            weight_decay=decay,
+            one_minus_rho="rounded",
+            creation="by_slot",
+        )
+
+    @property
+    def without_closed_form(self) -> str | None:
+        """Why several steps with a zero gradient can't be taken as one; None where they can."""
+        for slot in self.slots:
+            if slot.zero_gradient == NO_CLOSED_FORM:
+                return f"the slot {slot.name!r} has no closed form under a zero gradient"
+        if self.weight_decay == "coupled":
+            return "coupled weight decay makes every gradient differ from zero"
+        if self.clip_weights:
+            return "clipping of weights depends on every step in between"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that differ from the defaults, and the slots, as JSON can hold them."""
+        return {"slots": [_slot_to_json(slot) for slot in self.slots], **self._changed()}
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Form:
+        """The form that `to_dict` wrote.
+
+        Raises
+        ------
+        TypeError, ValueError, KeyError
+            If it is none.
+        """
+        slots = [_slot_from_json(slot) for slot in settings["slots"]]
+        return cls(tuple(slots), **{k: v for k, v in settings.items() if k != "slots"})
+
+    def differences(self, other: Form) -> Iterator[tuple[str, Any, Any]]:
+        """The settings in which two forms differ: name, value here, value there."""
+        for name in (one.name for one in fields(self)):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours != theirs:
+                yield name, ours, theirs
 
 
-def tf1_form(*, centered: bool) -> Form:
-    """`tf.train.RMSPropOptimizer`, whose momentum slot is there at momentum 0 as well."""
-    slots = [RMS, *([MG] if centered else []), MOMENTUM]
-    return Form(epsilon_inside=True, rms_start=1.0, slots=tuple(slots), by_variable=True)
+def _call(name: str, arguments: Iterable[str], settings: Mapping[str, Any]) -> str:
+    return f"{name}({', '.join([*arguments, *(f'{k}={v!r}' for k, v in settings.items())])})"
+
+
+def _slot_to_json(slot: Slot) -> str | dict[str, Any]:
+    """A slot by its name alone where that says everything."""
+    if slot == _KNOWN.get(slot.name):
+        return slot.name
+    return {one.name: getattr(slot, one.name) for one in fields(Slot)}
+
+
+def _slot_from_json(value: Any) -> Slot:
+    return _KNOWN[value] if isinstance(value, str) else Slot(**value)

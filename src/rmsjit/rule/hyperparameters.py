@@ -4,80 +4,90 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import Precision
-from rmsjit.rule.form import Form
+from rmsjit.rule.numbers import StepNumbers
 from rmsjit.variables import Variable, array_of
 
 
-class StepNumbers(NamedTuple):
-    """The numbers of one step, as Python floats.
+class Hyperparameters:
+    """What the numbers of each step come from.
+
+    Parameters
+    ----------
+    given : dict
+        Checked values by the names of `StepNumbers`; a number, a function of no arguments or,
+        for the learning rate, a schedule.  Also "decay", by which the rate shrinks over the steps.
+    names : dict, optional
+        How messages call them, where a face has other words.
+    counts_steps : bool
+        Whether the number of the step is one of the numbers.
 
     Attributes
     ----------
-    learning_rate : float
-        With schedule and decay applied.
-    rho, momentum : float
-        Between 0 and 1.
-    epsilon : float
-        Positive.
-    clipvalue : float
-        Infinite where gradients are not clipped by value.
+    constant : StepNumbers or None
+        The numbers of every step, once they have been asked for, where none of them can change.
     """
 
-    learning_rate: float
-    rho: float
-    momentum: float
-    epsilon: float
-    clipvalue: float = math.inf
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        names: Mapping[str, str] | None = None,
+        counts_steps: bool = False,
+    ) -> None:
+        self._given = {"decay": 0.0, "weight_decay": 0.0, "clip_weights": math.inf, **given}
+        self._names = dict(names or {})
+        self._counts_steps = counts_steps
+        self.constant: StepNumbers | None = None
 
-    def packed(self, precision: Precision, form: Form) -> NDArray[Any]:
-        """The fields of `rmsjit.kernels.rule.RuleNumbers`, in the dtype of the arithmetic.
+    def __getitem__(self, name: str) -> Any:
+        return self._given[name]
 
-        ``1 - rho`` is taken in that dtype, from the rounded rho, as TensorFlow takes it.
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._given = {**self._given, name: value}
+        self.constant = None
+
+    def at(self, counter: NDArray[Any] | None) -> StepNumbers:
+        """The numbers of the step after as many as `counter` says.
+
+        The same object as long as none of them can change.
 
         Raises
         ------
-        ValueError
-            If epsilon rounds to zero there: a zero gradient would then give 0/0.
+        TypeError, ValueError
+            If a function or schedule gives no number, or one out of its range.
         """
-        with np.errstate(over="ignore"):  # a bound beyond the dtype bounds nothing
-            return self._packed(precision, form)
-
-    def _packed(self, precision: Precision, form: Form) -> NDArray[Any]:
-        dtype = np.dtype(precision.computing).type
-        rho, epsilon = dtype(self.rho), dtype(self.epsilon)
-        for name, given in (("learning_rate", self.learning_rate), ("epsilon", self.epsilon)):
-            if not np.isfinite(dtype(given)):
-                raise ValueError(
-                    f"{name} must be finite in the dtype of the arithmetic, got {given}, which "
-                    f"overflows in {precision.computing}"
-                )
-        if not epsilon > 0:
-            raise ValueError(
-                f"epsilon must not vanish in the dtype of the arithmetic, got {self.epsilon}, "
-                f"which is 0 in {precision.computing}"
-            )
-        inside = form.epsilon_inside
-        return np.array(
-            [
-                dtype(self.learning_rate),
-                rho,
-                dtype(1) - rho,
-                dtype(self.momentum),
-                epsilon if inside else 0,
-                0 if inside else epsilon,
-                dtype(self.clipvalue),
-                np.finfo(dtype).max,
-                np.inf if rho else np.finfo(dtype).max,  # infinity times a rho of 0 would be NaN
-            ],
-            dtype,
+        if self.constant is not None:
+            return self.constant
+        given = self._given
+        iterations = 0 if counter is None else int(counter)
+        numbers = StepNumbers(
+            self._value("learning_rate", iterations) / (1.0 + given["decay"] * iterations),
+            in_unit_interval(self._name("rho"), self._value("rho", iterations)),
+            in_unit_interval(self._name("momentum"), self._value("momentum", iterations)),
+            positive(self._name("epsilon"), self._value("epsilon", iterations)),
+            nonnegative("weight_decay", self._value("weight_decay", iterations)),
+            given["clip_weights"],
+            iterations + 1.0 if self._counts_steps else 1.0,
         )
+        varies = given["decay"] or self._counts_steps
+        if not varies and all(isinstance(value, float) for value in given.values()):
+            self.constant = numbers
+        return numbers
+
+    def now(self, name: str, iterations: int = 0) -> float:
+        """The value of one of them."""
+        return self._value(name, iterations)
+
+    def _value(self, name: str, iterations: int) -> float:
+        return value_at(self._name(name), self._given[name], iterations)
+
+    def _name(self, name: str) -> str:
+        return self._names.get(name, name)
 
 
 def checked(name: str, value: Any, *, schedule: bool = False) -> Any:
@@ -143,6 +153,13 @@ def positive(name: str, value: float) -> float:
     """`value`, which must be above zero."""
     if not value > 0.0:
         raise ValueError(f"{name} must be positive, got {value}")
+    return value
+
+
+def nonnegative(name: str, value: float) -> float:
+    """`value`, which must not be below zero."""
+    if value < 0.0:
+        raise ValueError(f"{name} must not be negative, got {value}")
     return value
 
 

@@ -3,8 +3,8 @@
 Numba's own cache has one index per function, which processes can leave pointing at the wrong code,
 and it needs all of Numba's compiler in memory before it loads anything.  Here the result of a
 compilation is stored whole (`rmsjit.runtime.store`) under an identity that holds everything the
-code depends on, so an edit of any kernel source never meets stale code.  What is loaded runs its
-check once before it is used.
+code depends on, so an edit of any kernel source never meets stale code.  A kernel is made from a
+form only where it must be compiled.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ import hashlib
 import pickle
 import platform
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rmsjit.runtime import forks, store, threads
+from rmsjit.runtime.flags import FLAGS
 from rmsjit.runtime.settings import compilable, numba_config
 from rmsjit.runtime.store import cache_folder
-from rmsjit.runtime.warning import warn
 
-Kernel = Callable[..., Any]
-
-_KERNEL_FOLDER = Path(__file__).parents[1] / "kernels"
+_ROOT = Path(__file__).parents[1]
+_OTHER_SOURCES = (  # that kernels are made from
+    "rule/form.py",
+    "rule/numbers.py",
+    "runtime/cache.py",
+    "runtime/flags.py",
+    "state/clock.py",
+)
 _SETTINGS_IN_CODE = (  # those of Numba that change the code it makes
     "OPT",
     "LOOP_VECTORIZE",
@@ -37,73 +41,99 @@ _SETTINGS_IN_CODE = (  # those of Numba that change the code it makes
 )
 
 _lock = forks.RenewedLock()
-_results: dict[Any, Any] = {}  # what has been compiled or loaded; keeps the machine code alive
+_kernels: dict[Any, tuple[Kernel, Any]] = {}  # with what keeps their machine code alive
+
+
+class Kernel(NamedTuple):
+    """Machine code for one function.
+
+    Attributes
+    ----------
+    call : callable
+        The function for Python; it checks nothing, and must be called with integers.
+    address : int
+        The same as a C function, for other compiled code.
+    """
+
+    call: Callable[..., Any]
+    address: int
 
 
 def compile_kernel(
-    function: Kernel,
-    signature: tuple[Any, ...],
-    *,
-    parallel: bool,
-    check: Callable[[Kernel], bool] | None = None,
+    name: str,
+    key: str,
+    make: Callable[[], Callable[..., Any]],
+    arguments: int = 1,
+    flags: Mapping[str, Any] = FLAGS,
 ) -> Kernel:
-    """Machine code of `function` for exactly one signature, from the cache where it is there.
+    """The kernel of an identity, from the cache where it is there.
 
     Parameters
     ----------
-    function : callable
-        A function of `rmsjit.kernels`.
-    signature : tuple of Numba types
-        The types of its arguments.  The result checks nothing: it must be called with these.
-    parallel : bool
-        Whether its ``prange`` loops run on threads.
-    check : callable, optional
-        Runs what was loaded on a few elements; False if the result is wrong.
+    name : str
+        Of the file that it is kept in.
+    key : str
+        All that `make` depends on, besides the sources of rmsjit.
+    make : callable
+        Gives the function to compile, of int64 numbers, which returns one.
+    arguments : int
+        How many it takes.
+    flags : mapping
+        How it is compiled; see `rmsjit.runtime.flags`.
     """
-    key = (function, signature, parallel)
-    with forks.undisturbed(), _lock:
-        if key not in _results:
+    identity = (name, key, arguments, *flags.items())
+    with forks.undisturbed(), _lock.lock:
+        if identity not in _kernels:
+            parallel = flags.get("parallel", False)
             # A parallel kernel starts Numba's threads, on a layer of our choice if we are first.
-            with compilable(), threads.trial() if parallel else nullcontext(True) as may_run:
-                _results[key] = _obtain(function, signature, parallel, check if may_run else None)
-        entry_point: Kernel = _results[key].entry_point
-    return entry_point
+            with compilable():
+                if parallel:
+                    threads.start()
+                _kernels[identity] = _obtain(name, str(identity), make, arguments, flags)
+        return _kernels[identity][0]
 
 
 def _obtain(
-    function: Kernel,
-    signature: tuple[Any, ...],
-    parallel: bool,
-    check: Callable[[Kernel], bool] | None,
-) -> Any:
+    name: str,
+    key: str,
+    make: Callable[[], Callable[..., Any]],
+    arguments: int,
+    flags: Mapping[str, Any],
+) -> tuple[Kernel, Any]:
+    """The kernel, and what keeps its machine code alive."""
     folder = cache_folder()
     if folder is None:
-        return _compiled(function, signature, parallel)
+        return _as_kernel(_compiled(make, arguments, flags))
     try:
-        identity = _identity(function, signature, parallel)
-        path = store.path_for(folder, function.__name__, identity)
-        result = _loaded(path, identity)
+        identity = _identity(key)
+        path = store.path_for(folder, name, identity)
+        found = _loaded(path, identity)
     except Exception as error:  # whatever the folder holds, it must not keep anybody from training
         store.warn_once(folder, error)
-        return _compiled(function, signature, parallel)
-    if result is not None:
-        if check is None or check(result.entry_point):
-            return result
-        warn(f"the compiled kernel {path} gave wrong results; rmsjit has compiled it anew")
-    result = _compiled(function, signature, parallel)
+        return _as_kernel(_compiled(make, arguments, flags))
+    if found is not None:
+        return _as_kernel(found)
+    result = _compiled(make, arguments, flags)
     try:
         store.write(path, identity, _packed(result))
     except Exception as error:  # a full disk, a folder that can only be read
         store.warn_once(folder, error)
-    return result
+    return _as_kernel(result)
 
 
-def _compiled(function: Kernel, signature: tuple[Any, ...], parallel: bool) -> Any:
-    from numba import njit
+def _as_kernel(result: Any) -> tuple[Kernel, Any]:
+    address = result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
+    return Kernel(result.entry_point, address), result
 
-    flags: dict[str, Any] = {"error_model": "numpy", "nogil": True, "parallel": parallel}
-    dispatcher = njit(**flags)(function)
-    dispatcher.compile(signature)
+
+def _compiled(
+    make: Callable[[], Callable[..., Any]], arguments: int, flags: Mapping[str, Any]
+) -> Any:
+    from numba import int64, njit
+
+    signature = (int64,) * arguments
+    dispatcher = njit(**flags)(make())
+    dispatcher.compile(int64(*signature))
     return dispatcher.overloads[signature]
 
 
@@ -137,25 +167,24 @@ def _loaded(path: Path, identity: str) -> Any:
         return rebuild(context, *pickle.loads(content))
 
 
-def _identity(function: Kernel, signature: tuple[Any, ...], parallel: bool) -> str:
+def _identity(key: str) -> str:
     """All that the machine code depends on."""
     from numba.core.registry import cpu_target
 
-    sources = _digest_of_sources(Path(function.__code__.co_filename))
     machine = cpu_target.target_context.codegen().magic_tuple()
     config = numba_config()
     settings = [f"{name}={getattr(config, name, None)}" for name in _SETTINGS_IN_CODE]
-    parts = [function.__qualname__, signature, parallel, sources, _versions(), *machine, *settings]
-    return "|".join(map(str, parts))
+    return "|".join(map(str, (key, _digest_of_sources(), _versions(), *machine, *settings)))
 
 
 @functools.cache
-def _digest_of_sources(file: Path) -> str:
-    """Of all kernels, of this module and of the function's own file."""
-    kernels = sorted(_KERNEL_FOLDER.glob("*.py"))
+def _digest_of_sources() -> str:
+    """Of all that kernels are made from, and of how they are compiled."""
+    kernels = sorted(_ROOT.glob("kernels/*.py"))
     if not kernels:
-        raise FileNotFoundError(f"no kernel sources in {_KERNEL_FOLDER}")
-    paths = [*kernels, Path(__file__), file]
+        raise FileNotFoundError(f"no kernel sources in {_ROOT / 'kernels'}")
+    others = (_ROOT / name for name in _OTHER_SOURCES)
+    paths = [*kernels, *others]
     return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 

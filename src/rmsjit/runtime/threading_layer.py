@@ -43,8 +43,12 @@ class Layer(NamedTuple):
         The thread that has started it; the main thread where that is not known.
     started_before : bool
         Whether somebody else had started it before rmsjit did.
-    get_threads, set_threads : callable
+    get_threads : callable
         Numba's own number of threads for the calling thread.
+    get_address, set_address : int
+        C functions that read and set it.
+    keep_alive : object
+        What the addresses are of.
     """
 
     name: str
@@ -53,7 +57,9 @@ class Layer(NamedTuple):
     starter: int | None
     started_before: bool
     get_threads: Callable[[], int]
-    set_threads: Callable[[int], None]
+    get_address: int
+    set_address: int
+    keep_alive: object
 
 
 def start() -> Layer:
@@ -85,7 +91,7 @@ def start() -> Layer:
     )
 
 
-def _thread_counts(parallel: Any) -> tuple[Callable[[], int], Callable[[int], None]]:
+def _thread_counts(parallel: Any) -> tuple[Callable[[], int], int, int, object]:
     """The functions behind ``numba.get_num_threads`` and ``set_num_threads``.
 
     The public ones take two locks for each call, one of them shared between processes, and give
@@ -93,13 +99,19 @@ def _thread_counts(parallel: Any) -> tuple[Callable[[], int], Callable[[int], No
     """
     try:
         functions = parallel._get_num_threads, parallel._set_num_threads
-        get, put = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
-    except (AttributeError, ctypes.ArgumentError):
-        return parallel.get_num_threads, parallel.set_num_threads
-    return (
-        ctypes.PYFUNCTYPE(ctypes.c_int)(get),
-        ctypes.PYFUNCTYPE(None, ctypes.c_int)(put),
-    )
+        get, put = (_address(function) for function in functions)
+    except (AttributeError, ctypes.ArgumentError):  # in this Numba they have other names
+        functions = (
+            ctypes.CFUNCTYPE(ctypes.c_int)(parallel.get_num_threads),
+            ctypes.CFUNCTYPE(None, ctypes.c_int)(parallel.set_num_threads),
+        )
+        get, put = (_address(function) for function in functions)
+        return parallel.get_num_threads, get, put, functions
+    return ctypes.PYFUNCTYPE(ctypes.c_int)(get), get, put, functions
+
+
+def _address(function: Any) -> int:
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
 def keep_tbb_module() -> None:

@@ -1,7 +1,8 @@
-"""Leave for a kernel to run on several threads, where that is safe, and how many.
+"""How many threads a step may use, and where it must not use any.
 
-What a threading layer can't do is done by the serial kernels instead: see `rmsjit.runtime.threading_layer`
-for the layers and `rmsjit.runtime.forks` for what a fork does to them.
+What a threading layer can't do is done by the serial kernels instead: see
+`rmsjit.runtime.threading_layer` for the layers and `rmsjit.runtime.forks` for what a fork does to
+them.  Threads are launched by `rmsjit.kernels.act`, which asks the gate of `forks`.
 """
 
 from __future__ import annotations
@@ -9,24 +10,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import NamedTuple
 
-from rmsjit.runtime import forks
-from rmsjit.runtime import threading_layer as layers
-from rmsjit.runtime.processors import thread_limit
+from rmsjit.runtime import forks, threading_layer
 from rmsjit.runtime.warning import warn
-
-__all__ = [
-    "acquire",
-    "may_pay",
-    "prepare",
-    "release",
-    "thread_limit",
-    "threading_layer",
-    "trial",
-    "worth",
-]
 
 # What one thread moves in the time that it takes to start the others, and to start them after a
 # pause, in which they have gone to sleep and their caches cold.
@@ -38,8 +25,7 @@ _SLOWEST = 4e9  # bytes per second that any machine moves
 _STALLS = 16  # so many of them more than good launches are no chance
 
 _start_lock = forks.RenewedLock()
-_workqueue_lock = threading.RLock()
-_layer: layers.Layer | None = None  # set by the first parallel launch
+_layer: threading_layer.Layer | None = None  # set by the first parallel launch
 _serial_because = ""  # why this process must not launch threads, if so
 _warned = False
 _stalls = 0
@@ -48,7 +34,7 @@ _last_use = float("-inf")  # when there was last work for more than one thread
 _crowded = False  # whether others of them were alive at the last fork
 
 
-def threading_layer() -> str:
+def layer_name() -> str:
     """The threading layer in use ("tbb", "omp" or "workqueue"); starts it if need be."""
     return _started().name
 
@@ -73,35 +59,34 @@ def _pays(limit: int, nbytes: float, launch_bytes: int) -> bool:
     return limit > 1 and nbytes * (limit - 1) >= launch_bytes * limit
 
 
-def acquire(wanted: int, nbytes: int = 0) -> int:
-    """Prepare this Python thread for a launch on `wanted` threads; the number granted.
+class Launch(NamedTuple):
+    """Leave for kernels to run on several threads, as words of `rmsjit.kernels.act`."""
 
-    One means that the serial kernel must be used.  Every call is followed by `release`.
+    threads: int
+    get_threads: int
+    set_threads: int
 
-    Parameters
-    ----------
-    wanted : int
-    nbytes : int, optional
-        The memory that the kernel moves, by which stalls are told from work.
-    """
+
+ONE_THREAD = Launch(1, 0, 0)
+
+
+def launch(wanted: int) -> Launch:
+    """Leave for a launch on at most `wanted` threads; on one where it must be."""
     if wanted <= 1:
-        return 1
+        return ONE_THREAD
     layer = _layer or _start_or_refuse()
-    if layer is None or _serial_because or not forks.enter(wait=False):
-        return 1  # it must be, or another thread is about to fork
-    allowed = layer.get_threads()
-    granted = min(allowed, wanted)
-    if granted <= 1 or (layer.name == "workqueue" and not _workqueue_lock.acquire(blocking=False)):
-        forks.leave()
-        return 1
+    if layer is None or _serial_because:
+        return ONE_THREAD
+    granted = min(layer.get_threads(), wanted)
+    if granted <= 1:
+        return ONE_THREAD
     _launchers.add(threading.get_ident())
-    if granted < allowed:
-        _mine.allowed = allowed
-        layer.set_threads(granted)
-    if layer.spins:
-        _mine.started = time.perf_counter()
-        _mine.nbytes = nbytes
-    return granted
+    return Launch(granted, layer.get_address, layer.set_address)
+
+
+def start() -> None:
+    """Start the threads, if there are any to be had, on a layer of our choice if we are first."""
+    _start_or_refuse()
 
 
 def prepare(limit: int, nbytes: float) -> None:
@@ -115,60 +100,32 @@ def prepare(limit: int, nbytes: float) -> None:
             _warn_once()
 
 
-def release(granted: int) -> None:
-    """Undo what `acquire` did."""
+def spins() -> bool:
+    """Whether launches must be watched for stalls."""
+    return _layer is not None and _layer.spins
+
+
+def launched(seconds: float, nbytes: int) -> None:
+    """Note that a launch that moves `nbytes` has taken so long."""
     global _last_use
-    if granted <= 1 or _layer is None:
-        return
     _last_use = time.perf_counter()
-    if _mine.allowed:
-        _layer.set_threads(_mine.allowed)
-        _mine.allowed = 0
-    if _layer.name == "workqueue":
-        _workqueue_lock.release()
-    forks.leave()
-    if _layer.spins and _mine.nbytes:
-        _watch(_last_use - _mine.started, _mine.nbytes)
+    if spins() and nbytes:
+        _watch(seconds, nbytes)
 
 
-@contextmanager
-def trial() -> Iterator[bool]:
-    """Leave for one short launch on any number of threads, if there is; also between the above."""
-    layer = _layer or _start_or_refuse()
-    if layer is None or _serial_because or not forks.enter(wait=False):
-        yield False
-        return
-    workqueue = layer.name == "workqueue"
-    allowed = not workqueue or _workqueue_lock.acquire(blocking=False)
-    try:
-        yield allowed
-    finally:
-        if workqueue and allowed:
-            _workqueue_lock.release()
-        forks.leave()
-
-
-class _Mine(threading.local):
-    allowed = 0  # threads that the user had set for this one, while we use fewer
-    started = 0.0  # when it last had leave
-    nbytes = 0
-
-
-_mine = _Mine()
-
-
-def _started() -> layers.Layer:
+def _started() -> threading_layer.Layer:
     global _layer
-    with _start_lock:
+    with _start_lock.lock:
         if _layer is None:
-            layer = layers.start()
+            layer = threading_layer.start()
             if _may_be_inherited(layer):
                 _refuse(_AFTER_FORK)
+            forks.one_launch_at_a_time(layer.name == "workqueue")
             _layer = layer
     return _layer
 
 
-def _start_or_refuse() -> layers.Layer | None:
+def _start_or_refuse() -> threading_layer.Layer | None:
     if _serial_because:
         return None
     try:
@@ -178,7 +135,7 @@ def _start_or_refuse() -> layers.Layer | None:
         return None
 
 
-def _may_be_inherited(layer: layers.Layer) -> bool:
+def _may_be_inherited(layer: threading_layer.Layer) -> bool:
     """Whether OpenMP was perhaps started by a parent of this process, before rmsjit came in."""
     if not (layer.gnu and layer.started_before):
         return False
@@ -230,9 +187,8 @@ def _before_fork() -> None:
 
 
 def _in_child() -> None:
-    global _warned, _workqueue_lock
+    global _warned
     _warned = False
-    _workqueue_lock = threading.RLock()
     if _layer is None or _serial_because:
         return
     if _layer.gnu:
@@ -240,7 +196,7 @@ def _in_child() -> None:
     elif _layer.name == "tbb" and (_crowded or _layer.starter != threading.get_ident()):
         # Numba could not shut TBB down before the fork: the child waits for threads that are gone.
         _refuse("TBB was in use by another thread than the one that forked")
-        layers.keep_tbb_module()
+        threading_layer.keep_tbb_module()
     _launchers.clear()
 
 

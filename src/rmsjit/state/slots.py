@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rmsjit.arrays.dtypes import Precision, precision_of
+from rmsjit.arrays.dtypes import Precision, dtype_named, precision_of
 from rmsjit.arrays.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
 from rmsjit.arrays.placement import allocate_aligned
-from rmsjit.rule.form import Form
+from rmsjit.rule.form import Form, Slot
+from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.clock import Clock
 from rmsjit.variables import Variable, array_of
 
-_NO_VARIABLE = "weight"  # stands where the memory of a variable would
-_OVERLAP_WORK: Any = 100_000  # NumPy's stubs know only two special values
+_NO_VARIABLE = "weight"  # in place of the memory of a variable
 
 SlotAllocator = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
@@ -124,15 +124,44 @@ class SlotStore:
         Which slots each variable gets.
     allocator : callable, optional
         ``allocator(shape, dtype)`` gives the memory of a slot.
+
+    Attributes
+    ----------
+    entries : dict of Key to Entry
+    created : dict of (Key, str) to Variable
+        All slots and weights, in the order of their creation.
+    lock : RenewedLock
+        Held while more than one thing changes.
+    epoch : int64 array, shape (1,)
+        How often what is known of a variable has changed; compiled code reads it.
     """
 
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
         self.name = name
-        self.form = form
         self.allocator = allocator
+        self.epoch = np.zeros(1, np.int64)
+        self.lock = RenewedLock()
         self.entries: dict[Key, Entry] = {}
         self.created: dict[tuple[Key, str], Variable] = {}  # in order of creation
+        self._form = form
         self._stems: dict[str, int] = {}  # how many variables came with each name
+
+    @property
+    def form(self) -> Form:
+        """Which slots each variable gets."""
+        return self._form
+
+    @form.setter
+    def form(self, form: Form) -> None:
+        self._form = form
+        self.changed()
+
+    def changed(self) -> None:
+        """Say that what is known of a variable has changed, and plans of steps must be made anew.
+
+        Further variables alone change nothing for those that are known.
+        """
+        self.epoch[0] += 1
 
     def find(self, variable: Any) -> Entry | None:
         """The entry of a variable, or None where the optimizer has not seen it."""
@@ -170,28 +199,51 @@ class SlotStore:
         return [
             slot
             for key, slot in self.created
-            if key[0] != _NO_VARIABLE and slot not in self.form.slots
+            if key[0] != _NO_VARIABLE and slot not in self.form.slot_names
         ]
 
-    def missing(self, entries: Iterable[Entry]) -> list[tuple[Entry, str, NDArray[Any]]]:
+    def missing(
+        self, entries: Iterable[Entry], epsilon: float = 0.0
+    ) -> list[tuple[Entry, str, NDArray[Any]]]:
         """The slots that the form asks for and these entries lack, allocated but not entered."""
         entries = list({entry.key: entry for entry in entries}.values())
         return [
-            (entry, slot, self._start(entry, slot))
+            (entry, slot.name, self._start(entry, slot, epsilon))
             for entry, slot in self._creation_order(entries)
-            if slot not in entry.slots
+            if slot.name not in entry.slots
         ]
 
-    def enter(self, entries: Iterable[Entry], fresh: Iterable[tuple[Entry, str, Any]]) -> None:
-        """Make new entries and slots known."""
+    def enter(self, entries: Iterable[Entry], fresh: Iterable[tuple[Entry, str, Any]]) -> bool:
+        """Make new entries and slots known.
+
+        Returns
+        -------
+        bool
+            False if one of the entries has been entered by somebody else meanwhile, such as the
+            handler of a signal: then the others are known, and theirs holds.
+        """
+        wrapped = []
         for entry in entries:
-            if entry.key not in self.entries:
+            if entry.key not in self.entries and not entry.name:
                 entry.name = self._name_for(entry.owner)
-                self.entries[entry.key] = entry
+        known = True
         for entry, slot, value in fresh:
-            entry.slots[slot] = value
+            entry.slots = {**entry.slots, slot: value}
             shaped = entry.layout.logical(value, entry.shape)
-            self.created[entry.key, slot] = self._wrapped(entry, slot, shaped)
+            wrapped.append(((entry.key, slot), self._wrapped(entry, slot, shaped)))
+        for entry in entries:
+            known = known and self.entries.setdefault(entry.key, entry) is entry
+        if known:
+            self.created.update(wrapped)
+        return known
+
+    def remove(self, key: Key) -> dict[str, NDArray[Any]]:
+        """Forget a variable; its slots, none if it was not known."""
+        entry = self.entries.pop(key, None)
+        for known in [known for known in self.created if known[0] == key]:
+            del self.created[known]
+        self.changed()
+        return {} if entry is None else entry.slots
 
     def __getstate__(self) -> dict[str, Any]:
         """Slots as their variables are shaped, since a copy may lie otherwise in memory."""
@@ -213,7 +265,7 @@ class SlotStore:
         for number, slot, variable in state["created"]:
             if number is None:
                 self.created[(_NO_VARIABLE, len(self.created)), slot] = variable
-            elif slot in self.form.slots:
+            elif slot in self.form.slot_names:
                 self.enter([], [(entries[number], slot, self._restored(entries[number], variable))])
             else:
                 self.created[entries[number].key, slot] = variable
@@ -224,18 +276,19 @@ class SlotStore:
         memory[...] = canonical.reshape(-1)
         return memory
 
-    def _creation_order(self, entries: list[Entry]) -> list[tuple[Entry, str]]:
-        if self.form.by_variable:
+    def _creation_order(self, entries: list[Entry]) -> list[tuple[Entry, Slot]]:
+        if self.form.creation == "by_variable":
             return [(entry, slot) for entry in entries for slot in self.form.slots]
         return [(entry, slot) for slot in self.form.slots for entry in entries]
 
-    def _start(self, entry: Entry, slot: str) -> NDArray[Any]:
-        value = self.allocate((entry.canonical.size,), entry.canonical.dtype, entry.canonical)
-        own = self.created.get((entry.key, slot))  # added before the rule used it
+    def _start(self, entry: Entry, slot: Slot, epsilon: float) -> NDArray[Any]:
+        dtype = entry.canonical.dtype if slot.dtype is None else dtype_named(slot.dtype)
+        value = self.allocate((entry.canonical.size,), dtype, entry.canonical)
+        own = self.created.get((entry.key, slot.name))  # added before the rule used it
         if own is not None and own.shape == entry.shape:
             value[...] = entry.layout.canonical(own.array).reshape(-1)
         else:
-            value[...] = self.form.start(slot)
+            value[...] = slot.first_value(epsilon)
         return value
 
     def allocate(
@@ -279,29 +332,3 @@ def _described(array: Any) -> str:
     if isinstance(array, np.ndarray):
         return f"shape {array.shape}, dtype {array.dtype}"
     return repr(type(array).__name__)
-
-
-def find_overlap(known: Iterable[Entry], new: Iterable[Entry]) -> tuple[Entry, Entry] | None:
-    """Two of these entries, at least one of them new, that share some of their memory."""
-    fresh = {entry.key for entry in new}
-    by_start = sorted(
-        {entry.key: entry for entry in (*known, *new) if entry.canonical.size}.values(),
-        key=lambda entry: entry.span,
-    )
-    open_entries: list[Entry] = []
-    for entry in by_start:
-        start = entry.span[0]
-        open_entries = [other for other in open_entries if other.span[1] > start]
-        for other in open_entries:
-            if (entry.key in fresh or other.key in fresh) and _share(entry, other):
-                return other, entry
-        open_entries.append(entry)
-    return None
-
-
-def _share(one: Entry, other: Entry) -> bool:
-    """Whether two entries have an element in common; if that is too hard to tell, they have."""
-    try:
-        return bool(np.shares_memory(one.canonical, other.canonical, max_work=_OVERLAP_WORK))
-    except np.exceptions.TooHardError:
-        return True

@@ -1,57 +1,86 @@
-"""The gradients of one step, checked and ready for kernels."""
+"""One step of a plan: its gradients, numbers and scales, where kernels find them."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-class Occurrences(NamedTuple):
-    """A sparse gradient, checked, its rows found.
-
-    Attributes
-    ----------
-    values : ndarray, shape (n, width)
-        Contiguous, in the dtype of the table.
-    indices : int64 array, shape (n,)
-    starts, order : int32 array, shape (n + 1,) and (n,)
-        See `rmsjit.kernels.rows.find_rows`.
-    distinct : int
-        The number of different rows.
-    """
-
-    values: NDArray[Any]
-    indices: NDArray[np.int64]
-    starts: NDArray[np.int32]
-    order: NDArray[np.int32]
-    distinct: int
-
-    @property
-    def rows(self) -> NDArray[np.int64]:
-        """Every row that is named, once, in the order of first occurrence."""
-        return self.indices[self.order[self.starts[: self.distinct]]]
+from rmsjit.arrays.dtypes import Kinds
+from rmsjit.arrays.layout import address_of
+from rmsjit.rule.form import Form
+from rmsjit.rule.numbers import RuleNumbers, StepNumbers, lapsed, packed
+from rmsjit.runtime.threads import Launch
+from rmsjit.steps.act import Act
+from rmsjit.steps.headers import HeaderReader
+from rmsjit.steps.occurrences import Occurrences
 
 
-class BoundStep:
-    """The gradients of one step, checked, as addresses that kernels can read.
+class Binding:
+    """Memory for one step at a time, which the plan keeps from step to step.
+
+    Everything that kernels are called with is here, so that a step of known variables allocates
+    nothing; several threads that step at once have a binding each.  It knows nothing of its plan,
+    lest the two keep each other alive.
 
     Attributes
     ----------
-    addresses : int64 array, shape (pairs, 1)
-        Of dense gradients.
+    gradients : int64 array, shape (pairs,)
+        Addresses of the gradients; of a sparse one, of its values.
+    addresses : int64 array, shape (pairs, 1 + slots)
+        Of the variables and their slots.
     occurrences : dict of int to Occurrences
-        By the position of its pair, what each sparse gradient names.
+        By position, what each sparse gradient names.
+    numbers : dict of str to ndarray, shape (groups, fields)
+        The numbers of the step, by the dtype of the arithmetic.
+    lapse_numbers : dict of str to float64 array
+        What they do to rows that are not named; see `rmsjit.rule.numbers.lapsed`.
+    totals : float64 array, shape (pairs, 2)
+        What a pass over the gradients leaves of each; see `rmsjit.steps.norms.Norms`.
+    acts, norm_acts : dict
+        Acts that have been put together of these arrays, and can be run again.
     alive : object
         Keeps the memory behind the addresses.
     """
 
-    __slots__ = ("addresses", "alive", "occurrences")  # made in half the time of a tuple with names
-
     def __init__(
-        self, addresses: NDArray[np.int64], occurrences: dict[int, Occurrences], alive: Any
+        self, addresses: NDArray[np.int64], computing: Iterable[str], reader: HeaderReader
     ) -> None:
+        count = len(addresses)
+        self.gradients = np.zeros(count, np.int64)
         self.addresses = addresses
-        self.occurrences = occurrences
-        self.alive = alive
+        self.occurrences: dict[int, Occurrences] = {}
+        fields = len(RuleNumbers._fields)
+        self.numbers = {name: np.zeros((1, fields), name) for name in computing}
+        self.lapse_numbers = {name: np.zeros(4) for name in computing}
+        self.alive: Any = None
+        self._read_call = reader.call_for(self.gradients)
+        self.read_address = address_of(self._read_call)
+        self.values: StepNumbers | None = None
+        self.limit = 0.0
+        self._scales: dict[str, NDArray[Any]] = {}
+        self.acts: dict[tuple[Launch, bool, bool], list[Act]] = {}
+        self.norm_acts: dict[tuple[Launch, float], Act] = {}
+        self.totals = np.zeros((count, 2))
+
+    def scales_of(self, kinds: Kinds) -> NDArray[Any]:
+        """Room for a scale of each gradient, in the dtype of the arithmetic."""
+        if kinds.computing not in self._scales:
+            self._scales[kinds.computing] = np.ones(len(self.gradients), kinds.computing)
+        return self._scales[kinds.computing]
+
+    def pack(self, values: StepNumbers, limit: float, form: Form) -> None:
+        """Write the numbers of the step, and the bound on gradients, where kernels read them.
+
+        Raises
+        ------
+        ValueError
+            If a number has no place in a dtype of the arithmetic.
+        """
+        rules = {name: packed(values, limit, name, form) for name in self.numbers}
+        for name, rule in rules.items():
+            self.numbers[name][...] = rule
+            self.lapse_numbers[name][:] = lapsed(rule[0], form)
+        self.values, self.limit = values, limit

@@ -1,38 +1,55 @@
-"""One step of an optimizer: check everything, then update everything."""
+"""The engine: every step of an optimizer, dense or sparse, on one process or many.
+
+A step is bind, reduce, clip, update.  To bind is to check every gradient and find its memory; a
+strategy reduces gradients over processes; clipping finds the factors of gradients; and the update
+is one act of compiled code.  All that can fail or that runs other Python code comes before the act,
+so an error leaves everything as it was, and a signal finds a step either not begun or done.
+"""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import Precision
 from rmsjit.arrays.layout import rows_key
 from rmsjit.autodiff import hooks
-from rmsjit.rule.clipping import Clipping
-from rmsjit.rule.hyperparameters import StepNumbers
-from rmsjit.runtime.forks import RenewedLock
-from rmsjit.state.clock import Clock
-from rmsjit.state.slots import Entry, Member, SlotStore, find_overlap
-from rmsjit.steps.pairs import check_is_array, check_variable, naming, no_gradient, warn_of_missing
+from rmsjit.rule.clipping import Clipping, refuse_complex
+from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.rule.numbers import StepNumbers
+from rmsjit.runtime import threads
+from rmsjit.runtime.processors import thread_limit
+from rmsjit.runtime.threads import ONE_THREAD, Launch
+from rmsjit.state.slots import Member, SlotStore
+from rmsjit.steps import exact, nonfinite
+from rmsjit.steps.act import CLOSED, DONE, FULL, Act
+from rmsjit.steps.binding import Binding
+from rmsjit.steps.entering import entries_of, first_epsilon
+from rmsjit.steps.pairs import (
+    Pairs,
+    check_is_array,
+    check_variable,
+    checked_pairs,
+    naming,
+    no_gradient,
+    warn_of_missing,
+)
+from rmsjit.steps.plan import Draft, Plan
+from rmsjit.steps.plans import Plans, identity_of, layouts_of
+from rmsjit.steps.reduction import Reduction, Request, Strategy
 from rmsjit.variables import array_of
 
-if TYPE_CHECKING:  # these bring Numba along, which is imported at the first step
-    from rmsjit.steps.binding import BoundStep
-    from rmsjit.steps.norms import Norms
-    from rmsjit.steps.plan import Plan
 
-    # Everything that kernels take: the gradients, the numbers in each dtype, and the factors.
-    _ReadyStep = tuple[Plan, BoundStep, dict[Precision, NDArray[Any]], NDArray[Any] | None]
-
-_PLANS_KEPT = 16  # lists of variables; a training loop has one, a GAN a few
+def _full(counter: Any) -> OverflowError:
+    return OverflowError(f"the count of steps, {counter}, can't be any higher")
 
 
-class Stepper:
+_ATTEMPTS = 3  # to plan a step while other threads or handlers change what is known
+
+
+class Engine:
     """Applies the rule to lists of variables, whose plans it keeps.
 
     Parameters
@@ -45,6 +62,8 @@ class Stepper:
         Whether rows that a sparse gradient does not name get a zero gradient, in effect.
     nonfinite : {"propagate", "skip", "raise"}
         What a NaN or an infinity in a gradient does.
+    strategy : Strategy, optional
+        Shares the steps with other processes.
     """
 
     def __init__(
@@ -52,50 +71,38 @@ class Stepper:
         store: SlotStore,
         num_threads: int | None = None,
         exact: bool = False,
-        nonfinite: str = "propagate",
+        nonfinite: str = nonfinite.PROPAGATE,
+        strategy: Strategy | None = None,
     ) -> None:
         self.store = store
-        self.nonfinite = nonfinite
         self.num_threads = num_threads
         self.exact = exact
-        self._last: Plan | None = None
-        self._plans: OrderedDict[Any, Plan] = OrderedDict()
-        self._by_layout: OrderedDict[Any, Plan] = OrderedDict()
-        self._packed: tuple[StepNumbers | None, float, dict[Precision, NDArray[Any]]] = (
-            None,
-            0.0,
-            {},
-        )
+        self.nonfinite = nonfinite
+        self.strategy = strategy
+        self._plans: Plans[Plan] = Plans()
         self._limit = num_threads or 0  # found out at the first step
-        self._lock = RenewedLock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            "store": self.store,
-            "num_threads": self.num_threads,
-            "exact": self.exact,
-            "nonfinite": self.nonfinite,
-        }  # plans hold addresses, and are made again
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
 
     def step(
         self,
-        gradients: tuple[Any, ...],
-        variables: tuple[Any, ...],
+        pairs: Pairs,
+        hyperparameters: Hyperparameters,
         clipping: Clipping,
-        numbers: Callable[[], StepNumbers],
+        counter: NDArray[Any] | None = None,
+        aggregate: bool = True,
     ) -> bool:
-        """Update `variables` by `gradients`, of which some may be None.
+        """Update the variables of `pairs` by their gradients, some of which may be None.
 
         Parameters
         ----------
-        gradients, variables : tuple
-            Of equal length, not empty.
+        pairs : tuple
+            Pairs of a gradient and a variable; it may be empty where there is a strategy.
+        hyperparameters : Hyperparameters
+            Asked for its numbers once all gradients have been found good.
         clipping : Clipping
-        numbers : callable
-            Gives the numbers of the step; called once all gradients have been found good.
+        counter : integer 0-d array, optional
+            Counts the step, in the same act.
+        aggregate : bool
+            Whether a strategy reduces the gradients.
 
         Returns
         -------
@@ -104,115 +111,209 @@ class Stepper:
 
         Raises
         ------
-        TypeError, ValueError, RuntimeError, IndexError, FloatingPointError
+        TypeError, ValueError, RuntimeError, IndexError, FloatingPointError, OverflowError
             Before anything has been written; see `rmsjit.steps.pairs`.
         """
+        if self.strategy is not None:
+            request = Request(pairs, hyperparameters, clipping, counter, aggregate)
+            return self._reduced_step(self.strategy, request)
         if self.exact:
-            with self._lock:
-                return self._step(gradients, variables, clipping, numbers)
-        return self._step(gradients, variables, clipping, numbers)
+            with self.store.lock.lock:
+                return self._update(pairs, hyperparameters, None, clipping, counter, None)
+        return self._update(pairs, hyperparameters, None, clipping, counter, None)
 
-    def _step(
+    def _reduced_step(self, strategy: Strategy, request: Request) -> bool:
+        with self.store.lock.lock:
+            stage = strategy.reduced(self, request)
+            if stage is None:
+                return False
+            return self._update(
+                stage.pairs,
+                request.hyperparameters,
+                stage.values,
+                stage.clipping,
+                request.counter,
+                stage,
+            )
+
+    def _update(
         self,
-        gradients: tuple[Any, ...],
-        variables: tuple[Any, ...],
+        pairs: Pairs,
+        hyperparameters: Hyperparameters,
+        values: StepNumbers | None,
         clipping: Clipping,
-        numbers: Callable[[], StepNumbers],
+        counter: NDArray[Any] | None,
+        stage: Reduction | None,
     ) -> bool:
-        ready = self._prepare(gradients, variables, clipping, numbers)
-        if ready is None:
-            return False
-        plan, bound, packed, factors = ready
-        for group in plan.groups:
-            if self.exact:
-                self._settle(group)
-            group.update(bound, factors, packed[group.precision], self._limit)
-            if plan.constrained:
-                plan.constrain(group)
-        hooks.wrote(plan.owners)
+        """Bind, clip and update, until no other code has come in between."""
+        scale = 1.0 if stage is None else stage.scale
+        limit = clipping.limit / scale
+        may_launch = True
+        accepted, factors = None, None  # found once: ranks find them together
+        while True:
+            plan = self._plans.last
+            binding = None if plan is None else plan.bind(pairs)
+            if binding is None or plan is None:
+                plan, binding, pairs = self._bound(pairs, hyperparameters)
+            launch = ONE_THREAD
+            if plan.dropped or plan.may_need_threads or plan.draft or self.exact:
+                if not self._is_ready(plan):
+                    continue
+                launch = self._launch(plan, binding) if may_launch else ONE_THREAD
+            if plan.complex_dtype:
+                refuse_complex(plan.complex_dtype, clipping, plan.form)
+            if accepted is None and (
+                clipping.by_norm or self.nonfinite != nonfinite.PROPAGATE or scale != 1.0
+            ):
+                accepted, factors = self._factors(plan, binding, clipping, launch, stage, scale)
+                if not accepted:
+                    return False
+            if values is None:
+                values = hyperparameters.constant or hyperparameters.at(counter)
+            if values is not binding.values or limit != binding.limit:
+                binding.pack(values, limit, plan.form)
+            counted = None if plan.constrained else counter  # else after the constraints
+            acts = plan.acts(binding, factors, clipping.clipvalue is not None, launch, counted)
+            if plan.draft is not None and not self._entered(plan):
+                continue
+            if hooks.live:
+                hooks.wrote(plan.owners)
+            status = acts[0].run()
+            if status == DONE:
+                break
+            if status == FULL:
+                raise _full(counter)
+            may_launch = may_launch and status != CLOSED
+        if plan.constrained:
+            self._constrain(plan, acts[1:], counter)
+        binding.alive = None
+        if binding.occurrences:
+            binding.occurrences = {}
+        plan.free.append(binding)
+        if stage is not None:
+            stage.share()
         return True
 
-    def _prepare(
-        self,
-        gradients: tuple[Any, ...],
-        variables: tuple[Any, ...],
-        clipping: Clipping,
-        numbers: Callable[[], StepNumbers],
-    ) -> _ReadyStep | None:
-        """All that a step needs, or None where it must be skipped; nothing written on an error."""
-        last = self._last
-        if last is not None:
-            bound = last.bind(gradients, variables)
-            if bound is not None:
-                return self._ready(last, bound, clipping, numbers)
-        with self._lock:
-            plan = self._known_plan(gradients, variables)
-            bound = None if plan is None else plan.bind(gradients, variables)
-            if plan is not None and bound is not None:
-                return self._ready(plan, bound, clipping, numbers)
-            if plan is not None:
-                self.forget_plans()  # a variable has moved
-            plan, entries, fresh = self._draft(gradients, variables)
-            bound = plan.bind(gradients, variables)
-            assert bound is not None  # the plan was made of these very variables
-            ready = self._ready(plan, bound, clipping, numbers)
-            if ready is not None:
-                self.store.enter(entries, fresh)
-                self._keep(plan)
-        return ready
+    def _constrain(self, plan: Plan, later: Sequence[Act], counter: NDArray[Any] | None) -> None:
+        """Apply constraints, and the updates that come after them; then count the step.
 
-    def _ready(
-        self, plan: Plan, bound: BoundStep, clipping: Clipping, numbers: Callable[[], StepNumbers]
-    ) -> _ReadyStep | None:
+        It has been taken, and so is counted, even where a constraint raises.
+        """
+        try:
+            for groups, act in zip(plan.rounds, [*later, None], strict=True):
+                plan.constrain(groups)
+                if act is not None:
+                    act.run()
+        finally:
+            if Act([], counter).run() == FULL:
+                raise _full(counter)
+
+    # --- bind -------------------------------------------------------------------------------
+
+    def _bound(self, pairs: Pairs, hyperparameters: Hyperparameters) -> tuple[Plan, Binding, Pairs]:
+        """A plan that is known or new, its binding, and the pairs as they were bound."""
+        pairs = checked_pairs(pairs)
+        variables = [variable for _, variable in pairs]
+        kinds = [type(gradient) for gradient, _ in pairs]
+        with self.store.lock.lock:
+            plan = self._known_plan(variables, kinds)
+            binding = None if plan is None else plan.bind(pairs)
+            if binding is not None and plan is not None:
+                self._plans.keep(plan)
+                return plan, binding, pairs
+            for _ in range(_ATTEMPTS):
+                plan = self._drafted(variables, kinds, hyperparameters)
+                binding = plan.bind(pairs)
+                if binding is not None:
+                    return plan, binding, pairs
+        raise RuntimeError("variables must not be changed by others while a step reads them")
+
+    def _known_plan(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
+        """The plan for these variables, or for other views of the same memory."""
+        plan = self._plans.of_objects(identity_of(variables, kinds))
+        if plan is not None:
+            return plan if plan.is_valid else None
+        for position, variable in enumerate(variables):
+            if kinds[position] is not type(None):
+                check_variable(variable, position)
+            else:
+                check_is_array(variable, position)
+        alike = self._plans.of_memory(layouts_of(variables, kinds))
+        return alike.rebound(variables) if alike is not None and alike.is_valid else None
+
+    def _drafted(
+        self, variables: Sequence[Any], kinds: Sequence[type], hyperparameters: Hyperparameters
+    ) -> Plan:
+        """A plan for variables that may be new, which have not been entered yet."""
+        self._limit = self.num_threads or thread_limit()
+        entries = entries_of(self.store, variables, kinds)
+        present = [entry for entry in entries if entry is not None]
+        if variables and not present:
+            raise no_gradient([naming(v, k) for k, v in enumerate(variables)])
+        fresh = self.store.missing(present, first_epsilon(self.store.form, hyperparameters))
+        slots = {entry.key: dict(entry.slots) for entry in present}
+        for entry, slot, value in fresh:
+            slots[entry.key][slot] = value
+        members = [None if entry is None else Member(entry, slots[entry.key]) for entry in entries]
+        store = self.store
+        plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch)
+        plan.draft = Draft(present, fresh, len(store.entries))
+        return plan
+
+    def _entered(self, plan: Plan) -> bool:
+        """Make new variables known; False if others have become known meanwhile."""
+        assert plan.draft is not None
+        entries, slots, known = plan.draft
+        with self.store.lock.lock:
+            entered = len(self.store.entries) == known and self.store.enter(entries, slots)
+            if entered:
+                plan.draft = None
+                self._plans.keep(plan)
+        return entered
+
+    def _is_ready(self, plan: Plan) -> bool:
+        """Warn of what must be said; False if clocks had to be started, so that plans are new."""
         if plan.dropped:
             warn_of_missing(plan.dropped)
-        if plan.may_need_threads and self._limit > 1:
-            plan.prepare_threads(bound, self._limit)
-        factors = clipping.fixed_factors(len(bound.addresses))
-        if clipping.by_norm or self.nonfinite != "propagate":
-            norms = self._norms(plan, bound, clipping.bound)
+        return not self.exact or exact.settled(plan.sparse, self.store, self._limit)
+
+    def _launch(self, plan: Plan, binding: Binding) -> Launch:
+        """Leave for as many threads as the update is worth."""
+        if self._limit <= 1 or not plan.may_need_threads:
+            return ONE_THREAD
+        nbytes = plan.nbytes(binding)
+        threads.prepare(self._limit, nbytes)
+        return threads.launch(threads.worth(self._limit, nbytes))
+
+    # --- clip -------------------------------------------------------------------------------
+
+    def _factors(
+        self,
+        plan: Plan,
+        binding: Binding,
+        clipping: Clipping,
+        launch: Launch,
+        stage: Reduction | None,
+        scale: float,
+    ) -> tuple[bool, NDArray[Any] | None]:
+        """Whether the step is taken, and what to multiply each gradient by."""
+        if not clipping.by_norm and self.nonfinite == nonfinite.PROPAGATE:
+            return True, np.full(plan.count, scale)
+        norms = plan.norms(binding, clipping.limit / scale, launch)
+        name = plan.name
+        if stage is not None:
+            norms, name = stage.whole(norms), stage.name
+        if not nonfinite.accepts(self.nonfinite, norms.finite, name):
+            return False, None
+        factors: NDArray[Any] | None = None
+        if clipping.by_norm:
             finite = bool(norms.finite.all())
-            if not finite and self.nonfinite != "propagate":
-                self._raise_nonfinite(plan, norms)
-                return None
-            if clipping.by_norm:
-                factors = clipping.factors(norms.squares, finite)
-        return plan, bound, self._pack(numbers(), plan, clipping), factors
+            factors = scale * clipping.factors(scale**2 * norms.squares, finite)
+        elif scale != 1.0:
+            factors = np.full(len(norms.squares), scale)
+        return True, factors if factors is None or stage is None else stage.own(factors)
 
-    def _norms(self, plan: Plan, bound: BoundStep, clipvalue: float) -> Norms:
-        """Norms and finiteness of all gradients of a step; a missing one is zero."""
-        from rmsjit.steps.norms import Norms
-
-        count = len(bound.addresses)
-        if len(plan.groups) == 1 and len(plan.groups[0].positions) == count:
-            return plan.groups[0].norms(bound, clipvalue, self._limit)
-        norms = Norms(np.zeros(count), np.ones(count, np.bool_))
-        for group in plan.groups:
-            found = group.norms(bound, clipvalue, self._limit)
-            norms.squares[group.positions] = found.squares
-            norms.finite[group.positions] = found.finite
-        return norms
-
-    def accepts(self, pairs: Sequence[tuple[Any, Any]]) -> bool:
-        """Whether a step by these gradients is taken, before anything changes them."""
-        if self.nonfinite == "propagate":
-            return True
-        bad = [
-            naming(variable, k)
-            for k, (gradient, variable) in enumerate(pairs)
-            if not np.isfinite(getattr(gradient, "values", gradient)).all()
-        ]
-        if bad and self.nonfinite == "raise":
-            raise FloatingPointError(
-                f"the gradient of {', '.join(bad)} must be finite, got NaN or infinity"
-            )
-        return not bad
-
-    def _raise_nonfinite(self, plan: Plan, norms: Norms) -> None:
-        """Raise, unless the step is to be skipped."""
-        if self.nonfinite == "raise":
-            names = ", ".join(plan.name(int(k)) for k in np.flatnonzero(~norms.finite))
-            raise FloatingPointError(f"the gradient of {names} must be finite, got NaN or infinity")
+    # --- beside steps -----------------------------------------------------------------------
 
     def sync(self, variable: Any = None, indices: Any = None) -> None:
         """Bring rows of a table, all of its rows, or all tables to the last step.
@@ -224,170 +325,15 @@ class Stepper:
         """
         if not self.exact:
             return
-        with self._lock:
+        with self.store.lock.lock:
             if variable is None:
-                for entry in self.store.entries.values():
-                    self._catch_up(entry)
+                for entry in list(self.store.entries.values()):
+                    exact.catch_up(entry, self.store.form, None, self._limit)
                 return
             known = self.store.find(variable)
             if known is not None:
-                rows = _checked_rows(indices, variable)
+                rows = exact.checked_rows(indices, variable)
                 clock = known.clock
                 if clock is not None and clock.rows_key != rows_key(array_of(variable)):
                     rows = None  # those of another view of the table
-                self._catch_up(known, rows)
-
-    def _catch_up(self, entry: Entry, rows: NDArray[np.int64] | None = None) -> None:
-        clock = entry.clock
-        if clock is None or clock.now == 0:
-            return
-        from rmsjit.steps.sparse import SparseGroup
-
-        # A momentum that has just been set has no slot yet.
-        form = replace(self.store.form, slots=tuple(entry.slots))
-        group = SparseGroup(0, entry.table, Member(entry, entry.slots), form)
-        group.catch_up(clock, rows, self._limit)
-        if rows is None:
-            clock.reset()
-
-    def _settle(self, group: Any) -> None:
-        """Start clocks that are needed, and wind up those that are full or would be wrong."""
-        for member in group.members:
-            entry = member.entry
-            fits = entry.clock is not None and entry.clock.rows_key == group.rows_key
-            if not fits or entry.clock.full:
-                self._catch_up(entry)
-            if group.sparse and not fits:
-                entry.clock = Clock(group.rows, group.rows_key)
-                entry.table = group.variable
-
-    def forget_plans(self) -> None:
-        """Make plans anew, as after a change of the slots."""
-        with self._lock:
-            self._last = None
-            self._plans.clear()
-            self._by_layout.clear()
-
-    def build(self, variables: Sequence[Any]) -> None:
-        """Create the slots of `variables` without a step."""
-        with self._lock:
-            entries = self._entries(variables, [np.ndarray] * len(variables))
-            known = [entry for entry in entries if entry is not None]
-            self.store.enter(known, self.store.missing(known))
-            self.forget_plans()
-
-    def _known_plan(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Plan | None:
-        """The plan for these variables, or for other views of the same memory."""
-        from rmsjit.steps.plan import identity_of, layouts_of
-
-        kinds = [type(gradient) for gradient in gradients]
-        identity = identity_of(variables, kinds)
-        plan = self._plans.get(identity)
-        if plan is None:
-            for position, variable in enumerate(variables):
-                if kinds[position] is not type(None):
-                    check_variable(variable, position)
-            alike = self._by_layout.get(layouts_of(variables, kinds))
-            if alike is None:
-                return None
-            plan = alike.rebound(variables)
-        self._keep(plan)
-        return plan
-
-    def _keep(self, plan: Plan) -> None:
-        self._last = plan
-        self._plans[plan.identity] = plan
-        self._plans.move_to_end(plan.identity)
-        self._by_layout[plan.layouts] = plan
-        while len(self._plans) > _PLANS_KEPT:
-            self._plans.popitem(last=False)
-        while len(self._by_layout) > _PLANS_KEPT:
-            self._by_layout.popitem(last=False)
-
-    def _draft(self, gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
-        """A plan for variables that may be new, which have not been entered yet."""
-        from rmsjit.runtime.threads import thread_limit
-        from rmsjit.steps.plan import Plan
-
-        self._limit = self.num_threads or thread_limit()
-        kinds = [type(gradient) for gradient in gradients]
-        entries = self._entries(variables, kinds)
-        present = [entry for entry in entries if entry is not None]
-        fresh = self.store.missing(present)
-        slots = {entry.key: dict(entry.slots) for entry in present}
-        for entry, slot, value in fresh:
-            slots[entry.key][slot] = value
-        if not present:
-            raise no_gradient([naming(v, k) for k, v in enumerate(variables)])
-        members = [None if entry is None else Member(entry, slots[entry.key]) for entry in entries]
-        return Plan(variables, kinds, members, self.store.form), present, fresh
-
-    def _entries(self, variables: Sequence[Any], kinds: Sequence[type]) -> list[Entry | None]:
-        """The entry of every variable that has a gradient, known or new."""
-        entries: list[Entry | None] = []
-        new: dict[Any, Entry] = {}
-        for position, (variable, kind) in enumerate(zip(variables, kinds, strict=True)):
-            if kind is type(None):
-                check_is_array(variable, position)
-                entries.append(None)
-                continue
-            precision = check_variable(variable, position)
-            entry = Entry(variable, precision)
-            entry = self.store.entries.get(entry.key) or new.setdefault(entry.key, entry)
-            entries.append(entry)
-        self._refuse_overlap(list(new.values()), variables, entries)
-        return entries
-
-    def _refuse_overlap(
-        self, new: list[Entry], variables: Sequence[Any], entries: Sequence[Entry | None]
-    ) -> None:
-        pair = find_overlap(self.store.entries.values(), new) if new else None
-        if pair is None:
-            return
-        names = [
-            naming(variables[entries.index(entry)], entries.index(entry))
-            if entry in entries
-            else f"the variable {entry.name} of an earlier step"
-            for entry in pair
-        ]
-        raise ValueError(
-            f"variables must not overlap in part, but {names[0]} of shape {pair[0].shape} and "
-            f"{names[1]} of shape {pair[1].shape} share memory"
-        )
-
-    def _pack(
-        self, values: StepNumbers, plan: Plan, clipping: Clipping
-    ) -> dict[Precision, NDArray[Any]]:
-        """The numbers of the step in every dtype of the plan."""
-        packed_values, bound, packed = self._packed
-        known = values is packed_values and bound == clipping.bound
-        if known and plan.precisions <= packed.keys():
-            return packed
-        if clipping.clipvalue is not None:
-            _refuse_complex(plan)
-        clipped = values._replace(clipvalue=clipping.bound)
-        packed = {p: clipped.packed(p, self.store.form) for p in plan.precisions}
-        self._packed = values, clipping.bound, packed
-        return packed
-
-
-def _refuse_complex(plan: Plan) -> None:
-    names = sorted(precision.name for precision in plan.precisions if precision.parts == 2)
-    if names:
-        raise TypeError(
-            f"clipvalue can't be applied to gradients of complex variables ({names[0]})"
-        )
-
-
-def _checked_rows(indices: Any, variable: Any) -> NDArray[np.int64] | None:
-    """Different rows of a table, ascending; None for all."""
-    if indices is None:
-        return None
-    rows = np.unique(np.asarray(indices))
-    length = len(array_of(variable))
-    if rows.size and rows.dtype.kind not in "iu":
-        raise TypeError(f"indices must be integers, got dtype {rows.dtype}")
-    outside = rows[(rows < 0) | (rows >= length)]
-    if outside.size:
-        raise IndexError(f"indices must be from 0 to {length - 1}, got {outside[0]}")
-    return rows.astype(np.int64)
+                exact.catch_up(known, self.store.form, rows, self._limit)

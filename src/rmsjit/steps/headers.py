@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import headers, loader
-from rmsjit.steps.pairs import is_sparse
+from rmsjit.steps.pairs import Pairs, is_sparse
 from rmsjit.variables import array_of
 
 
@@ -25,15 +25,17 @@ class HeaderReader:
     kinds : sequence of type
         The types of their gradients.
     own_memory : sequence of int or None
-        For each pair, the address that its gradient may lie at although it is written, or 0; None
+        For each pair, the address that its gradient may have although it is written, or 0; None
         where there is no gradient.
     written : int64 array, shape (2, spans)
-        The memory that is written while gradients are read (`rmsjit.arrays.overlap`).
+        The memory that is written while gradients are read (`rmsjit.arrays.overlap.merged_spans`).
 
     Attributes
     ----------
     owners : list of ndarray
         The arrays of the variables.
+    compiled : callable or None
+        The reader itself, where object headers can be read.
     """
 
     def __init__(
@@ -49,10 +51,11 @@ class HeaderReader:
         self.own_memory = own_memory
         self._written = written
         self._expected = self._expected_headers()
-        self._read = loader.read_step()
+        compiled = loader.read_pairs()
+        self.compiled = None if compiled is None else compiled.call
 
     def _expected_headers(self) -> NDArray[np.int64]:
-        """What `rmsjit.kernels.headers.read_step` must find."""
+        """What `rmsjit.kernels.headers.read_pairs` must find."""
         most = max((owner.ndim for owner in self.owners), default=0)
         expected = np.zeros((len(self.owners), headers.FIRST_DIMENSION + most), np.int64)
         for k, (row, owner) in enumerate(zip(expected, self.owners, strict=True)):
@@ -83,31 +86,47 @@ class HeaderReader:
         reader._expected[:, headers.OWNER] = [id(owner) for owner in reader.owners] * has_gradient
         return reader
 
-    def read(
-        self, gradients: tuple[Any, ...], variables: tuple[Any, ...], addresses: NDArray[np.int64]
-    ) -> int:
-        """Write the address of every dense gradient to `addresses`, shape (pairs, 1).
+    def call_for(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The words by which `read` fills `addresses`, shape (pairs,)."""
+        call = np.zeros(headers.WORDS, np.int64)
+        call[headers.COUNT], call[headers.COLUMNS] = self._expected.shape
+        call[headers.TUPLE_TYPE] = id(tuple)
+        call[headers.EXPECTED] = address_of(self._expected)
+        call[headers.SPAN_STARTS], call[headers.SPAN_ENDS] = map(address_of, self._written)
+        call[headers.SPANS] = self._written.shape[1]
+        call[headers.ADDRESSES] = address_of(addresses)
+        return call
+
+    def read(self, pairs: Pairs, addresses: NDArray[np.int64], call_address: int) -> int:
+        """Write the address of every dense gradient to `addresses`.
+
+        Parameters
+        ----------
+        pairs : tuple
+        addresses : int64 array, shape (pairs,)
+        call_address : int
+            Of what `call_for` made for them.
 
         Returns
         -------
         int
-            As `rmsjit.kernels.headers.read_step`: how many gradients can't be read as they lie, or
+            As `rmsjit.kernels.headers.read_pairs`: how many gradients can't be read in place, or
             NOT_AS_EXPECTED.
         """
-        if self._read is not None:
-            found: int = self._read(
-                id(gradients), id(variables), self._expected, self._written, addresses
-            )
-            return found
-        return self._read_in_python(gradients, variables, addresses)
+        if self.compiled is None:
+            return self.read_in_python(pairs, addresses)
+        found: int = self.compiled(id(pairs), call_address)
+        return found
 
-    def _read_in_python(
-        self, gradients: tuple[Any, ...], variables: tuple[Any, ...], addresses: NDArray[np.int64]
-    ) -> int:
+    def read_in_python(self, pairs: Pairs, addresses: NDArray[np.int64]) -> int:
         """The same where objects are laid out otherwise: every gradient needs a closer look."""
         addresses[:] = headers.NOT_READABLE
-        for k, owner in enumerate(self.owners):
-            if variables[k] is not self._variables[k] or type(gradients[k]) is not self._kinds[k]:
+        if len(pairs) != len(self.owners):
+            return headers.NOT_AS_EXPECTED
+        for k, (pair, owner) in enumerate(zip(pairs, self.owners, strict=True)):
+            if type(pair) is not tuple or len(pair) != 2:
+                return headers.NOT_AS_EXPECTED
+            if pair[1] is not self._variables[k] or type(pair[0]) is not self._kinds[k]:
                 return headers.NOT_AS_EXPECTED
             if self.own_memory[k] is not None and self._has_changed(owner, self._expected[k]):
                 return headers.NOT_AS_EXPECTED

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import Precision
-from rmsjit.kernels import loader
-from rmsjit.kernels.norms import NORM_PIECE
-from rmsjit.runtime import threads
-from rmsjit.steps.partition import Partition, cut_by_length
+from rmsjit.arrays.dtypes import Precision, converted, precision_of
+from rmsjit.arrays.layout import address_of, layout_of
+from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.kernels import loader, norms
+from rmsjit.rule.clipping import Clipping
+from rmsjit.steps.act import Act, Call
+from rmsjit.steps.partition import Partition, cut_by_length, pieces_of
+from rmsjit.variables import array_of
 
 
 class Norms(NamedTuple):
@@ -29,6 +33,11 @@ class Norms(NamedTuple):
     squares: NDArray[Any]
     finite: NDArray[np.bool_]
 
+    @classmethod
+    def of_totals(cls, totals: NDArray[Any]) -> Norms:
+        """What the two numbers say that a pass leaves of each gradient."""
+        return cls(totals[:, 0], totals[:, 1] == 0)
+
 
 class NormPass:
     """The pass over gradients of some sizes.
@@ -39,57 +48,96 @@ class NormPass:
         Numbers of elements.
     precision : Precision
         Of the gradients.
+    positions : int array, shape (gradients,)
+        Of these gradients among those whose addresses and totals are given.
     """
 
-    def __init__(self, sizes: NDArray[np.int64], precision: Precision) -> None:
-        self._sizes = sizes
+    def __init__(
+        self, sizes: NDArray[np.int64], precision: Precision, positions: NDArray[np.int64]
+    ) -> None:
+        self._sizes = sizes * precision.components
         self._precision = precision
-        self._nbytes = int(sizes.sum()) * np.dtype(precision.storage).itemsize
-        self._sample = np.empty(0, precision.real)
+        self._positions = positions
         self._partitions: dict[int, Partition] = {}
-        self._bound = math.inf, np.array([math.inf], precision.computing)
+        self.nbytes = int(self._sizes.sum()) * np.dtype(precision.real).itemsize
 
-    def norms(self, addresses: NDArray[np.int64], clipvalue: float, limit: int) -> Norms:
-        """Read the gradients once.
+    def call(
+        self, gradients: NDArray[np.int64], totals: NDArray[Any], limit: float, bins: int
+    ) -> Call:
+        """The call that reads the gradients once.
 
         Parameters
         ----------
-        addresses : int64 array, shape (gradients, 1)
-        clipvalue : float
+        gradients : int64 array
+            Addresses, by position.
+        totals : float64 array, shape (positions, 2)
+            Filled where these gradients are; see `Norms.of_totals`.
+        limit : float
             Bound on the values in the norms.
-        limit : int
-            The most threads.
+        bins : int
+            The number of threads.
         """
-        precision = self._precision
-        granted = threads.acquire(threads.worth(limit, self._nbytes), self._nbytes)
-        try:
-            part = self._partition(granted)
-            totals = np.empty((2, len(self._sizes)))
-            loader.sums_of_squares(precision.real, precision.computing, granted > 1)(
-                addresses,
-                part.pieces,
-                part.bins,
-                self._bound_array(clipvalue),
-                self._sample,
-                np.empty((2, len(part.pieces))),
-                totals,
-            )
-        finally:
-            threads.release(granted)
-        return Norms(totals[0], totals[1] == 0)
-
-    def _bound_array(self, clipvalue: float) -> NDArray[Any]:
-        last, array = self._bound  # one read, since other threads may step at once
-        if clipvalue != last:
-            with np.errstate(over="ignore"):  # a bound beyond the dtype bounds nothing
-                array = np.array([clipvalue], self._precision.computing)
-            self._bound = clipvalue, array
-        return array
+        precision, part = self._precision, self._partition(bins)
+        bound = converted(np.array([limit]), precision.computing)
+        sums = np.empty((len(part.pieces), 2))
+        words = np.zeros(norms.WORDS, np.int64)
+        words[norms.BINS] = bins
+        words[norms.CUTS], words[norms.PIECES] = address_of(part.bins), address_of(part.pieces)
+        words[norms.GRADIENTS], words[norms.BOUND] = address_of(gradients), address_of(bound)
+        words[norms.SUMS], words[norms.TOTALS] = address_of(sums), address_of(totals)
+        kernel = loader.sums_of_squares(precision.real, precision.computing, bins > 1)
+        return Call(kernel, words, (part, bound, sums, gradients, totals))
 
     def _partition(self, bins: int) -> Partition:
         """Pieces of a fixed length, which no number of threads changes."""
         known = self._partitions.get(bins)
         if known is None:
-            known = cut_by_length(self._sizes * self._precision.parts, NORM_PIECE, bins)
-            self._partitions[bins] = known
+            part = cut_by_length(self._sizes, norms.NORM_PIECE, bins)
+            known = self._partitions[bins] = pieces_of(part, self._positions)
         return known
+
+
+def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[Any, Any]]:
+    """Pairs with clipped copies of the gradients, for code that needs to see them.
+
+    Parameters
+    ----------
+    pairs : sequence of (ndarray or IndexedSlices, variable)
+        Gradients of their variables' dtypes.
+    clipping : Clipping
+    """
+    values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
+    with np.errstate(all="ignore"):  # what is not finite is no news to who asked for it
+        if clipping.clipvalue is not None:
+            values = [_clipped_by_value(value, clipping.limit) for value in values]
+        if clipping.by_norm:
+            squares = [_square(v, g, x) for v, (g, x) in zip(values, pairs, strict=True)]
+            finite = all(np.isfinite(value).all() for value in values)
+            factors = clipping.factors(np.array(squares), finite)
+            values = [
+                np.asarray(v * v.real.dtype.type(f)) for v, f in zip(values, factors, strict=True)
+            ]
+    return [
+        (IndexedSlices(v, g.indices, g.dense_shape) if isinstance(g, IndexedSlices) else v, x)
+        for v, (g, x) in zip(values, pairs, strict=True)
+    ]
+
+
+def _clipped_by_value(value: NDArray[Any], limit: float) -> NDArray[Any]:
+    if value.dtype.kind == "c":
+        raise TypeError("clipvalue can't be applied to complex gradients")
+    bound = value.dtype.type(limit)
+    return np.asarray(np.clip(value, -bound, bound))
+
+
+def _square(value: NDArray[Any], gradient: Any, variable: Any) -> float:
+    """The squared norm of a gradient, with the bits of the norm that rides along in a step."""
+    if not isinstance(gradient, IndexedSlices):  # elements in the order of the variable's memory
+        value = layout_of(array_of(variable)).canonical(value)
+    value = np.ascontiguousarray(value)
+    precision = precision_of(value.dtype)
+    assert precision is not None
+    norm_pass = NormPass(np.array([value.size]), precision, np.array([0]))
+    totals = np.zeros((1, 2))
+    Act([norm_pass.call(np.array([address_of(value)]), totals, math.inf, 1)]).run()
+    return float(totals[0, 0])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import SUPPORTED, Precision, precision_of
+from rmsjit.arrays.dtypes import SUPPORTED, Precision, converted, precision_of
 from rmsjit.arrays.layout import layout_of, overlaps_itself
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.runtime.warning import warn
@@ -17,33 +17,19 @@ from rmsjit.variables import Variable, array_of
 
 _MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits
 
+Pairs = tuple[Any, ...]
 
-_PAIR_KINDS = {tuple, list}
 
-
-def read_pairs(grads_and_vars: Iterable[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Gradients and variables of an iterable of pairs.
+def pairs_of(grads_and_vars: Iterable[Any]) -> Pairs:
+    """What an iterable of pairs holds, as a tuple that nobody else can change.
 
     Raises
     ------
     TypeError
-        If it is no iterable of pairs.
+        If it is no iterable.
     """
-    pairs = grads_and_vars if type(grads_and_vars) is list else _listed(grads_and_vars)
-    if not pairs:
-        return (), ()
-    kinds = {*map(type, pairs)}
-    if kinds <= _PAIR_KINDS or all(issubclass(kind, (tuple, list)) for kind in kinds):
-        try:  # quicker than zip for many pairs
-            return tuple([g for g, _ in pairs]), tuple([v for _, v in pairs])
-        except ValueError:
-            pass
-    raise _malformed(pairs)
-
-
-def _listed(grads_and_vars: Iterable[Any]) -> list[Any]:
     try:
-        return list(grads_and_vars)
+        return tuple(grads_and_vars)
     except TypeError:
         if hasattr(grads_and_vars, "__iter__"):
             raise  # by what it iterates over
@@ -53,17 +39,30 @@ def _listed(grads_and_vars: Iterable[Any]) -> list[Any]:
         ) from None
 
 
-def _malformed(pairs: list[Any]) -> TypeError:
+def checked_pairs(pairs: Pairs) -> Pairs:
+    """The same with every pair as a plain tuple of two.
+
+    Raises
+    ------
+    TypeError
+        If one is no tuple or list of two.
+    """
     for position, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-            return TypeError(
+            raise TypeError(
                 f"grads_and_vars[{position}] must be a (gradient, variable) pair, "
                 f"got {_brief(pair)}"
             )
-    return TypeError("grads_and_vars must hold (gradient, variable) pairs")
+    return tuple((gradient, variable) for gradient, variable in pairs)
 
 
-def present_pairs(gradients: Sequence[Any], variables: Sequence[Any]) -> list[tuple[Any, Any]]:
+def check_counter(counter: NDArray[Any] | None) -> None:
+    """Raise `ValueError` where what counts the steps can't be written."""
+    if counter is not None and not counter.flags.writeable:
+        raise ValueError("iterations must be writeable, got a read-only Variable")
+
+
+def present_pairs(given: Pairs) -> list[tuple[Any, Any]]:
     """The pairs that have a gradient, each checked; the others are named in one warning.
 
     Raises
@@ -75,18 +74,18 @@ def present_pairs(gradients: Sequence[Any], variables: Sequence[Any]) -> list[tu
     """
     pairs: list[tuple[Any, Any]] = []
     missing: list[str] = []
-    for position, (gradient, variable) in enumerate(zip(gradients, variables, strict=True)):
+    for position, (gradient, variable) in enumerate(checked_pairs(given)):
         check_variable(variable, position)
         if gradient is None:
             missing.append(naming(variable, position))
         elif isinstance(gradient, IndexedSlices):
             sparse_gradient(gradient, variable, position)
-            values = gradient.values.astype(array_of(variable).dtype, copy=False)
+            values = converted(gradient.values, array_of(variable).dtype)
             slices = IndexedSlices(values, gradient.indices, gradient.dense_shape)
             pairs.append((slices, variable))
         else:
             array = dense_gradient(gradient, variable, position)
-            pairs.append((array.astype(array_of(variable).dtype, copy=False), variable))
+            pairs.append((converted(array, array_of(variable).dtype), variable))
     if not pairs:
         raise no_gradient(missing)
     if missing:
@@ -176,7 +175,8 @@ def sparse_gradient(
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Values and indices of a sparse gradient that fits its variable.
 
-    The range of the indices is left to compiled code.
+    The range of the indices is left to compiled code.  They are a copy, which is checked and then
+    used: nobody can change it in between.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def sparse_gradient(
         )
     if len(gradient.indices) >= _MOST_INDICES:
         raise ValueError(f"{where} must have fewer than 2**31 indices, got {len(gradient.indices)}")
-    return gradient.values, np.ascontiguousarray(gradient.indices, np.int64)
+    return gradient.values, np.array(gradient.indices, np.int64)
 
 
 def index_error(gradient: IndexedSlices, k: int, variable: Any, position: int) -> IndexError:

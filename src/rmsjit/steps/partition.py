@@ -14,12 +14,12 @@ _LONG = 1 << 12  # elements, for which it pays to begin on a cache line
 
 
 class Partition(NamedTuple):
-    """Work for kernels: see `rmsjit.kernels.dense.update_dense`.
+    """Work for kernels: see `rmsjit.kernels.dense.update_pieces`.
 
     Attributes
     ----------
     pieces : int64 array, shape (pieces, 3)
-        Row of the table, first element, number of elements.
+        Number of the variable, first element, number of elements.
     bins : int64 array, shape (bins + 1,)
         Where the pieces of each bin start, and the number of pieces.
     """
@@ -60,6 +60,20 @@ def cut_evenly(
             position = stop
         starts.append(len(pieces))
     return Partition(np.array(pieces, np.int64).reshape(-1, 3), np.array(starts, np.int64))
+
+
+def pieces_of(part: Partition, positions: NDArray[np.int64]) -> Partition:
+    """The same as kernels take it: variables by their positions in the list, and their groups.
+
+    Returns
+    -------
+    Partition
+        Its pieces of shape (pieces, 4); the last column is the row of the step's numbers.
+    """
+    rows, starts, counts = part.pieces.T
+    group = np.zeros_like(rows)
+    pieces = np.stack([positions[rows], starts, counts, group], axis=1)
+    return Partition(np.ascontiguousarray(pieces), np.ascontiguousarray(part.bins, np.int64))
 
 
 def _on_line(

@@ -1,32 +1,54 @@
-"""A plan: a list of variables validated and laid out once, and the kernel calls that update them.
+"""A plan: a list of variables validated and laid out once, and the calls that update them.
 
 A later step with the same variables only reads the addresses of their gradients, which compiled
-code checks on the way, and makes one call for all variables of a dtype.
+code checks on the way, and runs one act for all of them.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.layout import Key, address_of, is_dense, layout_of, memory_key
-from rmsjit.arrays.overlap import span_that_meets, written_spans
+from rmsjit.arrays.layout import Key, address_of, is_dense, layout_of, span_of
+from rmsjit.arrays.overlap import merged_spans, span_that_meets
 from rmsjit.kernels import headers
 from rmsjit.rule.form import Form
 from rmsjit.runtime import threads
+from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.state.slots import Entry, Member
-from rmsjit.steps.binding import BoundStep, Occurrences
-from rmsjit.steps.dense import DenseGroup
+from rmsjit.steps.act import DONE, Act, Call
+from rmsjit.steps.binding import Binding
+from rmsjit.steps.dense import DenseGroup, entry_addresses
+from rmsjit.steps.exact import settling_calls
 from rmsjit.steps.headers import HeaderReader
-from rmsjit.steps.pairs import dense_gradient, is_sparse, naming
+from rmsjit.steps.norms import NormPass, Norms
+from rmsjit.steps.occurrences import Occurrences
+from rmsjit.steps.pairs import Pairs, dense_gradient, is_sparse, naming
+from rmsjit.steps.plans import identity_of, layouts_of
 from rmsjit.steps.sparse import SparseGroup
-from rmsjit.variables import Variable, array_of
+from rmsjit.variables import Variable
 
-_NO_OCCURRENCES: dict[int, Occurrences] = {}
+Group = DenseGroup | SparseGroup
+
+
+class Draft(NamedTuple):
+    """What becomes known to the store with the first step.
+
+    Attributes
+    ----------
+    entries : list of Entry
+    slots : list of (Entry, str, ndarray)
+    known : int
+        How many variables were known when they were found not to overlap.
+    """
+
+    entries: list[Entry]
+    slots: list[tuple[Entry, str, NDArray[Any]]]
+    known: int
 
 
 class Plan:
@@ -41,6 +63,10 @@ class Plan:
     members : sequence of Member or None
         Their memory and slots; None where there is no gradient.
     form : Form
+    exact : bool
+        Whether rows that a sparse gradient does not name get a zero gradient, in effect.
+    epoch : int64 array, shape (1,)
+        See `rmsjit.state.slots.SlotStore.epoch`.
 
     Attributes
     ----------
@@ -49,15 +75,25 @@ class Plan:
         the plan keeps the variables alive, so that no id can become another's.
     layouts : tuple
         The same for all views of the same memory.
+    count : int
+        The number of pairs.
     dropped : list of str
         Names of the variables without a gradient.
     constrained : dict of int to Variable
         By position, the variables to which a constraint applies after each update.
-    owners : list of ndarray
-        The arrays of the variables.
-    precisions : set of Precision
+    rounds : list of list of Group
+        In the order in which they are updated: all in one act, but for a variable with a
+        constraint that comes several times, whose updates have the constraint between them.
+    groups : list of Group
+        Those of all rounds.
+    complex_dtype : str
+        That of a complex variable, if there is one.
+    free : list of Binding
+        Those that no step uses at the moment.
     may_need_threads : bool
         Whether a step can be enough work for more than one thread.
+    draft : Draft or None
+        What is not known to the store yet.
     """
 
     def __init__(
@@ -66,79 +102,94 @@ class Plan:
         kinds: Sequence[type],
         members: Sequence[Member | None],
         form: Form,
+        exact: bool,
+        epoch: NDArray[np.int64],
     ) -> None:
-        self.identity = identity_of(variables, kinds)
-        self.layouts = layouts_of(variables, kinds)
-        self._variables = tuple(variables)
-        self._members = tuple(members)
-        self.dropped = _dropped(variables, members)
-        self.constrained = _constrained(variables, members)
-        present = [member for member in members if member is not None]
-        self.precisions = {member.entry.precision for member in present}
-        self._written = written_spans(present)
+        self.form, self.exact, self.epoch = form, exact, epoch
+        self._valid_epoch = int(epoch[0])
+        self.count = len(variables)
+        self._kinds, self._members = tuple(kinds), tuple(members)
+        self._addresses = entry_addresses(form, members)
+        self._written = merged_spans(_spans(members))
         turns = _turns(members)
-        self.groups = self._grouped(kinds, turns, form)
-        self._sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
-        self._sparse_positions = {group.position for group in self._sparse}
-        self._kinds = tuple(kinds)
+        self.constrained = _constrained(variables, members)
+        self.rounds = self._in_rounds(self._grouped(variables, turns))
+        self.groups = [group for groups in self.rounds for group in groups]
+        self._dense = [group for group in self.groups if isinstance(group, DenseGroup)]
+        self.sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
+        self._computing = {group.kinds.computing for group in self.groups}
+        self._dense_nbytes = sum(group.nbytes for group in self._dense)
+        self.may_need_threads = bool(self.sparse) or self._dense_nbytes >= threads.LAUNCH_BYTES
+        complex_names = [g.precision.name for g in self.groups if g.precision.components == 2]
+        self.complex_dtype = complex_names[0] if complex_names else ""
+        copied = any(group.copied for group in self._dense)
+        has_clock = exact and any(m.entry.clock is not None for m in members if m)
+        self._same_calls = not (self.sparse or copied or has_clock)
+        self._dense_passes = [
+            NormPass(group.sizes, group.precision, group.positions) for group in self._dense
+        ]
         own_memory = [_own_memory(*pair) for pair in zip(members, turns, strict=True)]
-        self._reader = HeaderReader(variables, kinds, own_memory, self._written)
-        self.owners = self._reader.owners
-        self._count = len(variables)
-        self.may_need_threads = any(group.may_be_large for group in self.groups)
+        self.reader = HeaderReader(variables, kinds, own_memory, self._written)
+        self._take_names(variables)
+        self.draft: Draft | None = None
 
-    def _grouped(
-        self, kinds: Sequence[type], turns: Sequence[int], form: Form
-    ) -> list[DenseGroup | SparseGroup]:
-        """A group for each dtype of each turn, and for each sparse gradient, in order of turns."""
+    def _take_names(self, variables: Sequence[Any]) -> None:
+        self._variables = tuple(variables)
+        self.identity = identity_of(variables, self._kinds)
+        self.layouts = layouts_of(variables, self._kinds)
+        self.owners = self.reader.owners
+        self.dropped = _dropped(variables, self._members)
+        self.constrained = _constrained(variables, self._members)
+        self.free: list[Binding] = []
+
+    def _grouped(self, variables: Sequence[Any], turns: Sequence[int]) -> list[list[Group]]:
+        """By turn, a group for each dtype and for each sparse gradient."""
         together: dict[tuple[int, Any], list[int]] = {}
         for position, member in enumerate(self._members):
             if member is not None:
-                sort = position if is_sparse(kinds[position]) else member.entry.precision.name
+                sparse = is_sparse(self._kinds[position])
+                sort = position if sparse else member.entry.precision.name
                 together.setdefault((turns[position], sort), []).append(position)
-        groups: list[DenseGroup | SparseGroup] = []
-        for (_, sort), positions in sorted(together.items(), key=lambda item: item[0][0]):
+        groups: list[list[Group]] = [[] for _ in range(max(turns, default=0) + 1)]
+        for (turn, sort), positions in together.items():
             members = [member for member in map(self._members.__getitem__, positions) if member]
             if isinstance(sort, int):
-                groups.append(SparseGroup(sort, self._variables[sort], members[0], form))
+                groups[turn].append(SparseGroup(sort, variables[sort], members[0], self.form))
             else:
-                is_all = len(positions) == len(self._variables)
-                groups.append(DenseGroup(positions, members, form, is_all))
+                groups[turn].append(DenseGroup(positions, members, self.form))
         return groups
+
+    def _in_rounds(self, by_turn: list[list[Group]]) -> list[list[Group]]:
+        """All groups in one round, but that constraints come between two updates of a variable."""
+        keys = [self._members[k].entry.key for k in self.constrained]  # type: ignore[union-attr]
+        if len(set(keys)) < len(keys):
+            return by_turn
+        return [[group for groups in by_turn for group in groups]]
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether nothing that the plan rests on has changed since it was made."""
+        return bool(self._valid_epoch == self.epoch[0])
 
     def rebound(self, variables: Sequence[Any]) -> Plan:
         """This plan for other views, or other `Variable` objects, of the same memory."""
         plan = copy.copy(self)
-        plan.identity = identity_of(variables, self._kinds)
-        plan._variables = tuple(variables)
-        plan._reader = self._reader.rebound(variables)
-        plan.owners = plan._reader.owners
-        plan.dropped = _dropped(variables, self._members)
-        plan.constrained = _constrained(variables, self._members)
+        plan.reader = self.reader.rebound(variables)
+        plan._take_names(variables)
         return plan
-
-    def prepare_threads(self, bound: BoundStep, limit: int) -> None:
-        """Start threads if a step needs any; if there are none, now is the time to warn."""
-        threads.prepare(limit, max(group.bytes_of(bound) for group in self.groups))
-
-    def constrain(self, group: DenseGroup | SparseGroup) -> None:
-        """Apply the constraints of a group's variables, after its update."""
-        for position in group.positions:
-            variable = self.constrained.get(position)
-            if variable is not None:
-                assert variable.constraint is not None
-                variable.assign(variable.constraint(variable.array))
 
     def name(self, position: int) -> str:
         """How messages name a variable."""
         return naming(self._variables[position], position)
 
-    def bind(self, gradients: tuple[Any, ...], variables: tuple[Any, ...]) -> BoundStep | None:
+    # --- one step ---------------------------------------------------------------------------
+
+    def bind(self, pairs: Pairs) -> Binding | None:
         """Check the gradients of a step; nothing is written.
 
         Returns
         -------
-        BoundStep or None
+        Binding or None
             None if variables or types of gradients are not those of the plan, or if a variable
             has moved or become read-only: then another plan must be made.
 
@@ -147,67 +198,175 @@ class Plan:
         TypeError, ValueError, RuntimeError, IndexError
             If a gradient is not as it must be; see `rmsjit.steps.pairs`.
         """
-        if len(gradients) != self._count:
+        try:
+            binding = self.free.pop()
+        except IndexError:
+            binding = Binding(self._addresses, self._computing, self.reader)
+        read = self.reader.compiled
+        if read is not None:
+            others = read(id(pairs), binding.read_address)
+        else:
+            others = self.reader.read_in_python(pairs, binding.gradients)
+        if others == headers.NOT_AS_EXPECTED or self._valid_epoch != self.epoch[0]:
+            self.free.append(binding)
             return None
-        addresses = np.empty((self._count, 1), np.int64)
-        others = self._reader.read(gradients, variables, addresses)
-        if others == 0 and not self._sparse:  # the case that must cost next to nothing
-            return BoundStep(addresses, _NO_OCCURRENCES, gradients)
-        if others == headers.NOT_AS_EXPECTED:
-            return None
-        copies = self._bind_others(gradients, addresses)
-        occurrences = {
-            group.position: group.bind(gradients[group.position], self._written)
-            for group in self._sparse
-        }
-        return BoundStep(addresses, occurrences, (gradients, copies))
+        binding.alive = pairs
+        if others or self.sparse:
+            self._bind_others(pairs, binding)
+        return binding
 
-    def _bind_others(
-        self, gradients: Sequence[Any], addresses: NDArray[np.int64]
-    ) -> list[NDArray[Any]]:
-        """Check the dense gradients that kernels can't read as they lie, and copy them."""
-        copies = []
-        for k in np.flatnonzero(addresses[:, 0] == headers.NOT_READABLE).tolist():
+    def _bind_others(self, pairs: Pairs, binding: Binding) -> None:
+        """Check the gradients that kernels can't read in place, and copy dense ones."""
+        gradients, copies = binding.gradients, []
+        for group in self.sparse:
+            position = group.position
+            found = group.bind(pairs[position][0], self._written)
+            binding.occurrences[position] = found
+            gradients[position] = address_of(found.values)
+        for k in np.flatnonzero(gradients == headers.NOT_READABLE).tolist():
             member = self._members[k]
-            if member is None or k in self._sparse_positions:
+            if member is None or k in binding.occurrences:
                 continue
-            gradient = dense_gradient(gradients[k], self._variables[k], k)
+            gradient = dense_gradient(pairs[k][0], self._variables[k], k)
             canonical = layout_of(self.owners[k]).canonical(gradient)
             if not self._readable(canonical, k, member.entry):
                 canonical = _copied(canonical, member.entry.canonical.dtype)
-            addresses[k, 0] = address_of(canonical)
+            gradients[k] = address_of(canonical)
             copies.append(canonical)
-        return copies
+        binding.alive = pairs, copies
 
     def _readable(self, canonical: NDArray[Any], position: int, entry: Entry) -> bool:
-        """Whether kernels can read a gradient as it lies; see `rmsjit.kernels.headers`."""
+        """Whether kernels can read a gradient in place; see `rmsjit.kernels.headers`."""
         if canonical.dtype != entry.canonical.dtype or not is_dense(canonical):
             return False
         span = span_that_meets(self._written, canonical)
-        own = self._reader.own_memory[position]
+        own = self.reader.own_memory[position]
         start = address_of(canonical)
         return span is None or (start == own and span == (start, start + canonical.nbytes))
 
+    def nbytes(self, binding: Binding) -> int:
+        """The bytes that could be written in sequence in the time that the update takes."""
+        rows = (
+            group.table.bytes_of(binding.occurrences[group.position].distinct)
+            for group in self.sparse
+        )
+        return self._dense_nbytes + sum(rows)
 
-def layouts_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
-    """What must be the same for a plan to serve for other views of the same memory."""
-    return (tuple(map(_view_of, variables)), tuple(kinds))
+    def norms(self, binding: Binding, limit: float, launch: Launch) -> Norms:
+        """Norms and finiteness of all gradients; a missing one is zero.
+
+        Parameters
+        ----------
+        binding : Binding
+        limit : float
+            Bound on the values in the norms.
+        launch : Launch
+        """
+        act = binding.norm_acts.get((launch, limit))
+        if act is None:
+            passes = self._norm_passes(binding.occurrences)
+            gradients, totals = binding.gradients, binding.totals
+            calls = [p.call(gradients, totals, limit, launch.threads) for p in passes]
+            act = Act(calls, launch=launch, nbytes=sum(p.nbytes for p in passes))
+            if not binding.occurrences:
+                binding.norm_acts[launch, limit] = act
+        binding.totals[:] = 0.0
+        if act.run() != DONE:
+            return self.norms(binding, limit, ONE_THREAD)
+        return Norms.of_totals(binding.totals)
+
+    def acts(
+        self,
+        binding: Binding,
+        factors: NDArray[Any] | None,
+        clipped: bool,
+        launch: Launch,
+        counter: NDArray[Any] | None,
+    ) -> list[Act]:
+        """The update of all variables, ready to run: an act for each round.
+
+        The first may refuse to run; the others can't, and only they come after a constraint.
+
+        Parameters
+        ----------
+        binding : Binding
+        factors : float64 array, shape (pairs,), or None
+            What to multiply each gradient by.
+        clipped : bool
+            Whether gradients are clipped by value.
+        launch : Launch
+        counter : integer 0-d array or None
+            What counts the steps.
+        """
+        if factors is not None:
+            with np.errstate(all="ignore"):
+                for kinds in {group.kinds for group in self._dense}:
+                    binding.scales_of(kinds)[:] = factors
+        key = (launch, clipped, factors is not None)
+        acts = binding.acts.get(key)
+        if acts is not None and acts[0].counter is counter:
+            return acts
+        clipped = clipped or factors is not None
+        first, *later = self.rounds
+        calls = self._calls(first, binding, factors, clipped, launch.threads)
+        acts = [Act(calls, counter, self.epoch, launch, self.nbytes(binding))]
+        acts += [Act(self._calls(groups, binding, factors, clipped, 1)) for groups in later]
+        if self._same_calls:
+            binding.acts[key] = acts
+        return acts
+
+    def _norm_passes(self, occurrences: Mapping[int, Occurrences]) -> list[NormPass]:
+        """The passes over all gradients; those over sparse ones change their size."""
+        sparse = [
+            NormPass(
+                np.array([occurrences[group.position].values.size]),
+                group.precision,
+                np.array([group.position]),
+            )
+            for group in self.sparse
+        ]
+        return [*self._dense_passes, *sparse]
+
+    def _calls(
+        self,
+        groups: Sequence[Group],
+        binding: Binding,
+        factors: NDArray[Any] | None,
+        clipped: bool,
+        bins: int,
+    ) -> list[Call]:
+        """The calls of kernels that update the variables of some groups, one after the other."""
+        after_norms = factors is not None
+        calls: list[Call] = []
+        for group in groups:
+            if isinstance(group, DenseGroup):
+                if self.exact:
+                    calls += settling_calls(group.members, self.form, bins)
+                calls += group.calls(binding, bins, clipped, after_norms)
+            else:
+                factor = 1.0 if factors is None else float(factors[group.position])
+                found = binding.occurrences[group.position]
+                calls += group.calls(binding, found, factor, bins, self.exact)
+        return calls
+
+    def constrain(self, groups: Sequence[Group]) -> None:
+        """Apply the constraints of the variables of some groups, after their update."""
+        for group in groups:
+            for position in np.atleast_1d(group.positions).tolist():
+                variable = self.constrained.get(position)
+                if variable is not None and variable.constraint is not None:
+                    variable.assign(variable.constraint(variable.array))
 
 
-def _view_of(variable: Any) -> tuple[Any, ...]:
-    array = array_of(variable)
-    constrained = isinstance(variable, Variable) and variable.constraint is not None
-    key = memory_key(layout_of(array).canonical(array))
-    return (key, array.shape, array.strides, constrained)
-
-
-def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
-    """What must be the same for a plan to serve again."""
-    return (tuple(map(id, variables)), tuple(kinds))
+def _spans(members: Sequence[Member | None]) -> list[tuple[int, int]]:
+    """The memory of all variables and slots."""
+    present = [member for member in members if member is not None]
+    slots = [span_of(value) for member in present for value in member.slots.values()]
+    return [member.entry.span for member in present] + slots
 
 
 def _own_memory(member: Member | None, turn: int) -> int | None:
-    """Where a gradient may lie although the step writes there: in its own variable.
+    """Where a gradient may be although the step writes there: in its own variable.
 
     Only in the first turn, since later the variable has changed already.
     """
@@ -231,7 +390,7 @@ def _constrained(variables: Sequence[Any], members: Sequence[Member | None]) -> 
 
 def _copied(canonical: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     copy = np.empty(canonical.shape, dtype)
-    with np.errstate(over="ignore"):  # a number too large for the dtype becomes infinite
+    with np.errstate(all="ignore"):  # a number too large for the dtype becomes infinite
         np.copyto(copy, canonical, casting="same_kind")
     return copy
 

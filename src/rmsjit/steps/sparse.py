@@ -7,34 +7,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.dtypes import Kinds, Precision, converted, kinds_of
 from rmsjit.arrays.layout import address_of, layout_of, rows_key
 from rmsjit.arrays.overlap import span_that_meets
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.kernels import dense, loader
+from rmsjit.kernels import loader, rows
 from rmsjit.rule.form import Form
-from rmsjit.runtime import threads
 from rmsjit.state.clock import Clock
-from rmsjit.state.slots import Member
-from rmsjit.steps.binding import BoundStep, Occurrences
-from rmsjit.steps.norms import NormPass, Norms
+from rmsjit.state.slots import Entry, Member
+from rmsjit.steps.act import Call
+from rmsjit.steps.binding import Binding
+from rmsjit.steps.copies import copy_call
+from rmsjit.steps.occurrences import Occurrences, found_rows
 from rmsjit.steps.pairs import index_error, sparse_gradient
-from rmsjit.steps.table import table_of
 from rmsjit.variables import array_of
 
-_AT_RANDOM = 4  # times as long as one in order takes an access to a row
+_RANDOM_ROW_COST = 4  # of access to a row at random, relative to one in sequence
 _APART = 32  # elements between what two threads write, more than a pair of cache lines
-_ROWS_AT_ONCE = 1 << 14  # that a sync of a whole table looks at, to need little memory
-RHO, MOMENTUM_FACTOR = 1, 3  # fields of `rmsjit.kernels.rule.RuleNumbers`
 
 
-class SparseGroup:
-    """One table and its slots.
+class Table:
+    """A table and its slots, as kernels for rows take them.
 
     Parameters
     ----------
-    position : int
-        Where its pair stands in the list.
     variable : ndarray or Variable
         The table as it was given.
     member : Member
@@ -43,33 +39,104 @@ class SparseGroup:
 
     Attributes
     ----------
-    rows : int
-        How many rows the table has.
+    rows, width : int
+        How many rows it has, and how many elements a row has.
+    rows_key : tuple
+        What tells its rows from those of other views of the memory.
+    in_place : bool
+        Whether kernels can run over its rows in place.
+    """
+
+    def __init__(self, variable: Any, member: Member, form: Form) -> None:
+        self.array: NDArray[Any] = array_of(variable)
+        self.form = form.arithmetic
+        self.kinds: Kinds = kinds_of(
+            member.entry.precision, tuple(slot.dtype for slot in self.form.slots)
+        )
+        self.rows = self.array.shape[0] if self.array.ndim else 0
+        self.rows_key = rows_key(self.array) if self.array.ndim else ()
+        self.width = int(np.prod(self.array.shape[1:]))
+        layout, shape = layout_of(self.array), self.array.shape
+        slots = [layout.logical(member.slots[name], shape) for name in self.form.slot_names]
+        self.arrays = [self.array, *slots]
+        self.in_place = bool(self.array.flags.c_contiguous and self.array.flags.aligned)
+        self.addresses = np.array([address_of(array) for array in self.arrays], np.int64)
+
+    def bytes_of(self, count: int) -> int:
+        """The bytes that could be written in sequence in the time of an update of some rows."""
+        return int(_RANDOM_ROW_COST * count * self.width * sum(a.itemsize for a in self.arrays))
+
+    def on_copies(
+        self, numbers: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.int64], list[Call], list[Call]]:
+        """Addresses of copies of some rows, or of all, and the calls that make and return them."""
+        count = self.rows if numbers is None else len(numbers)
+        copies = [np.empty((count, *array.shape[1:]), array.dtype) for array in self.arrays]
+        inwards, outwards = (
+            [
+                copy_call(array, copy, way, numbers)
+                for array, copy in zip(self.arrays, copies, strict=True)
+            ]
+            for way in (False, True)
+        )
+        return np.array([address_of(copy) for copy in copies], np.int64), inwards, outwards
+
+    def catch_up_calls(
+        self, clock: Clock, numbers: NDArray[np.int64] | None, bins: int
+    ) -> list[Call]:
+        """The calls that bring some rows, or all, to the last step of their clock.
+
+        Parameters
+        ----------
+        clock : Clock
+        numbers : int64 array or None
+            Which rows, each once; None for all.
+        bins : int
+            The number of threads.
+        """
+        if self.rows == 0 or self.width == 0:
+            return []
+        count = self.rows if numbers is None else len(numbers)
+        addresses, own, behind = self.addresses, clock, numbers
+        before: list[Call] = []
+        after: list[Call] = []
+        if not self.in_place:
+            addresses, before, after = self.on_copies(numbers)
+            if numbers is not None:
+                own, behind = clock.of_rows(numbers), None
+                after.append(copy_call(clock.done, own.done, True, numbers))
+        words = np.zeros(rows.CATCH_UP_WORDS, np.int64)
+        words[rows.BINS], words[rows.BEHIND_COUNT] = bins, count
+        words[rows.BEHIND] = 0 if behind is None else address_of(behind)
+        words[rows.CATCH_TABLE], words[rows.CATCH_WIDTH] = address_of(addresses), self.width
+        words[rows.CATCH_CLOCK] = address_of(own.words)
+        kernel = loader.catch_up_rows(self.form, self.kinds, bins > 1)
+        call = Call(kernel, words, (addresses, behind, own, self.arrays))
+        return [*before, call, *after]
+
+
+class SparseGroup:
+    """One table whose gradient names rows.
+
+    Parameters
+    ----------
+    position : int
+        Of its pair in the list.
+    variable : ndarray or Variable
+        The table as it was given.
+    member : Member
+        Its memory and slots.
+    form : Form
     """
 
     def __init__(self, position: int, variable: Any, member: Member, form: Form) -> None:
         self.position = position
-        self.positions = [position]
-        self.members = (member,)
-        self.sparse = True
-        self.may_be_large = True  # as the gradient has rows
+        self.positions = np.array([position])
         self.variable = variable
+        self.entry: Entry = member.entry
         self.precision: Precision = member.entry.precision
-        self._array = array_of(variable)
-        self._form = form
-        self.rows = self._array.shape[0] if self._array.ndim else 0
-        self.rows_key = rows_key(self._array) if self._array.ndim else ()
-        self._width = int(np.prod(self._array.shape[1:]))
-        self._itemsize: int = self._array.itemsize
-        self._arrays = [self._array, *(self._shaped(member.slots[name]) for name in form.slots)]
-        self._in_place = bool(self._array.flags.c_contiguous and self._array.flags.aligned)
-        self._table = self._table_of(self._arrays)
-        self._mg = dense.MG if form.centered else None
-        self._momentum = dense.MOMENTUM if form.has_momentum else None
-        self._sample = np.empty(0, self.precision.storage)
-
-    def _shaped(self, slot: NDArray[Any]) -> NDArray[Any]:
-        return layout_of(self._array).logical(slot, self._array.shape)
+        self.table = Table(variable, member, form)
+        self.kinds = self.table.kinds
 
     def bind(self, gradient: IndexedSlices, written: NDArray[np.int64]) -> Occurrences:
         """Check a gradient and find its rows; writes nothing but scratch.
@@ -78,7 +145,7 @@ class SparseGroup:
         ----------
         gradient : IndexedSlices
         written : int64 array
-            The memory that the step writes; values that lie there are copied.
+            The memory that the step writes; values within it are copied.
 
         Raises
         ------
@@ -86,168 +153,102 @@ class SparseGroup:
             See `rmsjit.steps.pairs.sparse_gradient`; IndexError for an index that is no row.
         """
         values, indices = sparse_gradient(gradient, self.variable, self.position)
-        outside = loader.first_outside()(indices, self.rows)
-        if outside >= 0:
-            raise index_error(gradient, outside, self.variable, self.position)
-        with np.errstate(over="ignore"):  # a number too large for the dtype becomes infinite
-            values = np.ascontiguousarray(values).astype(self._array.dtype, copy=False)
+        values = converted(np.ascontiguousarray(values), self.table.array.dtype)
         if not values.flags.aligned or span_that_meets(written, values) is not None:
             values = values.copy()
-        scratch = self.members[0].entry.take_scratch(self.rows)
-        occurrences = _found(values, indices, scratch)
-        self.members[0].entry.give_scratch(scratch)
+        marks = self.entry.take_scratch(self.table.rows)
+        occurrences = found_rows(values, indices, marks)
+        self.entry.give_scratch(marks)
+        if occurrences.distinct < 0:
+            raise index_error(gradient, -1 - occurrences.distinct, self.variable, self.position)
         return occurrences
 
-    def bytes_of(self, bound: BoundStep) -> int:
-        """The bytes that an update could write in order in the time that it takes."""
-        return self._moved_by(bound.occurrences[self.position].distinct)
+    def calls(
+        self, binding: Binding, occurrences: Occurrences, factor: float, bins: int, exact: bool
+    ) -> list[Call]:
+        """The calls that apply the rule to every row that the gradient names.
 
-    def norms(self, bound: BoundStep, clipvalue: float, limit: int) -> Norms:
-        """Norm and finiteness of the values as they were given."""
-        values = bound.occurrences[self.position].values
-        addresses = np.array([[address_of(values)]])
-        norm_pass = NormPass(np.array([values.size]), self.precision)
-        return norm_pass.norms(addresses, clipvalue, limit)
-
-    def update(
-        self, bound: BoundStep, factors: NDArray[Any] | None, numbers: NDArray[Any], limit: int
-    ) -> None:
-        """Apply the rule to every row that the gradient names; as `DenseGroup.update`."""
-        occurrences = bound.occurrences[self.position]
-        factor = 1.0 if factors is None else float(factors[self.position])
-        clock = self.members[0].entry.clock
-        if occurrences.distinct and self._width:
-            if self._in_place:
-                self._run(self._table, occurrences, factor, numbers, clock, limit)
-            else:
-                self._update_copies(occurrences, factor, numbers, clock, limit)
+        Parameters
+        ----------
+        binding : Binding
+            The numbers of the step.
+        occurrences : Occurrences
+        factor : float
+            What a clipped norm multiplies the gradient by, else 1.
+        bins : int
+            The number of threads.
+        exact : bool
+            Whether the rows have a clock.
+        """
+        clock = self.entry.clock if exact else None
+        calls: list[Call] = []
+        if occurrences.distinct and self.table.width:
+            calls = self._updates(binding, occurrences, factor, bins, clock)
         if clock is not None:
-            clock.tick(float(numbers[RHO]), float(numbers[MOMENTUM_FACTOR]))
+            calls.append(tick_call(clock, binding.lapse_numbers[self.kinds.computing]))
+        return calls
 
-    def _update_copies(
+    def _updates(
         self,
+        binding: Binding,
         occurrences: Occurrences,
         factor: float,
-        numbers: NDArray[Any],
+        bins: int,
         clock: Clock | None,
-        limit: int,
-    ) -> None:
-        """The same for a table whose rows are not contiguous, on copies of the named rows."""
-        rows, places = np.unique(occurrences.indices, return_inverse=True)
-        copies = [np.ascontiguousarray(array[rows]) for array in self._arrays]
-        part = None if clock is None else clock.of_rows(rows)
+    ) -> list[Call]:
+        table = self.table
+        if table.in_place:
+            numbers = binding.numbers[self.kinds.computing]
+            return [self._update(table.addresses, numbers, occurrences, factor, bins, clock)]
+        named, places = np.unique(occurrences.indices, return_inverse=True)
         places = places.reshape(-1).astype(np.int64)
-        compact = _found(occurrences.values, places, np.zeros(len(rows), np.int32))
-        self._run(self._table_of(copies), compact, factor, numbers, part, limit)
-        for array, copy in zip(self._arrays, copies, strict=True):
-            array[rows] = copy
-        if clock is not None and part is not None:
-            clock.done[rows] = part.done
+        compact = found_rows(occurrences.values, places, np.zeros(len(named), np.int32))
+        addresses, before, after = table.on_copies(named)
+        own = None if clock is None else clock.of_rows(named)
+        if own is not None and clock is not None:
+            # The act may tick before it comes to this call, so `now` is the clock's own.
+            before.append(copy_call(clock.done, own.done, False, named))
+            before.append(copy_call(clock.words[:1], own.words[:1], False))
+            after.append(copy_call(clock.done, own.done, True, named))
+        numbers = binding.numbers[self.kinds.computing]
+        return [*before, self._update(addresses, numbers, compact, factor, bins, own), *after]
 
-    def _run(
+    def _update(
         self,
-        table: NDArray[np.int64],
+        addresses: NDArray[np.int64],
+        numbers: NDArray[Any],
         occurrences: Occurrences,
         factor: float,
-        numbers: NDArray[Any],
+        bins: int,
         clock: Clock | None,
-        limit: int,
-    ) -> None:
-        precision = self.precision
-        granted = self._acquire(occurrences.distinct, limit)
-        try:
-            loader.update_rows(
-                precision,
-                self._form.centered,
-                self._form.has_momentum,
-                clock is not None,
-                granted > 1,
-            )(
-                table,
-                np.array([[address_of(occurrences.values)]]),
-                occurrences.indices,
-                occurrences.starts,
-                occurrences.order,
-                occurrences.distinct,
-                self._width,
-                np.empty(granted + 1, np.int64),
-                np.empty((granted, self._width + _APART), _total_dtype(precision)),
-                np.array([factor], precision.computing),
-                numbers,
-                self._sample,
-                self._mg,
-                self._momentum,
-                None if clock is None else clock.done,
-                None if clock is None else clock.lapses(precision.computing),
-                0 if clock is None else clock.now + 1,
-            )
-        finally:
-            threads.release(granted)
-
-    def catch_up(self, clock: Clock, rows: NDArray[np.int64] | None, limit: int) -> None:
-        """Bring `rows`, or all of the table, to the last step of its clock."""
-        if clock.now == 0 or self.rows == 0 or self._width == 0:
-            return
-        if rows is not None:
-            self._catch_up_behind(clock, rows[clock.done[rows] != clock.now], limit)
-            return
-        for start in range(0, self.rows, _ROWS_AT_ONCE):
-            behind = np.flatnonzero(clock.done[start : start + _ROWS_AT_ONCE] != clock.now)
-            self._catch_up_behind(clock, start + behind, limit)
-
-    def _catch_up_behind(self, clock: Clock, wanted: NDArray[np.int64], limit: int) -> None:
-        if self._in_place:
-            self._run_catch_up(self._table, wanted, clock, limit)
-            return
-        copies = [np.ascontiguousarray(array[wanted]) for array in self._arrays]
-        part = clock.of_rows(wanted)
-        self._run_catch_up(self._table_of(copies), np.arange(len(wanted)), part, limit)
-        for array, copy in zip(self._arrays, copies, strict=True):
-            array[wanted] = copy
-        clock.done[wanted] = clock.now
-
-    def _run_catch_up(
-        self, table: NDArray[np.int64], rows: NDArray[np.int64], clock: Clock, limit: int
-    ) -> None:
-        precision = self.precision
-        granted = self._acquire(len(rows), limit)
-        try:
-            loader.catch_up_rows(
-                precision, self._form.centered, self._form.has_momentum, granted > 1
-            )(
-                table,
-                rows,
-                self._width,
-                self._sample,
-                self._mg,
-                self._momentum,
-                clock.done,
-                clock.lapses(precision.computing),
-                clock.now,
-            )
-        finally:
-            threads.release(granted)
-
-    def _acquire(self, rows: int, limit: int) -> int:
-        """Leave for a launch over a number of rows."""
-        nbytes = self._moved_by(rows)
-        return threads.acquire(threads.worth(limit, nbytes), nbytes)
-
-    def _moved_by(self, rows: int) -> int:
-        return _AT_RANDOM * rows * self._width * self._itemsize * len(self._arrays)
-
-    def _table_of(self, arrays: list[NDArray[Any]]) -> NDArray[np.int64]:
-        """The addresses of the table and its slots, or of copies of them, as kernels take them."""
-        return table_of(arrays[:1], [dict(zip(self._form.slots, arrays[1:], strict=True))])
+    ) -> Call:
+        kinds, width = self.kinds, self.table.width
+        cuts = np.empty(bins + 1, np.int64)
+        totals = np.empty((bins, width + _APART), kinds.total)
+        factors = np.array([factor], kinds.computing)
+        words = [0] * rows.WORDS
+        words[rows.BINS], words[rows.DISTINCT] = bins, occurrences.distinct
+        words[rows.INDICES] = address_of(occurrences.indices)
+        words[rows.STARTS] = address_of(occurrences.starts)
+        words[rows.ORDER] = address_of(occurrences.order)
+        words[rows.VALUES] = address_of(occurrences.values)
+        words[rows.CUTS], words[rows.TABLE] = address_of(cuts), address_of(addresses)
+        words[rows.WIDTH], words[rows.NUMBERS] = width, address_of(numbers)
+        words[rows.FACTOR] = address_of(factors)
+        words[rows.TOTALS], words[rows.TOTAL_WIDTH] = address_of(totals), totals.shape[1]
+        words[rows.CLOCK] = 0 if clock is None else address_of(clock.words)
+        kernel = loader.update_rows(self.table.form, kinds, clock is not None, bins > 1)
+        alive = occurrences, cuts, totals, factors, addresses, numbers, clock, self.table.arrays
+        return Call(kernel, np.array(words), alive)
 
 
-def _found(
-    values: NDArray[Any], indices: NDArray[np.int64], scratch: NDArray[np.int32]
-) -> Occurrences:
-    order, starts = np.empty(len(indices), np.int32), np.empty(len(indices) + 1, np.int32)
-    distinct = loader.find_rows()(indices, scratch, starts, order)
-    return Occurrences(values, indices, starts, order, distinct)
+def tick_call(clock: Clock, numbers: NDArray[Any]) -> Call:
+    """The call that counts a step, with the numbers of `rmsjit.rule.numbers.lapsed`."""
+    words = np.array([1, address_of(clock.words), address_of(numbers)], np.int64)
+    return Call(loader.tick(), words, (clock, numbers))
 
 
-def _total_dtype(precision: Precision) -> str:
-    return precision.storage if precision.parts == 2 else precision.computing
+def reset_call(clock: Clock) -> Call:
+    """The call that starts a clock again, once all rows are up to date."""
+    words = np.array([1, address_of(clock.words), 0], np.int64)
+    return Call(loader.reset(), words, clock)

@@ -1,0 +1,159 @@
+"""The floor: a loop of the same loads and stores as a step, over the same arrays.
+
+It computes nothing (``x ^= g & 0``, with a zero that the compiler does not know), and is compiled,
+cut into pieces and run by threads as the kernels of a step are.  So its time is what memory allows.
+"""
+
+# What is compiled is typed by Numba.
+# mypy: allow-untyped-defs, allow-untyped-calls
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from rmsjit.arrays.layout import address_of
+from rmsjit.cli.stopwatch import Step, median_times
+from rmsjit.kernels import driver
+from rmsjit.kernels.dense import PIECE_WORDS
+from rmsjit.kernels.views import WORD_BYTES, number_type, pointers_to
+from rmsjit.kernels.views import words as words_at
+from rmsjit.runtime import threads
+from rmsjit.runtime.cache import Kernel, compile_kernel
+from rmsjit.runtime.flags import FLAGS, INLINED, PARALLEL
+from rmsjit.steps.act import DONE, Act, Call
+from rmsjit.steps.partition import cut_evenly, pieces_of
+
+# Words of the call: cuts and pieces as in `rmsjit.kernels.dense`, the zero, and then the addresses
+# of the gradient and of all arrays that are written.
+BINS, CUTS, PIECES, ZERO, ADDRESSES = range(5)
+
+Array = NDArray[Any]
+
+
+def fastest_floor(gradient: Array, written: Sequence[Array], most: int) -> Step:
+    """The floor on one thread or on several, whichever is faster.
+
+    Parameters
+    ----------
+    gradient : ndarray
+        Contiguous; it is only read.
+    written : sequence of ndarray
+        The variable and its slots: contiguous, and as long as the gradient.  They are written, and
+        keep their values.
+    most : int
+        The number of threads that is tried beside one.
+
+    Returns
+    -------
+    callable
+        Runs the loop once.
+    """
+    rivals = {"one": floor(gradient, written, 1)}
+    if most > 1:
+        rivals["all"] = floor(gradient, written, most)
+    times = median_times(rivals, rounds=3)
+    return rivals[min(times, key=times.__getitem__)]
+
+
+def floor(gradient: Array, written: Sequence[Array], wanted: int) -> Step:
+    """The floor on `wanted` threads; see `fastest_floor`."""
+    launch = threads.launch(wanted)
+    arrays = [_as_bits(array) for array in (gradient, *written)]
+    nbytes = sum(array.nbytes for array in arrays)
+    act = Act([call_over(arrays, launch.threads)], launch=launch, nbytes=nbytes)
+
+    def run() -> None:
+        if act.run() != DONE:  # threads can't be launched while a fork is about to come
+            Act([call_over(arrays, 1)]).run()
+
+    return run
+
+
+def _as_bits(array: Array) -> Array:
+    """The memory of the real numbers that an array is made of, as unsigned integers."""
+    parts = 2 if array.dtype.kind == "c" else 1
+    return array.reshape(-1).view(f"u{array.itemsize // parts}")
+
+
+def call_over(arrays: Sequence[Array], bins: int) -> Call:
+    """The call that passes over arrays of unsigned integers once.
+
+    Parameters
+    ----------
+    arrays : sequence of ndarray
+        The gradient, and then those that are written.
+    bins : int
+        The number of threads.
+    """
+    variable = arrays[1]
+    sizes, start = np.array([variable.size]), np.array([address_of(variable)])
+    part = pieces_of(cut_evenly(sizes, start, variable.itemsize, bins), np.zeros(1, np.int64))
+    words = np.zeros(ADDRESSES + len(arrays), np.int64)
+    words[BINS], words[ZERO] = bins, 0
+    words[CUTS], words[PIECES] = address_of(part.bins), address_of(part.pieces)
+    words[ADDRESSES:] = [address_of(array) for array in arrays]
+    kernel = _kernel(tuple(array.dtype.name for array in arrays), bins > 1)
+    return Call(kernel, words, (part, arrays))
+
+
+def _kernel(kinds: tuple[str, ...], parallel: bool) -> Kernel:
+    """The loop for arrays of these types, that of the gradient first."""
+    key = f"{kinds} {_digest_of_source()}"
+    return compile_kernel(
+        "floor",
+        key,
+        lambda: driver.over_bins(_pass_over_pieces(kinds)),
+        flags=PARALLEL if parallel else FLAGS,
+    )
+
+
+@functools.cache
+def _digest_of_source() -> str:
+    """Of this module, which the cache of kernels does not watch."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+# --- compiled -------------------------------------------------------------------------------
+
+# Functions are decorated as late as `compile_kernel` calls for them, which sees to it that Numba
+# compiles whatever the user has set.
+
+
+def _pass_over_pieces(kinds: tuple[str, ...]) -> Any:
+    """The work of one bin."""
+    arrays_at = pointers_to(tuple(map(number_type, kinds)))
+    change_element = _change_of_element(len(kinds) - 1)
+
+    def pass_over_bin(call_address, b):
+        call = words_at(call_address)
+        cuts, zero = words_at(call[CUTS]), call[ZERO]
+        for p in range(cuts[b], cuts[b + 1]):
+            piece = words_at(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
+            start, count = piece[1], piece[2]
+            arrays = arrays_at(call, ADDRESSES, start)
+            gradient = arrays[0]
+            for i in range(count):
+                change_element(i, gradient[i] & zero, arrays)
+
+    return njit(**INLINED)(pass_over_bin)
+
+
+def _change_of_element(last: int) -> Any:
+    """The function that changes element `i` of all arrays after the first, up to the `last`."""
+    if last == 0:
+        return njit(**INLINED)(lambda i, change, arrays: None)
+    change_others = _change_of_element(last - 1)
+
+    def change_element(i, change, arrays):
+        change_others(i, change, arrays)
+        arrays[last][i] ^= change
+
+    return njit(**INLINED)(change_element)

@@ -1,0 +1,108 @@
+"""An act: calls of kernels that are run as one, with all that they need kept alive."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.layout import address_of
+from rmsjit.kernels import act, loader
+from rmsjit.runtime import forks, threads
+from rmsjit.runtime.cache import Kernel
+from rmsjit.runtime.threads import ONE_THREAD, Launch
+
+_GATE = address_of(forks.gate)
+
+DONE, CLOSED, FULL, STALE = act.DONE, act.CLOSED, act.FULL, act.STALE
+
+
+class Call(NamedTuple):
+    """A kernel and the words that it is called with.
+
+    Attributes
+    ----------
+    kernel : Kernel
+    words : int64 array
+    alive : object
+        Keeps the memory behind the addresses among the words.
+    """
+
+    kernel: Kernel
+    words: NDArray[np.int64]
+    alive: Any = None
+
+
+class Act:
+    """Calls of kernels.
+
+    Parameters
+    ----------
+    calls : sequence of Call
+        In turn.
+    counter : integer 0-d array, optional
+        What is counted up with them, so that there is no instant at which one is done and the
+        other is not.
+    epoch : int64 array, shape (1,), optional
+        What must still have the value that it has now; see `rmsjit.state.slots.SlotStore.epoch`.
+    launch : Launch
+        How many threads the parallel kernels among them run on.
+    nbytes : int
+        The memory that they move, by which stalls are told from work.
+    """
+
+    __slots__ = ("_address", "_alive", "_nbytes", "_run", "counter", "threads", "words")
+
+    def __init__(
+        self,
+        calls: Sequence[Call],
+        counter: NDArray[Any] | None = None,
+        epoch: NDArray[np.int64] | None = None,
+        launch: Launch = ONE_THREAD,
+        nbytes: int = 0,
+    ) -> None:
+        kernels = [word for call in calls for word in (call.kernel.address, address_of(call.words))]
+        self.words = words = np.array([0] * act.WORDS + kernels, np.int64)
+        words[act.KERNELS] = len(calls)
+        words[act.THREADS] = launch.threads
+        words[act.GET_THREADS], words[act.SET_THREADS] = launch.get_threads, launch.set_threads
+        words[act.GATE] = _GATE
+        if epoch is not None:
+            words[act.EPOCH], words[act.EXPECTED_EPOCH] = address_of(epoch), epoch[0]
+        if counter is not None:
+            words[act.COUNTER], words[act.COUNTER_BYTES] = address_of(counter), counter.itemsize
+            words[act.COUNTER_LIMIT] = _highest(counter.dtype)
+        self.counter = counter
+        self.threads = launch.threads
+        self._nbytes = nbytes
+        self._address = address_of(words)
+        self._alive = calls, epoch
+        self._run = loader.run_act().call
+
+    def run(self) -> int:
+        """Run the calls.
+
+        Returns
+        -------
+        int
+            DONE; or CLOSED, FULL or STALE, with nothing done: threads must not be launched now,
+            the counter can't count further, or the epoch has changed.
+        """
+        if self.threads == 1:
+            return self._run(self._address)  # type: ignore[no-any-return]
+        start = time.perf_counter()
+        status: int = self._run(self._address)
+        if status == DONE:
+            threads.launched(time.perf_counter() - start, self._nbytes)
+        return status
+
+
+@functools.cache
+def _highest(dtype: np.dtype[Any]) -> int:
+    """The highest number of an integer dtype, as its bits read as a signed number."""
+    highest = np.array(np.iinfo(dtype).max, dtype)
+    return int(highest.view(f"i{dtype.itemsize}"))

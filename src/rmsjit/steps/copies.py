@@ -1,0 +1,42 @@
+"""Calls that copy what kernels can't run over in place to contiguous memory, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.layout import address_of
+from rmsjit.kernels import copies, loader
+from rmsjit.steps.act import Call
+
+
+def copy_call(
+    array: NDArray[Any],
+    contiguous: NDArray[Any],
+    outwards: bool,
+    rows: NDArray[np.int64] | None = None,
+) -> Call:
+    """The call that copies an array, or some of its rows, into contiguous memory or out of it.
+
+    Parameters
+    ----------
+    array : ndarray
+        Of any strides.
+    contiguous : ndarray
+        Of the same dtype and of the shape of what is copied.
+    outwards : bool
+        Whether `array` is written.
+    rows : int64 array, optional
+        Which rows are copied; all by default.
+    """
+    shape, strides = contiguous.shape or (1,), array.strides or (0,)
+    words = np.zeros(copies.STRIDED_WORDS + 2 * len(shape), np.int64)
+    words[0] = 1  # bin
+    words[copies.SOURCE_IS_STRIDED] = not outwards
+    words[copies.STRIDED], words[copies.CONTIGUOUS] = address_of(array), address_of(contiguous)
+    words[copies.ITEM_BYTES], words[copies.NDIM] = array.itemsize, len(shape)
+    words[copies.ROW_NUMBERS] = 0 if rows is None else address_of(rows)
+    words[copies.STRIDED_WORDS :] = (*shape, *strides)
+    return Call(loader.copy_strided(), words, (array, contiguous, rows))

@@ -1,0 +1,81 @@
+"""Variables on their way into the state: checked, found or made, and entered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.overlap import refuse_overlap
+from rmsjit.rule.form import Form
+from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.slots import Entry, SlotStore
+from rmsjit.steps.pairs import check_is_array, check_variable, naming
+
+
+def entries_of(
+    store: SlotStore, variables: Sequence[Any], kinds: Sequence[type]
+) -> list[Entry | None]:
+    """The entry of every variable that has a gradient, known or new; new ones are not entered.
+
+    Parameters
+    ----------
+    store : SlotStore
+    variables : sequence
+    kinds : sequence of type
+        The types of their gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a variable can't be trained, or a new one shares a part of its memory with another.
+    """
+    entries: list[Entry | None] = []
+    new: dict[Any, Entry] = {}
+    for position, (variable, kind) in enumerate(zip(variables, kinds, strict=True)):
+        if kind is type(None):
+            check_is_array(variable, position)
+            entries.append(None)
+            continue
+        precision = check_variable(variable, position)
+        _check_slots(store.form, precision, variable, position)
+        entry = Entry(variable, precision)
+        entry = store.entries.get(entry.key) or new.setdefault(entry.key, entry)
+        entries.append(entry)
+
+    def name(entry: Entry) -> str:
+        if entry in entries:
+            position = entries.index(entry)
+            return naming(variables[position], position)
+        return f"the variable {entry.name} of an earlier step"
+
+    if new:
+        refuse_overlap(store.entries.values(), new.values(), name)
+    return entries
+
+
+def _check_slots(form: Form, precision: Precision, variable: Any, position: int) -> None:
+    """Raise `TypeError` for a complex variable where a slot has a dtype of its own."""
+    if precision.components == 2:
+        for slot in form.slots:
+            if slot.dtype is not None:
+                raise TypeError(
+                    f"{naming(variable, position)} must be real for the slot {slot.name!r} in "
+                    f"{slot.dtype}, got {precision.name}"
+                )
+
+
+def first_epsilon(form: Form, hyperparameters: Hyperparameters) -> float:
+    """Epsilon where a slot starts from it, else any number."""
+    starts = [slot.start for slot in form.slots]
+    return hyperparameters.now("epsilon") if "epsilon" in starts else 0.0
+
+
+def build(store: SlotStore, variables: Sequence[Any], hyperparameters: Hyperparameters) -> None:
+    """Create the slots of `variables` without a step, and without Numba."""
+    with store.lock.lock:
+        entries = entries_of(store, variables, [np.ndarray] * len(variables))
+        known = [entry for entry in entries if entry is not None]
+        store.enter(known, store.missing(known, first_epsilon(store.form, hyperparameters)))

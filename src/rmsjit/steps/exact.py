@@ -1,0 +1,134 @@
+"""``sparse="exact"``: rows that a gradient did not name catch up with steps that they missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.rule.form import Form
+from rmsjit.runtime import threads
+from rmsjit.state.clock import Clock
+from rmsjit.state.slots import Entry, Member, SlotStore
+from rmsjit.steps.act import DONE, Act, Call
+from rmsjit.steps.sparse import SparseGroup, Table, reset_call
+from rmsjit.variables import array_of
+
+_ROWS_AT_ONCE = 1 << 14  # that are copied of a table whose rows are not contiguous
+
+
+def settled(groups: Sequence[SparseGroup], store: SlotStore, limit: int) -> bool:
+    """Start clocks that are needed, and wind up those that are full or count other rows.
+
+    Returns
+    -------
+    bool
+        False if that has changed a table that was known, so that plans have to be made anew.
+    """
+    ticks: dict[int, int] = {}
+    for group in groups:
+        ticks[id(group.entry)] = ticks.get(id(group.entry), 0) + 1
+    fine = True
+    for group in groups:
+        entry, steps = group.entry, ticks[id(group.entry)]
+        clock = entry.clock
+        fits = clock is not None and clock.rows_key == group.table.rows_key
+        if clock is not None and not (fits and clock.has_room(steps)):
+            catch_up(entry, store.form, None, limit)
+        if clock is None or not fits or not clock.has_room(steps):
+            entry.clock = Clock(group.table.rows, group.table.rows_key, steps)
+            entry.table = group.variable
+            fine = fine and entry.key not in store.entries
+    if not fine:
+        store.changed()
+    return fine
+
+
+def settling_calls(members: Sequence[Member], form: Form, bins: int) -> list[Call]:
+    """The calls that bring tables up to date before a dense gradient changes all their rows."""
+    calls: list[Call] = []
+    for member in members:
+        clock = member.entry.clock
+        if clock is not None:
+            table = _table_of(member.entry, form)
+            calls += [*table.catch_up_calls(clock, None, bins), reset_call(clock)]
+    return calls
+
+
+def catch_up(entry: Entry, form: Form, rows: NDArray[np.int64] | None, limit: int) -> None:
+    """Bring some rows of a table, or all of it, to the last step of its clock.
+
+    Parameters
+    ----------
+    entry : Entry
+    form : Form
+    rows : int64 array or None
+        Each once; None for all.
+    limit : int
+        The most threads.
+    """
+    clock = entry.clock
+    if clock is None or clock.now == 0:
+        return
+    table = _table_of(entry, form)
+    if table.in_place and rows is None:
+        calls = lambda bins: [*table.catch_up_calls(clock, None, bins), reset_call(clock)]  # noqa: E731
+        _run(calls, table.bytes_of(table.rows), limit)
+        return
+    for behind in _behind(clock, rows):
+        _run(_catching_up(table, clock, behind), table.bytes_of(len(behind)), limit)
+    if rows is None:
+        _run(lambda bins: [reset_call(clock)], 0, limit)
+
+
+def _catching_up(
+    table: Table, clock: Clock, behind: NDArray[np.int64]
+) -> Callable[[int], list[Call]]:
+    return lambda bins: table.catch_up_calls(clock, behind, bins)
+
+
+def _behind(clock: Clock, rows: NDArray[np.int64] | None) -> Any:
+    """The rows among these, or all, that have missed steps; a piece at a time."""
+    if rows is not None:
+        yield rows[clock.done[rows] != clock.now]
+        return
+    for start in range(0, len(clock.done), _ROWS_AT_ONCE):
+        yield start + np.flatnonzero(clock.done[start : start + _ROWS_AT_ONCE] != clock.now)
+
+
+def _run(calls: Callable[[int], list[Call]], nbytes: int, limit: int) -> None:
+    """Run calls for as many threads as are worth while, or for one where they may not start."""
+    launch = threads.launch(threads.worth(limit, nbytes))
+    if Act(calls(launch.threads), launch=launch, nbytes=nbytes).run() != DONE:
+        Act(calls(1)).run()
+
+
+def _table_of(entry: Entry, form: Form) -> Table:
+    # A momentum that has just been set has no slot yet.
+    slots = tuple(slot for slot in form.slots if slot.name in entry.slots)
+    return Table(entry.table, Member(entry, entry.slots), replace(form, slots=slots))
+
+
+def checked_rows(indices: Any, variable: Any) -> NDArray[np.int64] | None:
+    """Different rows of a table, ascending; None for all.
+
+    Raises
+    ------
+    TypeError
+        If indices are no integers.
+    IndexError
+        If one is no row.
+    """
+    if indices is None:
+        return None
+    rows = np.unique(np.asarray(indices))
+    length = len(array_of(variable))
+    if rows.size and rows.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, got dtype {rows.dtype}")
+    outside = rows[(rows < 0) | (rows >= length)]
+    if outside.size:
+        raise IndexError(f"indices must be from 0 to {length - 1}, got {outside[0]}")
+    return rows.astype(np.int64)

@@ -1,0 +1,77 @@
+"""The plans of lists of variables that were stepped last."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from rmsjit.arrays.layout import layout_of, memory_key
+from rmsjit.variables import Variable, array_of
+
+MOST = 16  # lists of variables; a training loop has one, a GAN a few
+
+
+class _Keyed(Protocol):
+    @property
+    def identity(self) -> Any: ...
+    @property
+    def layouts(self) -> Any: ...
+
+
+P = TypeVar("P", bound=_Keyed)
+
+
+class Plans(Generic[P]):
+    """Plans by the objects that they were made of, and by the memory of these.
+
+    Attributes
+    ----------
+    last : plan or None
+        The one that was used last.
+    """
+
+    def __init__(self) -> None:
+        self.last: P | None = None
+        self._by_identity: OrderedDict[Any, P] = OrderedDict()
+        self._by_layouts: OrderedDict[Any, P] = OrderedDict()
+
+    def of_objects(self, identity: Any) -> P | None:
+        """The plan that was made of these very objects."""
+        return self._by_identity.get(identity)
+
+    def of_memory(self, layouts: Any) -> P | None:
+        """A plan that was made of other views of the same memory."""
+        return self._by_layouts.get(layouts)
+
+    def keep(self, plan: P) -> None:
+        """Make a plan the last one; the oldest goes where there are too many."""
+        self.last = plan
+        for plans, key in ((self._by_identity, plan.identity), (self._by_layouts, plan.layouts)):
+            plans[key] = plan
+            plans.move_to_end(key)
+            while len(plans) > MOST:
+                plans.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all plans."""
+        self.last = None
+        self._by_identity.clear()
+        self._by_layouts.clear()
+
+
+def layouts_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
+    """What must be the same for a plan to serve for other views of the same memory."""
+    return (tuple(map(_view_of, variables)), tuple(kinds))
+
+
+def _view_of(variable: Any) -> tuple[Any, ...]:
+    array = array_of(variable)
+    constrained = isinstance(variable, Variable) and variable.constraint is not None
+    key = memory_key(layout_of(array).canonical(array))
+    return (key, array.shape, array.strides, constrained)
+
+
+def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
+    """What must be the same for a plan to serve again."""
+    return (tuple(map(id, variables)), tuple(kinds))

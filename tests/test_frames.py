@@ -1,0 +1,72 @@
+"""How many Python functions a small step of known variables enters, and whose they are."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rmsjit
+from rmsjit.steps.engine import Engine
+
+PACKAGE = Path(rmsjit.__file__).parent
+MOST = 9
+
+OPTIMIZERS = {
+    "plain": lambda: rmsjit.RMSprop(),
+    "momentum": lambda: rmsjit.RMSprop(momentum=0.9),
+    "clipvalue": lambda: rmsjit.RMSprop(clipvalue=0.5),
+    "train": lambda: rmsjit.train.RMSPropOptimizer(0.01),
+}
+VARIABLES = {
+    "one": lambda: [np.ones(8, np.float32)],
+    "several": lambda: [np.ones((2, 3)), np.ones(5, np.float16), np.ones(())],
+    "Variable": lambda: [rmsjit.Variable(np.ones(8, np.float32))],
+}
+
+
+def frames_of(call, *arguments):
+    """The code of every Python function that is entered, in order."""
+    entered = []
+
+    def note(frame, event, argument):
+        if event == "call":
+            entered.append(frame.f_code)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        call(*arguments)
+    finally:
+        sys.setprofile(before)
+    return entered
+
+
+def frames_of_known_step(optimizer, variables):
+    """Those of a step that the optimizer has taken before, such as every step of a training."""
+    pairs = [(np.ones(v.shape, v.dtype), v) for v in variables]
+    for _ in range(3):
+        optimizer.apply_gradients(pairs)
+    return frames_of(optimizer.apply_gradients, pairs)
+
+
+@pytest.mark.parametrize("variables", VARIABLES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_small_step_enters_few_functions(name, variables):
+    frames = frames_of_known_step(OPTIMIZERS[name](), VARIABLES[variables]())
+    names = [code.co_qualname for code in frames]
+    assert len(names) <= MOST, names
+    homes = [Path(code.co_filename).relative_to(PACKAGE).parts[0] for code in frames]
+    assert homes[0] == "optimizers"
+    after = homes[frames.index(Engine.step.__code__) :]
+    assert "optimizers" not in after, list(zip(names, homes, strict=True))
+
+
+def test_every_function_is_counted():
+    def inner():
+        return len([1])
+
+    def outer():
+        return [inner() for _ in range(2)]
+
+    assert [code.co_name for code in frames_of(outer)].count("inner") == 2

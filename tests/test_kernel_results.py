@@ -1,0 +1,631 @@
+"""Every kernel as it comes from the cache, tried on a few elements against NumPy."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmsjit.arrays.dtypes import kinds_of, precision_of
+from rmsjit.arrays.layout import address_of
+from rmsjit.kernels import act, copies, dense, headers, loader, norms, rows
+from rmsjit.rule.form import Form
+from rmsjit.rule.numbers import StepNumbers, packed
+from rmsjit.rule.presets import keras_legacy
+from rmsjit.runtime import cache
+from rmsjit.state import clock as clocks
+from strategies import COMPLEX, DTYPES, HALF, wide
+
+COUNT = 45  # enough to fill vectors and leave a rest
+LEARNING_RATES = (0.5, 0.25)  # of two groups
+NUMBERS = StepNumbers(LEARNING_RATES[0], rho=0.75, momentum=0.5, epsilon=0.25)
+CLIP, FACTOR = 1.25, 0.5
+TOLERANCES = {"float16": 1e-2, "bfloat16": 5e-2}  # a wrong rule is off by far more
+FORMS = {
+    "plain": keras_legacy(centered=False, momentum=False),
+    "centered": keras_legacy(centered=True, momentum=False),
+    "momentum": keras_legacy(centered=False, momentum=True),
+    "both": keras_legacy(centered=True, momentum=True),
+}
+BOTH = FORMS["both"]
+
+QUICK = ("bfloat16", "float32", "complex64")
+every_dtype = pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in DTYPES],
+)
+every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+all_or_in_parallel = pytest.mark.parametrize("bins", [1, 2], ids=["serial", "parallel"])
+
+
+def public_loaders():
+    return {name for name, value in vars(loader).items() if hasattr(value, "cache_clear")}
+
+
+def compiling_functions():
+    """The functions of the loader that compile something."""
+    for function in ast.parse(inspect.getsource(loader)).body:
+        if isinstance(function, ast.FunctionDef):
+            called = {getattr(node, "id", "") for node in ast.walk(function)}
+            if called & {"compile_kernel", "_over_bins"}:
+                yield function.name
+
+
+def tried_here():
+    for node in ast.walk(ast.parse(Path(__file__).read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fresh":
+            yield node.args[0].value
+
+
+def test_every_kernel_is_tried_here():
+    assert set(compiling_functions()) - {"_over_bins"} == public_loaders()
+    assert set(tried_here()) == public_loaders()
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A kernel by its function in the loader, as a process gets it that has not compiled it."""
+    from numba.core import event
+
+    monkeypatch.setenv("RMSJIT_CACHE", "1")
+
+    def load(name, *arguments):
+        assert getattr(loader, name)(*arguments) is not None  # compiled, now or earlier
+        monkeypatch.setattr(cache, "_kernels", {})  # those known are kept until the test is over
+        with event.install_recorder("numba:compile") as recorder:
+            kernel = getattr(loader, name).__wrapped__(*arguments)
+        assert not recorder.buffer
+        return kernel
+
+    return load
+
+
+def called(kernel, *words):
+    """Call a kernel with a block of words, which it must not change."""
+    block = np.array([*words], np.int64)
+    before = block.copy()
+    result = kernel.call(address_of(block))
+    assert np.array_equal(block, before)
+    return result
+
+
+# --- the same in NumPy ----------------------------------------------------------------------
+
+
+def wave(period, dtype, count=COUNT):
+    """Quarters, positive and negative, exact in every dtype; complex ones with both parts."""
+    real = (np.arange(count) % period - period // 2) / 4
+    return (real * (1 + 0.5j) if dtype in COMPLEX else real).astype(dtype)
+
+
+def state_of(form, dtype, count=COUNT):
+    """A variable and its slots, in the order in which kernels take them."""
+    start = {"mg": wave(5, dtype), "momentum": wave(3, dtype)}
+    start["rms"] = (2 + np.abs(wave(7, dtype))).astype(dtype)
+    return {"variable": wave(13, dtype)} | {n: start[n] for n in form.arithmetic.slot_names}
+
+
+def updated(form, state, g, lr):
+    """The rule, of which `rmsjit.kernels.rule` says more, in double precision."""
+    rho, epsilon = NUMBERS.rho, NUMBERS.epsilon
+    new = {name: wide(array) for name, array in state.items()}
+    new["rms"] = variance = rho * new["rms"] + (1 - rho) * g * g
+    if form.centered:
+        new["mg"] = rho * new["mg"] + (1 - rho) * g
+        variance = variance - new["mg"] ** 2
+    inside = form.epsilon == "inside"
+    step = lr * g / (np.sqrt(variance + epsilon) if inside else np.sqrt(variance) + epsilon)
+    if form.has_momentum:
+        step = new["momentum"] = NUMBERS.momentum * new["momentum"] + step
+    new["variable"] = new["variable"] - step
+    return new
+
+
+def in_range(g, dtype):
+    return wide(g) if dtype in COMPLEX else np.clip(wide(g), -CLIP, CLIP)
+
+
+def assert_agree(state, expected):
+    for name, array in state.items():
+        tolerance = TOLERANCES.get(str(array.dtype), 1e-5)
+        np.testing.assert_allclose(wide(array), expected[name], tolerance, tolerance, err_msg=name)
+
+
+def kinds_for(form, dtype):
+    return kinds_of(precision_of(np.dtype(dtype)), (None,) * len(form.slots))
+
+
+def numbers_for(form, dtype, *, clipped=True, rates=LEARNING_RATES):
+    """A row of numbers for each group, which differ in their learning rate."""
+    bound = CLIP if clipped and dtype not in COMPLEX else np.inf
+    computing = kinds_for(form, dtype).computing
+    return np.concatenate(
+        [packed(NUMBERS._replace(learning_rate=rate), bound, computing, form) for rate in rates]
+    )
+
+
+# --- the rule -------------------------------------------------------------------------------
+
+
+def assert_updates_whole_variables(kernel, form, dtype, clipped, bins):
+    """Three pieces of two variables of two groups, one variable not in its first element."""
+    states, gradients = [state_of(form, dtype) for _ in range(2)], [wave(11, dtype), wave(9, dtype)]
+    expected = []
+    for state, g, rate in zip(states, gradients, LEARNING_RATES, strict=True):
+        wanted = updated(form, state, in_range(g, dtype) * FACTOR if clipped else wide(g), rate)
+        expected.append(wanted)
+    for name, array in states[1].items():
+        expected[1][name][:3] = wide(array)[:3]  # before the piece
+    pieces = np.array([[0, 0, 22, 0], [0, 22, COUNT - 22, 0], [1, 3, COUNT - 3, 1]])
+    cuts = np.array([0, 3] if bins == 1 else [0, 1, 3])
+    table = np.array([[address_of(array) for array in state.values()] for state in states])
+    addresses = np.array([address_of(g) for g in gradients])
+    numbers = numbers_for(form, dtype, clipped=clipped)
+    scales = np.full(2, FACTOR, numbers.dtype)
+    words = {
+        dense.BINS: bins,
+        dense.CUTS: address_of(cuts),
+        dense.PIECES: address_of(pieces),
+        dense.ADDRESSES: address_of(table),
+        dense.GRADIENTS: address_of(addresses),
+        dense.NUMBERS: address_of(numbers),
+        dense.SCALES: address_of(scales),
+    }
+    assert called(kernel, *in_order(words, dense.WORDS)) == 0
+    for state, wanted in zip(states, expected, strict=True):
+        assert_agree(state, wanted)
+
+
+def in_order(words, count):
+    """Words by their positions; those that are not given are zero."""
+    assert set(words) <= set(range(count))
+    return [words.get(position, 0) for position in range(count)]
+
+
+@pytest.mark.parametrize("clipped", [False, True], ids=["as they are", "clipped"])
+@every_form
+@every_dtype
+def test_dense(fresh, dtype, form, clipped):
+    kernel = fresh("update_dense", form.arithmetic, kinds_for(form, dtype), clipped, False)
+    assert_updates_whole_variables(kernel, form, dtype, clipped, 1)
+
+
+@every_dtype
+def test_dense_in_parallel(fresh, dtype):
+    kernel = fresh("update_dense", BOTH.arithmetic, kinds_for(BOTH, dtype), True, True)
+    assert_updates_whole_variables(kernel, BOTH, dtype, True, 2)
+
+
+def test_slots_of_another_dtype(fresh):
+    """As the averages of a half type in single precision."""
+    kinds = kinds_of(precision_of(np.dtype(np.float16)), ("float32",))
+    form = FORMS["plain"]
+    kernel = fresh("update_dense", form.arithmetic, kinds, True, False)
+    state, g = state_of(form, "float16"), wave(11, "float16")
+    state["rms"] = (state["rms"] + 1 / 4096).astype(np.float32)  # no float16
+    expected = updated(form, state, in_range(g, "float16") * FACTOR, LEARNING_RATES[0])
+    cuts, pieces = np.array([0, 1]), np.array([[0, 0, COUNT, 0]])
+    table, numbers = np.array([*map(address_of, state.values())]), numbers_for(form, "float16")
+    gradients, scales = np.array([address_of(g)]), np.full(1, FACTOR, np.float32)
+    called(kernel, 1, *map(address_of, (cuts, pieces, table, gradients, numbers, scales)))
+    assert np.allclose(state["rms"], expected["rms"], 1e-6)
+    assert np.allclose(wide(state["variable"]), expected["variable"], 1e-3)
+
+
+def rows_of(array, width):
+    return wide(array).reshape(-1, width)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["lazy", "exact"])
+@pytest.mark.parametrize(("form", "bins"), [(BOTH, 1), (FORMS["plain"], 1), (BOTH, 2)])
+@every_dtype
+def test_rows(fresh, dtype, form, exact, bins):
+    """A gradient of the rows 2, 0, 2 of three; in step 2, which row 0 comes to from step 0."""
+    kinds, width = kinds_for(form, dtype), COUNT // 3
+    kernel = fresh("update_rows", form.arithmetic, kinds, exact, bins > 1)
+    state, g = state_of(form, dtype), wave(11, dtype)
+    first, second, third = rows_of(in_range(g, dtype) * FACTOR, width)
+    clock, done = clock_of(3, [0, 0, 1])
+    start = {name: rows_of(array, width).copy() for name, array in state.items()}
+    if exact:
+        start = {name: array.copy() for name, array in start.items()}
+        for name, array in lapsed(form, {n: a[:1] for n, a in start.items()}).items():
+            start[name][:1] = array
+    gradient = np.stack([second, np.zeros(width), first + third])
+    expected = updated(form, start, gradient, LEARNING_RATES[0])
+    for name, array in expected.items():
+        array[1] = rows_of(state[name], width)[1]  # which the gradient does not name
+    numbers = numbers_for(form, dtype, rates=LEARNING_RATES[:1])
+    indices, starts = np.array([2, 0, 2]), np.array([0, 2, 3], np.int32)
+    order, cuts = np.array([0, 2, 1], np.int32), np.zeros(bins + 1, np.int64)
+    table, factor = np.array([*map(address_of, state.values())]), np.full(1, FACTOR, numbers.dtype)
+    totals = np.zeros((bins, width + 1), np.dtype(kinds.total))
+    words = {
+        rows.BINS: bins,
+        rows.INDICES: address_of(indices),
+        rows.STARTS: address_of(starts),
+        rows.ORDER: address_of(order),
+        rows.DISTINCT: 2,
+        rows.CUTS: address_of(cuts),
+        rows.VALUES: address_of(g),
+        rows.TABLE: address_of(table),
+        rows.WIDTH: width,
+        rows.NUMBERS: address_of(numbers),
+        rows.FACTOR: address_of(factor),
+        rows.TOTALS: address_of(totals),
+        rows.TOTAL_WIDTH: width + 1,
+        rows.CLOCK: address_of(clock) if exact else 0,
+    }
+    assert called(kernel, *in_order(words, rows.WORDS)) == 0
+    assert_agree(state, {name: array.reshape(-1) for name, array in expected.items()})
+    assert done.tolist() == ([2, 0, 2] if exact else [0, 0, 1])
+    assert cuts[0] == 0
+    assert cuts[-1] == 2
+
+
+# --- clocks ---------------------------------------------------------------------------------
+
+DECAY, CARRY, DRIFT, KEPT = 0.25, 0.5, 0.75, 0.5
+CAPACITY = 5
+lapse_arrays = []
+
+
+def clock_of(count, done, now=1):
+    """The words of a clock after a step, its rows brought to some step; and these steps."""
+    lapses = np.zeros((clocks.LAPSE_ROWS, CAPACITY))
+    lapses[:, 0] = DECAY, CARRY, DRIFT, 1.0
+    lapses[:, 1] = 1.0, 1.0, 0.0, 1.0
+    lapse_arrays[:] = [lapses]  # keeps the memory
+    done = np.array(done, np.uint16)
+    words = {
+        clocks.NOW: now,
+        clocks.CAPACITY: CAPACITY,
+        clocks.DONE: address_of(done),
+        clocks.LAPSES: address_of(lapses),
+        clocks.ROWS: count,
+    }
+    return np.array(in_order(words, 5), np.int64), done
+
+
+def lapsed(form, state, kept=1.0):
+    """What has become of a variable and its slots over the steps that a clock counts."""
+    new = {name: wide(array) for name, array in state.items()}
+    new["variable"] = new["variable"] * kept
+    if form.has_momentum:
+        new["variable"] = new["variable"] - DRIFT * new["momentum"]
+        new["momentum"] = CARRY * new["momentum"]
+    for name in ("rms", "mg"):
+        if name in new:
+            new[name] = DECAY * new[name]
+    return new
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["some rows", "all rows"])
+@pytest.mark.parametrize(("form", "bins"), [(BOTH, 1), (FORMS["plain"], 1), (BOTH, 2)])
+@every_dtype
+def test_catching_up(fresh, dtype, form, bins, named):
+    width = COUNT // 3
+    kernel = fresh("catch_up_rows", form.arithmetic, kinds_for(form, dtype), bins > 1)
+    state = state_of(form, dtype)
+    before = {name: rows_of(array, width).copy() for name, array in state.items()}
+    clock, done = clock_of(3, [0, 0, 1])
+    expected = lapsed(form, before)
+    for name, array in expected.items():
+        array[2] = before[name][2]  # up to date
+        if named:
+            array[0] = before[name][0]
+    table, behind = np.array([*map(address_of, state.values())]), np.array([2, 1])
+    words = {
+        rows.BINS: bins,
+        rows.BEHIND: address_of(behind) if named else 0,
+        rows.BEHIND_COUNT: 2 if named else 3,
+        rows.CATCH_TABLE: address_of(table),
+        rows.CATCH_WIDTH: width,
+        rows.CATCH_CLOCK: address_of(clock),
+    }
+    assert called(kernel, *in_order(words, rows.CATCH_UP_WORDS)) == 0
+    assert_agree(state, {name: array.reshape(-1) for name, array in expected.items()})
+    assert done.tolist() == ([0, 1, 1] if named else [1, 1, 1])
+
+
+@every_dtype
+def test_catching_up_with_weight_decay(fresh, dtype):
+    form = Form.with_slots("rms", "momentum", weight_decay="decoupled")
+    kernel = fresh("catch_up_rows", form.arithmetic, kinds_for(form, dtype), False)
+    state = state_of(form, dtype)
+    clock, done = clock_of(1, [0])
+    lapse_arrays[0][rows.KEPT, 0] = KEPT
+    expected = lapsed(form, state, KEPT)
+    table = np.array([*map(address_of, state.values())])
+    called(kernel, 1, 0, 1, address_of(table), COUNT, address_of(clock))
+    assert_agree(state, expected)
+    assert done[0] == 1
+
+
+def test_ticking(fresh):
+    clock, _ = clock_of(3, [0, 0, 1])
+    (lapses,) = lapse_arrays
+    lapses[rows.KEPT, 0] = KEPT
+    rho, momentum, keep, move = numbers = np.array([0.75, 0.125, 0.875, 0.5])
+    called(fresh("tick"), 1, address_of(clock), address_of(numbers))
+    assert clock[clocks.NOW] == 2
+    carry = CARRY * momentum
+    assert lapses[:, 0].tolist() == [DECAY * rho, carry, DRIFT * keep + carry * move, KEPT * keep]
+    assert lapses[:, 1].tolist() == [rho, momentum, momentum * move, keep]
+    assert lapses[:, 2].tolist() == [1.0, 1.0, 0.0, 1.0]
+    assert not lapses[:, 3:].any()
+
+
+def test_what_is_negligible_is_forgotten(fresh):
+    clock, _ = clock_of(3, [0, 0, 1])
+    numbers = np.array([1e-301, 1e-301, 1.0, 1.0])
+    called(fresh("tick"), 1, address_of(clock), address_of(numbers))
+    assert lapse_arrays[0][: rows.DRIFT, 0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_resetting(fresh, behind):
+    """Unless a row is behind."""
+    clock, done = clock_of(3, [1, 1, 0 if behind else 1])
+    before = lapse_arrays[0].copy()
+    called(fresh("reset"), 1, address_of(clock), 0)
+    if behind:
+        assert (clock[clocks.NOW], done.tolist()) == (1, [1, 1, 0])
+        assert np.array_equal(lapse_arrays[0], before)
+    else:
+        assert (clock[clocks.NOW], done.tolist()) == (0, [0, 0, 0])
+        assert lapse_arrays[0][:, 0].tolist() == [1.0, 1.0, 0.0, 1.0]
+
+
+# --- norms ----------------------------------------------------------------------------------
+
+
+@all_or_in_parallel
+@pytest.mark.parametrize("dtype", [*HALF, "float32", "float64"])
+def test_norms(fresh, dtype, bins):
+    """Of three gradients, one of them in two pieces and one with an infinity."""
+    precision = precision_of(np.dtype(dtype))
+    kernel = fresh("sums_of_squares", precision.real, precision.computing, bins > 1)
+    gradients = [wave(11, dtype, 100), wave(9, dtype), np.append(wave(5, dtype), np.inf)]
+    gradients[2] = gradients[2].astype(dtype)
+    pieces = np.array([[0, 0, 64, 0], [0, 64, 36, 0], [1, 0, COUNT, 0], [2, 0, COUNT + 1, 0]])
+    cuts = np.array([0, 4] if bins == 1 else [0, 3, 4])
+    addresses, bound = (
+        np.array([*map(address_of, gradients)]),
+        np.array([CLIP], precision.computing),
+    )
+    sums, totals = np.empty((4, 2)), np.zeros((3, 2))
+    words = {
+        norms.BINS: bins,
+        norms.CUTS: address_of(cuts),
+        norms.PIECES: address_of(pieces),
+        norms.GRADIENTS: address_of(addresses),
+        norms.BOUND: address_of(bound),
+        norms.SUMS: address_of(sums),
+        norms.TOTALS: address_of(totals),
+    }
+    assert called(kernel, *in_order(words, norms.WORDS)) == 0
+    squares = [np.sum(np.clip(wide(g), -CLIP, CLIP) ** 2) for g in gradients]
+    assert totals[:, 0].tolist() == squares  # quarters squared are exact
+    assert totals[:2, 1].tolist() == [0.0, 0.0]
+    assert np.isnan(totals[2, 1])
+
+
+# --- copies ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["uint8", *DTYPES])
+def test_strided_copies(fresh, dtype):
+    kernel = fresh("copy_strided")
+    whole = (np.arange(4 * 5 * 6) % 100).reshape(4, 5, 6).astype(dtype)
+    array, numbers = whole[::-1, 1::2].transpose(2, 0, 1), np.array([5, 0, 2])
+    for named in (None, numbers):
+        chosen = array if named is None else array[named]
+        contiguous = np.zeros(chosen.shape, dtype)
+        words = {
+            0: 1,  # bin
+            copies.SOURCE_IS_STRIDED: 1,
+            copies.STRIDED: address_of(array),
+            copies.CONTIGUOUS: address_of(contiguous),
+            copies.ITEM_BYTES: array.itemsize,
+            copies.NDIM: 3,
+            copies.ROW_NUMBERS: 0 if named is None else address_of(named),
+        }
+        places = (*chosen.shape, *array.strides)
+        called(kernel, *in_order(words, copies.STRIDED_WORDS), *places)
+        assert np.array_equal(contiguous, chosen)
+        contiguous[:] = contiguous[::-1].copy()
+        expected = whole.copy()
+        view = expected[::-1, 1::2].transpose(2, 0, 1)
+        view[slice(None) if named is None else named] = contiguous
+        words[copies.SOURCE_IS_STRIDED] = 0
+        called(kernel, *in_order(words, copies.STRIDED_WORDS), *places)
+        assert np.array_equal(whole, expected)
+
+
+def test_copies_of_parts(fresh):
+    kernel = fresh("copy_parts")
+    first, second = np.arange(200, dtype=np.uint8), np.arange(9, dtype=np.uint8)
+    packed_bytes = np.zeros(110, np.uint8)
+    addresses = np.array([address_of(first), address_of(second)])
+    parts = np.array([[0, 1, 100], [1, 2, 5]])
+    words = {
+        copies.PARTS: 2,
+        copies.ARRAYS: address_of(addresses),
+        copies.PART_ROWS: address_of(parts),
+        copies.PACKED: address_of(packed_bytes),
+    }
+    called(kernel, *in_order(words, copies.PARTS_WORDS))
+    expected = [*range(1, 101), *range(2, 7)]
+    assert packed_bytes.tolist() == [*expected, *[0] * 5]
+    first[:], second[:] = 0, 0
+    words[copies.OUTWARDS] = 1
+    called(kernel, *in_order(words, copies.PARTS_WORDS))
+    assert [*first[1:101], *second[2:7]] == expected
+    assert not any([first[0], *first[101:], *second[:2], *second[7:]])
+
+
+# --- rows -----------------------------------------------------------------------------------
+
+
+def test_first_outside(fresh):
+    kernel = fresh("first_outside")
+    cases = {(2, 0, 1): -1, (2, 3, 0): 1, (1, 2, -1): 2, (): -1, (3, -1): 0}
+    for indices, position in cases.items():
+        array = np.array(indices, np.int64)
+        assert kernel.call(address_of(array), len(array), 3) == position, indices
+
+
+def test_find_rows(fresh):
+    kernel = fresh("find_rows")
+    indices, marks = np.array([3, 1, 3, 0, 3]), np.zeros(4, np.int32)
+    starts, order = np.empty(6, np.int32), np.empty(5, np.int32)
+    count = called(kernel, 5, *map(address_of, (indices, marks, starts, order)))
+    assert count == 3
+    assert not marks.any()
+    assert starts[:4].tolist() == [0, 3, 4, 5]
+    assert order.tolist() == [0, 2, 4, 1, 3]
+    many = np.random.default_rng(0).integers(0, 50, 1000)
+    starts, order = np.empty(1001, np.int32), np.empty(1000, np.int32)
+    marks = np.zeros(50, np.int32)
+    count = called(kernel, 1000, *map(address_of, (many, marks, starts, order)))
+    _, first = np.unique(many, return_index=True)
+    named = many[np.sort(first)]  # in order of first occurrence
+    for number, row in enumerate(named):
+        found = order[starts[number] : starts[number + 1]]
+        assert np.array_equal(found, np.flatnonzero(many == row))
+    assert count == len(named)
+
+
+# --- acts -----------------------------------------------------------------------------------
+
+
+def tick_calls(count):
+    """Kernels that can be seen to have run, with their words."""
+    clock, _ = clock_of(1, [0], now=0)
+    numbers = np.ones(4)
+    words = np.array([1, address_of(clock), address_of(numbers)])
+    kernel = loader.tick()
+    return [kernel.address, address_of(words)] * count, clock, (words, numbers)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32", "int64", "uint64"])
+def test_acts(fresh, dtype):
+    """Kernels in turn, then the counter; nothing where it is full or something has changed."""
+    kernel = fresh("run_act")
+    calls, clock, alive = tick_calls(3)
+    counter, epoch = np.array(100, dtype), np.array([7])
+    most = np.array(np.iinfo(dtype).max, dtype)
+    words = {
+        act.KERNELS: 3,
+        act.EPOCH: address_of(epoch),
+        act.EXPECTED_EPOCH: 7,
+        act.COUNTER: address_of(counter),
+        act.COUNTER_BYTES: counter.itemsize,
+        act.COUNTER_LIMIT: int(most.view(f"i{counter.itemsize}")),
+        act.THREADS: 1,
+    }
+    block = [*in_order(words, act.WORDS), *calls]
+    assert called(kernel, *block) == act.DONE
+    assert (int(counter), clock[clocks.NOW]) == (101, 3)
+    counter[...] = most
+    assert called(kernel, *block) == act.FULL
+    counter[...] = 5
+    epoch[0] = 8
+    assert called(kernel, *block) == act.STALE
+    assert (int(counter), clock[clocks.NOW]) == (5, 3)
+    words = {act.KERNELS: 1, act.THREADS: 1}
+    assert called(kernel, *in_order(words, act.WORDS), *calls[:2]) == act.DONE  # without either
+    assert clock[clocks.NOW] == 4
+    del alive
+
+
+def test_acts_at_the_gate(fresh):
+    """On several threads only where no fork is coming, and one at a time where that must be."""
+    from rmsjit.runtime import threads
+
+    kernel = fresh("run_act")
+    leave = threads.launch(2)
+    if leave.threads == 1:
+        pytest.skip("there are no threads to be had")
+    calls, clock, alive = tick_calls(1)
+    gate = np.zeros(act.GATE_WORDS, np.int64)
+    words = {
+        act.KERNELS: 1,
+        act.THREADS: 2,
+        act.GET_THREADS: leave.get_threads,
+        act.SET_THREADS: leave.set_threads,
+        act.GATE: address_of(gate),
+    }
+    block = [*in_order(words, act.WORDS), *calls]
+    for state, status in (
+        ([0, 0, 0, 0], act.DONE),
+        ([0, 1, 0, 0], act.CLOSED),
+        ([3, 0, 0, 0], act.DONE),
+        ([0, 0, 1, 0], act.DONE),
+        ([1, 0, 1, 1], act.CLOSED),
+        ([0, 1, 1, 0], act.CLOSED),
+    ):
+        gate[:] = state
+        before = int(clock[clocks.NOW])
+        assert called(kernel, *block) == status, state
+        assert gate.tolist() == state
+        assert clock[clocks.NOW] == before + (status == act.DONE)
+        clock[clocks.NOW] = 0
+    del alive
+
+
+# --- headers --------------------------------------------------------------------------------
+
+
+def test_reading_of_pairs(fresh):
+    kernel = fresh("read_pairs")
+    gradient, variable = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+    own = address_of(variable)
+    row = {
+        headers.VARIABLE_OBJECT: id(variable),
+        headers.OWNER: id(variable),
+        headers.OWNER_DATA: own,
+        headers.OWNER_MEMORY: own,
+        headers.KIND: id(np.ndarray),
+        headers.READING: headers.IN_PLACE,
+        headers.DTYPE: id(variable.dtype),
+        headers.FLAGS: headers.C_CONTIGUOUS | headers.ALIGNED,
+        headers.NBYTES: variable.nbytes,
+        headers.NDIM: 2,
+        headers.FIRST_DIMENSION: 2,
+        headers.FIRST_DIMENSION + 1: 3,
+    }
+    expected = np.array(in_order(row, headers.FIRST_DIMENSION + 2))
+    starts, ends = np.array([own]), np.array([own + variable.nbytes])
+    addresses = np.zeros(1, np.int64)
+    words = {
+        headers.COUNT: 1,
+        headers.TUPLE_TYPE: id(tuple),
+        headers.EXPECTED: address_of(expected),
+        headers.COLUMNS: len(expected),
+        headers.SPAN_STARTS: address_of(starts),
+        headers.SPAN_ENDS: address_of(ends),
+        headers.SPANS: 1,
+        headers.ADDRESSES: address_of(addresses),
+    }
+    block = np.array(in_order(words, headers.WORDS))
+
+    def read(*pairs):
+        addresses[:] = -5
+        return kernel.call(id(pairs), address_of(block)), int(addresses[0])
+
+    other = np.ones((2, 3), np.float32)
+    assert read((gradient, variable)) == (0, address_of(gradient))
+    assert read((other, variable)) == (0, address_of(other))
+    assert read((variable, variable)) == (0, own)  # exactly its own memory
+    assert read((gradient.astype(np.float64), variable)) == (1, headers.NOT_READABLE)
+    assert read((gradient.T.copy(), variable)) == (1, headers.NOT_READABLE)
+    assert read((np.zeros((2, 6), np.float32)[:, ::2], variable)) == (1, headers.NOT_READABLE)
+    assert read((gradient, other))[0] == headers.NOT_AS_EXPECTED
+    assert read([gradient, variable])[0] == headers.NOT_AS_EXPECTED
+    assert read((gradient, variable), (gradient, variable))[0] == headers.NOT_AS_EXPECTED
+    assert read((1.0, variable))[0] == headers.NOT_AS_EXPECTED
+    variable.flags.writeable = False
+    assert read((gradient, variable))[0] == headers.NOT_AS_EXPECTED

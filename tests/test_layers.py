@@ -1,0 +1,173 @@
+"""Who may import whom: the table of layers in CONTRIBUTING.md, held against the code."""
+
+import ast
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+import rmsjit
+
+PACKAGE = Path(rmsjit.__file__).parent
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+TOP = "rmsjit"
+
+
+def table(text):
+    """The layers from top to bottom, each a list of rooms or modules."""
+    (block,) = re.findall(r"^## Layers\n.*?^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line.split() for line in block.splitlines()]
+
+
+def modules_in(package):
+    """The path of every module, by its name without the package's; the package itself is TOP."""
+    modules = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package).with_suffix("").parts
+        parts = parts[:-1] if parts[-1] == "__init__" else parts
+        modules[".".join(parts) or TOP] = path
+    return modules
+
+
+def imports_of(text, modules):
+    """What a module imports of the package: pairs of a name and whether at module level."""
+    found = []
+
+    def note(name, at_top):
+        assert name == TOP or name.removeprefix(f"{TOP}.") in modules, f"what is {name}?"
+        found.append((name.removeprefix(f"{TOP}."), at_top))
+
+    def visit(node, at_top):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for other in node.orelse:
+                visit(other, at_top)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == TOP:
+                    note(alias.name, at_top)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            if node.module.split(".")[0] == TOP:
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    known = full.removeprefix(f"{TOP}.") in modules
+                    note(full if known else node.module, at_top)
+        else:
+            at_top = at_top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for child in ast.iter_child_nodes(node):
+                visit(child, at_top)
+
+    visit(ast.parse(text), True)
+    return found
+
+
+def room_of(module, layers):
+    """The room in the table that a module belongs to: the longest name that it begins with."""
+    rooms = [room for rooms in layers for room in rooms]
+    mine = [room for room in rooms if f"{module}.".startswith(f"{room}.")]
+    assert mine, f"{module} stands in no layer"
+    return max(mine, key=len)
+
+
+def upward(imports, layers):
+    """The imports, pairs of modules, that the table forbids."""
+    height = {room: k for k, rooms in enumerate(layers) for room in rooms}
+    return [
+        (module, other)
+        for module, other in imports
+        for here, there in [(room_of(module, layers), room_of(other, layers))]
+        if here != there and height[there] <= height[here]
+    ]
+
+
+def circles(imports):
+    """The modules that import each other, through any number of others."""
+    reached = {}
+    for module, other in imports:
+        reached.setdefault(module, set()).add(other)
+    for middle, (first, others) in itertools.product(tuple(reached), tuple(reached.items())):
+        if middle in others:
+            reached[first] |= reached[middle]
+    return sorted(module for module, others in reached.items() if module in others)
+
+
+MODULES = modules_in(PACKAGE)
+IMPORTS = [
+    (module, other, at_top)
+    for module, path in MODULES.items()
+    for other, at_top in imports_of(path.read_text(), MODULES)
+]
+
+in_a_checkout = pytest.mark.skipif(not CONTRIBUTING.exists(), reason="CONTRIBUTING.md is not here")
+
+
+@in_a_checkout
+def test_no_import_goes_up():
+    layers = table(CONTRIBUTING.read_text())
+    assert upward([(module, other) for module, other, _ in IMPORTS], layers) == []
+
+
+@in_a_checkout
+def test_every_line_of_the_table_names_what_there_is():
+    names = [room for rooms in table(CONTRIBUTING.read_text()) for room in rooms]
+    assert len(set(names)) == len(names)
+    assert set(names) <= set(MODULES)
+
+
+def test_no_modules_import_each_other():
+    assert circles([(module, other) for module, other, at_top in IMPORTS if at_top]) == []
+
+
+def test_only_the_rooms_of_compiled_code_import_numba():
+    """So that importing rmsjit and making optimizers does not; all else is within functions."""
+    heavy = {"numba", "llvmlite"}
+    found = set()
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in getattr(node, "names", [])]
+            names = [node.module] if isinstance(node, ast.ImportFrom) else names
+            if isinstance(node, ast.Import | ast.ImportFrom) and heavy & {
+                name.split(".")[0] for name in names
+            }:
+                found.add(module)
+    assert {module.partition(".")[0] for module in found} <= {"kernels", "cli"}
+
+
+# --- the search itself ----------------------------------------------------------------------
+
+SMALL = {"top": "", "low": "", "low.part": "", "low.hooks": "", "side": ""}
+LAYERS = [["top"], ["low", "side"], ["low.hooks"]]
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "found"),
+    [
+        ("top", "import rmsjit.low", []),
+        ("top", "from rmsjit import side", []),
+        ("low", "from rmsjit.top import thing", [("low", "top")]),
+        ("low", "def f():\n    import rmsjit.top", [("low", "top")]),
+        ("low", "if True:\n    from rmsjit import top", [("low", "top")]),
+        ("low", "class A:\n    from rmsjit import side", [("low", "side")]),
+        ("low", "if TYPE_CHECKING:\n    import rmsjit.top", []),
+        ("low", "if not A:\n    pass\nelse:\n    import rmsjit.top", [("low", "top")]),
+        ("low", "from rmsjit.low import part", []),
+        ("low.part", "from rmsjit.low.hooks import thing", []),
+        ("low.hooks", "from rmsjit.low.part import thing", [("low.hooks", "low.part")]),
+        ("low", "import numpy, rmsjitter", []),
+    ],
+)
+def test_what_is_upward(module, text, found):
+    imports = [(module, other) for other, _ in imports_of(text, SMALL)]
+    assert upward(imports, LAYERS) == found
+
+
+def test_what_is_a_circle():
+    assert circles([("a", "b"), ("b", "c"), ("c", "d")]) == []
+    assert circles([("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")]) == ["b", "c"]
+    assert circles([("a", "a")]) == ["a"]
+
+
+def test_an_import_within_a_function_makes_no_circle():
+    text = "import rmsjit.low\ndef f():\n    import rmsjit.side"
+    assert imports_of(text, SMALL) == [("low", True), ("side", False)]
