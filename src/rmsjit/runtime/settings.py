@@ -19,13 +19,12 @@ def changed(**values: Any) -> Iterator[None]:
     config = numba_config()
     before = {name: getattr(config, name) for name in values}
     try:
-        try:
-            vars(config).update(values)
-            yield
-        finally:
-            vars(config).update(before)
-    finally:  # where the handler of a signal has raised on the way out
-        vars(config).update(before)
+        for name, value in values.items():
+            setattr(config, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 @contextmanager
