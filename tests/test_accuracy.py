@@ -25,6 +25,8 @@ import pytest
 
 from strategies import COMPLEX, HALF, every_dtype
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = pathlib.Path(__file__).parents[1] / "docs" / "make_accuracy.py"
 
 

@@ -13,6 +13,8 @@ import rmsjit
 from rmsjit.demo import digits, learning_curve, timing
 from rmsjit.demo.numpy_rmsprop import NumPyRMSprop
 
+pytestmark = pytest.mark.slow
+
 SMALL = digits.Settings(hidden=(32,), epochs=3, learning_rate=0.01)
 
 

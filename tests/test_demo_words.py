@@ -12,6 +12,8 @@ from rmsjit.__main__ import main
 from rmsjit.cli import demo
 from rmsjit.demo import words
 
+pytestmark = pytest.mark.slow
+
 SMALL = words.Settings(dimensions=8, window=2, negatives=2, epochs=3, learning_rate=0.01)
 QUICK = ["--epochs", "1", "--dimensions", "8", "--window", "1", "--negatives", "1"]
 LAST_LINE = re.compile(

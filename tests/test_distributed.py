@@ -21,6 +21,8 @@ from rmsjit.distributed.shard_buffer import rounds
 from rmsjit.distributed.shards import _end_to_end
 from rmsjit.distributed.sparse import combined
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "mpi"
 SECONDS = 600  # of one launch; most of it is compiling where no kernel is in the cache yet
 RANKS = (1, 2, 3, 4)

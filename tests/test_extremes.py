@@ -34,6 +34,8 @@ from strategies import (
 )
 from test_accuracy import BOUNDS, script, worst
 
+pytestmark = pytest.mark.slow
+
 real_dtypes = pytest.mark.parametrize("dtype", REAL)
 STEPS = 20
 
