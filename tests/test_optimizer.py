@@ -279,6 +279,30 @@ def test_constraint_between_two_updates_of_one_variable():
     assert same_bits(twice, apart)
 
 
+@pytest.mark.parametrize("constraint", [None, lambda w: w])
+def test_a_full_counter_leaves_everything_as_it_was(constraint):
+    variable = rmsjit.Variable(np.ones(3), constraint=constraint)
+    optimizer = rmsjit.RMSprop(0.1)
+    optimizer.iterations = np.iinfo(np.int64).max - 1
+    optimizer.apply_gradients([(np.ones(3), variable)])
+    before = state_of(optimizer, [variable])
+    with pytest.raises(OverflowError, match="the count of steps"):
+        optimizer.apply_gradients([(np.ones(3), variable)])
+    assert state_of(optimizer, [variable]) == before
+
+
+def test_an_error_of_a_constraint_is_told_and_the_step_counted():
+    def refuse(value):
+        raise KeyError("mine")
+
+    variable = rmsjit.Variable(np.ones(3), constraint=refuse)
+    optimizer = rmsjit.RMSprop(0.1)
+    with pytest.raises(KeyError, match="mine"):
+        optimizer.apply_gradients([(np.ones(3), variable)])
+    assert int(optimizer.iterations) == 1
+    assert (np.asarray(variable) != 1).all()
+
+
 # --- Hyperparameters -------------------------------------------------------------------------
 
 

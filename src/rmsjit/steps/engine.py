@@ -172,7 +172,11 @@ class Engine:
                 values = hyperparameters.constant or hyperparameters.at(counter)
             if values is not binding.values or limit != binding.limit:
                 binding.pack(values, limit, plan.form)
-            counted = None if plan.constrained else counter  # else after the constraints
+            counted = counter
+            if plan.constrained:  # the step is counted after the constraints
+                if counter is not None and counter == np.iinfo(counter.dtype).max:
+                    raise _full(counter)
+                counted = None
             acts = plan.acts(binding, factors, clipping.clipvalue is not None, launch, counted)
             if plan.draft is not None and not self._entered(plan):
                 continue
@@ -205,8 +209,7 @@ class Engine:
                 if act is not None:
                     act.run()
         finally:
-            if Act([], counter).run() == FULL:
-                raise _full(counter)
+            Act([], counter).run()
 
     # --- bind -------------------------------------------------------------------------------
 

@@ -33,6 +33,7 @@ from rmsjit.steps.sparse import SparseGroup
 from rmsjit.variables import Variable
 
 Group = DenseGroup | SparseGroup
+_NORM_ACTS = 8  # that are kept for further steps
 
 
 class Draft(NamedTuple):
@@ -269,6 +270,8 @@ class Plan:
             calls = [p.call(gradients, totals, limit, launch.threads) for p in passes]
             act = Act(calls, launch=launch, nbytes=sum(p.nbytes for p in passes))
             if not binding.occurrences:
+                if len(binding.norm_acts) >= _NORM_ACTS:  # by a bound that changes at every step
+                    binding.norm_acts.clear()
                 binding.norm_acts[launch, limit] = act
         binding.totals[:] = 0.0
         if act.run() != DONE:
