@@ -135,7 +135,7 @@ def test_gradients_are_the_numeric_derivatives(name):
 
 def test_the_check_notices_a_wrong_gradient():
     def loss(a):
-        return a * np.asarray(a)  # the second factor counts as a constant
+        return a * getattr(a, "array", a)  # the second factor counts as a constant
 
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         check_gradients(loss, real(3))
@@ -309,9 +309,7 @@ def test_a_source_that_the_target_does_not_use_gets_none_or_zeros():
         tape.gradient(target, v, unconnected_gradients="ones")
 
 
-@pytest.mark.parametrize(
-    "convert", [np.asarray, Variable.numpy, lambda v: v.array, lambda v: float(v[0])]
-)
+@pytest.mark.parametrize("convert", [Variable.numpy, lambda v: v.array, lambda v: float(v[0])])
 def test_what_leaves_the_traced_computation_is_a_constant(convert):
     v = Variable([3.0])
     with GradientTape(persistent=True) as tape:

@@ -166,7 +166,7 @@ def identity_of(name="first_outside", key="", arguments=3, flags=FLAGS):
     return asked[0]
 
 
-def test_the_identity_holds_all_that_code_depends_on(monkeypatch, tmp_path):
+def test_the_identity_holds_all_that_code_depends_on(monkeypatch):
     identities = [
         identity_of(),
         identity_of(name="find_rows"),
@@ -182,11 +182,16 @@ def test_the_identity_holds_all_that_code_depends_on(monkeypatch, tmp_path):
     assert len(set(identities)) == len(identities)
     assert len(cache._SETTINGS_IN_CODE) > 3
     assert identity_of() == identities[0]
-    monkeypatch.setattr(cache, "_ROOT", tmp_path)  # as in a frozen program
-    cache._digest_of_sources.cache_clear()
-    with pytest.raises(FileNotFoundError):
-        identity_of()
-    cache._digest_of_sources.cache_clear()
+    digest = cache._digest_of_sources()
+    monkeypatch.setattr(cache, "_digest_of_sources", lambda: digest[::-1])
+    assert identity_of() not in identities
+
+
+def test_the_digest_of_a_program_without_sources_is_that_of_its_code(monkeypatch, tmp_path):
+    digest_of_sources = cache._digest_of_sources.__wrapped__
+    with_sources = digest_of_sources()
+    monkeypatch.setattr(cache, "_ROOT", tmp_path)
+    assert digest_of_sources() == digest_of_sources() != with_sources
 
 
 # --- forms ----------------------------------------------------------------------------------

@@ -134,9 +134,11 @@ OUR_KEYWORDS = {
     "slot_allocator": None,
     "strategy": None,
 }
+_NUMBERS = {"clip_weights", "weight_decay"}
+_MEMORY = {"forget", "rebind", "resize_rows", "variables_seen"}
 OUR_NAMES = {
-    "keras": {"build", "clip_weights", "form", "name", "skipped_steps", "sync", "weight_decay"},
-    "train": {"build", "skipped_steps", "sync"},
+    "keras": {"build", "form", "name", "skipped_steps", "sync", *_NUMBERS, *_MEMORY},
+    "train": {"build", "skipped_steps", "sync", *_MEMORY},
 }
 # Signatures of the TensorFlow that was asked (2.21) that are not those of the pages (2.15, 1.10).
 RECORDED_OTHERWISE = {

@@ -481,7 +481,7 @@ def test_find_rows(fresh):
     kernel = fresh("find_rows")
     indices, marks = np.array([3, 1, 3, 0, 3]), np.zeros(4, np.int32)
     starts, order = np.empty(6, np.int32), np.empty(5, np.int32)
-    count = called(kernel, 5, *map(address_of, (indices, marks, starts, order)))
+    count = called(kernel, 5, *map(address_of, (indices, marks, starts, order)), 4)
     assert count == 3
     assert not marks.any()
     assert starts[:4].tolist() == [0, 3, 4, 5]
@@ -489,7 +489,7 @@ def test_find_rows(fresh):
     many = np.random.default_rng(0).integers(0, 50, 1000)
     starts, order = np.empty(1001, np.int32), np.empty(1000, np.int32)
     marks = np.zeros(50, np.int32)
-    count = called(kernel, 1000, *map(address_of, (many, marks, starts, order)))
+    count = called(kernel, 1000, *map(address_of, (many, marks, starts, order)), 50)
     _, first = np.unique(many, return_index=True)
     named = many[np.sort(first)]  # in order of first occurrence
     for number, row in enumerate(named):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.arrays.dtypes import precision_of
+from rmsjit.arrays.masked import refuse_masked
 from rmsjit.variables import array_of
 
 
@@ -60,6 +61,8 @@ class IndexedSlices:
         indices: ArrayLike,
         dense_shape: Sequence[int] | None = None,
     ) -> None:
+        refuse_masked(array_of(values), "values")
+        refuse_masked(array_of(indices), "indices")
         self._values = _as_numbers(array_of(values))
         self._indices = _as_indices(array_of(indices))
         if self.values.ndim == 0 or len(self.values) != len(self.indices):

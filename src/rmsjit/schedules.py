@@ -390,7 +390,7 @@ def _plain(value: Any) -> Any:
 
 def _step(step: Step) -> float:
     try:
-        value = float(step)
+        value = float(step if type(step) is int or _is_real(step) else None)  # type: ignore[arg-type]
     except OverflowError:
         value = math.inf
     except (TypeError, ValueError):
@@ -398,6 +398,13 @@ def _step(step: Step) -> float:
     if 0.0 <= value <= _LARGEST_STEP:
         return value
     raise ValueError(f"step must be between 0 and 2**64, got {step!r}")
+
+
+def _is_real(value: Any) -> bool:
+    """Whether a value is of a number's type; `float` would read text as well, and half of 1j."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.dtype.kind in "iuf"
+    return hasattr(value, "__float__") or hasattr(value, "__index__")
 
 
 def _power(base: float, exponent: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, ValuesView
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from rmsjit.arrays.masked import refuse_masked
 from rmsjit.autodiff import hooks
 
 UNTRACED = -2  # below -1, so that autograd takes a variable with this trace for a constant
@@ -34,16 +36,18 @@ class Variable(NDArrayOperatorsMixin):
     take a `Variable` for the array that it holds and give plain arrays back, or results that can
     be differentiated while a `rmsjit.GradientTape` records.
 
-    ``np.asarray(v)``, ``v.array``, ``v.numpy()`` and ``float(v)`` give plain numbers always, which
-    a tape takes for constants.
+    ``v.array``, ``v.numpy()`` and ``float(v)`` give plain numbers always, which a tape takes for
+    constants.  ``np.asarray(v)``, and all code that converts `v` in this way, gives the array, but
+    raises `TypeError` while a tape watches: what it computed would count as a constant.
 
     Parameters
     ----------
     initial_value : array_like
         An ``ndarray`` of a dtype that rmsjit trains is held as it is, not copied, so that the
-        variable and the array stay one memory.  Anything else is converted; Python floats become
-        float32 and Python integers int32, as in TensorFlow.  A callable is
-        called for the value, without arguments.
+        variable and the array stay one memory.  Anything else is converted: Python's own floats,
+        alone or in lists, become float32 and its integers int32, as in TensorFlow; what has a
+        dtype, such as an array of another library or a list of NumPy's numbers, keeps it.  A
+        callable is called for the value, without arguments.
     name : str, optional
         Appears in the names of slots and in error messages.
     dtype : dtype_like, optional
@@ -170,7 +174,10 @@ class Variable(NDArrayOperatorsMixin):
             raise TypeError(f"{self.name} has dtype {self.dtype}, got a value of {array.dtype}")
         return array.astype(self.dtype, copy=False)
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
+        # Code that tapes know nothing of converts its arguments in silence.
+        if hooks.read(self) is not self._array:
+            return hooks.unrecorded(self.name, sys._getframe(1))
         if dtype is None or np.dtype(dtype) == self.dtype:
             return self._array.copy() if copy else self._array
         if copy is False:
@@ -249,6 +256,13 @@ class Variable(NDArrayOperatorsMixin):
     def imag(self) -> Any:
         return hooks.read(self).imag
 
+    # Products with matrices of scipy.sparse, which NumPy does not know.
+    def __matmul__(self, other: Any) -> Any:
+        return hooks.read(self) @ _read(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return other @ hooks.read(self)
+
     def __getitem__(self, index: Any) -> Any:
         return hooks.read(self)[arrays_of(index)]
 
@@ -324,9 +338,11 @@ def arrays_of(arguments: Any) -> Any:
 
 def _with_reads(arguments: Any) -> Any:
     """The arguments with what tapes take the variables among them for."""
-    return mapped(
-        lambda value: hooks.read(value) if isinstance(value, Variable) else value, arguments
-    )
+    return mapped(_read, arguments)
+
+
+def _read(value: Any) -> Any:
+    return hooks.read(value) if isinstance(value, Variable) else value
 
 
 def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
@@ -354,10 +370,18 @@ def _plain_number(array: NDArray[Any]) -> str:
 
 def _as_array(value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
     value = array_of(value)
+    refuse_masked(value, "initial_value")
     if isinstance(value, np.ndarray):
         return value if dtype is None else value.astype(dtype, copy=False)
     array = np.array(value, dtype)
-    if dtype is not None or isinstance(value, np.generic):
+    if dtype is not None or not _is_plain(value):
         return array
     narrower = {"float64": np.float32, "int64": np.int32, "complex128": np.complex64}
     return array.astype(narrower.get(array.dtype.name, array.dtype))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is made of Python's own numbers alone, which have no precision of theirs."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (int, float, complex, range)) and not isinstance(value, np.generic)

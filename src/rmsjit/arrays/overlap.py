@@ -1,9 +1,16 @@
-"""Which memory meets which: variables that must not overlap, and what a step writes."""
+"""Which memory meets which: variables that must not overlap, and what a step writes.
+
+What is known is kept sorted, so a new variable is compared with its neighbours only, however many
+there are.  Columns of one array are not neighbours of each other but lie between each other; they
+are told apart by their residues modulo the stride that they have in common.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +18,10 @@ from numpy.typing import NDArray
 from rmsjit.arrays.layout import Key, address_of
 
 Span = tuple[int, int]  # first address, and the one after the last byte
+T = TypeVar("T")
 
 _OVERLAP_WORK: Any = 100_000  # NumPy's stubs know only two special values
+_CHUNK = 512  # spans that are kept in one list, so that no insertion moves many
 
 
 class Memory(Protocol):
@@ -28,42 +37,207 @@ class Memory(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
+class Known(Protocol):
+    """What new variables are compared with."""
+
+    def meeting(self, memory: Any) -> Any: ...
+
+
+M = TypeVar("M", bound=Memory)
+
+
+class Spans(Generic[T]):
+    """Things by the spans that they have, no two of which meet, in ascending order."""
+
+    def __init__(self) -> None:
+        self._chunks: list[list[tuple[int, int, T]]] = [[]]
+        self._starts: list[int] = [0]  # where each chunk begins; the first takes all before it
+
+    def add(self, start: int, end: int, thing: T) -> None:
+        """Add a span that meets none of the others."""
+        k = max(bisect_right(self._starts, start) - 1, 0)
+        chunk = self._chunks[k]
+        insort(chunk, (start, end, thing), key=itemgetter(0))
+        if len(chunk) > 2 * _CHUNK:
+            self._chunks[k : k + 1] = chunk[:_CHUNK], chunk[_CHUNK:]
+            self._starts.insert(k + 1, chunk[_CHUNK][0])
+
+    def remove(self, start: int) -> None:
+        """Remove the span that begins there."""
+        k = max(bisect_right(self._starts, start) - 1, 0)
+        del self._chunks[k][bisect_left(self._chunks[k], (start,))]
+
+    def meeting(self, start: int, end: int) -> Iterator[tuple[int, int, T]]:
+        """Those that meet a span, in ascending order but for the first two."""
+        k = max(bisect_right(self._starts, start) - 1, 0)
+        at = bisect_left(self._chunks[k], (start,))
+        before = self._chunks[k][at - 1 : at] or (self._chunks[k - 1][-1:] if k and not at else [])
+        if before and before[0][1] > start:
+            yield before[0]
+        while k < len(self._chunks):
+            chunk = self._chunks[k]
+            while at < len(chunk):
+                if chunk[at][0] >= end:
+                    return
+                yield chunk[at]
+                at += 1
+            k, at = k + 1, 0
+
+
+class _Comb(Generic[M]):
+    """Memories with one largest stride, by their residues modulo it.
+
+    Each lies within a stretch that returns once in a stride.  Stretches at different residues
+    have no byte in common, wherever they begin.
+    """
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+        self.members: list[M] = []
+        self._by_residue: dict[int, list[M]] = {}
+        self._residues: list[int] = []
+        self._widest = 0
+
+    def add(self, memory: M, width: int) -> None:
+        residue = memory.span[0] % self.stride
+        if residue not in self._by_residue:
+            insort(self._residues, residue)
+        self._by_residue.setdefault(residue, []).append(memory)
+        self.members.append(memory)
+        self._widest = max(self._widest, width)
+
+    def near(self, start: int, width: int) -> Iterator[M]:
+        """Members of which a stretch, at any multiple of the stride, may meet this one."""
+        if width + self._widest > self.stride:
+            yield from self.members
+            return
+        first = (start - self._widest + 1) % self.stride
+        last = first + self._widest + width - 1  # behind the last residue that may meet
+        for low, high in ((first, last), (first - self.stride, last - self.stride)):
+            for k in range(bisect_left(self._residues, low), bisect_left(self._residues, high)):
+                yield from self._by_residue[self._residues[k]]
+
+
+class _Cluster(Generic[M]):
+    """Memories that are not contiguous and lie between each other."""
+
+    def __init__(self) -> None:
+        self.combs: dict[int, _Comb[M]] = {}
+
+    @property
+    def members(self) -> list[M]:
+        return [memory for comb in self.combs.values() for memory in comb.members]
+
+    def add(self, memory: M) -> None:
+        stride, width = _stride_and_width(memory.canonical)
+        self.combs.setdefault(stride, _Comb(stride)).add(memory, width)
+
+    def near(self, memory: Memory) -> Iterator[M]:
+        contiguous = memory.canonical.flags.c_contiguous
+        start, end = memory.span
+        stride, width = (0, end - start) if contiguous else _stride_and_width(memory.canonical)
+        for comb in self.combs.values():
+            if stride in (0, comb.stride):
+                yield from comb.near(start, width)
+            else:
+                yield from comb.members
+
+
+class Overlaps(Generic[M]):
+    """Memories that do not overlap, and which of them another would overlap.
+
+    Attributes
+    ----------
+    compared : int
+        How often two memories were compared, which must not grow with what is known.
+    """
+
+    def __init__(self, memories: Iterable[M] = ()) -> None:
+        self._contiguous: Spans[M] = Spans()
+        self._clusters: Spans[_Cluster[M]] = Spans()
+        self.compared = 0
+        for memory in memories:
+            self.add(memory)
+
+    def add(self, memory: M) -> None:
+        """Add a memory that overlaps none of the others."""
+        start, end = memory.span
+        if start == end:
+            return
+        if memory.canonical.flags.c_contiguous:
+            self._contiguous.add(start, end, memory)
+            return
+        found = list(self._clusters.meeting(start, end))
+        cluster: _Cluster[M] = _Cluster()
+        if found:
+            cluster = max((c for _, _, c in found), key=lambda c: sum(map(_size, c.combs.values())))
+        for first, last, other in found:
+            self._clusters.remove(first)
+            start, end = min(start, first), max(end, last)
+            for member in other.members if other is not cluster else ():
+                cluster.add(member)
+        cluster.add(memory)
+        self._clusters.add(start, end, cluster)
+
+    def meeting(self, memory: Memory) -> M | None:
+        """One that has an element in common with `memory`, other than itself; or None."""
+        start, end = memory.span
+        if start == end:
+            return None
+        for _, _, other in self._contiguous.meeting(start, end):
+            if self._share(memory, other):
+                return other
+        for _, _, cluster in self._clusters.meeting(start, end):
+            for other in cluster.near(memory):
+                if self._share(memory, other):
+                    return other
+        return None
+
+    def _share(self, one: Memory, other: Memory) -> bool:
+        self.compared += 1
+        (start, end), (first, last) = one.span, other.span
+        if end <= first or last <= start or one.key == other.key:
+            return False
+        return _share(one, other)
+
+
 def refuse_overlap(
-    known: Iterable[Memory], new: Iterable[Memory], name: Callable[[Any], str]
+    known: Known | Iterable[Memory],
+    new: Iterable[Memory],
+    name: Callable[[Any], str],
+    rule: str = "variables must not overlap in part",
 ) -> None:
     """Raise `ValueError` if two variables share a part of their memory, one of them new.
 
     Parameters
     ----------
-    known, new : iterable of Memory
+    known : Overlaps, or iterable of Memory
+    new : iterable of Memory
     name : callable
         How the message calls one of them.
+    rule : str
+        What it says that must be.
     """
-    pair = _overlapping(known, new)
-    if pair is not None:
-        one, other = (f"{name(memory)} of shape {memory.shape}" for memory in pair)
-        raise ValueError(f"variables must not overlap in part, but {one} and {other} share memory")
+    index: Any = known if hasattr(known, "meeting") else Overlaps(known)
+    fresh: Overlaps[Memory] = Overlaps()
+    for memory in {memory.key: memory for memory in new}.values():
+        other = index.meeting(memory) or fresh.meeting(memory)
+        if other is not None:
+            first, second = (f"{name(one)} of shape {one.shape}" for one in (other, memory))
+            hint = _hint(other.shape, memory.shape)
+            raise ValueError(f"{rule}, but {first} and {second} share memory{hint}")
+        fresh.add(memory)
 
 
-def _overlapping(known: Iterable[Memory], new: Iterable[Memory]) -> tuple[Memory, Memory] | None:
-    """Two different variables, at least one of them new, that share some of their memory."""
-    fresh = {memory.key: memory for memory in new}
-    if not fresh:
-        return None
-    everything = {**{memory.key: memory for memory in known}, **fresh}
-    by_start = sorted(
-        (memory for memory in everything.values() if memory.canonical.size),
-        key=lambda memory: memory.span,
+def _hint(one: tuple[int, ...], other: tuple[int, ...]) -> str:
+    """What to do where two shapes are those of a table and some of its rows, or of two such."""
+    both_rows = one[1:] == other[1:] and len(one) > 1
+    if not (both_rows or one == other[1:] or other == one[1:]):
+        return ""
+    return (
+        "; to train some rows of a table, give the whole table, and an IndexedSlices of these rows "
+        "as its gradient"
     )
-    open_spans: list[Memory] = []
-    for memory in by_start:
-        start = memory.span[0]
-        open_spans = [other for other in open_spans if other.span[1] > start]
-        for other in open_spans:
-            if (memory.key in fresh or other.key in fresh) and _share(memory, other):
-                return other, memory
-        open_spans.append(memory)
-    return None
 
 
 def _share(one: Memory, other: Memory) -> bool:
@@ -72,6 +246,21 @@ def _share(one: Memory, other: Memory) -> bool:
         return bool(np.shares_memory(one.canonical, other.canonical, max_work=_OVERLAP_WORK))
     except np.exceptions.TooHardError:
         return True
+
+
+def _stride_and_width(canonical: NDArray[Any]) -> tuple[int, int]:
+    """The largest stride, and the bytes from the first to the last of what it repeats."""
+    pairs = [
+        (stride, length)
+        for length, stride in zip(canonical.shape, canonical.strides, strict=True)
+        if length > 1
+    ]
+    inner = sum(stride * (length - 1) for stride, length in pairs[1:])
+    return pairs[0][0], inner + canonical.itemsize
+
+
+def _size(comb: _Comb[Any]) -> int:
+    return len(comb.members)
 
 
 def merged_spans(spans: Iterable[Span]) -> NDArray[np.int64]:

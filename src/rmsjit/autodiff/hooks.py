@@ -7,11 +7,13 @@ imported by the modules that make tapes, not by the ones that hold arrays.
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,6 +87,46 @@ def read(variable: Any) -> Any:
     if any(noticed):
         return current[-1].stand_in(variable.array)
     return variable.array
+
+
+def unrecorded(name: str, caller: FrameType) -> Any:
+    """What code that no tape records gets for a variable that one watches: `TypeError`.
+
+    A product with a sparse matrix gets what makes it leave the product to the variable.
+    """
+    if is_sparse_product(caller):
+        return no_array()
+    raise TypeError(
+        f"{name} can't become a plain array unasked while a tape watches it, for the tape would "
+        f"lose track of it: use a function of autograd.numpy, or .numpy() to take its value as a "
+        f"constant"
+    )
+
+
+def is_sparse(value: Any) -> bool:
+    """Whether a value is a matrix or array of scipy.sparse, of any format."""
+    sparse = sys.modules.get("scipy.sparse")
+    return sparse is not None and bool(sparse.issparse(value))
+
+
+def is_sparse_product(frame: FrameType | None) -> bool:
+    """Whether code that converts its argument is ``sparse @ argument``, within scipy.
+
+    It takes what gives no array for somebody who knows more, and leaves the product to it.
+    """
+    caller = frame.f_back if frame is not None else None
+    return (
+        frame is not None
+        and caller is not None
+        and frame.f_code.co_name == "_matmul_dispatch"
+        and caller.f_code.co_name == "__matmul__"
+        and is_sparse(caller.f_locals.get("self"))
+    )
+
+
+def no_array() -> Any:
+    """What NumPy makes of objects that it can't convert."""
+    return np.full((), None, object)
 
 
 def wrote(arrays: Iterable[NDArray[Any]]) -> None:

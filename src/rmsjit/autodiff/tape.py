@@ -42,11 +42,12 @@ class GradientTape:
     -----
     - Only a `Variable` notices that it is used.  A plain array does not: compute with what `watch`
       returns for it.
-    - What leaves the traced computation is a constant: ``v.numpy()``, ``np.asarray(v)``,
-      ``float(v)``, ``array.dot(v)``, and a list of variables where NumPy wants an array, as in
-      ``np.array([v, w])`` (not ``anp.array``).  The gradient of a variable that the target depends
-      on in no other way is None.  Recorded *results* raise an error there instead, but for
-      ``result.numpy()``, ``float(result)`` and the like, which say what they do.
+    - ``v.numpy()``, ``v.array``, ``float(v)`` and the like are constants.  The gradient of a
+      variable that the target depends on in no other way is None.  Whatever else would make a
+      plain array of a variable that is watched, or of a result, raises `TypeError`: ``np.asarray``,
+      ``array.dot(v)``, ``np.array([v, w])`` (not ``anp.array``), code in C, linear operators.
+    - ``A @ v`` and ``v @ A`` are recorded for matrices and arrays of ``scipy.sparse`` in all their
+      formats.  They are constants; the gradient by ``v`` is ``A.T @ g`` and ``g @ A.T``.
     - Values are held, not copied.  `gradient` raises `RuntimeError` when a `Variable` was assigned
       or updated since a step that it must differentiate.  Changes of arrays behind the back of
       their variable, and of variables that are not watched, go unnoticed.

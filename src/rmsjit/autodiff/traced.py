@@ -7,6 +7,7 @@ prints as a number, and converts to one.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from autograd.numpy.numpy_vspaces import ArrayVSpace
 from autograd.tracer import Box, isbox, trace_primitives_map
 from numpy.typing import DTypeLike, NDArray
 
-from rmsjit.autodiff import hooks
+from rmsjit.autodiff import hooks, sparse
 from rmsjit.autodiff.record import TapeNode, is_differentiable
 from rmsjit.variables import UNTRACED, Variable, arrays_of, mapped
 
@@ -88,10 +89,12 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
     def imag(self) -> Any:
         return anp.imag(self)
 
-    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
         # Functions that autograd does not know convert their arguments in silence; what they give
         # would count as a constant.
         if self.is_recorded:
+            if hooks.is_sparse_product(sys._getframe(1)):
+                return hooks.no_array()
             raise TypeError(
                 "a result that a tape records can't become a plain array unasked, for the tape "
                 "would lose track of it: use a function of autograd.numpy, or numpy() to take "
@@ -102,6 +105,8 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if not self.is_recorded:
             return getattr(ufunc, method)(*_with_constants(inputs), **_with_constants(kwargs))
+        if any(map(hooks.is_sparse, inputs)):
+            raise _no_sparse(ufunc)
         result = super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
         if result is NotImplemented and all(isinstance(value, _OURS) for value in inputs):
             raise TypeError(
@@ -131,6 +136,16 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
     def __complex__(self) -> complex:
         return complex(self._value)
 
+    def __matmul__(self, other: Any) -> Any:
+        if hooks.is_sparse(other):
+            return sparse.from_right(self, other)
+        return super().__matmul__(other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        if hooks.is_sparse(other):
+            return sparse.from_left(other, self)
+        return super().__rmatmul__(other)
+
     def __pos__(self) -> Any:
         return self
 
@@ -152,6 +167,14 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
 
 # What takes no part in a ufunc's choice of an implementation beside a result.
 _OURS = (Box, Variable, np.ndarray, np.generic, int, float, complex)
+
+
+def _no_sparse(function: Any) -> TypeError:
+    return TypeError(
+        f"of sparse matrices a tape records `matrix @ x` and `x @ matrix`, not "
+        f"{function.__name__}: use matrix.toarray()"
+    )
+
 
 # These look at no values and are the same for a result as for its array.
 _WITHOUT_VALUES = frozenset({np.ndim, np.shape, np.size, np.iscomplexobj, np.result_type})
@@ -195,7 +218,10 @@ def _recordable(function: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
 
 def _box(value: Any, trace: float, node: Any) -> ArrayBox:
     if type(node) is TapeNode:
-        return Traced(np.asarray(value), trace, node)
+        array = np.asarray(value)
+        if array.dtype == object:
+            raise TypeError("a tape can't record what gives Python objects in place of numbers")
+        return Traced(array, trace, node)
     return ArrayBox(value, trace, node)
 
 

@@ -2,6 +2,9 @@
 
 Neither file can hold every dtype.  What it lacks travels as one that it has: bfloat16 as its bits
 in ``.npz``, complex numbers as pairs of real ones in ``.safetensors``.  The text tells which.
+
+Nothing that is read takes more memory than the file has bytes, whatever its headers announce: we
+compress nothing, and read nothing that is compressed.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,11 +25,21 @@ from rmsjit.arrays.dtypes import dtype_named
 
 Arrays = dict[str, NDArray[Any]]
 
+_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+_FLOATS = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
+DTYPES = ["bool", *_INTEGERS, *_FLOATS]  # what both formats can hold
+
 _TEXT = "rmsjit"  # the name that the text has among the arrays, or in the metadata
 
 
 def write_arrays(path: Path, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write ASCII text and arrays of numbers to a new file."""
+    """Write ASCII text and arrays of numbers to a new file.
+
+    Raises
+    ------
+    OSError
+        If that can't be done.
+    """
     native = {
         key: array.astype(array.dtype.newbyteorder("="), copy=False)
         for key, array in arrays.items()
@@ -65,13 +79,22 @@ def ending_of(path: str | os.PathLike[str]) -> str:
 
 
 def as_dtype(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array that was read, with the dtype that it had when it was written."""
+    """An array that was read, with the dtype that it had when it was written.
+
+    Raises
+    ------
+    ValueError
+        If it is of another dtype than that travels as.
+    """
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     if native.dtype == dtype:
         return native
-    if dtype.kind == "c":
+    if dtype.name == "bfloat16" and native.dtype == np.uint16:
+        return native.view(dtype)
+    pairs = dtype.kind == "c" and native.dtype == np.empty(0, dtype).real.dtype
+    if pairs and native.shape[-1:] == (2,):
         return np.asarray(native, order="C").view(dtype)[..., 0]
-    return native.view(dtype)
+    raise ValueError(f"{array.dtype} of shape {array.shape} can't stand for {dtype}")
 
 
 # --- .npz -----------------------------------------------------------------------------------
@@ -88,9 +111,24 @@ def _as_bits(array: NDArray[Any]) -> NDArray[Any]:
 
 def _read_npz(path: Path) -> tuple[str, Arrays]:
     with zipfile.ZipFile(path) as archive:
-        members = {name.removesuffix(".npy"): name for name in archive.namelist()}
+        members = _members(archive, path.stat().st_size)
         text = _parsed(archive.read(members.pop(_TEXT))).tobytes().decode("ascii")
         return text, {key: _parsed(archive.read(name)) for key, name in members.items()}
+
+
+def _members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
+    """What a file holds by its keys, once it is known to take no more memory than the file."""
+    members = {}
+    for member in archive.infolist():
+        key, ending = member.filename[:-4], member.filename[-4:]
+        if ending != ".npy" or key in members:
+            raise ValueError(f"it holds {member.filename!r}, as no file of rmsjit.save does")
+        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
+            raise ValueError(f"{member.filename!r} is compressed, as rmsjit.save writes nothing")
+        members[key] = member
+    if sum(member.file_size for member in members.values()) > file_size:
+        raise ValueError("its parts overlap")
+    return members
 
 
 def _parsed(data: bytes) -> NDArray[Any]:
@@ -107,7 +145,10 @@ def _parsed(data: bytes) -> NDArray[Any]:
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
     order: Literal["C", "F"] = "F" if by_column else "C"
-    return np.ndarray(shape, dtype, data, stream.tell(), order=order)
+    array = np.ndarray(shape, dtype, data, stream.tell(), order=order)
+    if stream.tell() + array.nbytes != len(data):
+        raise ValueError("an array is smaller than its place in the file")
+    return array
 
 
 # --- .safetensors ---------------------------------------------------------------------------
@@ -116,7 +157,12 @@ def _parsed(data: bytes) -> NDArray[Any]:
 def _write_safetensors(path: Path, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     # Contiguous: safetensors writes the memory from the first element on, whatever the strides.
     held = {key: np.asarray(_as_pairs(array), order="C") for key, array in arrays.items()}
-    _safetensors().numpy.save_file(held, path, metadata={_TEXT: text})
+    safetensors = _safetensors()
+    try:
+        safetensors.numpy.save_file(held, path, metadata={_TEXT: text})
+    except safetensors.SafetensorError as error:  # for all that the system refuses
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(*map(int, number.groups() if number else ()), str(error)) from error
 
 
 def _as_pairs(array: NDArray[Any]) -> NDArray[Any]:

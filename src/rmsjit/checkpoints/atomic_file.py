@@ -2,12 +2,16 @@
 
 The new file is written in a folder of its own beside the old one, synced to the disk, and renamed.
 A writer that is killed leaves its folder behind, which the next writer of the same path removes.
+
+Only what a whole file needs must succeed.  Shared folders and mounted buckets often refuse to lock,
+to sync a folder or to change permissions; they get as much safety as they offer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -20,6 +24,8 @@ if sys.platform != "win32":
 
 _SUFFIX = ".saving"
 _LOCK = "lock"
+_LONGEST_STEM = 64  # bytes; a name may have 255, on some file systems 143, and ours is longer
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
@@ -34,7 +40,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     Path
-        A path with the same ending, in a new folder on the same disk.
+        A path with the ending of `path`, in a new folder on the same disk.
 
     Raises
     ------
@@ -49,12 +55,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     _remove_abandoned(target)
     folder, lock = _new_folder(target)
     try:
-        draft = folder / f"new{target.suffix}"
+        draft = folder / f"new{Path(path).suffix}"
         yield draft
-        _sync(draft)
-        draft.chmod(_mode_for(target, folder))
+        _sync_file(draft)
+        with contextlib.suppress(OSError):  # as on exFAT and CIFS, which know no permissions
+            draft.chmod(_mode_for(target, folder))
         os.replace(draft, target)
-        _sync(target.parent)
+        with contextlib.suppress(OSError):  # the file is in its place: no reason to say it failed
+            _sync_folder(target.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
@@ -63,12 +71,20 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _new_folder(target: Path) -> tuple[Path, int]:
     """A folder that this writer alone writes in, and the lock that says so while it lives."""
     while True:
-        folder = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_SUFFIX}")
+        folder = target.with_name(f"{_stem_of(target)}.{secrets.token_hex(4)}{_SUFFIX}")
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             lock = _locked(folder / _LOCK)
             if lock is not None:
                 return folder, lock
+
+
+def _stem_of(target: Path) -> str:
+    """What the folders of all writers of this file begin with; no longer where its name is long."""
+    name = os.fsencode(target.name)
+    if len(name) <= _LONGEST_STEM:
+        return f".{target.name}"
+    return f".{hashlib.sha256(name).hexdigest()[:16]}"
 
 
 def _locked(path: Path) -> int | None:
@@ -81,7 +97,7 @@ def _locked(path: Path) -> int | None:
     except FileNotFoundError:
         return None
     _lock(lock, wait=True)
-    if os.fstat(lock).st_nlink:
+    if path.exists():  # its number of links would tell as well, but mounts may call that 0
         return lock
     os.close(lock)
     return None
@@ -91,7 +107,7 @@ def _remove_abandoned(target: Path) -> None:
     """Remove what killed writers of this path have left: folders that nobody holds the lock of."""
     for folder in target.parent.glob("*" + _SUFFIX):
         stem, _, token = folder.name.removesuffix(_SUFFIX).rpartition(".")
-        if stem != f".{target.name}" or len(token) != 8:
+        if stem != _stem_of(target) or len(token) != 8:
             continue
         with contextlib.suppress(OSError):  # another writer may be removing it as well
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
@@ -119,10 +135,22 @@ def _mode_for(target: Path, folder: Path) -> int:
         return folder.stat().st_mode & 0o666  # mkdir has applied the process's umask
 
 
+def _sync_file(path: Path) -> None:
+    """Have the disk hold all of a file, where the file system knows how to wait for that."""
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
+
+
+def _sync_folder(path: Path) -> None:
+    """Have the disk hold the names in a folder."""
+    if sys.platform != "win32":  # where a folder can't be opened
+        _sync(path)
+
+
 def _sync(path: Path) -> None:
-    """Have the disk hold all of a file, or the names in a folder."""
-    if sys.platform == "win32" and path.is_dir():
-        return  # a folder can't be opened there
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,6 +10,7 @@ import numpy as np
 from rmsjit.arrays.dtypes import dtype_named, precision_of
 from rmsjit.arrays.layout import Key, layout_of, memory_key, overlaps_itself
 from rmsjit.arrays.overlap import refuse_overlap
+from rmsjit.checkpoints.array_file import DTYPES
 from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
@@ -22,9 +23,6 @@ Variables = Mapping[str, Any]
 Place = tuple[Key, str]  # where `SlotStore.created` has a weight
 
 CLASSES: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (RMSprop, RMSPropOptimizer)}
-_INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
-_FLOATS = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
-DTYPES = ["bool", *_INTEGERS, *_FLOATS]  # what both file formats can hold
 _FORM_WORDS = {"epsilon": "place of epsilon", "creation": "order of slots"}
 
 
@@ -135,7 +133,7 @@ def _optimizer_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Itera
             yield f"{words}: saved {_plain(theirs)}, here {_plain(ours)}"
     if isinstance(optimizer, RMSprop):
         counter, count = optimizer.iterations.dtype, saved.iterations
-        if not isinstance(count, int) or not 0 <= count <= np.iinfo(counter).max:
+        if count is None or not 0 <= count <= np.iinfo(counter).max:
             yield f"iterations: saved {count}, which the {counter} here can't hold"
 
 
@@ -202,16 +200,16 @@ def _slot_difference(
         yield f"{title}: a variable of {array_of(variable).dtype!r} can't be trained"
         return
     assert weight.variable is not None
-    expected: Any = optimizer._store.created.get((key_of(variable), weight.name), weight.value)
-    dtype = expected.dtype
+    held: Any = optimizer._store.created.get((key_of(variable), weight.name), weight.value)
+    shape, dtype = held.shape, held.dtype
     if is_rules_slot(weight, checkpoint):
-        expected = checkpoint.variables[weight.variable].value
-        own = checkpoint.optimizer.form.slot(weight.name).dtype
-        dtype = expected.dtype if own is None else dtype_named(own)
+        value = checkpoint.variables[weight.variable].value
+        own_dtype = checkpoint.optimizer.form.slot(weight.name).dtype
+        shape, dtype = value.shape, dtype_named(own_dtype) if own_dtype else value.dtype
     if weight.value.dtype != dtype:
         yield f"dtype of {title}: saved {weight.value.dtype}, here {dtype}"
-    if weight.value.shape != expected.shape:
-        yield f"shape of {title}: saved {weight.value.shape}, here {expected.shape}"
+    if weight.value.shape != shape:
+        yield f"shape of {title}: saved {weight.value.shape}, here {shape}"
 
 
 def _own_weight_differences(checkpoint: Checkpoint, optimizer: Optimizer) -> Iterator[str]:

@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from rmsjit._version import __version__
 from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.layout import Layout
+from rmsjit.checkpoints import schema
 from rmsjit.checkpoints.array_file import Arrays, as_dtype
 from rmsjit.rule.form import Form
+from rmsjit.rule.presets import keras_legacy, tf1
 
 FORMAT, VERSION = "rmsjit checkpoint", 2
 
@@ -98,6 +100,7 @@ def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
     TypeError
         If the optimizer's config holds what JSON can't.
     """
+    _check_for_json("config", checkpoint.optimizer.config)
     arrays: Arrays = {}
     variables = [
         _variable_record(name, saved, arrays) for name, saved in checkpoint.variables.items()
@@ -122,6 +125,23 @@ def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
     return json.dumps(content), arrays
 
 
+def _check_for_json(place: str, value: Any) -> None:
+    """Raise `TypeError` that names the innermost value that JSON can't hold."""
+    try:
+        json.dumps(value)
+    except (RecursionError, TypeError, ValueError) as error:
+        if not isinstance(error, TypeError):  # as for what holds itself
+            raise TypeError(f"{place}: {error}") from error
+        parts: Any = {}
+        if isinstance(value, dict):
+            parts = {repr(key): part for key, part in value.items()}
+        elif isinstance(value, (list, tuple)):
+            parts = dict(enumerate(value))
+        for key, part in parts.items():
+            _check_for_json(f"{place}[{key}]", part)
+        raise TypeError(f"{place}: {error}") from error
+
+
 def decoded(text: str, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
     """The checkpoint that `encoded` made these of.
 
@@ -135,34 +155,85 @@ def decoded(text: str, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}")
         version = content["version"]
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, RecursionError, TypeError, ValueError) as error:
         raise ValueError(f"it was not written by rmsjit.save: {error}") from error
-    if version not in (1, VERSION):
+    if isinstance(version, bool) or version not in (1, VERSION):
         raise ValueError(
             f"its format version is {version!r} (of rmsjit {content.get('rmsjit')}), "
             f"and this rmsjit reads versions 1 and {VERSION}"
         )
     try:
+        schema.check(content)
         return _checkpoint(content, arrays)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"it is damaged: {type(error).__name__}: {error}") from error
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"it is damaged: {error}") from error
 
 
 def _checkpoint(content: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
     optimizer = dict(content["optimizer"])
-    weights = [
-        SavedWeight(record["variable"], _string(record["name"]), _value(record, arrays))
-        for record in optimizer.pop("weights")
-    ]
+    records = optimizer.pop("weights")
+    _check_names(content["variables"], records, arrays)
     variables: dict[str, SavedVariable] = {}
     for record in content["variables"]:
-        variables[_string(record["name"])] = _saved_variable(record, variables, arrays)
-    for weight in weights:
-        if weight.variable is not None and weight.variable not in variables:
-            raise ValueError(f"{weight.title} is of a variable {weight.variable!r} without value")
+        variables[record["name"]] = _saved_variable(record, variables, arrays)
+    weights = [SavedWeight(r["variable"], r["name"], _value(r, arrays)) for r in records]
     form = _form(optimizer["form"], content["version"])
     saved = SavedOptimizer(class_name=optimizer.pop("class"), **optimizer | {"form": form})
+    if saved.subclass == saved.class_name:
+        _check_config_of_form(saved)
     return Checkpoint(saved, variables, weights)
+
+
+def _check_names(
+    variables: list[dict[str, Any]],
+    weights: list[dict[str, Any]],
+    arrays: Mapping[str, NDArray[Any]],
+) -> None:
+    """Raise `ValueError` unless each thing has a name of its own, and every array its thing."""
+    _check_unique("variable", [record["name"] for record in variables])
+    slots = [(r["name"], r["variable"]) for r in weights if r["variable"] is not None]
+    _check_unique("slot", slots)
+    with_memory = {r["name"] for r in variables if r["same_memory_as"] is None}
+    for slot, variable in slots:
+        if variable not in with_memory:
+            raise ValueError(f"slot {slot!r} is of a variable {variable!r} without value")
+    names = [r["array"] for r in (*variables, *weights) if r["array"] is not None]
+    _check_unique("array", names)
+    for name in arrays.keys() ^ set(names):
+        raise ValueError(f"array {name!r} is {'unknown' if name in arrays else 'not there'}")
+
+
+def _check_unique(kind: str, names: list[Any]) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{kind} {name!r} is there twice")
+        seen.add(name)
+
+
+def fits(form: Form, made: Form) -> bool:
+    """Whether an optimizer that was constructed with one form can have come to the other.
+
+    A momentum that is set later adds its slot, and one that is set to 0 leaves it.
+    """
+    family = [keras_legacy(centered=made.centered, momentum=used) for used in (False, True)]
+    family.append(family[0].with_momentum())
+    return form in (made, made.with_momentum()) or (made in family and form in family)
+
+
+def _check_config_of_form(saved: SavedOptimizer) -> None:
+    """Raise `ValueError` where configuration and form of a class of ours contradict each other."""
+    form, config = saved.form, saved.config
+    if saved.class_name == "RMSPropOptimizer":
+        made = tf1(centered=config["centered"])
+    elif "form" in config:
+        made = Form.from_dict(config["form"])
+    else:
+        made = keras_legacy(centered=config["centered"], momentum=config["momentum"] > 0)
+    if not fits(form, made) or form.centered != config["centered"]:
+        raise ValueError(f"the configuration is of {made}, and the state of {form}")
+    if config["momentum"] > 0 and not form.has_momentum:
+        raise ValueError(f"the momentum {config['momentum']} is not for {form}")
 
 
 def _form(settings: dict[str, Any], version: int) -> Form:
@@ -199,13 +270,17 @@ def _saved_variable(
 ) -> SavedVariable:
     layout = _layout(record)
     sharing = record["same_memory_as"]
+    if (sharing is None) != (record["array"] is not None):
+        raise ValueError(f"{record['name']!r} must have an array or the memory of another")
     if sharing is None:
-        value = _value(record, arrays)
-    else:
-        first = earlier[sharing]
-        flat = first.layout.canonical(first.value).reshape(-1)
-        value = layout.logical(flat, tuple(record["shape"]))
-    return SavedVariable(value, layout, sharing)
+        return SavedVariable(_value(record, arrays), layout)
+    first = earlier.get(sharing)
+    if first is None or first.same_memory_as is not None:
+        raise ValueError(f"{record['name']!r} shares the memory of {sharing!r}, which has none")
+    if first.value.dtype != dtype_named(record["dtype"]):
+        raise ValueError(f"{record['name']!r} is of another dtype than {sharing!r}, its memory")
+    flat = first.layout.canonical(first.value).reshape(-1)
+    return SavedVariable(layout.logical(flat, tuple(record["shape"])), layout, sharing)
 
 
 def _flipped_axes(layout: Layout) -> list[int]:
@@ -215,8 +290,11 @@ def _flipped_axes(layout: Layout) -> list[int]:
 
 def _layout(record: dict[str, Any]) -> Layout:
     axes, flipped = tuple(record["axes"]), record["flipped"]
-    if sorted(axes) != list(range(len(record["shape"]))):
-        raise ValueError(f"{record['name']!r} has the axes {axes} for the shape {record['shape']}")
+    if sorted(axes) != list(range(len(record["shape"]))) or not {*flipped} <= {*axes}:
+        raise ValueError(
+            f"{record['name']!r} has the axes {axes}, flipped {flipped}, for the shape "
+            f"{record['shape']}"
+        )
     return Layout(axes, tuple(slice(None, None, -1 if k in flipped else None) for k in axes))
 
 
@@ -240,14 +318,11 @@ def _quoted(name: str, safe: str = "/ :()[]{},;=+@#!$&'") -> str:
     return quote(name, safe, errors="surrogatepass")
 
 
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no name")
-    return value
-
-
 def _value(record: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    value = as_dtype(arrays[record["array"]], dtype_named(record["dtype"]))
+    try:
+        value = as_dtype(arrays[record["array"]], dtype_named(record["dtype"]))
+    except ValueError as error:
+        raise ValueError(f"{record['array']}: {error}") from None
     if value.shape != tuple(record["shape"]):
         raise ValueError(f"{record['array']} is of shape {value.shape}, not {record['shape']}")
     return value

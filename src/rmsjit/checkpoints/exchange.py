@@ -232,7 +232,7 @@ def _torch_checkpoint(state_dict: Mapping[str, Any], variables: Variables) -> Ch
         names = dict(zip(indices, variables, strict=True))
         states = {names[index]: state for index, state in state_dict["state"].items()}
         weights = _saved_weights(states, group)
-        steps = [float(state["step"]) for state in states.values()]
+        iterations = int(max((float(state["step"]) for state in states.values()), default=0))
         config = {
             "learning_rate": float(group["lr"]),
             "rho": float(group["alpha"]),
@@ -240,7 +240,7 @@ def _torch_checkpoint(state_dict: Mapping[str, Any], variables: Variables) -> Ch
             "epsilon": float(group["eps"]),
             "centered": bool(group["centered"]),
         }
-    except (AttributeError, LookupError, TypeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(
             f"it is none of torch.optim.RMSprop: {type(error).__name__}: {error}"
         ) from error
@@ -249,10 +249,8 @@ def _torch_checkpoint(state_dict: Mapping[str, Any], variables: Variables) -> Ch
     for name, variable in variables.items():
         array = array_of(variable)
         saved[name] = SavedVariable(array, layout_of(array), sharing[name])
-    form, iterations = _torch_form(group), int(max(steps, default=0))
-    return Checkpoint(
-        SavedOptimizer("RMSprop", "RMSprop", config, form, iterations), saved, weights
-    )
+    optimizer = SavedOptimizer("RMSprop", "RMSprop", config, _torch_form(group), iterations)
+    return Checkpoint(optimizer, saved, weights)
 
 
 def _one_group(groups: Any) -> tuple[dict[str, Any], list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,10 @@ from rmsjit.checkpoints.compare import (
     key_of,
     own_weights,
 )
-from rmsjit.checkpoints.content import Checkpoint, SavedWeight
+from rmsjit.checkpoints.content import Checkpoint, SavedWeight, fits
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.optimizers.uninterrupted import completed, copying
 from rmsjit.state.slots import Entry, entry_of
 from rmsjit.variables import array_of
 
@@ -30,9 +32,10 @@ _DIFFERENCES_LISTED = 10
 
 @dataclass
 class _Writing:
-    """What restoring will write, all of it found and allocated before the first write."""
+    """What restoring will write, all of it found, converted and allocated before it begins."""
 
     values: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)  # to, from
+    starts: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)  # as well
     slots: list[tuple[Entry, str, NDArray[Any]]] = field(default_factory=list)  # the rule's, new
     added_slots: list[tuple[Any, str, NDArray[Any]]] = field(default_factory=list)  # also new
     order: list[Place] = field(default_factory=list)  # of all weights
@@ -67,14 +70,18 @@ def new_optimizer(checkpoint: Checkpoint, custom_objects: Mapping[str, Any] | No
             f"an optimizer of the class {saved.subclass!r} needs that class among custom_objects, "
             f"or to be given as optimizer"
         )
+    if not (isinstance(cls, type) and issubclass(cls, CLASSES[saved.class_name])):
+        raise ValueError(f"custom_objects must have a {saved.class_name} for it, got {cls!r}")
     try:
         if issubclass(cls, RMSprop):
             optimizer: Optimizer = cls.from_config(saved.config, custom_objects=custom)
         else:
             optimizer = cls(**saved.config)
-    except (TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"an optimizer can't be made from its configuration: {error}") from error
     # A momentum that was set later has its slot, and epsilon where the constructor had put it.
+    if not fits(saved.form, optimizer._store.form):
+        raise ValueError(f"the configuration makes {optimizer._store.form}, not {saved.form}")
     optimizer._store.form = saved.form
     if not own_weights(optimizer):
         for weight in checkpoint.weights:
@@ -98,20 +105,21 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) 
             listed.append(f"and {len(found) - len(listed)} more")
         raise ValueError("it does not fit; nothing was changed:\n- " + "\n- ".join(listed))
     writing = _planned(checkpoint, optimizer, variables)
-    # From here on there is only writing, which can't fail.
-    for name, saved in checkpoint.variables.items():
-        array_of(variables[name])[...] = saved.value
-    _start_slots_anew(optimizer)
-    for memory, value in writing.values:
-        memory[...] = value
-    _enter(writing, optimizer)
-    optimizer.skipped_steps = checkpoint.optimizer.skipped_steps
-    if isinstance(optimizer, RMSprop):
-        optimizer.iterations.array[()] = checkpoint.optimizer.iterations
+    # From here on there is only writing, which can't fail, and an interrupt waits for its end.
+    clocks = [partial(setattr, e, "clock", None) for e in optimizer._store.entries.values()]
+    skipped = partial(setattr, optimizer, "skipped_steps", checkpoint.optimizer.skipped_steps)
+    copies = copying([*writing.starts, *writing.values])
+    completed([*copies, *clocks, skipped], lambda: _enter(writing, optimizer))
 
 
 def _planned(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> _Writing:
-    writing = _Writing()
+    writing = _Writing(starts=_first_values(optimizer))
+    for name, saved in checkpoint.variables.items():
+        writing.values.append((array_of(variables[name]), saved.value))
+    if isinstance(optimizer, RMSprop):
+        counter = optimizer.iterations.array
+        count = np.array(checkpoint.optimizer.iterations, counter.dtype)
+        writing.values.append((counter, count))
     own = iter(own_weights(optimizer).items())
     entries = dict(optimizer._store.entries)
     for weight in checkpoint.weights:
@@ -151,19 +159,23 @@ def _plan_added_slot(
         writing.values.append((held.array, weight.value))
 
 
-def _start_slots_anew(optimizer: Optimizer) -> None:
-    """Give the rule's slots their first values, for those that were not saved."""
-    form, epsilon = optimizer._store.form, optimizer._hyperparameters.now("epsilon")
-    for entry in optimizer._store.entries.values():
-        for slot, memory in entry.slots.items():
-            memory[...] = form.slot(slot).first_value(epsilon)
-        entry.clock = None  # in a checkpoint no row has missed a step
+def _first_values(optimizer: Optimizer) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """The rule's slots with their first values, which those that were not saved keep."""
+    form = optimizer._store.form
+    starts_from_epsilon = any(slot.start == "epsilon" for slot in form.slots)
+    epsilon = optimizer._hyperparameters.last("epsilon") if starts_from_epsilon else 0.0
+    with np.errstate(all="ignore"):
+        return [
+            (memory, np.asarray(form.slot(slot).first_value(epsilon)).astype(memory.dtype))
+            for entry in optimizer._store.entries.values()
+            for slot, memory in entry.slots.items()
+        ]
 
 
 def _enter(writing: _Writing, optimizer: Optimizer) -> None:
     """Make new slots known, and bring all weights to the order in which they were saved."""
     store = optimizer._store
-    store.enter([entry for entry, _, _ in writing.slots], writing.slots)
+    store.enter({entry.key: entry for entry, _, _ in writing.slots}.values(), writing.slots)
     for variable, name, value in writing.added_slots:
         store.add_slot(variable, name, value)
     saved = {place: store.created[place] for place in writing.order}

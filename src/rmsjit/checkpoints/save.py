@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmsjit.arrays.layout import layout_of
-from rmsjit.checkpoints.array_file import ending_of, read_arrays, write_arrays
+from rmsjit.checkpoints.array_file import DTYPES, ending_of, read_arrays, write_arrays
 from rmsjit.checkpoints.atomic_file import replacing
 from rmsjit.checkpoints.compare import (
-    DTYPES,
     Variables,
     check_all_named,
     check_optimizer,
@@ -53,8 +52,8 @@ def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variable
     OSError
         If the file can't be written; an older file is still there, whole.
     TypeError
-        If `variables` holds something that is no array of numbers, or the configuration of the
-        learning rate can't be written as JSON.
+        If `variables` holds something that is no array of numbers, or the optimizer's
+        configuration something that JSON can't; it is named.
     ValueError
         If the ending is another, a variable of the optimizer is missing, or two variables share a
         part of their memory.
@@ -161,8 +160,8 @@ def load(
     -----
     A run that is resumed continues bit for bit, as if it had never stopped.
 
-    Functions are not saved: of a hyperparameter that is one the value is, of
-    ``gradient_transformers`` and the like nothing.  Give an `optimizer` that has them.
+    Functions are not saved: of a hyperparameter that is one the value is that the last step used,
+    of ``gradient_transformers`` and the like nothing.  Give an `optimizer` that has them.
 
     A momentum that was set after construction must be set before loading, too.  Weights that
     `RMSprop.add_weight` has added must have been added; slots need not.
@@ -223,7 +222,7 @@ def _saved_optimizer(optimizer: Optimizer) -> SavedOptimizer:
 
 
 def _config_of(optimizer: Optimizer) -> dict[str, Any]:
-    """The constructor's arguments; a callable as its value now."""
+    """The constructor's arguments; a callable as the value that a step has used."""
     own = {"sparse": "exact" if optimizer._exact else "rows", "nonfinite": optimizer._nonfinite}
     # Only where they are not the defaults: a subclass need not take what it does not use.
     extra = {name: value for name, value in own.items() if value not in ("rows", "propagate")}
@@ -232,10 +231,10 @@ def _config_of(optimizer: Optimizer) -> dict[str, Any]:
     assert isinstance(optimizer, RMSPropOptimizer)
     numbers = optimizer._hyperparameters
     return {
-        "learning_rate": numbers.now("learning_rate"),
-        "decay": numbers.now("rho"),
-        "momentum": numbers.now("momentum"),
-        "epsilon": numbers.now("epsilon"),
+        "learning_rate": numbers.last("learning_rate"),
+        "decay": numbers.last("rho"),
+        "momentum": numbers.last("momentum"),
+        "epsilon": numbers.last("epsilon"),
         "use_locking": optimizer._use_locking,
         "centered": optimizer._store.form.centered,
         "name": optimizer._name,

@@ -90,6 +90,13 @@ def checked_function(name: str, value: Any) -> Any:
     return value
 
 
+def checked_strategy(value: Any) -> Any:
+    """What reduces gradients over processes, or None."""
+    if value is not None and not callable(getattr(value, "reduced", None)):
+        raise TypeError(f"strategy must be a strategy or None, got {value!r}")
+    return value
+
+
 def checked_functions(name: str, values: Sequence[Any] | None) -> list[Any]:
     """A list of callables, empty for None."""
     functions = list(values or ())

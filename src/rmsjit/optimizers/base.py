@@ -12,16 +12,20 @@ from numpy.typing import NDArray
 
 from rmsjit.autodiff import hooks
 from rmsjit.optimizers.arguments import (
+    checked_function,
     checked_name,
     checked_nonfinite,
     checked_sparse,
+    checked_strategy,
     checked_threads,
 )
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.entries import Entry
 from rmsjit.state.slots import SlotAllocator, SlotStore
-from rmsjit.steps.entering import build
+from rmsjit.steps.entering import build, first_epsilon
+from rmsjit.steps.moving import forget, rebind, resize_rows
 from rmsjit.steps.pairs import Pairs
 from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
@@ -116,8 +120,9 @@ class Optimizer:
         self._exact = checked_sparse(sparse)
         self._nonfinite = checked_nonfinite(nonfinite)
         self._num_threads = checked_threads(num_threads)
-        self._strategy = strategy
-        self._store = SlotStore(self._name, form, slot_allocator)
+        self._strategy = checked_strategy(strategy)
+        allocator = checked_function("slot_allocator", slot_allocator)
+        self._store = SlotStore(self._name, form, allocator)
         self.skipped_steps = 0
         if self._exact and form.without_closed_form:
             raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
@@ -184,6 +189,128 @@ class Optimizer:
         if self._exact:
             self._engine.sync(var, indices)
 
+    # --- variables that are known -----------------------------------------------------------
+
+    @property
+    def variables_seen(self) -> list[Variable]:
+        """The variables that the optimizer has stepped or built, in order, over their own memory.
+
+        Each has the name that slots and `rebind` know it by.  A variable whose memory was closed
+        or resized is not among them.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> opt = rmsjit.RMSprop()
+        >>> opt.build([rmsjit.Variable(np.zeros((2, 3)), name="kernel"), np.zeros(3)])
+        >>> [(v.name, v.shape) for v in opt.variables_seen]
+        [('kernel:0', (2, 3)), ('Variable:0', (3,))]
+        """
+        return self._store.variables()
+
+    def forget(self, var: Any) -> None:
+        """Let go of a variable and its slots; where it comes again, it starts anew.
+
+        Without it a variable is kept until its memory is found to be held by nobody else.
+
+        Parameters
+        ----------
+        var : ndarray, Variable or str
+            Any view of its memory, or its name.
+
+        Raises
+        ------
+        KeyError
+            If the optimizer does not know it.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> opt, w = rmsjit.RMSprop(), np.zeros(3)
+        >>> opt.build([w])
+        >>> opt.forget(w)
+        >>> opt.variables_seen
+        []
+        """
+        forget(self._store, var)
+
+    def rebind(self, old: Any, new: Any = None) -> None:
+        """Give the state of variables to other memory.
+
+        For variables that came to lie elsewhere: read from another file, copied apart from their
+        optimizer, replaced by an array of the same shape.
+
+        Parameters
+        ----------
+        old : ndarray, Variable or str
+            A variable or its name; or a dict of names to new variables; or a list of new variables
+            in the order of `variables_seen`.
+        new : ndarray or Variable
+            Of the same shape and dtype; state that it may have is dropped.
+
+        Raises
+        ------
+        KeyError
+            If the optimizer does not know a variable.
+        TypeError, ValueError
+            If a new variable can't be trained, does not have shape and dtype of the old one, or
+            shares a part of its memory with another.  Nothing is changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> opt, w = rmsjit.RMSprop(0.1, momentum=0.9), np.zeros(3)
+        >>> opt.build([w])
+        >>> moved = w.copy()
+        >>> opt.rebind(w, moved)
+        >>> opt.get_slot(moved, "rms").shape
+        (3,)
+        """
+        rebind(self._store, old, new, self._catch_up)
+
+    def resize_rows(self, old: Any, new: Any = None) -> None:
+        """Keep the slots of a table's rows when it has got more of them, or fewer.
+
+        Rows are counted from the first; slots of new ones start as all slots do.
+
+        Parameters
+        ----------
+        old : ndarray, Variable or str
+            The table or its name.
+        new : ndarray or Variable, optional
+            The table with more or fewer rows; `old` itself, which was resized in place, if left
+            out.
+
+        Raises
+        ------
+        KeyError
+            If the optimizer does not know the table.
+        TypeError, ValueError
+            If the new one can't be trained, or its dtype or the shape of its rows is another.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> opt, table = rmsjit.RMSprop(), np.zeros((4, 2))
+        >>> opt.apply_gradients([(np.ones((4, 2)), table)]).numpy()
+        np.int64(1)
+        >>> larger = np.concatenate([table, np.zeros((1, 2))])
+        >>> opt.resize_rows(table, larger)
+        >>> print(opt.get_slot(larger, "rms").numpy()[:, 0].round(3))
+        [0.1 0.1 0.1 0.1 0. ]
+        """
+        epsilon = first_epsilon(self._store.form, self._hyperparameters)
+        resize_rows(self._store, old, new, epsilon, self._catch_up)
+
+    def _catch_up(self, entry: Entry) -> None:
+        """Bring all rows of a table up to date."""
+        if entry.clock is not None:
+            self._engine.catch_up(entry)
+
     def _slot(self, var: Any, slot_name: str) -> Variable | None:
         self.sync(var)
         return self._store.slot_of(var, slot_name)
@@ -195,6 +322,8 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: all rows up to date, and no engine, which has no state."""
         self.sync()
+        if "_engine" in vars(self):
+            self._engine.clear()  # plans hold variables that nobody else may hold any more
         return {name: value for name, value in vars(self).items() if name != "_engine"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -29,7 +31,6 @@ from rmsjit.rule.hyperparameters import (
     as_number,
     is_schedule,
     positive,
-    value_at,
 )
 from rmsjit.rule.presets import keras_legacy
 from rmsjit.state.slots import SlotAllocator
@@ -44,10 +45,20 @@ Aggregator = Callable[[Pairs], Sequence[Any]]
 
 _HOOKS = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
 DEFAULT_EPSILON = 1e-7
+_SINCE_KERAS_2_11 = {  # in the configurations of the optimizers that took the place of the legacy
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "gradient_accumulation_steps",
+    "is_legacy_optimizer",
+    "jit_compile",
+    "loss_scale_factor",
+    "use_ema",
+}
 
 
 def _checked_epsilon(name: str, value: float | None) -> float:
-    return positive(name, as_number(name, value or DEFAULT_EPSILON))
+    number = DEFAULT_EPSILON if value is None else as_number(name, value)
+    return positive(name, number or DEFAULT_EPSILON)
 
 
 def _is_used(momentum: Any) -> bool:
@@ -154,6 +165,16 @@ class RMSprop(WeightedOptimizer):
     The clamp ``max(..., 0)`` is ours: under a constant gradient the centered form of other
     libraries turns a variable into NaN when rounding makes the variance negative.  The clamp does
     not bound the step, which tends to ``lr*g/epsilon`` as the variance vanishes.
+
+    A gradient whose ``(1 - rho)*g*g`` is beyond the variable's dtype, at rho 0.9 from 810 in
+    float16 and from 6e19 in float32, makes ``rms`` infinite, as in TensorFlow: that element then
+    never moves again.  `nonfinite` looks at gradients and does not see it; a `clipvalue` below
+    these bounds prevents it.
+
+    Complex gradients are squared as ``g*g``, as in TensorFlow, which is no descent: ``abs(z - 1j)``
+    need not fall.  ``form=rmsjit.Form(complex_square="modulus")`` divides by the modulus instead,
+    and ``z.view(float)`` with ``g.view(float)`` trains real and imaginary parts each by itself, as
+    PyTorch does.
 
     State belongs to a variable's memory, not to the Python object: ``W``, ``W[...]`` and
     ``W.reshape(-1)`` are the same variable.  Copy or pickle an optimizer together with its
@@ -513,25 +534,24 @@ class RMSprop(WeightedOptimizer):
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments as a dictionary that JSON can hold, as tf-keras writes it.
 
-        A callable is written as its value now; a schedule as its own configuration.
+        A callable is written as the value that the last step has used, or where there was none
+        as its value now; a schedule as its own configuration.
         """
-        config: dict[str, Any] = {"name": self._name}
+        return self._arguments(self._serialized)
+
+    def _arguments(self, shown: Callable[[str], Any]) -> dict[str, Any]:
+        """The constructor's arguments, with `shown` of the names of hyperparameters."""
+        arguments: dict[str, Any] = {"name": self._name}
         for key in ("clipnorm", "clipvalue", "global_clipnorm"):
             if getattr(self, key) is not None:
-                config[key] = getattr(self, key)
-        config |= {
-            "learning_rate": _serialized("learning_rate", self.learning_rate),
-            "decay": self.decay,
-            "rho": _serialized("rho", self.rho),
-            "momentum": _serialized("momentum", self.momentum),
-            "epsilon": self.epsilon,
-            "centered": self.centered,
-        }
-        return config | self._config_of_form()
+                arguments[key] = getattr(self, key)
+        for key in ("learning_rate", "decay", "rho", "momentum", "epsilon"):
+            arguments[key] = shown(key)
+        return arguments | {"centered": self.centered} | self._arguments_of_form(shown)
 
-    def _config_of_form(self) -> dict[str, Any]:
+    def _arguments_of_form(self, shown: Callable[[str], Any]) -> dict[str, Any]:
         """What tf-keras does not know, where it is used."""
-        form, given = self.form, self._hyperparameters
+        form = self.form
         if form == keras_legacy(centered=form.centered, momentum=form.has_momentum):
             return {}
         late = keras_legacy(centered=form.centered, momentum=False).with_momentum()
@@ -539,9 +559,20 @@ class RMSprop(WeightedOptimizer):
             return {}  # a momentum that was set later
         return {
             "form": form.to_dict(),
-            "weight_decay": _serialized("weight_decay", given["weight_decay"]),
+            "weight_decay": shown("weight_decay"),
             "clip_weights": self.clip_weights,
         }
+
+    def _serialized(self, name: str) -> Any:
+        given = self._hyperparameters[name]
+        if is_schedule(given):
+            from rmsjit import schedules
+
+            try:
+                return schedules.serialize(given)
+            except NotImplementedError as error:
+                raise TypeError(f"{name} can't be serialised: {error}") from error
+        return self._hyperparameters.last(name)
 
     @classmethod
     def from_config(
@@ -554,8 +585,14 @@ class RMSprop(WeightedOptimizer):
         config : dict
         custom_objects : dict, optional
             Classes of schedules that rmsjit does not know, by name.
+
+        Raises
+        ------
+        TypeError
+            If it is the configuration of another optimizer, such as Keras's RMSprop since 2.11.
         """
         arguments = dict(config)
+        _refuse_newer_keras(arguments, inspect.signature(cls).parameters)
         if "lr" in arguments:
             arguments["learning_rate"] = arguments.pop("lr")
         if isinstance(arguments.get("form"), dict):
@@ -568,17 +605,33 @@ class RMSprop(WeightedOptimizer):
             )
         return cls(**arguments)
 
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
-        return f"<rmsjit.{type(self).__name__} {arguments}, iterations={int(self._iterations)}>"
+        arguments = self._arguments(self._hyperparameters.__getitem__)
+        # What a subclass takes besides, without asking its code.
+        known = inspect.signature(RMSprop.__init__).parameters
+        for name in inspect.signature(type(self).__init__).parameters:
+            if name in vars(self) and name not in known:
+                arguments[name] = vars(self)[name]
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"<rmsjit.{type(self).__name__} {shown}, iterations={int(self._iterations)}>"
 
 
-def _serialized(name: str, hyperparameter: Any) -> Any:
-    if is_schedule(hyperparameter):
-        from rmsjit import schedules
-
-        return schedules.serialize(hyperparameter)
-    return value_at(name, hyperparameter, 0)
+def _refuse_newer_keras(config: dict[str, Any], known: Iterable[str]) -> None:
+    """Raise `TypeError` that says what to do with a configuration of Keras's later RMSprop."""
+    unknown = sorted(_SINCE_KERAS_2_11 & config.keys() - set(known))
+    if not unknown or config.get("is_legacy_optimizer"):
+        config.pop("is_legacy_optimizer", None)
+        return
+    names = ["rms", *["momentum"] * bool(config.get("momentum"))]
+    names += ["mg"] * bool(config.get("centered"))
+    raise TypeError(
+        f"this is the configuration of keras.optimizers.RMSprop of Keras 3, or of "
+        f"tf_keras.optimizers.RMSprop since 2.11 (it has {', '.join(unknown)}), and not of the "
+        f"legacy optimizer: it has epsilon inside the root always, for which pass its numbers to "
+        f"RMSprop with form=rmsjit.Form.with_slots({', '.join(map(repr, names))}, "
+        f"epsilon='inside')"
+    )
 
 
 def _overrides(cls: type[RMSprop], method: str) -> bool:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rmsjit.optimizers.arguments import Initializer, initial_value
 from rmsjit.optimizers.base import Optimizer, is_integer_scalar
+from rmsjit.optimizers.uninterrupted import copying, run
 from rmsjit.steps.pairs import check_variable
 from rmsjit.variables import Variable, array_of
 
@@ -183,13 +184,14 @@ class WeightedOptimizer(Optimizer):
         TypeError
             If a dtype can't be cast.  Nothing is changed after an error.
         """
-        given = [np.asarray(weight) for weight in weights]
+        given = [np.asarray(array_of(weight)) for weight in weights]
         targets = self.weights
         if len(given) == len(targets) - 1:
             given.insert(0, np.zeros((), np.int64))
         _check_weights(given, targets)
-        for target, value in zip(targets, given, strict=True):
-            target.array[...] = value
+        with np.errstate(all="ignore"):  # as all casts of rmsjit
+            cast = [np.array(v, t.dtype) for v, t in zip(given, targets, strict=True)]
+        run(copying(zip([target.array for target in targets], cast, strict=True)))
 
 
 def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -> None:
@@ -204,6 +206,8 @@ def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -
                 f"weights[{position}] must have a dtype that casts to {target.dtype} as "
                 f"same_kind, got {value.dtype}"
             )
+        if not target.array.flags.writeable:
+            raise ValueError(f"{target.name} must be writeable to be set, got a read-only array")
         if value.shape != target.shape:
             raise ValueError(
                 f"weights[{position}] must have the shape {target.shape} of {target.name}, got "

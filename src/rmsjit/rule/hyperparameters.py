@@ -41,6 +41,7 @@ class Hyperparameters:
     ) -> None:
         self._given = {"decay": 0.0, "weight_decay": 0.0, "clip_weights": math.inf, **given}
         self._names = dict(names or {})
+        self._used: dict[str, float] = {}  # what functions gave when they were last asked
         self._counts_steps = counts_steps
         self.constant: StepNumbers | None = None
 
@@ -49,6 +50,7 @@ class Hyperparameters:
 
     def __setitem__(self, name: str, value: Any) -> None:
         self._given = {**self._given, name: value}
+        self._used.pop(name, None)
         self.constant = None
 
     def at(self, counter: NDArray[Any] | None) -> StepNumbers:
@@ -83,8 +85,21 @@ class Hyperparameters:
         """The value of one of them."""
         return self._value(name, iterations)
 
+    def last(self, name: str, iterations: int = 0) -> float:
+        """The value of one of them that the last step has used, where a function gave it.
+
+        A function is asked only where none has been used since it was set, and then once, for it
+        may give another value each time.
+        """
+        used = self._used.get(name)
+        return self._value(name, iterations) if used is None else used
+
     def _value(self, name: str, iterations: int) -> float:
-        return value_at(self._name(name), self._given[name], iterations)
+        given = self._given[name]
+        value = value_at(self._name(name), given, iterations)
+        if not isinstance(given, (float, Variable)) and not is_schedule(given):
+            self._used[name] = value
+        return value
 
     def _name(self, name: str) -> str:
         return self._names.get(name, name)
@@ -131,15 +146,26 @@ def is_schedule(value: Any) -> bool:
 def as_number(name: str, value: Any) -> float:
     """`value` as a finite float."""
     array = array_of(value)
-    if isinstance(array, (bool, np.bool_, str, bytes)) or np.ndim(array) != 0:
+    if not _is_number(array):
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:
         number = float(array)
+    except OverflowError:  # an integer or a fraction beyond all floats
+        number = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
     if not math.isfinite(number):
         raise ValueError(f"{name} must be finite, got {number}")
     return number
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is one real number, by its type: `float` reads text as well."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        numeric = value.dtype.kind in "iuf" or value.dtype.name == "bfloat16"
+        return numeric and value.ndim == 0 and not np.ma.is_masked(value)
+    convertible = hasattr(value, "__float__") or hasattr(value, "__index__")
+    return convertible and not isinstance(value, bool) and np.ndim(value) == 0
 
 
 def in_unit_interval(name: str, value: float) -> float:

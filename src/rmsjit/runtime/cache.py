@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 import pickle
+import pkgutil
 import platform
 import sys
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,6 +109,10 @@ def _obtain(
         return _as_kernel(_compiled(make, arguments, flags))
     try:
         identity = _identity(key)
+    except Exception as error:  # where there is neither a source nor code of a module
+        store.warn_once(None, error)
+        return _as_kernel(_compiled(make, arguments, flags))
+    try:
         path = store.path_for(folder, name, identity)
         found = _loaded(path, identity)
     except Exception as error:  # whatever the folder holds, it must not keep anybody from training
@@ -180,12 +187,40 @@ def _identity(key: str) -> str:
 @functools.cache
 def _digest_of_sources() -> str:
     """Of all that kernels are made from, and of how they are compiled."""
-    kernels = sorted(_ROOT.glob("kernels/*.py"))
-    if not kernels:
-        raise FileNotFoundError(f"no kernel sources in {_ROOT / 'kernels'}")
-    others = (_ROOT / name for name in _OTHER_SOURCES)
-    paths = [*kernels, *others]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    spec = importlib.util.find_spec("rmsjit.kernels")
+    folders = spec.submodule_search_locations if spec else None
+    names = sorted(f"kernels/{module.name}.py" for module in pkgutil.iter_modules(folders or []))
+    if not names:
+        raise ImportError("no kernels are in the package")
+    paths = ["kernels/__init__.py", *names, *_OTHER_SOURCES]
+    return hashlib.sha256(b"".join(map(_content_of, paths))).hexdigest()
+
+
+def _content_of(name: str) -> bytes:
+    """A source, or what a program without sources (zipped, frozen, .pyc only) has of it."""
+    path = _ROOT / name
+    if path.is_file():
+        return path.read_bytes()
+    module = "rmsjit." + name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    spec = importlib.util.find_spec(module)
+    get_code = getattr(spec and spec.loader, "get_code", None)
+    code = get_code and get_code(module)
+    if code is None:
+        raise ImportError(f"there is neither a source nor code of {module}")
+    return repr(_described(code)).encode()
+
+
+def _described(value: Any) -> Any:
+    """A code object, and what it holds, by all that can change what it does."""
+    if isinstance(value, types.CodeType):
+        parts = (value.co_consts, value.co_names, value.co_varnames, value.co_freevars)
+        numbers = value.co_argcount, value.co_kwonlyargcount, value.co_flags
+        return value.co_name, value.co_code, numbers, *map(_described, parts)
+    if isinstance(value, tuple):
+        return tuple(map(_described, value))
+    if isinstance(value, frozenset):  # in an order that differs from process to process
+        return sorted(map(repr, value))
+    return value
 
 
 @functools.cache

@@ -64,17 +64,24 @@ def undisturbed() -> Iterator[None]:
     me = threading.get_ident()
     depth = _busy.get(me, 0)
     try:
-        _busy[me] = depth + 1
-        while _forking and not depth and not _forking <= {me}:
-            del _busy[me]
-            time.sleep(_POLL)
-            _busy[me] = 1
-        yield
-    finally:  # whatever has been interrupted above
-        if depth:
-            _busy[me] = depth
-        else:
-            _busy.pop(me, None)
+        try:
+            _busy[me] = depth + 1
+            while _forking and not depth and not _forking <= {me}:
+                del _busy[me]
+                time.sleep(_POLL)
+                _busy[me] = 1
+            yield
+        finally:  # whatever has been interrupted above
+            _put_back(me, depth)
+    finally:  # and that as well
+        _put_back(me, depth)
+
+
+def _put_back(thread: int, depth: int) -> None:
+    if depth:
+        _busy[thread] = depth
+    else:
+        _busy.pop(thread, None)
 
 
 def one_launch_at_a_time(only_one: bool) -> None:

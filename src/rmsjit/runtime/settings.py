@@ -19,12 +19,13 @@ def changed(**values: Any) -> Iterator[None]:
     config = numba_config()
     before = {name: getattr(config, name) for name in values}
     try:
-        for name, value in values.items():
-            setattr(config, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+        try:
+            vars(config).update(values)
+            yield
+        finally:
+            vars(config).update(before)
+    finally:  # where the handler of a signal has raised on the way out
+        vars(config).update(before)
 
 
 @contextmanager

@@ -2,115 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rmsjit.arrays.dtypes import Precision, dtype_named, precision_of
-from rmsjit.arrays.layout import Key, address_of, is_dense, layout_of, memory_key, span_of
-from rmsjit.arrays.placement import allocate_aligned
+from rmsjit.arrays.dtypes import dtype_named
+from rmsjit.arrays.layout import Key, address_of, layout_of, memory_key
+from rmsjit.arrays.overlap import Overlaps, refuse_overlap
+from rmsjit.arrays.owners import Ground, ground_of, held_elsewhere, private_view
+from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
 from rmsjit.rule.form import Form, Slot
 from rmsjit.runtime.forks import RenewedLock
-from rmsjit.state.clock import Clock
+from rmsjit.runtime.warning import warn
+from rmsjit.state.copies import described, in_first_order, in_order_of, is_nowhere, revived
+from rmsjit.state.entries import Entry as Entry
+from rmsjit.state.entries import Home, SlotMemory
+from rmsjit.state.entries import Member as Member
+from rmsjit.state.entries import entry_of as entry_of
 from rmsjit.variables import Variable, array_of
 
 _NO_VARIABLE = "weight"  # in place of the memory of a variable
+_FIRST_SWEEP = 32  # variables, before any are looked through for those that nobody else holds
+_MANY = 16  # variables of one kind, each stepped once, that are worth a warning
 
 SlotAllocator = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
-
-
-class Entry:
-    """A variable that the optimizer knows, and its slots.
-
-    Attributes
-    ----------
-    key : tuple
-        The memory (`rmsjit.arrays.layout.memory_key`).
-    owner : ndarray or Variable
-        The object that was given first; it keeps the memory alive.
-    layout : Layout
-        How the owner's axes lie in memory.
-    canonical : ndarray
-        The canonical view of the owner.
-    precision : Precision
-    slots : dict of str to ndarray
-        The slots that the rule uses, each one-dimensional in canonical order.
-    clock : Clock or None
-        Which rows have steps to catch up with (``sparse="exact"``).
-    table : ndarray or Variable
-        The view of the variable whose rows the clock counts.
-    """
-
-    __slots__ = (
-        "_scratch",
-        "canonical",
-        "clock",
-        "key",
-        "layout",
-        "name",
-        "owner",
-        "precision",
-        "slots",
-        "table",
-    )
-
-    def __init__(self, owner: Any, precision: Precision) -> None:
-        array = array_of(owner)
-        self.owner = owner
-        self.layout = layout_of(array)
-        self.canonical = self.layout.canonical(array)
-        self.key = memory_key(self.canonical)
-        self.precision = precision
-        self.slots: dict[str, NDArray[Any]] = {}
-        self.clock: Clock | None = None
-        self.table = owner
-        self.name = ""
-        self._scratch: list[NDArray[np.int32]] = []
-
-    def take_scratch(self, rows: int) -> NDArray[np.int32]:
-        """Zeros, one for each of `rows`; give them back as zeros.
-
-        Kept from step to step, so that no step costs as much as the table has rows; several
-        threads that step at once have one each.
-        """
-        try:
-            scratch = self._scratch.pop()
-        except IndexError:
-            return np.zeros(rows, np.int32)
-        return scratch if len(scratch) == rows else np.zeros(rows, np.int32)
-
-    def give_scratch(self, scratch: NDArray[np.int32]) -> None:
-        """Keep scratch for the next step."""
-        self._scratch.append(scratch)
-
-    @property
-    def dense(self) -> bool:
-        """Whether kernels run on the memory itself."""
-        return is_dense(self.canonical)
-
-    @property
-    def span(self) -> tuple[int, int]:
-        return span_of(self.canonical)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(array_of(self.owner).shape)
-
-
-class Member(NamedTuple):
-    """A variable's memory and the slots that a step uses on it."""
-
-    entry: Entry
-    slots: dict[str, NDArray[Any]]
-
-
-def entry_of(variable: Any) -> Entry:
-    """A new entry for a variable that is known to be good."""
-    precision = precision_of(array_of(variable).dtype)
-    assert precision is not None
-    return Entry(variable, precision)
 
 
 class SlotStore:
@@ -128,23 +47,32 @@ class SlotStore:
     Attributes
     ----------
     entries : dict of Key to Entry
+        In the order in which they were met.
     created : dict of (Key, str) to Variable
         All slots and weights, in the order of their creation.
-    lock : RenewedLock
-        Held while more than one thing changes.
     epoch : int64 array, shape (1,)
         How often what is known of a variable has changed; compiled code reads it.
+    lock : RenewedLock
+        Held while what is known is looked through and added to.
     """
 
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
         self.name = name
         self.allocator = allocator
-        self.epoch = np.zeros(1, np.int64)
         self.lock = RenewedLock()
+        self.epoch = np.zeros(1, np.int64)
         self.entries: dict[Key, Entry] = {}
         self.created: dict[tuple[Key, str], Variable] = {}  # in order of creation
         self._form = form
         self._stems: dict[str, int] = {}  # how many variables came with each name
+        self._index: _Index | None = None
+        self._sweep_at = _FIRST_SWEEP
+        self._unmet: dict[Key, Entry] = {}  # in a copy: by every home, what no step has named
+        self._unsettled = False
+        self._apart = False  # whether the copy came without any of its variables
+        self._links_arrays = True  # whether the way of copying keeps arrays that are shared
+        self._seen_once: Counter[tuple[Any, str]] = Counter()  # by shape and dtype, of the dead
+        self._told: set[str] = set()
 
     @property
     def form(self) -> Form:
@@ -161,14 +89,74 @@ class SlotStore:
 
         Further variables alone change nothing for those that are known.
         """
+        self._index = None
         self.epoch[0] += 1
+
+    # --- finding ----------------------------------------------------------------------------
 
     def find(self, variable: Any) -> Entry | None:
         """The entry of a variable, or None where the optimizer has not seen it."""
         array = array_of(variable)
         if not isinstance(array, np.ndarray):
             return None
-        return self.entries.get(memory_key(layout_of(array).canonical(array)))
+        key = memory_key(layout_of(array).canonical(array))
+        if self._unmet:
+            self._meet(key, array)
+        entry = self.entries.get(key)
+        return None if entry is None or entry.is_gone else entry
+
+    def known(self, fresh: Entry, name: str) -> Entry | None:
+        """The entry that a variable has already, for one that was just made of it.
+
+        Parameters
+        ----------
+        fresh : Entry
+        name : str
+            How messages name the variable.
+
+        Raises
+        ------
+        ValueError
+            If its memory is known, and was resized.
+        """
+        if self._unmet:
+            self._meet(fresh.key, fresh.owner, name)
+        former = self._refreshed().grounds.get(fresh.ground.root)
+        if former is not None and former != fresh.ground:
+            raise ValueError(
+                f"{name} was resized since the optimizer has seen it: resize_rows(variable) keeps "
+                f"the slots of its rows, forget(variable) lets it start anew"
+            )
+        entry = self.entries.get(fresh.key)
+        if entry is None or entry.ground == fresh.ground:
+            return entry
+        if entry.is_gone:  # and something else was put in its place
+            self.drop([entry])
+            return None
+        return entry
+
+    def refuse_overlap(self, new: Iterable[Entry], name: Callable[[Any], str]) -> None:
+        """Raise `ValueError` if variables overlap each other, or what is known, in part."""
+        new = list(new)
+        for entry in new:
+            while (other := self._refreshed().variables.meeting(entry)) and other.is_gone:
+                self.drop([other])
+        index = self._refreshed()
+        refuse_overlap(index.variables, new, name)
+        refuse_overlap(index.slots, new, name)
+
+    def _refreshed(self) -> _Index:
+        """The index, with all that has been entered since it was last used.
+
+        It follows from the entries and is no state of its own: where it was interrupted, or
+        another thread has it in hand, it is made anew.
+        """
+        index, self._index = self._index, None
+        if index is None or not index.can_follow(self):
+            index = _Index()
+        index.follow(self)
+        self._index = index
+        return index
 
     def slot_of(self, variable: Any, slot: str) -> Variable | None:
         """A slot with the axes of `variable`, which may be any view of the variable's memory."""
@@ -182,6 +170,7 @@ class SlotStore:
     def add_slot(self, variable: Any, slot: str, value: NDArray[Any]) -> Variable:
         """A slot that the rule does not know, for a variable that is known to be good."""
         entry = self.find(variable)
+        self._refuse_shared([SlotMemory(slot, value)], [entry_of(variable)])
         if entry is None:
             entry = entry_of(variable)
             self.enter([entry], [])
@@ -207,11 +196,23 @@ class SlotStore:
     ) -> list[tuple[Entry, str, NDArray[Any]]]:
         """The slots that the form asks for and these entries lack, allocated but not entered."""
         entries = list({entry.key: entry for entry in entries}.values())
-        return [
-            (entry, slot.name, self._start(entry, slot, epsilon))
+        fresh = [
+            (entry, slot, self._memory_for(entry, slot))
             for entry, slot in self._creation_order(entries)
             if slot.name not in entry.slots
         ]
+        if self.allocator is not None:  # else the memory is new
+            self._refuse_shared([SlotMemory(s.name, memory) for _, s, memory in fresh], entries)
+        for entry, slot, memory in fresh:
+            self._start(entry, slot, memory, epsilon)
+        return [(entry, slot.name, memory) for entry, slot, memory in fresh]
+
+    def _refuse_shared(self, slots: Iterable[SlotMemory], entries: Iterable[Entry]) -> None:
+        """Raise `ValueError` if slots share memory with each other or with what is known."""
+        index, slots = self._refreshed(), list(slots)
+        new = Overlaps(entry for entry in entries if entry.key not in self.entries)
+        for known in (index.variables, index.slots, new):
+            refuse_overlap(known, slots, _title, "slots must have memory of their own")
 
     def enter(self, entries: Iterable[Entry], fresh: Iterable[tuple[Entry, str, Any]]) -> bool:
         """Make new entries and slots known.
@@ -224,8 +225,8 @@ class SlotStore:
         """
         wrapped = []
         for entry in entries:
-            if entry.key not in self.entries and not entry.name:
-                entry.name = self._name_for(entry.owner)
+            if entry.key not in self.entries:
+                entry.name = entry.name or self._name_for(entry.stem or "Variable")
         known = True
         for entry, slot, value in fresh:
             entry.slots = {**entry.slots, slot: value}
@@ -237,59 +238,276 @@ class SlotStore:
             self.created.update(wrapped)
         return known
 
+    # --- letting go -------------------------------------------------------------------------
+
     def remove(self, key: Key) -> dict[str, NDArray[Any]]:
         """Forget a variable; its slots, none if it was not known."""
-        entry = self.entries.pop(key, None)
-        for known in [known for known in self.created if known[0] == key]:
-            del self.created[known]
+        entry = self.entries.get(key)
+        if entry is None:
+            return {}
+        self.drop([entry])
+        return entry.slots
+
+    def drop(self, entries: Iterable[Entry]) -> None:
+        """Forget variables, and all slots that they have."""
+        self.replace({entry.key: None for entry in entries})
+
+    def replace(self, changes: Mapping[Key, Entry | None]) -> None:
+        """Put other entries in the place of some, with all their slots, or nothing.
+
+        The order of variables and slots stays as it is.
+        """
+        entries = {
+            entry.key: entry
+            for entry in (changes.get(key, known) for key, known in self.entries.items())
+            if entry is not None
+        }
+        created: dict[tuple[Key, str], Variable] = {}
+        for (key, slot), variable in self.created.items():
+            entry = changes.get(key) if key in changes else self.entries.get(key)
+            if key in changes and entry is not None and slot in entry.slots:
+                shaped = entry.layout.logical(entry.slots[slot], entry.shape)
+                created[entry.key, slot] = self._wrapped(entry, slot, shaped)
+            elif key not in changes or entry is not None:
+                created[key if entry is None else entry.key, slot] = variable
+        unmet = {
+            home: entry
+            for home, entry in self._unmet.items()
+            if entries.get(entry.key) is entry and entry.homes
+        }
+        # At once, so that no handler of a signal finds one without the other.
+        vars(self).update(entries=entries, created=created, _unmet=unmet, _index=None)
         self.changed()
-        return {} if entry is None else entry.slots
+
+    @property
+    def is_due_for_a_sweep(self) -> bool:
+        """Whether so many variables have come that some may have gone."""
+        return len(self.entries) >= self._sweep_at
+
+    def sweep(self) -> None:
+        """Forget variables whose memory nobody else holds any more.
+
+        It is done when their number has doubled, and costs as much as they are.
+        """
+        entries = [entry for entry in self.entries.values() if not entry.homes]
+        held = held_elsewhere([entry.own_views for entry in entries])
+        dead = [e for e, alive in zip(entries, held, strict=True) if not alive or e.is_gone]
+        self._seen_once.update((e.shape, e.precision.name) for e in dead if not e.met_again)
+        if dead:
+            self.drop(dead)
+        self._sweep_at = max(_FIRST_SWEEP, 2 * len(self.entries))
+        for (shape, dtype), count in self._seen_once.most_common(1):
+            if count >= _MANY:
+                self._tell(
+                    "seen once",
+                    f"{count} variables of shape {shape} and dtype {dtype} were stepped once each "
+                    f"and are gone, with their state: `w = w - x`, and functions that return new "
+                    f"parameters, make new arrays; to keep the state, change arrays in place, as "
+                    f"in `w -= x` or `w[...] = w - x`",
+                )
+
+    def drop_closed(self) -> None:
+        """Forget variables whose memory was closed."""
+        closed = [entry for entry in self.entries.values() if ground_of(entry.owner).is_closed]
+        if closed:
+            self.drop(closed)
+
+    def named(self, variable: Any) -> Entry:
+        """The entry of a variable or of that name, also where its memory was resized.
+
+        Raises
+        ------
+        KeyError
+            If there is none.
+        """
+        entry = None
+        if isinstance(variable, str):
+            name = variable.removesuffix(":0")
+            entry = next((e for e in self.entries.values() if e.name == name), None)
+        elif isinstance(array := array_of(variable), np.ndarray):
+            entry = self.find(variable) or self._at_origin(array) or self._resized(array)
+        if entry is None:
+            what = repr(variable) if isinstance(variable, str) else "this variable"
+            names = ", ".join(entry.name for entry in islice(self.entries.values(), 20))
+            raise KeyError(f"{self.name} does not know {what}; it knows {names or 'none'}")
+        return entry
+
+    def _resized(self, array: NDArray[Any]) -> Entry | None:
+        root = ground_of(array).root
+        gone = (e for e in self.entries.values() if e.ground.root == root and e.is_gone)
+        return next(gone, None)
+
+    def _at_origin(self, array: NDArray[Any]) -> Entry | None:
+        """In a copy, the entry of what an array is to the original."""
+        key = memory_key(layout_of(array).canonical(array))
+        return next((e for e in self.entries.values() if e.origin == key), None)
+
+    def variables(self) -> list[Variable]:
+        """All variables that are known and still there, as `Variable`."""
+        there = [entry for entry in self.entries.values() if not entry.is_gone]
+        return [Variable(private_view(entry.owner), entry.name) for entry in there]
+
+    def moved(self, entry: Entry, variable: Any) -> Entry:
+        """An entry for other memory, of the same size and dtype, with the same slots.
+
+        Where the shapes differ, elements keep their order in memory.
+        """
+        new = entry_of(variable)
+        new.follow(entry)
+        for slot, flat in entry.slots.items():
+            ordered = flat
+            if new.shape == entry.shape:
+                shaped = entry.layout.logical(flat, entry.shape)
+                ordered = new.layout.canonical(shaped).reshape(-1)
+            new.slots[slot] = self._placed(ordered, new)
+        return new
+
+    def _placed(self, flat: NDArray[Any], entry: Entry) -> NDArray[Any]:
+        """A slot's elements in memory that fits an entry."""
+        fits = flat.flags.c_contiguous and flat.flags.writeable
+        off = (address_of(flat) - address_of(entry.canonical)) % CACHE_LINE
+        if fits and (self.allocator is not None or not off):
+            return flat
+        memory = self.allocate(flat.shape, flat.dtype, entry.canonical)
+        memory[...] = flat
+        return memory
+
+    def _tell(self, what: str, message: str) -> None:
+        """Warn once."""
+        if what not in self._told:
+            self._told.add(what)
+            warn(message)
+
+    # --- copies -----------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """Slots as their variables are shaped, since a copy may lie otherwise in memory."""
-        numbers = {key: number for number, key in enumerate(self.entries)}
+        """What `rmsjit.state.copies` describes: a copy may lie otherwise in memory."""
+        entries = list(self.entries.values())
+        numbers = {entry.key: number for number, entry in enumerate(entries)}
+        slots = {(e.key, slot) for e in entries for slot in e.slots}
+        probe = np.zeros(1)
         return {
             "name": self.name,
             "form": self.form,
             "allocator": self.allocator,
-            "owners": [entry.owner for entry in self.entries.values()],
+            "stems": dict(self._stems),
+            "entries": described(entries),
             "created": [
-                (numbers.get(key), slot, variable) for (key, slot), variable in self.created.items()
+                (numbers.get(key), slot, None if (key, slot) in slots else variable)
+                for (key, slot), variable in self.created.items()
             ],
+            "probe": (probe, probe),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["name"], state["form"], state["allocator"])  # type: ignore[misc]
-        entries = [entry_of(owner) for owner in state["owners"]]
-        self.enter(entries, [])
+        self._stems = state["stems"]
+        self._links_arrays = state["probe"][0] is state["probe"][1]
+        entries = [revived(known) for known in state["entries"]]
+        for entry, known in zip(entries, state["entries"], strict=True):
+            for slot, flat in known.slots.items():
+                ordered = in_order_of(entry.homes[0], flat)
+                memory = self.allocate(ordered.shape, ordered.dtype, entry.canonical)
+                memory[...] = ordered
+                entry.slots[slot] = memory
+            if is_nowhere(entry.owner):
+                entry.homes = ()  # nobody held its variable when it was copied
+            self._unmet |= {_key_of(home): entry for home in entry.homes}
+        self.entries = {entry.key: entry for entry in entries}
+        self._unsettled = bool(entries)
         for number, slot, variable in state["created"]:
             if number is None:
                 self.created[(_NO_VARIABLE, len(self.created)), slot] = variable
-            elif slot in self.form.slot_names:
-                self.enter([], [(entries[number], slot, self._restored(entries[number], variable))])
+            elif variable is None:
+                entry = entries[number]
+                shaped = entry.layout.logical(entry.slots[slot], entry.shape)
+                self.created[entry.key, slot] = self._wrapped(entry, slot, shaped)
             else:
                 self.created[entries[number].key, slot] = variable
 
-    def _restored(self, entry: Entry, variable: Variable) -> NDArray[Any]:
-        canonical = entry.layout.canonical(variable.array)
-        memory = self.allocate((canonical.size,), canonical.dtype, entry.canonical)
-        memory[...] = canonical.reshape(-1)
-        return memory
+    def _meet(self, key: Key, array: NDArray[Any], name: str = "") -> None:
+        """Find out what a variable that is met in a copy was before."""
+        if self._unsettled:
+            self._unsettled = False
+            self._settle()
+        entry = self._unmet.get(key)
+        if entry is not None:
+            home = next(home for home in entry.homes if _key_of(home) == key)
+            self._settle_at({entry.key: (entry, home)})
+        elif self._unmet and key not in self.entries:
+            self._meet_stranger(array, name)
+
+    def _settle(self) -> None:
+        """Choose the homes that somebody else holds, where that is one for a variable."""
+        unmet = list({id(entry): entry for entry in self._unmet.values()}.values())
+        homes = [(entry, home) for entry in unmet for home in entry.homes]
+        views = [
+            [home.view, *(entry.own_views[:3] if home is entry.homes[0] else ())]
+            for entry, home in homes
+        ]
+        found: dict[Key, list[Any]] = {}
+        for (entry, home), held in zip(homes, held_elsewhere(views), strict=True):
+            if held:
+                found.setdefault(entry.key, []).append((entry, home))
+        self._apart = not found
+        self._settle_at({key: places[0] for key, places in found.items() if len(places) == 1})
+
+    def _settle_at(self, places: Mapping[Key, tuple[Entry, Home]]) -> None:
+        """Give entries of a copy the homes that were found to be theirs."""
+        changes: dict[Key, Entry | None] = {}
+        for key, (entry, home) in places.items():
+            if home is entry.homes[0]:
+                entry.homes = ()
+                continue
+            changes[key] = new = entry_of(home.view)  # a view of our own
+            new.follow(entry)
+            new.given = entry.given
+            for slot, flat in entry.slots.items():
+                first = in_first_order(entry.homes[0], flat)
+                new.slots[slot] = self._placed(in_order_of(home, first), new)
+        if changes:
+            self.replace(changes)
+        self._unmet = {home: entry for home, entry in self._unmet.items() if entry.homes}
+
+    def _meet_stranger(self, array: NDArray[Any], name: str) -> None:
+        """A variable that is none of the arrays that were copied along, though perhaps a copy."""
+        unmet = list({id(entry): entry for entry in self._unmet.values()}.values())
+        unmet = [
+            e for e in unmet if (e.canonical.dtype, e.canonical.size) == (array.dtype, array.size)
+        ]
+        alike = [entry for entry in unmet if entry.shape == array.shape]
+        same = next((e for e in [*alike, *unmet] if _has_values(e.homes, array)), None)
+        if same is None and not alike:
+            return
+        if same is not None:
+            self.replace({same.key: self.moved(same, array)})
+        if name and (self._apart if same is None else self._links_arrays):
+            begins = "starts anew"
+            if same is not None:
+                begins = f"goes on with the state of {same.name}, whose values it has"
+            self._tell(
+                "stranger",
+                f"{name} is none that the optimizer was copied with, as are "
+                f"{', '.join(entry.name for entry in (alike or unmet)[:3])} of its shape, and "
+                f"{begins}; copy optimizer and variables together, or "
+                f"give variables their state by rebind",
+            )
 
     def _creation_order(self, entries: list[Entry]) -> list[tuple[Entry, Slot]]:
         if self.form.creation == "by_variable":
             return [(entry, slot) for entry in entries for slot in self.form.slots]
         return [(entry, slot) for slot in self.form.slots for entry in entries]
 
-    def _start(self, entry: Entry, slot: Slot, epsilon: float) -> NDArray[Any]:
+    def _memory_for(self, entry: Entry, slot: Slot) -> NDArray[Any]:
         dtype = entry.canonical.dtype if slot.dtype is None else dtype_named(slot.dtype)
-        value = self.allocate((entry.canonical.size,), dtype, entry.canonical)
+        return self.allocate((entry.canonical.size,), dtype, entry.canonical)
+
+    def _start(self, entry: Entry, slot: Slot, memory: NDArray[Any], epsilon: float) -> None:
         own = self.created.get((entry.key, slot.name))  # added before the rule used it
         if own is not None and own.shape == entry.shape:
-            value[...] = entry.layout.canonical(own.array).reshape(-1)
+            memory[...] = entry.layout.canonical(own.array).reshape(-1)
         else:
-            value[...] = slot.first_value(epsilon)
-        return value
+            memory[...] = slot.first_value(epsilon)
 
     def allocate(
         self, shape: tuple[int, ...], dtype: DTypeLike, beside: NDArray[Any] | None = None
@@ -301,14 +519,74 @@ class SlotStore:
         start = 0 if beside is None else address_of(beside)
         return allocate_aligned(shape, dtype, start)
 
-    def _name_for(self, owner: Any) -> str:
-        stem = owner.name.partition(":")[0] if isinstance(owner, Variable) else "Variable"
+    def _name_for(self, stem: str) -> str:
         number = self._stems.get(stem, 0)
         self._stems[stem] = number + 1
         return f"{stem}_{number}" if number else stem
 
     def _wrapped(self, entry: Entry, slot: str, value: NDArray[Any]) -> Variable:
         return Variable(value, f"{self.name}/{entry.name}/{slot}", trainable=False)
+
+
+class _Index:
+    """What is known, sorted by memory.
+
+    Attributes
+    ----------
+    variables : Overlaps of Entry
+    slots : Overlaps of SlotMemory
+    grounds : dict of int to Ground
+        By the identity of what has the memory.
+    """
+
+    def __init__(self) -> None:
+        self.variables: Overlaps[Entry] = Overlaps()
+        self.slots: Overlaps[SlotMemory] = Overlaps()
+        self.grounds: dict[int, Ground] = {}
+        self._entries = self._created = 0
+
+    def can_follow(self, store: SlotStore) -> bool:
+        return self._entries <= len(store.entries) and self._created <= len(store.created)
+
+    def follow(self, store: SlotStore) -> None:
+        """Take in what has been entered last."""
+        more = len(store.entries) - self._entries
+        for entry in list(islice(reversed(store.entries.values()), more))[::-1]:
+            if not is_nowhere(entry.owner):
+                self.variables.add(entry)
+            self.grounds[entry.ground.root] = entry.ground
+            self._entries += 1
+        more = len(store.created) - self._created
+        for (key, slot), value in list(islice(reversed(store.created.items()), more))[::-1]:
+            if key[0] != _NO_VARIABLE:
+                self.slots.add(SlotMemory(slot, value.array))
+            self._created += 1
+
+
+def _title(memory: Any) -> str:
+    """How messages about slots name a slot or a variable."""
+    if isinstance(memory, SlotMemory):
+        return f"the slot {memory.name}"
+    return f"the variable {memory.name}" if memory.name else "its variable"
+
+
+def _key_of(home: Home) -> Key:
+    return memory_key(layout_of(home.view).canonical(home.view))
+
+
+def _has_values(homes: Iterable[Home], array: NDArray[Any]) -> bool:
+    """Whether an array has the very values that a variable had when it was copied.
+
+    In an array of another shape they must be in the same order in memory, and not all the same.
+    """
+    canonical = layout_of(array).canonical(array)
+    several = bool((canonical != canonical.reshape(-1)[:1]).any())
+    return any(
+        home.view.tobytes() == array.tobytes()
+        if home.view.shape == array.shape
+        else several and layout_of(home.view).canonical(home.view).tobytes() == canonical.tobytes()
+        for home in homes
+    )
 
 
 def _checked_allocation(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -22,6 +22,7 @@ from rmsjit.rule.numbers import StepNumbers
 from rmsjit.runtime import threads
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
+from rmsjit.state.entries import Entry
 from rmsjit.state.slots import Member, SlotStore
 from rmsjit.steps import exact, nonfinite
 from rmsjit.steps.act import CLOSED, DONE, FULL, Act
@@ -222,6 +223,7 @@ class Engine:
             plan = self._known_plan(variables, kinds)
             binding = None if plan is None else plan.bind(pairs)
             if binding is not None and plan is not None:
+                plan.was_met_again()
                 self._plans.keep(plan)
                 return plan, binding, pairs
             for _ in range(_ATTEMPTS):
@@ -242,13 +244,17 @@ class Engine:
             else:
                 check_is_array(variable, position)
         alike = self._plans.of_memory(layouts_of(variables, kinds))
-        return alike.rebound(variables) if alike is not None and alike.is_valid else None
+        if alike is None or not alike.is_valid or alike.has_gone:
+            return None
+        return alike.rebound(variables)
 
     def _drafted(
         self, variables: Sequence[Any], kinds: Sequence[type], hyperparameters: Hyperparameters
     ) -> Plan:
         """A plan for variables that may be new, which have not been entered yet."""
-        self._limit = self.num_threads or thread_limit()
+        if self.store.is_due_for_a_sweep:
+            self._plans.clear()  # they hold variables, as the store does
+            self.store.sweep()
         entries = entries_of(self.store, variables, kinds)
         present = [entry for entry in entries if entry is not None]
         if variables and not present:
@@ -261,6 +267,8 @@ class Engine:
         store = self.store
         plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch)
         plan.draft = Draft(present, fresh, len(store.entries))
+        if plan.may_need_threads or self.exact or not self._limit:
+            self._limit = self.num_threads or thread_limit()  # which reads several files
         return plan
 
     def _entered(self, plan: Plan) -> bool:
@@ -268,10 +276,11 @@ class Engine:
         assert plan.draft is not None
         entries, slots, known = plan.draft
         with self.store.lock.lock:
-            entered = len(self.store.entries) == known and self.store.enter(entries, slots)
+            unchanged = plan.is_valid and len(self.store.entries) == known
+            entered = unchanged and self.store.enter(entries, slots)
             if entered:
                 plan.draft = None
-                self._plans.keep(plan)
+                self._plans.add(plan)
         return entered
 
     def _is_ready(self, plan: Plan) -> bool:
@@ -318,6 +327,14 @@ class Engine:
 
     # --- beside steps -----------------------------------------------------------------------
 
+    def clear(self) -> None:
+        """Forget all plans, which keep the variables of the last steps alive."""
+        self._plans.clear()
+
+    def catch_up(self, entry: Entry) -> None:
+        """Bring all rows of a table to the last step."""
+        exact.catch_up(entry, self.store.form, None, self._limit)
+
     def sync(self, variable: Any = None, indices: Any = None) -> None:
         """Bring rows of a table, all of its rows, or all tables to the last step.
 
@@ -331,7 +348,8 @@ class Engine:
         with self.store.lock.lock:
             if variable is None:
                 for entry in list(self.store.entries.values()):
-                    exact.catch_up(entry, self.store.form, None, self._limit)
+                    if not entry.is_gone:
+                        self.catch_up(entry)
                 return
             known = self.store.find(variable)
             if known is not None:

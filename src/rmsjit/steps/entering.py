@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from rmsjit.arrays.dtypes import Precision
-from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.state.slots import Entry, SlotStore
+from rmsjit.state.entries import Entry, SlotMemory
+from rmsjit.state.slots import SlotStore
 from rmsjit.steps.pairs import check_is_array, check_variable, naming
 
 
@@ -41,18 +41,23 @@ def entries_of(
             continue
         precision = check_variable(variable, position)
         _check_slots(store.form, precision, variable, position)
-        entry = Entry(variable, precision)
-        entry = store.entries.get(entry.key) or new.setdefault(entry.key, entry)
-        entries.append(entry)
+        made = Entry(variable, precision)
+        known = store.known(made, naming(variable, position))
+        if known is not None:
+            known.saw(variable)
+            known.met_again = True
+        entries.append(known or new.setdefault(made.key, made))
 
-    def name(entry: Entry) -> str:
-        if entry in entries:
-            position = entries.index(entry)
+    def name(memory: Any) -> str:
+        if memory in entries:
+            position = entries.index(memory)
             return naming(variables[position], position)
-        return f"the variable {entry.name} of an earlier step"
+        if isinstance(memory, SlotMemory):
+            return f"the slot {memory.name} of an earlier step"
+        return f"the variable {memory.name} of an earlier step"
 
     if new:
-        refuse_overlap(store.entries.values(), new.values(), name)
+        store.refuse_overlap(new.values(), name)
     return entries
 
 
@@ -76,6 +81,8 @@ def first_epsilon(form: Form, hyperparameters: Hyperparameters) -> float:
 def build(store: SlotStore, variables: Sequence[Any], hyperparameters: Hyperparameters) -> None:
     """Create the slots of `variables` without a step, and without Numba."""
     with store.lock.lock:
+        if store.is_due_for_a_sweep:
+            store.sweep()
         entries = entries_of(store, variables, [np.ndarray] * len(variables))
         known = [entry for entry in entries if entry is not None]
         store.enter(known, store.missing(known, first_epsilon(store.form, hyperparameters)))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.owners import private_view
 from rmsjit.rule.form import Form
 from rmsjit.runtime import threads
 from rmsjit.state.clock import Clock
@@ -40,7 +41,7 @@ def settled(groups: Sequence[SparseGroup], store: SlotStore, limit: int) -> bool
             catch_up(entry, store.form, None, limit)
         if clock is None or not fits or not clock.has_room(steps):
             entry.clock = Clock(group.table.rows, group.table.rows_key, steps)
-            entry.table = group.variable
+            entry.table = private_view(array_of(group.variable))
             fine = fine and entry.key not in store.entries
     if not fine:
         store.changed()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import address_of
+from rmsjit.arrays.masked import is_masked
 from rmsjit.kernels import headers, loader
 from rmsjit.steps.pairs import Pairs, is_sparse
 from rmsjit.variables import array_of
@@ -146,7 +147,8 @@ def _reading(owner: NDArray[Any], kind: type) -> int:
     """How gradients of a type are read for a variable's array."""
     if is_sparse(kind):
         return headers.NAMED_ROWS
-    in_place = issubclass(kind, np.ndarray) and owner.flags.forc and owner.flags.aligned
+    readable = issubclass(kind, np.ndarray) and not is_masked(kind)
+    in_place = readable and owner.flags.forc and owner.flags.aligned
     return headers.IN_PLACE if in_place else headers.COPIED
 
 

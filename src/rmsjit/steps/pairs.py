@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import SUPPORTED, Precision, converted, precision_of
 from rmsjit.arrays.layout import layout_of, overlaps_itself
+from rmsjit.arrays.masked import refuse_masked
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.runtime.warning import warn
 from rmsjit.variables import Variable, array_of
@@ -124,6 +125,8 @@ def check_variable(variable: Any, position: int) -> Precision:
     """
     check_is_array(variable, position)
     array = array_of(variable)
+    if type(array) is not np.ndarray:
+        refuse_masked(array, naming(variable, position))
     precision = precision_of(array.dtype)
     if precision is None:
         raise TypeError(
@@ -153,6 +156,8 @@ def dense_gradient(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
     ValueError
         If its shape is not the variable's.
     """
+    if type(gradient) is not np.ndarray:
+        refuse_masked(gradient, _gradient_of(variable, position))
     array = (
         gradient if isinstance(gradient, np.ndarray) else _as_array(gradient, variable, position)
     )

@@ -172,6 +172,18 @@ class Plan:
         """Whether nothing that the plan rests on has changed since it was made."""
         return bool(self._valid_epoch == self.epoch[0])
 
+    @property
+    def has_gone(self) -> bool:
+        """Whether the memory of one of its variables was closed, resized or mapped anew."""
+        return any(member is not None and member.entry.is_gone for member in self._members)
+
+    def was_met_again(self) -> None:
+        """Note that a second step has named these variables, and the objects that it named."""
+        for variable, member in zip(self._variables, self._members, strict=True):
+            if member is not None:
+                member.entry.met_again = True
+                member.entry.saw(variable)
+
     def rebound(self, variables: Sequence[Any]) -> Plan:
         """This plan for other views, or other `Variable` objects, of the same memory."""
         plan = copy.copy(self)

@@ -45,8 +45,12 @@ class Plans(Generic[P]):
         return self._by_layouts.get(layouts)
 
     def keep(self, plan: P) -> None:
-        """Make a plan the last one; the oldest goes where there are too many."""
+        """Make a plan the last one, which is tried before all others."""
         self.last = plan
+        self.add(plan)
+
+    def add(self, plan: P) -> None:
+        """Keep a plan; the oldest goes where there are too many."""
         for plans, key in ((self._by_identity, plan.identity), (self._by_layouts, plan.layouts)):
             plans[key] = plan
             plans.move_to_end(key)

@@ -1,0 +1,225 @@
+"""What the text of a checkpoint may say: every name, type and range, checked before any is used.
+
+A file may come from anywhere.  What is wrong is a `ValueError` that names the place, never another
+exception from the depth of what would have used it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from rmsjit.checkpoints.array_file import DTYPES
+from rmsjit.rule.form import Form, Slot
+
+Check = Callable[[str, Any], None]
+
+CLASS_NAMES = ("RMSprop", "RMSPropOptimizer")
+_MOST = 2**64 - 1  # what the widest counter holds
+_MOST_AXES = 64  # of NumPy
+_SHOWN = 60  # characters of a wrong value
+
+
+def check(content: Any) -> None:
+    """Raise `ValueError` unless all of a checkpoint's content is as `content.encoded` writes it."""
+    version = content["version"]
+    _fields("it", content, _CONTENT)
+    for position, record in enumerate(content["variables"]):
+        _fields(f"variables[{position}]", record, _VARIABLE)
+    optimizer = content["optimizer"]
+    _fields("optimizer", optimizer, _OPTIMIZER)
+    for position, record in enumerate(optimizer["weights"]):
+        _fields(f"weights[{position}]", record, _WEIGHT)
+    check_form("form", optimizer["form"], version)
+    _check_class(optimizer)
+    if optimizer["subclass"] == optimizer["class"]:
+        _check_config(optimizer["class"], optimizer["config"])
+
+
+def check_form(where: str, settings: Any, version: int = 2) -> None:
+    """Raise `ValueError` unless these are settings of a `Form`, though they may contradict."""
+    if version == 1:
+        _fields(where, settings, _FORM_1)
+        return
+    _fields(where, settings, _FORM, optional=_FORM.keys() - {"slots"})
+    for position, slot in enumerate(settings["slots"]):
+        if not isinstance(slot, str):
+            _fields(f"{where}.slots[{position}]", slot, _SLOT)
+
+
+def _check_class(optimizer: Mapping[str, Any]) -> None:
+    name, subclass = optimizer["class"], optimizer["subclass"]
+    if subclass in CLASS_NAMES and subclass != name:
+        raise ValueError(f"a {subclass} is no {name}")
+    if (name == "RMSprop") != (optimizer["iterations"] is not None):
+        expected = "a count" if name == "RMSprop" else "null"
+        raise _wrong("optimizer.iterations", f"{expected} for a {name}", optimizer["iterations"])
+
+
+def _check_config(name: str, config: Mapping[str, Any]) -> None:
+    """What `save` writes for a class of rmsjit's own; those of the user know theirs themselves."""
+    known = _CONFIG_RMSPROP if name == "RMSprop" else _CONFIG_TF1
+    needed = _NEEDED_RMSPROP if name == "RMSprop" else _NEEDED_TF1
+    _fields("config", config, known, optional=known.keys() - needed)
+    if config.get("form") is not None:
+        check_form("config.form", config["form"])
+
+
+def _fields(
+    where: str, record: Any, checks: Mapping[str, Check], optional: Any = frozenset()
+) -> None:
+    """Check a record that must have just these fields, but for those that are optional."""
+    _dictionary(where, record)
+    missing = [name for name in checks if name not in record and name not in optional]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(map(repr, missing))}")
+    unknown = [name for name in record if name not in checks]
+    if unknown:
+        raise ValueError(f"{where} has {_brief(unknown[0])}, which is unknown")
+    for name, value in record.items():
+        checks[name](f"{where}.{name}", value)
+
+
+def _wrong(where: str, expected: str, value: Any) -> ValueError:
+    return ValueError(f"{where} must be {expected}, got {_brief(value)}")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > _MOST:  # Python refuses to write very long ones
+        return "a huge integer"
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"{value!s:.200}"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+
+
+# --- kinds of values ------------------------------------------------------------------------
+
+
+def _of(kind: type, expected: str) -> Check:
+    def checked(where: str, value: Any) -> None:
+        if not isinstance(value, kind):
+            raise _wrong(where, expected, value)
+
+    return checked
+
+
+def _optional(check: Check) -> Check:
+    return lambda where, value: None if value is None else check(where, value)
+
+
+def _one_of(*allowed: Any) -> Check:
+    def checked(where: str, value: Any) -> None:
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            raise _wrong(where, f"one of {', '.join(map(repr, allowed))}", value)
+
+    return checked
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
+
+
+def _count(where: str, value: Any) -> None:
+    if not _is_count(value):
+        raise _wrong(where, "an integer from 0 to 2**64 - 1", value)
+
+
+def _counts(where: str, value: Any) -> None:
+    if not isinstance(value, list) or not all(map(_is_count, value)) or len(value) > _MOST_AXES:
+        raise _wrong(where, f"a list of at most {_MOST_AXES} integers, none below 0", value)
+
+
+def _number(where: str, value: Any) -> None:
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        finite = real and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        finite = False
+    if not finite:
+        raise _wrong(where, "a finite number", value)
+
+
+def _start(where: str, value: Any) -> None:
+    if value != "epsilon":
+        _number(where, value)
+
+
+def _rate(where: str, value: Any) -> None:
+    if not isinstance(value, dict):  # a schedule is one
+        _number(where, value)
+
+
+_string, _list = _of(str, "a string"), _of(list, "a list")
+_dictionary, _flag = _of(dict, "a dictionary"), _of(bool, "true or false")
+_version = _one_of(1, 2)
+_dtype = _one_of(*DTYPES)
+
+# --- records --------------------------------------------------------------------------------
+
+_CONTENT: dict[str, Check] = {
+    "format": _string,
+    "version": _version,
+    "rmsjit": _string,
+    "variables": _list,
+    "optimizer": _dictionary,
+}
+_ARRAY: dict[str, Check] = {"array": _string, "dtype": _dtype, "shape": _counts}
+_VARIABLE: dict[str, Check] = {
+    **_ARRAY,
+    "name": _string,
+    "array": _optional(_string),
+    "axes": _counts,
+    "flipped": _counts,
+    "same_memory_as": _optional(_string),
+}
+_WEIGHT: dict[str, Check] = {**_ARRAY, "variable": _optional(_string), "name": _string}
+_OPTIMIZER: dict[str, Check] = {
+    "class": _one_of(*CLASS_NAMES),
+    "subclass": _string,
+    "config": _dictionary,
+    "form": _dictionary,
+    "iterations": _optional(_count),
+    "skipped_steps": _count,
+    "weights": _list,
+}
+_SLOT: dict[str, Check] = {
+    "name": _string,
+    "start": _start,
+    "dtype": _optional(_dtype),
+    "zero_gradient": _string,
+}
+assert _SLOT.keys() == {one.name for one in fields(Slot)}
+_FORM: dict[str, Check] = {  # further settings are words, of which `Form` knows the right ones
+    one.name: _flag if isinstance(one.default, bool) else _optional(_string) for one in fields(Form)
+} | {"slots": _list}
+_FORM_1: dict[str, Check] = {
+    "epsilon_inside": _flag,
+    "rms_start": _number,
+    "slots": _list,
+    "by_variable": _flag,
+}
+_CONFIG: dict[str, Check] = {
+    "learning_rate": _rate,
+    "decay": _number,
+    "momentum": _number,
+    "epsilon": _number,
+    "centered": _flag,
+    "name": _string,
+    "sparse": _one_of("rows", "exact"),
+    "nonfinite": _one_of("propagate", "skip", "raise"),
+}
+_CONFIG_TF1 = {**_CONFIG, "use_locking": _flag}
+_CONFIG_RMSPROP = {
+    **_CONFIG,
+    "rho": _number,
+    "clipnorm": _number,
+    "clipvalue": _number,
+    "global_clipnorm": _number,
+    "form": _dictionary,
+    "weight_decay": _number,
+    "clip_weights": _optional(_number),
+}
+_NEEDED = {"learning_rate", "decay", "momentum", "epsilon", "centered", "name"}
+_NEEDED_TF1 = _NEEDED | {"use_locking"}
+_NEEDED_RMSPROP = _NEEDED | {"rho"}

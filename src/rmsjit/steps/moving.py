@@ -1,0 +1,169 @@
+"""State that goes to other memory, or goes: what is known of a variable changed on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.layout import rows_key
+from rmsjit.arrays.overlap import Overlaps, refuse_overlap
+from rmsjit.state.clock import Clock
+from rmsjit.state.entries import Entry
+from rmsjit.state.slots import SlotStore
+from rmsjit.steps.pairs import check_variable, naming
+from rmsjit.variables import array_of
+
+CatchUp = Callable[[Entry], None]
+
+
+def forget(store: SlotStore, variable: Any) -> None:
+    """Let go of a variable, and of all others on the same memory if that was resized.
+
+    Raises
+    ------
+    KeyError
+        If it is not known.
+    """
+    with store.lock.lock:
+        entry = store.named(variable)
+        gone = [
+            other
+            for other in (store.entries.values() if entry.is_gone else ())
+            if other.ground.root == entry.ground.root
+        ]
+        store.drop([entry, *gone])
+
+
+def rebind(store: SlotStore, old: Any, new: Any, catch_up: CatchUp) -> None:
+    """Give the state of variables to other memory; see `Optimizer.rebind`."""
+    with store.lock.lock:
+        pairs = _pairs(store, old, new)
+        for position, (entry, variable) in enumerate(pairs):
+            _check_alike(entry, variable, position)
+        changes = [(entry, store.moved(entry, variable)) for entry, variable in pairs]
+        for entry, moved in changes:
+            _move_clock(entry, moved, catch_up)
+        _exchange(store, changes)
+        for _, moved in changes:
+            catch_up(moved)
+
+
+def _pairs(store: SlotStore, old: Any, new: Any) -> list[tuple[Entry, Any]]:
+    if new is not None:
+        return [(store.named(old), new)]
+    if isinstance(old, Mapping):
+        return [(store.named(name), variable) for name, variable in old.items()]
+    if not isinstance(old, (list, tuple)):
+        raise TypeError(f"rebind needs a new variable, or a dict or list of them, got {old!r}")
+    entries = list(store.entries.values())
+    if len(entries) != len(old):
+        names = ", ".join(entry.name for entry in entries[:20])
+        raise ValueError(
+            f"rebind needs a variable for each of the {len(entries)} that are known ({names}), "
+            f"got {len(old)}"
+        )
+    return list(zip(entries, old, strict=True))
+
+
+def _check_alike(entry: Entry, variable: Any, position: int) -> None:
+    check_variable(variable, position)
+    array = array_of(variable)
+    if array.shape != entry.shape or array.dtype != entry.canonical.dtype:
+        raise ValueError(
+            f"{naming(variable, position)} must have shape {entry.shape} and dtype "
+            f"{entry.canonical.dtype} of {entry.name}, got {array.shape} and {array.dtype}"
+        )
+
+
+def _move_clock(entry: Entry, moved: Entry, catch_up: CatchUp) -> None:
+    """Have rows that missed steps catch up in the new memory, to which they were copied so."""
+    clock = entry.clock
+    if clock is None or clock.now == 0:
+        return
+    if entry.table.shape != entry.shape:  # its rows are counted in another view
+        catch_up(entry)
+        return
+    clock.rows_key = rows_key(moved.owner)
+    moved.clock = clock
+
+
+def _exchange(store: SlotStore, changes: list[tuple[Entry, Entry]]) -> None:
+    """Put entries in the place of others."""
+    old = {entry.key for entry, _ in changes}
+    new = {moved.key: moved for _, moved in changes}
+    if len(new) < len(changes):
+        raise ValueError("rebind needs different memory for each variable")
+    others = [e for key, e in store.entries.items() if key not in old and key not in new]
+
+    def name(entry: Entry) -> str:
+        return f"the variable {entry.name}"
+
+    refuse_overlap(Overlaps(e for e in others if not e.is_gone), new.values(), name)
+    dropped: dict[Any, Entry | None] = {key: None for key in new if key in store.entries}
+    store.replace({**dropped, **{entry.key: moved for entry, moved in changes}})
+
+
+def resize_rows(store: SlotStore, old: Any, new: Any, epsilon: float, catch_up: CatchUp) -> None:
+    """Keep the slots of a table's rows; see `Optimizer.resize_rows`."""
+    with store.lock.lock:
+        entry = store.named(old)
+        table = old if new is None else new
+        _check_rows(entry, table)
+        resized = _with_rows(store, entry, table, epsilon)
+        _catch_up_rows(entry, resized, catch_up)
+        _exchange(store, [(entry, resized)])
+
+
+def _check_rows(entry: Entry, table: Any) -> None:
+    if isinstance(table, str):
+        raise TypeError(f"resize_rows needs the table itself, got only its name {table!r}")
+    check_variable(table, 0)
+    array = array_of(table)
+    fits = array.ndim == len(entry.shape) > 0 and array.shape[1:] == entry.shape[1:]
+    if not fits or array.dtype != entry.canonical.dtype:
+        raise ValueError(
+            f"{naming(table, 0)} must have rows of shape {entry.shape[1:]} and dtype "
+            f"{entry.canonical.dtype} of {entry.name}, got {array.shape} and {array.dtype}"
+        )
+
+
+def _with_rows(store: SlotStore, entry: Entry, table: Any, epsilon: float) -> Entry:
+    """An entry for a table with other rows, the slots of those that stay as they were."""
+    resized = Entry(table, entry.precision)
+    resized.follow(entry)
+    kept = min(entry.shape[0], resized.shape[0])
+    for slot, flat in entry.slots.items():
+        value = np.empty(resized.shape, flat.dtype)
+        value[...] = store.form.slot(slot).first_value(epsilon)
+        value[:kept] = entry.layout.logical(flat, entry.shape)[:kept]
+        memory = store.allocate((value.size,), flat.dtype, resized.canonical)
+        memory[...] = resized.layout.canonical(value).reshape(-1)
+        resized.slots[slot] = memory
+    return resized
+
+
+def _catch_up_rows(entry: Entry, resized: Entry, catch_up: CatchUp) -> None:
+    """Have rows that missed steps catch up, which those that stay may have done only here."""
+    clock = entry.clock
+    if clock is None or clock.now == 0:
+        return
+    if not entry.is_gone and entry.table.shape != entry.shape:
+        raise ValueError("the table has rows that missed steps in another view: sync it first")
+    rows = _up_to_date(clock, resized.shape[0])
+    rows.rows_key = rows_key(resized.owner)
+    resized.clock = rows
+    catch_up(resized)
+    resized.clock = None
+
+
+def _up_to_date(clock: Clock, count: int) -> Clock:
+    """A clock of so many rows: the first as they are, new ones at the last step."""
+    own = np.arange(min(count, len(clock.done)))
+    part: NDArray[np.int64] = np.zeros(count, np.int64)
+    part[: len(own)] = own
+    rows = clock.of_rows(part)
+    rows.done[len(own) :] = clock.now
+    return rows
