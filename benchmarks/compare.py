@@ -1,8 +1,7 @@
-"""rmsjit beside other libraries: ``python -m benchmarks.compare``; see benchmarks/README.md."""
+"""Compare rmsjit with other libraries: ``python -m benchmarks.compare``; see README.md."""
 
 import argparse
 import datetime
-import fnmatch
 import subprocess
 import sys
 import time
@@ -12,11 +11,12 @@ from pathlib import Path
 
 from benchmarks.comparison import machine, plot, report
 from benchmarks.comparison.cases import CASES, STARTUP, Case
-from benchmarks.comparison.process import PeerError, PeerProcess, environment, known_peers
+from benchmarks.comparison.process import PeerError, PeerProcess, chosen, environment
+from benchmarks.comparison.registry import PEERS
 from benchmarks.comparison.results import Figures, Results
 
-PAUSE = 0.005  # seconds in which a peer's spinning threads go to sleep
-SLOW = 0.25  # seconds of a step above which a peer takes part in every third round only
+PAUSE = 0.005  # seconds for a peer's spinning threads to go to sleep
+SLOW = 0.25  # seconds; slower steps are measured only in every third round
 STARTUPS = {
     "import numba": "import numba",
     "import rmsjit": "import rmsjit",
@@ -50,32 +50,32 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.compare",
-        description="Measure rmsjit beside other libraries.",
+        description="Compare the speed of rmsjit with that of other libraries.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = made.add_argument
-    add("--cases", nargs="+", default=[], metavar="PATTERN", help="all if left out")
-    add("--peers", nargs="+", default=[], metavar="PATTERN", help="all that are installed")
-    add("--rounds", type=int, default=15, metavar="N", help="in which every peer has its turn")
-    add("--threads", type=int, default=2, metavar="N", help="and CPUs of every peer")
-    add("--output", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="of results")
-    add("--date", default=datetime.date.today().isoformat(), help="that the results bear")
-    add("--save", type=Path, metavar="FILE", help="write every sample as JSON, too")
+    add("--cases", nargs="+", default=[], metavar="PATTERN", help="all if empty")
+    add("--peers", nargs="+", default=[], metavar="PATTERN", help="all if empty")
+    add("--rounds", type=int, default=15, metavar="N", help="rounds of measurement")
+    add("--threads", type=int, default=2, metavar="N", help="threads and CPUs per peer")
+    add("--output", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="for results")
+    add("--date", default=datetime.date.today().isoformat(), help="date shown in the results")
+    add("--save", type=Path, metavar="FILE", help="also write every sample as JSON")
     add(
         "--load",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="measure nothing, report what --save wrote, of several runs together",
+        help="measure nothing; report the runs that --save wrote to these files, combined",
     )
-    add("--list", action=_ListCases, nargs=0, help="list the cases and end")
+    add("--list", action=_ListCases, nargs=0, help="list the cases and exit")
     add(
         "--python",
         action="append",
         default=[],
         metavar="PEERS=PATH",
         type=_assignment,
-        help="run the peers of this pattern with another interpreter",
+        help="interpreter for the peers that match this pattern",
     )
     return made
 
@@ -84,7 +84,7 @@ class _ListCases(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         for case in CASES:
             print(f"{case.name:20} {case.title}")
-        print(f"{STARTUP:20} whole processes up to their first step")
+        print(f"{STARTUP:20} whole processes up to the first step")
         parser.exit()
 
 
@@ -102,7 +102,7 @@ def measure(arguments: argparse.Namespace) -> Results:
     """Run every chosen case on every chosen peer."""
     settings = {"rounds": arguments.rounds, "runs": 1, "threads": arguments.threads}
     results = Results(arguments.date, machine.description(arguments.threads), settings)
-    cases = [case for case in CASES if _chosen(case.name, arguments.cases)]
+    cases = [case for case in CASES if chosen(case.name, arguments.cases)]
     peers = start_peers(arguments, results)
     try:
         for block, members in groupby(cases, key=lambda case: case.block):
@@ -111,22 +111,22 @@ def measure(arguments: argparse.Namespace) -> Results:
     finally:
         for peer in peers:
             peer.stop()
-    if _chosen(STARTUP, arguments.cases) and _chosen("rmsjit", arguments.peers):
+    if chosen(STARTUP, arguments.cases) and chosen("rmsjit", arguments.peers):
         results.figures[STARTUP] = measure_startup(arguments.rounds, arguments.threads)
     return results
 
 
 def start_peers(arguments: argparse.Namespace, results: Results) -> list[PeerProcess]:
-    """The processes of the peers that are there and compute what they should."""
+    """Start the chosen peers; return those that are installed and compute correctly."""
     running = []
-    for name in known_peers(arguments.peers):
+    for name in [peer for peer in PEERS if chosen(peer, arguments.peers)]:
         peer = PeerProcess(name, arguments.threads, dict(arguments.python))
         try:
             versions = peer.ask("versions")
             errors = peer.ask("check")
             wrong = [case for case, error in errors.items() if not error <= 1]
             if wrong:
-                raise PeerError(f"its results are off in {', '.join(wrong)}")
+                raise PeerError(f"wrong results in {', '.join(wrong)}")
         except PeerError as error:
             _say(f"{name}: {error}")
             results.absent[name] = str(error)
@@ -141,7 +141,7 @@ def start_peers(arguments: argparse.Namespace, results: Results) -> list[PeerPro
 def measure_block(
     cases: Iterable[Case], peers: Iterable[PeerProcess], rounds: int, results: Results
 ) -> None:
-    """Measure some cases in the same rounds: in each, every method of every peer once a case."""
+    """Measure cases in the same rounds, with one sample per round of each method and case."""
     start = time.perf_counter()
     turns: list[tuple[PeerProcess, str, str, Figures]] = []
     for peer in peers:
@@ -165,7 +165,7 @@ def measure_block(
 
 
 def _prepared(peer: PeerProcess, case: Case) -> dict[str, float]:
-    """The bytes that each method of the peer moves; empty where it can't do the case."""
+    """The bytes that each method of the peer moves; empty if it can't do the case."""
     if case.only and peer.name not in case.only:
         return {}
     try:
@@ -179,7 +179,7 @@ def _prepared(peer: PeerProcess, case: Case) -> dict[str, float]:
 
 
 def measure_startup(rounds: int, threads: int) -> dict[str, Figures]:
-    """Whole processes, the kernels' cache warm."""
+    """Measure whole processes with a warm kernel cache."""
     _say("startup:", end="")
     start = time.perf_counter()
     figures = {name: Figures([]) for name in STARTUPS}
@@ -195,10 +195,6 @@ def _run(code: str, threads: int) -> float:
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(threads))
     return time.perf_counter() - start
-
-
-def _chosen(name: str, patterns: list[str]) -> bool:
-    return not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
 def _say(text: str, end: str = "\n") -> None:

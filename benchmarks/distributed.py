@@ -1,13 +1,13 @@
-"""What `MPIStrategy` costs over MPI itself: ``mpiexec -n 2 python benchmarks/distributed.py``.
+"""The overhead of `MPIStrategy` over MPI: ``mpiexec -n 2 python benchmarks/distributed.py``.
 
-Three tables, printed by rank 0:
+Rank 0 prints three tables:
 
 - the time (lower quartile, in microseconds) of a step with the strategy, of a bare ``Allreduce`` of
-  the same bytes and the local step on its result, and of the same with the ``Allreduce`` in place,
-  which overwrites the gradients and finds them where the last step has left them in the cache;
-- the memory of slots on each rank with ``shard_state=True``, over an equal share;
-- with ``--count``, bytes on the wire of each step against the model of ``docs/scaling.md``.  All
-  traffic must then go through the loopback device: ``--count`` prints the settings for MPICH.
+  the same bytes with a local step on its result, and of the same with an in-place ``Allreduce``,
+  which overwrites the gradients and finds them in the cache after the previous step;
+- the memory of slots on each rank with ``shard_state=True``, relative to an equal share;
+- with ``--count``, the bytes on the wire per step, compared with the model in ``docs/scaling.md``.
+  All traffic must then use the loopback device: ``--count`` prints the settings for MPICH.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def arrays(shapes, seed):
 
 
 def seconds(work):
-    """The time that the slowest rank takes; all start together."""
+    """The time of the slowest rank; all ranks start together."""
     COMM.Barrier()
     begin = time.perf_counter()
     work()
@@ -52,7 +52,7 @@ def seconds(work):
 
 
 def contenders(shapes, **settings):
-    """One step with the strategy, and the bare one."""
+    """A step with the strategy, the bare one, and the bare one in place."""
     strategy = MPIStrategy(**settings)
     variables, gradients = arrays(shapes, 0), arrays(shapes, 1 + COMM.rank)
     opt = rmsjit.RMSprop(1e-3, strategy=strategy)
@@ -80,7 +80,7 @@ def contenders(shapes, **settings):
 
 
 def table_of_times(rounds, **options):
-    """Rounds of all in turn, so that a change of the machine's load meets each of them."""
+    """Print times, measured in turns so that changes in the machine's load affect all alike."""
     say(f"{'step':36} {'strategy':>9} {'bare':>9} {'in place':>9} {'/ bare':>7} {'/ in place':>10}")
     for name, shapes in CASES.items():
         for shard in (False, True):
@@ -96,7 +96,7 @@ def table_of_times(rounds, **options):
 
 
 def table_of_memory():
-    """The largest share of any rank."""
+    """Print the largest share of any rank."""
     say(f"\n{'slots with shard_state':28} {'largest':>12} {'equal share':>12} {'ratio':>7}")
     for name, shapes in CASES.items():
         opt = rmsjit.RMSprop(1e-3, momentum=0.5, strategy=MPIStrategy(shard_state=True))
@@ -112,7 +112,7 @@ def table_of_memory():
 
 
 def loopback_bytes():
-    """All bytes that this machine has sent to itself."""
+    """The bytes that this machine has sent to itself."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         name, _, counts = line.partition(":")
         if name.strip() == "lo":
@@ -121,7 +121,7 @@ def loopback_bytes():
 
 
 def counted(work, steps=5):
-    """Bytes on the wire of one call, all ranks together."""
+    """The bytes on the wire per call, over all ranks."""
     work()
     COMM.Barrier()
     before = loopback_bytes()
@@ -135,15 +135,14 @@ def counted(work, steps=5):
 
 
 def table_of_bytes():
-    """Counted bytes of all ranks against the model."""
+    """Print the counted bytes of all ranks and those of the model."""
     ranks, others = COMM.size, COMM.size - 1
     say(f"\n{'bytes of a step, all ranks':36} {'counted':>12} {'model':>12} {'ratio':>7}")
     for name, shapes in CASES.items():
         size = 4 * sum(int(np.prod(shape)) for shape in shapes)
         for shard in (False, True):
             ours, _, _ = contenders(shapes, shard_state=shard)
-            label = f"{name}{', sharded' if shard else ''}"
-            report(label, counted(ours), 2 * others * size)
+            report(name + ", sharded" * shard, counted(ours), 2 * others * size)
     rows, width, named = 100_000, 64, 4096
     for shard in (False, True):
         opt = rmsjit.RMSprop(1e-3, strategy=MPIStrategy(shard_state=shard))
@@ -157,12 +156,12 @@ def table_of_bytes():
             model = named * others * per_row + others * len(np.unique(everyone)) * per_row
         else:
             model = ranks * others * named * per_row
-        label = f"{named:,} rows of {rows:,} x {width}{', sharded' if shard else ''}"
+        label = f"{named:,} rows of {rows:,} x {width}" + ", sharded" * shard
         report(label, counted(lambda: opt.apply_gradients([(gradient, table)])), model)  # noqa: B023
 
 
 def report(label, count, model):
-    """A line of the table of bytes."""
+    """Print a line of the table of bytes."""
     say(f"{label:36} {count:12,.0f} {model:12,.0f} {count / max(model, 1):7.3f}")
 
 
@@ -173,7 +172,7 @@ def say(text):
 
 
 def main():
-    """The tables that were asked for."""
+    """Print the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--bucket-bytes", type=int, default=1 << 22)

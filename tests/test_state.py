@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+from rmsjit.arrays import overlap
 from rmsjit.arrays.overlap import Overlaps
 from rmsjit.state.slots import entry_of
 from strategies import BOTH, KERAS, same_bits, state_of
@@ -363,7 +364,9 @@ def test_columns_of_one_array_and_the_column_between():
     assert known.meeting(entry_of(M[::3, 1::2])) is None
 
 
-def test_random_views_overlap_or_not_as_numpy_says():
+@pytest.mark.parametrize("length", [1, 2, 512], ids="chunks of {}".format)
+def test_random_views_overlap_or_not_as_numpy_says(length, monkeypatch):
+    monkeypatch.setattr(overlap, "_CHUNK", length)
     rng = np.random.default_rng(0)
 
     def part(length):
@@ -386,6 +389,16 @@ def test_random_views_overlap_or_not_as_numpy_says():
                 known.append(entry)
                 index.add(entry)
     assert min(found) > 200
+
+
+def test_a_span_that_many_others_are_merged_into_is_found(monkeypatch):
+    monkeypatch.setattr(overlap, "_CHUNK", 8)
+    table = np.zeros((400, 6))
+    known = Overlaps(entry_of(table[k : k + 4, 0]) for k in range(0, 400, 4))
+    known.add(entry_of(table[:, 1]))
+    for k in range(0, 400, 4):
+        assert known.meeting(entry_of(table[k : k + 4, 1:3])) is not None
+        assert known.meeting(entry_of(table[k : k + 4, 2:4])) is None
 
 
 def test_rows_of_a_table_as_variables():

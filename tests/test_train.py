@@ -104,6 +104,25 @@ def test_a_variable_that_holds_a_number_is_followed(make):
     assert same_bits(v, expected)
 
 
+@pytest.mark.parametrize("form", [None, rmsjit.Form(weight_decay="decoupled")])
+def test_variables_that_hold_zero_are_followed(form):
+    name = "momentum" if form is None else "weight_decay"
+    number, v, expected = Variable(0.0), np.ones(3), np.ones(3)
+    optimizer, twin = (
+        rmsjit.RMSprop(0.1, form=form, **{name: number}),
+        rmsjit.RMSprop(0.1, form=form, **{name: 0.25}),
+    )
+    optimizer.apply_gradients([(np.zeros(3), v)])
+    assert (v == 1).all()
+    number.assign(0.25)
+    for _ in range(2):
+        optimizer.apply_gradients([(np.ones(3), v)])
+        twin.apply_gradients([(np.ones(3), expected)])
+    if form is None:  # rms has seen a zero gradient, which leaves it at zero
+        assert optimizer.get_slot(v, "momentum").numpy().all()
+    assert same_bits(v, expected)
+
+
 @pytest.mark.parametrize("name", ["decay", "momentum"])
 @pytest.mark.parametrize("make", [RMSPropOptimizer, rmsjit.RMSprop])
 def test_variables_serve_for_the_other_numbers_too(make, name):

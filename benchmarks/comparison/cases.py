@@ -1,4 +1,4 @@
-"""The cases that `benchmarks.compare` measures, and the figures that rmsjit is to reach in them."""
+"""The cases that `benchmarks.compare` measures, and the goals of rmsjit in them."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,22 +10,22 @@ RMSJIT, FLOOR = "rmsjit", "floor"
 
 @dataclass(frozen=True)
 class Case:
-    """One step to be timed.
+    """A step to measure.
 
     Attributes
     ----------
     name, title : str
-        For the command line, and for people.
+        For the command line and for reports.
     block : str
-        Cases of a block are measured in the same rounds, so that their times can be compared.
+        Cases in the same block are measured in the same rounds, so that their times are comparable.
     variables, size : int
-        How many dense variables, and the elements of each.
+        The number of dense variables, and of elements in each.
     by_norm : bool
-        Whether the gradients are clipped to half of their global norm.
+        Whether gradients are clipped to half of their global norm.
     rows, width, count : int
-        Of a table, and the number of indices that its gradient has.
+        The shape of a table and the number of indices of its gradient.
     only : tuple of str
-        The peers to measure; empty for all that can do it.
+        The peers to measure; empty for all that support the case.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Case:
         return self.dtype in ("float16", "bfloat16")
 
     def dense_bytes(self, itemsize: int) -> int:
-        """What a dense step must move."""
+        """The bytes that a dense step must move."""
         return dense_bytes(self.variables * self.size, itemsize, self.slots, self.by_norm)
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,24 +147,25 @@ def _sparse() -> list[Case]:
 
 
 CASES = _dense() + _sparse()
-STARTUP = "startup"  # measured in processes of its own
+STARTUP = "startup"  # measured in separate processes
 
 
 @dataclass(frozen=True)
 class Goal:
-    """That one figure by another is at least, or at most, so much.
+    """A bound on one figure divided by another.
 
     Attributes
     ----------
     case : str
-        The name of the case that it is about.
+        The name of the case in the report.
     text : str
     over, under : (case, method)
-        Whose figures are divided; `under` is None where a time in seconds is meant.
+        The figures to divide; `under` is None for a time in seconds.
     bound : float
     at_most : bool
+        Whether the bound is an upper one.
     figure : {"time", "speed"}
-        Seconds, or bytes by second.
+        Seconds, or bytes per second.
     """
 
     case: str
@@ -188,28 +189,30 @@ def _goals() -> list[Goal]:
     goals: list[Goal] = []
     for variant in VARIANTS:
         case = f"16M-{variant}"
-        goals.append(_at_most(case, "time of a step by that of the floor loop", FLOOR, 1.05))
+        text = "time of a step divided by that of the floor loop"
+        goals.append(Goal(case, text, (case, RMSJIT), (case, FLOOR), 1.05, at_most=True))
         goals += _faster(case, large)
     goals += _faster("1M-plain", {"torch-compile": 1.3, "optax": 1.3, "torch-foreach": 5.0})
     goals += _faster("200x1024", {"optax": 8.0, "torch-compile": 8.0, "torch-foreach": 25.0})
     text = "one apply_gradients, in µs"
     goals.append(Goal("200x16", text, ("200x16", RMSJIT), None, 60e-6, at_most=True))
     goals += _faster("100", {"numpy-inplace": 1.0})
-    goals.append(_by_case("time by that without clipping", "16M-norm", "16M-plain", 1.25))
+    goals.append(_by_case("time divided by that without clipping", "16M-norm", "16M-plain", 1.25))
     for half in ("16M-float16", "16M-bfloat16"):
-        text = "elements per second by those of float32"
+        text = "elements per second relative to float32"
         goals.append(Goal(half, text, ("16M-plain", RMSJIT), (half, RMSJIT), 1.7))
-    text = "first step, warm cache, by `import numba`"
+    text = "first step with a warm cache, divided by `import numba`"
     first, numba = (STARTUP, "first step"), (STARTUP, "import numba")
     goals.append(Goal(STARTUP, text, first, numba, 1.5, at_most=True))
     sparse = {"tf1": 12.0, "tf-keras": 12.0, "jax-scatter": 12.0, "torch-sparseadam": 20.0}
     goals += _faster("table-uniform", sparse) + _faster("table-zipf", sparse)
     goals += _faster("table-plain", {"tf-keras": 100.0})
-    goals.append(_by_case("time of exact by that of rows", "table-exact", "table-uniform", 1.5))
-    text = "time with ten times the rows"
+    text = "time of exact divided by that of rows"
+    goals.append(_by_case(text, "table-exact", "table-uniform", 1.5))
+    text = "relative time with ten times the rows"
     goals.append(_by_case(text, "table-16-long", "table-16", 1.3))
     for case, bound in (("table-uniform", 0.35), ("table-256", 0.5)):
-        text = "useful bytes per second by those of a sequential pass"
+        text = "useful bytes per second relative to a sequential pass"
         goals.append(Goal(case, text, (case, RMSJIT), (case, FLOOR), bound, figure="speed"))
     return goals
 
@@ -219,10 +222,6 @@ def _faster(case: str, bounds: dict[str, float]) -> list[Goal]:
         Goal(case, f"times as fast as {peer}", (case, peer), (case, RMSJIT), bound)
         for peer, bound in bounds.items()
     ]
-
-
-def _at_most(case: str, text: str, peer: str, bound: float) -> Goal:
-    return Goal(case, text, (case, RMSJIT), (case, peer), bound, at_most=True)
 
 
 def _by_case(text: str, case: str, other: str, bound: float) -> Goal:

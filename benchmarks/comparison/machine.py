@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine of the measurements."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def description(threads: int) -> dict[str, str]:
-    """The machine in words that say nothing of whose it is."""
+    """A description of the machine that does not reveal its owner."""
     facts = {
         "CPU": _cpu_model(),
         "CPUs": f"{os.cpu_count()}, of which {threads} used",

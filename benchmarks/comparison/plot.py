@@ -1,4 +1,4 @@
-"""results.png: GB/s over size, a line for each library, the floor as a band."""
+"""results.png: GB/s over size, with a line for each library and a band for the floor."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from benchmarks.comparison.registry import LABELS
 from benchmarks.comparison.results import Results
 
 _MARKERS = "osv^D<>phXd*"
-_COLOURS = 10  # after so many they come again
+_COLOURS = 10  # in the colour cycle
 
 
 def draw(results: Results, path: Path) -> bool:
-    """Draw the plain dense cases; False where there are too few."""
+    """Draw the plain dense cases; return False if there are too few."""
     curve = [
         (case.size, results.figures[case.name])
         for case in sorted(CASES, key=lambda case: case.size)
@@ -70,7 +70,7 @@ def _draw_floor(axes, curve) -> None:
 
 
 def _by_last_speed(curve) -> list[str]:
-    """The methods, the fastest at the largest size first, as the lines end in the drawing."""
+    """The methods by speed at the largest size, like the right ends of the lines."""
     last = {name: found.speed for _, figures in curve for name, found in figures.items()}
     last.pop(FLOOR, None)
     return sorted(last, key=last.__getitem__, reverse=True)

@@ -1,4 +1,4 @@
-"""The arrays of a case, and what a step must make of them, computed slowly in float64."""
+"""The arrays of a case, and a slow float64 reference for the result of its steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 from benchmarks.comparison.cases import Case
 from benchmarks.suite.common import EPSILON, RHO, row_indices, sparse_bytes, values
 
-BATCHES = 4  # sparse gradients that take turns, so that the caches forget the rows
+BATCHES = 4  # sparse gradients used in turn, so that rows leave the caches
 
 
 class Problem:
-    """The arrays of a case: the same for every peer.
+    """The arrays of a case, the same for every peer.
 
     Attributes
     ----------
@@ -22,7 +22,7 @@ class Problem:
     batches : list of (indices, values)
         Its gradients.
     bound : float
-        Half of the gradients' norm, to which `Case.by_norm` clips.
+        The bound of `Case.by_norm`: half of the gradients' norm.
     """
 
     def __init__(self, case: Case) -> None:
@@ -50,7 +50,7 @@ class Problem:
         self.bound = 0.5 * float(np.sqrt(squares))
 
     def step_bytes(self) -> float:
-        """What a step must move."""
+        """The bytes that a step must move."""
         case = self.case
         if not case.sparse:
             return case.dense_bytes(self.gradients[0].itemsize)
@@ -64,17 +64,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Rule:
-    """What a peer computes.
+    """The rule of a peer.
 
     Attributes
     ----------
     eps_in_root : bool
     start : float
-        Of the mean square.
+        Initial value of the mean square.
     adam : bool
-        Whether it is Adam (betas `RHO` and `RHO`) and not RMSprop.
+        Whether it is Adam (with both betas `RHO`) instead of RMSprop.
     decays_all : bool
-        Whether a sparse gradient lets the mean square of all rows decay.
+        Whether a sparse gradient makes the mean square of all rows decay.
     """
 
     eps_in_root: bool
@@ -84,7 +84,7 @@ class Rule:
 
 
 def expected(problem: Problem, rule: Rule, steps: int) -> list[np.ndarray]:
-    """The variables after so many steps."""
+    """The variables after a number of steps."""
     case = problem.case
     if case.sparse:
         table = _Twin(problem.table, case, rule)

@@ -1,4 +1,4 @@
-"""Worker processes as the comparison sees them."""
+"""The worker processes of the comparison, seen from the parent."""
 
 import fnmatch
 import json
@@ -8,8 +8,6 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
-
-from benchmarks.comparison.registry import PEERS
 
 _ROOT = Path(__file__).resolve().parents[2]
 _THREAD_COUNTS = (
@@ -25,23 +23,23 @@ _THREAD_COUNTS = (
 
 
 class PeerError(Exception):
-    """A peer could not do what it was asked for."""
+    """A peer could not answer a request."""
 
 
 class PeerProcess:
-    """One peer in a process of its own, so that no two libraries' threads meet.
+    """One peer in a separate process, so that thread pools of libraries don't compete.
 
     Parameters
     ----------
     name : str
     threads : int
     pythons : dict of str to str
-        Patterns of peers, and the interpreters to run them with.
+        The interpreters of peers, by patterns of their names.
     """
 
     def __init__(self, name: str, threads: int, pythons: dict[str, str]) -> None:
         self.name = name
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process runs
         python = next(
             (path for pattern, path in pythons.items() if fnmatch.fnmatch(name, pattern)),
             sys.executable,
@@ -58,12 +56,12 @@ class PeerProcess:
         )
 
     def ask(self, request: str, *arguments: Any) -> Any:
-        """Have the worker do something.
+        """Send a request to the worker and return its answer.
 
         Raises
         ------
         PeerError
-            If it fails.
+            If the request fails.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -93,7 +91,7 @@ class PeerProcess:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The environment of a worker: every library's own number of threads."""
+    """The environment of a worker, with each library's own setting for the number of threads."""
     return {
         **os.environ,
         **dict.fromkeys(_THREAD_COUNTS, str(threads)),
@@ -102,8 +100,6 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
-def known_peers(names: list[str]) -> list[str]:
-    """Those named, by pattern; all if there are none."""
-    return [
-        peer for peer in PEERS if not names or any(fnmatch.fnmatch(peer, name) for name in names)
-    ]
+def chosen(name: str, patterns: list[str]) -> bool:
+    """Whether a name matches one of the patterns, or there are none."""
+    return not patterns or any(fnmatch.fnmatch(name, pattern) for pattern in patterns)

@@ -1,4 +1,4 @@
-"""Which peers there are; importing one is left to its worker process."""
+"""All peers; each is imported only in its worker process."""
 
 import importlib
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from benchmarks.comparison.peer import Peer
 
 
 class Registered(NamedTuple):
-    """Where a peer is, and what people call it."""
+    """The class of a peer and its label in reports."""
 
     module: str
     attribute: str

@@ -1,4 +1,4 @@
-"""RESULTS.md."""
+"""Writing RESULTS.md."""
 
 from collections.abc import Iterator
 
@@ -8,16 +8,16 @@ from benchmarks.comparison.results import Figures, Results
 
 _HEAD = """# rmsjit beside other libraries
 
-Written by `python -m benchmarks.compare`; benchmarks/README.md says how it measures. Times are
-medians of {rounds} interleaved rounds in {runs} runs, with the quartiles behind them; in each run
-every peer had a fresh process of its own, on {threads} threads. "x rmsjit" is the median by that of
-rmsjit, so 5.0 means five times as slow. GB/s counts what a fused step must read and write, whatever
-a peer really moves.
+Written by `python -m benchmarks.compare`; benchmarks/README.md describes the method. Times are
+medians of {rounds} interleaved rounds in {runs} runs, with their quartiles; in each run every peer
+had a fresh process with {threads} threads. "x rmsjit" is the median divided by that of rmsjit, so
+5.0 means five times as slow. GB/s counts what a fused step must read and write, not what a peer
+actually moves.
 """
 
 
 def markdown(results: Results) -> str:
-    """The whole page."""
+    """The content of RESULTS.md."""
     lines = [_HEAD.format(**results.settings)]
     lines += _machine(results)
     lines += _goals(results)
@@ -40,8 +40,8 @@ def _machine(results: Results) -> Iterator[str]:
 
 
 def _goals(results: Results) -> Iterator[str]:
-    titles = {case.name: case.title for case in CASES} | {STARTUP: "a process of its own"}
-    yield "\n## Figures to reach\n"
+    titles = {case.name: case.title for case in CASES} | {STARTUP: "a whole process"}
+    yield "\n## Goals\n"
     yield "| case | figure | goal | measured | reached |"
     yield "| --- | --- | ---: | ---: | --- |"
     for goal in GOALS:
@@ -58,7 +58,7 @@ def _goals(results: Results) -> Iterator[str]:
 
 
 def is_reached(goal: Goal, value: float) -> bool:
-    """Whether the figure is on the right side of the bound."""
+    """Whether the figure meets the goal."""
     return value <= goal.bound if goal.at_most else value >= goal.bound
 
 
@@ -79,7 +79,7 @@ def _table(figures: dict[str, Figures]) -> Iterator[str]:
 
 
 def _same_work(found: Figures, ours: Figures) -> bool:
-    """A pass over a whole table is not a step of some of its rows."""
+    """Whether the bytes are comparable: a pass over a whole table is not a step on some rows."""
     return found.nbytes < 3 * ours.nbytes
 
 

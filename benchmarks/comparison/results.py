@@ -1,4 +1,4 @@
-"""The figures of a comparison, and reading them."""
+"""The measurements of a comparison."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from benchmarks.comparison.cases import Goal
 
 @dataclass
 class Figures:
-    """Samples of one method in one case: seconds of a call, and the bytes that it must move."""
+    """Samples of one method in one case: seconds per call, and the bytes a call must move."""
 
     seconds: list[float]
     nbytes: float = 0.0
@@ -34,7 +34,7 @@ class Figures:
 
 @dataclass
 class Results:
-    """All that RESULTS.md says.
+    """The content of RESULTS.md.
 
     Attributes
     ----------
@@ -42,9 +42,9 @@ class Results:
     machine : dict of str to str
     settings : dict of str to Any
     versions : dict of str to str
-        Of all packages.
+        Package versions.
     absent : dict of str to str
-        Peers that were not measured, and why.
+        The peers that were not measured, with the reason.
     figures : dict
         By case and method.
     """
@@ -62,7 +62,7 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """What `save` has written."""
+        """Read what `save` wrote."""
         fields = json.loads(path.read_text(encoding="utf-8"))
         fields["figures"] = {
             case: {name: Figures(**figures) for name, figures in methods.items()}
@@ -72,15 +72,15 @@ class Results:
 
     @classmethod
     def pooled(cls, several: Sequence["Results"]) -> "Results":
-        """All samples of several runs, which must have been of the same machine and versions.
+        """The samples of several runs, which must have the same machine and versions.
 
-        Where the memory of a process lies is luck that its samples have in common, so runs with
-        processes of their own say more than as many rounds of one.
+        All samples of a process share the luck of its memory placement, so several runs say more
+        than the same number of rounds in one run.
         """
         first, *others = several
         for other in others:
             if (other.machine, other.versions) != (first.machine, first.versions):
-                raise ValueError("the runs are of different machines or versions")
+                raise ValueError("the runs differ in machine or versions")
             for case, methods in other.figures.items():
                 for name, figures in methods.items():
                     mine = first.figures.setdefault(case, {}).setdefault(
@@ -96,7 +96,7 @@ class Results:
         return self.figures.get(key[0], {}).get(key[1])
 
     def reached(self, goal: Goal) -> float | None:
-        """The figure of a goal, or None where it was not measured."""
+        """The figure of a goal, or None if it was not measured."""
         over = self.find(goal.over)
         under = self.find(goal.under) if goal.under else None
         if over is None or (goal.under and under is None):

@@ -1,6 +1,6 @@
-"""The process of one peer: takes requests from `benchmarks.compare`, a line of JSON each.
+"""The process of one peer: answers requests from `benchmarks.compare`, one line of JSON each.
 
-What the libraries themselves print goes to the standard error, so that answers stay readable.
+The libraries' own output goes to standard error, so that it can't corrupt the answers.
 """
 
 import gc
@@ -16,16 +16,19 @@ from benchmarks.comparison.cases import Case
 from benchmarks.comparison.peer import Peer
 from benchmarks.comparison.problem import Problem, expected
 from benchmarks.comparison.registry import load
-from benchmarks.suite.common import VARIANTS, calibrated, seconds_per_call
+from benchmarks.suite.common import VARIANTS
 
-_WARM_CALLS = 3  # torch.compile compiles once more for the second step
+from rmsjit.cli.stopwatch import calibrated, seconds_per_call
+
+_SAMPLE_SECONDS = 0.02
+_WARM_CALLS = 3  # torch.compile compiles again for the second step
 _CHECK_STEPS = 6
-_CHECK_RATE = 0.05  # large enough to show beside the rounding of half types
+_CHECK_RATE = 0.05  # large compared with the rounding of half-precision types
 _TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
 
 
 class Ready:
-    """A case that has been prepared: its peer, and how often each method fills a sample."""
+    """A prepared case: its peer, and the calls of each method per sample."""
 
     def __init__(self, peer: Peer, nbytes: dict[str, float]) -> None:
         self.peer, self.nbytes = peer, nbytes
@@ -35,11 +38,11 @@ class Ready:
             for _ in range(_WARM_CALLS):
                 call()
             peer.finish()
-            self.loops[name] = calibrated(_finished(call, peer))
+            self.loops[name] = calibrated(_finished(call, peer), _SAMPLE_SECONDS)
 
 
 class Worker:
-    """Answers the requests; each is a method's name and its arguments."""
+    """Answers requests, each the name of a method and its arguments."""
 
     def __init__(self, name: str, threads: int) -> None:
         self._threads = threads
@@ -50,7 +53,7 @@ class Worker:
         return self._class.versions()
 
     def check(self) -> dict[str, float]:
-        """For each small case that the peer can do, how far its update is off, by the tolerance."""
+        """The error of the peer in each small case that it supports, relative to the tolerance."""
         errors = {
             case.name: self._error(case) for case in _check_cases() if self._class.supports(case)
         }
@@ -58,7 +61,7 @@ class Worker:
         return errors
 
     def _error(self, case: Case) -> float:
-        """The largest error of an update by the largest update, by what rounding explains."""
+        """The largest error relative to the largest update, divided by the tolerance."""
         problem, again = Problem(case), Problem(case)
         peer = self._class(problem, self._threads)
         for _ in range(_CHECK_STEPS):
@@ -73,7 +76,7 @@ class Worker:
         return float(max(errors)) / _TOLERANCES[case.dtype]
 
     def prepare(self, case: dict[str, Any]) -> dict[str, Any] | None:
-        """Compile and warm up; what the methods move and how long they take, or None."""
+        """Compile and warm up; return the bytes that each method moves, None if unsupported."""
         made = Case.from_dict(case)
         if not self._class.supports(made):
             return None
@@ -85,16 +88,16 @@ class Worker:
         return {name: ready.nbytes[name] for name in ready.methods}
 
     def sample(self, case: str, method: str) -> float:
-        """Seconds of a call, the mean of as many as fill a sample."""
+        """Mean seconds per call over one sample."""
         ready = self._ready[case]
         call, loops = ready.methods[method], ready.loops[method]
         if loops > 1:
-            call()  # wakes threads and fills caches after the other processes' turns
+            call()  # wakes threads and refills caches after the turns of other processes
             ready.peer.finish()
         return seconds_per_call(call, loops, ready.peer.finish)
 
     def release(self) -> None:
-        """Give the memory of all cases back."""
+        """Free the memory of all cases."""
         self._ready.clear()
         self._class.forget()
         gc.collect()
@@ -122,7 +125,7 @@ def _check_cases() -> list[Case]:
 
 
 def main() -> None:
-    """Serve one peer until the input ends."""
+    """Answer requests until the input ends."""
     name, threads = sys.argv[1], int(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -1,1 +1,1 @@
-"""The asv suite; apart from the rest of `benchmarks`, because asv imports all that lies here."""
+"""The asv suite, in its own folder because asv imports everything in it."""

@@ -1,4 +1,4 @@
-"""What clipping adds to a step."""
+"""The cost of clipping in a step."""
 
 from .common import dense_step
 
@@ -11,7 +11,7 @@ MODES = {
 
 
 class Clipping:
-    """Eight variables, within the caches and beyond them; every bound is exceeded."""
+    """Eight variables, within the caches and larger; every bound is exceeded."""
 
     param_names = ("mode", "size")
     params = (list(MODES), [100_000, 1_250_000])

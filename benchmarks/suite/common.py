@@ -1,84 +1,68 @@
-"""What all benchmarks share: the numbers they run on, their steps, and the clock.
+"""What all benchmarks share: input arrays, byte counts and steps.
 
-Importing this needs NumPy only, because a peer in `benchmarks.compare` may run in an environment
-that has nothing of rmsjit; and it starts no threads, because asv forks after importing.
+Importing this needs only NumPy and rmsjit's sources, because a peer in `benchmarks.compare` may run
+in an environment without Numba.  It starts no threads, because asv forks after importing.
 """
 
 import functools
-import gc
+import itertools
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-VARIANTS = {  # momentum, centered
-    "plain": (0.0, False),
-    "momentum": (0.9, False),
-    "centered": (0.0, True),
-    "both": (0.9, True),
-}
-# An epsilon this large bounds every update, so that variables stay finite in any number of steps.
-LEARNING_RATE, RHO, EPSILON = 1e-3, 0.9, 0.1
+import rmsjit
+from rmsjit.arrays.dtypes import dtype_named
+from rmsjit.cli import bench
+from rmsjit.cli.bench import EPSILON, LEARNING_RATE, RHO, VARIANTS
+from rmsjit.cli.stopwatch import Step
+
 THREADS = ("one", "all")
 HEAVY = os.environ.get("RMSJIT_BENCH_HEAVY", "0") not in ("", "0")
-
-Step = Callable[[], object]
 
 
 # --- numbers --------------------------------------------------------------------------------
 
 
-def dtype_of(name: str) -> np.dtype:
-    """The dtype of a name; bfloat16 is not NumPy's own."""
-    if name == "bfloat16":
-        import ml_dtypes
-
-        name = ml_dtypes.bfloat16
-    return np.dtype(name)
-
-
 def values(shape: int | Sequence[int], dtype: str, seed: int) -> np.ndarray:
-    """Numbers of either sign between 0.5 and 1 in magnitude: nothing made of them is denormal."""
-    drawn = np.random.default_rng(seed).random(shape, np.float32) - np.float32(0.5)
-    drawn += np.copysign(np.float32(0.5), drawn)
-    return drawn.astype(dtype_of(dtype))
+    """Random numbers as in `rmsjit.cli.bench`, by the name of the dtype."""
+    return bench.values(shape, dtype_named(dtype), seed)
 
 
 def row_indices(rows: int, count: int, duplication: str, seed: int) -> np.ndarray:
-    """Rows of a table, drawn evenly ("uniform") or as words occur in a text ("zipf", 1.2)."""
+    """Rows of a table, drawn uniformly ("uniform") or like words of a text ("zipf", 1.2)."""
     rng = np.random.default_rng(seed)
     if duplication == "uniform":
         return rng.integers(0, rows, count)
     frequency = np.arange(1, rows + 1) ** -1.2
     ends = np.cumsum(frequency)
     ranks = np.searchsorted(ends, rng.random(count) * ends[-1])
-    return np.random.default_rng(0).permutation(rows)[ranks]  # frequent rows lie anywhere
+    return np.random.default_rng(0).permutation(rows)[ranks]  # frequent rows are anywhere
 
 
 def slot_count(momentum: float, centered: bool) -> int:
-    """How many slots a form of the rule has."""
+    """The number of slots of a form of the rule."""
     return 1 + bool(momentum) + bool(centered)
 
 
 def dense_bytes(size: int, itemsize: int, slots: int, by_norm: bool = False) -> int:
-    """What a step must move: the gradient in (twice for a norm), variable and slots in and out."""
+    """Bytes a step must move: read gradients (twice for a norm), read and write all else."""
     return size * itemsize * (1 + by_norm + 2 * (1 + slots))
 
 
 def sparse_bytes(named: int, count: int, width: int, itemsize: int, slots: int) -> int:
-    """The same for a gradient of `count` rows, which name `named` different rows of the table."""
+    """Bytes of a sparse step: `count` gradient rows, `named` distinct rows of table and slots."""
     return width * itemsize * (count + named * 2 * (1 + slots))
 
 
 def require(nbytes: int, heavy: bool = False) -> None:
-    """Have asv skip a benchmark that is too large for the machine, or for an ordinary run.
+    """Make asv skip a benchmark that is too large for the machine or for an ordinary run.
 
     Raises
     ------
     NotImplementedError
-        Which asv takes for "not applicable".
+        Which asv treats as "not applicable".
     """
     if heavy and not HEAVY:
         raise NotImplementedError("only with RMSJIT_BENCH_HEAVY=1")
@@ -87,7 +71,7 @@ def require(nbytes: int, heavy: bool = False) -> None:
 
 
 def available_memory() -> float:
-    """Bytes that can be had without swapping; infinite where that can't be told."""
+    """Bytes available without swapping; infinite if unknown."""
     try:
         with open("/proc/meminfo") as lines:
             fields = dict(line.split(":") for line in lines)
@@ -96,26 +80,19 @@ def available_memory() -> float:
         return float("inf")
 
 
-# --- steps of rmsjit, compiled and with their memory touched ---------------------------------
-
-
-@functools.lru_cache(maxsize=1)  # asv sets up before every sample
-def dense_step(
-    sizes: tuple[int, ...],
-    dtype: str = "float32",
-    variant: str = "plain",
-    threads: str = "all",
-    **options: Any,
-) -> "DenseStep":
-    """A step that updates variables of these sizes."""
-    return DenseStep(sizes, dtype, variant, threads, options)
+# --- steps of rmsjit, compiled and with their memory touched --------------------------------
 
 
 class DenseStep:
     """One `apply_gradients` of dense gradients; call it any number of times."""
 
     def __init__(
-        self, sizes: tuple[int, ...], dtype: str, variant: str, threads: str, options: Any
+        self,
+        sizes: tuple[int, ...],
+        dtype: str = "float32",
+        variant: str = "plain",
+        threads: str = "all",
+        **options: Any,
     ) -> None:
         self.gradients = [values(size, dtype, seed=2 * k) for k, size in enumerate(sizes)]
         self.variables = [values(size, dtype, seed=2 * k + 1) for k, size in enumerate(sizes)]
@@ -133,47 +110,39 @@ class DenseStep:
         return [self.optimizer.get_slot(self.variables[0], name).array for name in names]
 
 
-@functools.lru_cache(maxsize=1)
-def sparse_step(
-    rows: int, width: int, count: int, duplication: str, mode: str, variant: str = "momentum"
-) -> "SparseStep":
-    """A step that updates rows of a table."""
-    return SparseStep(rows, width, count, duplication, mode, variant)
-
-
 class SparseStep:
-    """One `apply_gradients` of a sparse gradient, in turn one of a few, so that caches forget."""
+    """One `apply_gradients` with momentum of a sparse gradient.
+
+    Several gradients are used in turn, so that their rows leave the caches.
+    """
 
     BATCHES = 4
 
-    def __init__(
-        self, rows: int, width: int, count: int, duplication: str, mode: str, variant: str
-    ) -> None:
-        import rmsjit
-
+    def __init__(self, rows: int, width: int, count: int, duplication: str, mode: str) -> None:
         self.table = values((rows, width), "float32", seed=0)
-        self.optimizer = optimizer(variant, "all", sparse=mode)
+        self.optimizer = optimizer("momentum", "all", sparse=mode)
         self.batches, nbytes = [], []
         for seed in range(self.BATCHES):
             indices = row_indices(rows, count, duplication, seed)
             rows_of_gradient = values((count, width), "float32", seed + 1)
             self.batches.append(rmsjit.IndexedSlices(rows_of_gradient, indices))
-            named = len(np.unique(indices))
-            nbytes.append(sparse_bytes(named, count, width, 4, slot_count(*VARIANTS[variant])))
+            nbytes.append(sparse_bytes(len(np.unique(indices)), count, width, 4, slots=2))
         self.nbytes = sum(nbytes) / len(nbytes)
-        self._turn = 0
+        self._turns = itertools.cycle(self.batches)
         for _ in range(self.BATCHES):
             _warm_up(self)
 
     def __call__(self) -> None:
-        self._turn = (self._turn + 1) % self.BATCHES
-        self.optimizer.apply_gradients([(self.batches[self._turn], self.table)])
+        self.optimizer.apply_gradients([(next(self._turns), self.table)])
+
+
+# Cached, because asv sets up a benchmark before every sample.
+dense_step = functools.lru_cache(maxsize=1)(DenseStep)
+sparse_step = functools.lru_cache(maxsize=1)(SparseStep)
 
 
 def optimizer(variant: str, threads: str, **options: Any) -> Any:
-    """`rmsjit.RMSprop` with the numbers of all benchmarks."""
-    import rmsjit
-
+    """`rmsjit.RMSprop` with the hyperparameters of all benchmarks."""
     momentum, centered = VARIANTS[variant]
     return rmsjit.RMSprop(
         LEARNING_RATE,
@@ -187,48 +156,5 @@ def optimizer(variant: str, threads: str, **options: Any) -> Any:
 
 
 def _warm_up(step: Step) -> None:
-    for _ in range(2):  # the first compiles and allocates, the second takes the quick way
+    for _ in range(2):  # the first compiles and allocates, the second takes the fast path
         step()
-
-
-# --- the clock ------------------------------------------------------------------------------
-
-
-def calibrated(step: Step, least: float = 0.02) -> int:
-    """How many calls fill `least` seconds, so that the clock's own cost does not count."""
-    step()
-    loops = 1
-    while True:
-        # The better of two, lest an interruption pass for a slow step.
-        seconds = min(seconds_per_call(step, loops) for _ in range(2))
-        if loops * seconds >= least / 2:
-            return max(1, round(least / seconds))
-        loops = max(2 * loops, int(0.6 * least / max(seconds, 1e-9)))
-
-
-def seconds_per_call(step: Step, loops: int, finish: Step | None = None) -> float:
-    """The mean time of `loops` calls, without pauses of the garbage collector.
-
-    `finish` waits for what the calls have started, where they do not wait themselves.
-    """
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        start = time.perf_counter()
-        for _ in range(loops):
-            step()
-        if finish is not None:
-            finish()
-        return (time.perf_counter() - start) / loops
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def median_times(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Median seconds of one call of each, which take turns so that all meet one machine."""
-    loops = {name: calibrated(step) for name, step in steps.items()}
-    times = [
-        [seconds_per_call(step, loops[name]) for name, step in steps.items()] for _ in range(rounds)
-    ]
-    return dict(zip(steps, np.median(times, axis=0).tolist(), strict=True))

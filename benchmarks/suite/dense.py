@@ -1,22 +1,23 @@
 """A step of one dense variable: by size, form of the rule, dtype and threads.
 
-The full product would take hours, so each class varies one thing (and the threads) about the same
-middle: 1,000,000 elements, plain, float32.
+The full product would take hours, so each class varies one thing (and the threads) around the same
+centre: 1,000,000 elements, plain, float32.
 """
 
-import numba  # noqa: F401 - so that asv loads it once and not in every process
+import numba  # noqa: F401 - so that asv loads it once and not in each process
 
 from rmsjit.cli.floor import fastest_floor
+from rmsjit.cli.stopwatch import median_times
 from rmsjit.runtime.processors import thread_limit
 
-from .common import THREADS, VARIANTS, dense_bytes, dense_step, median_times, require
+from .common import THREADS, VARIANTS, dense_bytes, dense_step, require
 
 MIDDLE = 1_000_000
-ORDINARY = 10_000_000  # what is larger runs with RMSJIT_BENCH_HEAVY=1 only
+ORDINARY = 10_000_000  # larger ones run only with RMSJIT_BENCH_HEAVY=1
 
 
 class Size:
-    """From a bias to a large model, in one array."""
+    """One array, from the size of a bias to that of a large model."""
 
     param_names = ("size", "threads")
     params = ([10**power for power in range(2, 9)], THREADS)
@@ -56,7 +57,7 @@ class Dtype:
 
 
 class Bandwidth:
-    """A variable beyond the caches, beside a loop that only reads and writes the same arrays."""
+    """A variable larger than the caches, compared with a loop that only moves the same arrays."""
 
     param_names = ("variant",)
     params = (list(VARIANTS),)

@@ -1,4 +1,4 @@
-"""A step of many small variables, and a step after a pause, as a training loop makes one."""
+"""A step of many small variables, and a step after a pause as in a training loop."""
 
 import time
 
@@ -11,7 +11,7 @@ PAUSE = 0.005
 
 
 class ManySmall:
-    """The weights and biases of a deep model, in one call."""
+    """The weights and biases of a deep model in one call."""
 
     param_names = ("variables", "threads")
     params = (["200x16", "200x1024"], THREADS)
@@ -24,7 +24,7 @@ class ManySmall:
 
 
 class AfterPause:
-    """Threads sleep between the steps of a training loop, and must be woken."""
+    """Threads sleep between the steps of a training loop and must be woken."""
 
     param_names = ("variables",)
     params = (list(LISTS),)

@@ -1,8 +1,10 @@
-"""A step of an embedding table: by rows, width, duplication of the indices, and mode."""
+"""A step of an embedding table: by rows, width, duplicates among the indices, and mode."""
 
 import tracemalloc
 
-from .common import SparseStep, median_times, require, sparse_step
+from rmsjit.cli.stopwatch import median_times
+
+from .common import SparseStep, require, sparse_step
 
 TABLES = {  # rows, width, number of indices
     "100000x16": (100_000, 16, 16_384),
@@ -11,11 +13,11 @@ TABLES = {  # rows, width, number of indices
     "1000000x64": (1_000_000, 64, 65_536),
     "10000000x16": (10_000_000, 16, 65_536),
 }
-ORDINARY = 200_000_000  # bytes of table and slots; larger ones with RMSJIT_BENCH_HEAVY=1 only
+ORDINARY = 200_000_000  # bytes of table and slots; larger ones run only with RMSJIT_BENCH_HEAVY=1
 
 
 class Table:
-    """Momentum form, rows drawn evenly or as words occur in a text."""
+    """Momentum form, rows drawn uniformly or like words of a text."""
 
     param_names = ("table", "duplication", "mode")
     params = (list(TABLES), ["uniform", "zipf"], ["rows", "exact"])
@@ -31,14 +33,15 @@ class Table:
 
 
 class Speed:
-    """The rows touched of table and slots in and out, and the gradient in, by time."""
+    """Bytes per second: touched rows of table and slots in and out, and the gradient in."""
 
     param_names = ("table",)
     params = (list(TABLES),)
 
     def setup(self, table):
         rows, width, count = TABLES[table]
-        require(rows * width * 4 * 3, heavy=rows * width * 4 * 3 > ORDINARY)
+        nbytes = rows * width * 4 * 3
+        require(nbytes, heavy=nbytes > ORDINARY)
         self.step = sparse_step(rows, width, count, "uniform", "rows")
 
     def track_useful_speed(self, table):
@@ -49,16 +52,16 @@ class Speed:
 
 
 class Scratch:
-    """The most memory that a step takes beside table and slots."""
+    """The peak memory that a step takes in addition to table and slots."""
 
     param_names = ("mode",)
     params = (["rows", "exact"],)
 
     def track_bytes_per_row(self, mode):
         rows, width, count = TABLES["100000x16"]
-        SparseStep(rows, width, count, "uniform", mode, "momentum")  # loads the kernels
-        tracemalloc.start()  # NumPy reports its arrays to it
-        step = SparseStep(rows, width, count, "uniform", mode, "momentum")
+        SparseStep(rows, width, count, "uniform", mode)  # loads the kernels
+        tracemalloc.start()  # it sees the arrays of NumPy
+        step = SparseStep(rows, width, count, "uniform", mode)
         state = step.table.nbytes * 3
         batches = sum(batch.values.nbytes + batch.indices.nbytes for batch in step.batches)
         tracemalloc.reset_peak()

@@ -1,4 +1,4 @@
-"""What a fresh process pays: imports, the first step, memory."""
+"""The cost of a fresh process: imports, the first step, memory."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ MEMORY_SIZE = 10_000_000
 
 
 class Startup:
-    """Each sample is a process of its own."""
+    """Each sample is a separate process."""
 
     number = 1
     repeat = 5
@@ -48,7 +48,7 @@ class WarmStartup:
 
 
 class Memory:
-    """The interpreter, Numba and the compiler count as well: look at the difference of the two."""
+    """The difference counts: both include the interpreter, Numba and the compiler."""
 
     def peakmem_arrays(self):
         self.arrays = [values(MEMORY_SIZE, "float32", seed) for seed in range(2)]

@@ -17,10 +17,9 @@ if _TYPE_CHECKING:
     from rmsjit.autodiff.tape import GradientTape
     from rmsjit.checkpoints.save import load, save
 
-
 RMSProp = RMSprop
 
-_ON_DEMAND = {  # imported at first use, since each takes its time
+_ON_DEMAND = {  # imported at first use, because each import takes time
     "GradientTape": "rmsjit.autodiff.tape",
     "distributed": "rmsjit",
     "empty_like_aligned": "rmsjit.arrays.placement",

@@ -1,4 +1,4 @@
-"""The command line: ``python -m rmsjit``, or ``rmsjit`` where the package is installed."""
+"""The command line: ``python -m rmsjit``, or ``rmsjit`` if the package is installed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import rmsjit
 from rmsjit.cli import bench, demo, info, schedule, warmup
 
 # In the order of --help.  A command is a module of `rmsjit.cli` whose `add_parser(subparsers)`
-# sets the default `run`, which takes the parsed arguments and returns the exit status.  What is
-# slow to import (Numba, matplotlib, scikit-learn) is imported by `run`, not by the module.
+# sets the default `run`, which takes the parsed arguments and returns the exit status.  Slow
+# imports (Numba, matplotlib, scikit-learn) belong in `run`, not at the top of the module.
 COMMANDS = (demo, info, schedule, warmup, bench)
 
-INTERRUPTED, BROKEN_PIPE = 130, 141  # as shells report a program that a signal has ended
+INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports a program killed by a signal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,17 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv : sequence of str, optional
-        The arguments; by default those of the process.
+        By default the arguments of the process.
 
     Returns
     -------
     int
-        The exit status: 0 if all went well, 2 for what the user has to put right, 130 after
-        Ctrl-C.
+        The exit status: 0 for success, 2 for an error the user must fix, 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # rather than fail on a character it lacks
+            stream.reconfigure(errors="replace")  # don't fail on characters it can't encode
     parser = _parser()
     arguments = parser.parse_args(demo.spelled_out(sys.argv[1:] if argv is None else argv))
     if arguments.command is None:
@@ -46,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(end="", flush=True)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader has gone, as `head` does; Python's last flush needs a file
+    except BrokenPipeError:  # e.g. `| head`; Python's final flush needs a valid file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     return status

@@ -1,4 +1,4 @@
-"""`IndexedSlices`: a gradient that names the rows it is not zero in."""
+"""`IndexedSlices`: a gradient that is zero except in some rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rmsjit.variables import array_of
 
 
 class IndexedSlices:
-    """The rows of a gradient that are not zero, as an embedding lookup gives them.
+    """The nonzero rows of a gradient, such as that of an embedding lookup.
 
-    Row ``indices[k]`` of the gradient is ``values[k]``; an index that comes several times stands
-    for the sum of its rows.  Arrays are held as they are, not copied, and whether an index is a
-    row of the variable is checked when an optimizer takes the gradient.
+    Row ``indices[k]`` of the gradient is ``values[k]``.  If an index occurs several times, its row
+    is the sum of their values.  Arrays are not copied.  Whether the indices are rows of the
+    variable is checked when an optimizer gets the gradient.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class IndexedSlices:
     indices : array_like or Variable of integers, shape (n,)
         Rows of the variable, in any order, repeats allowed; of any integer dtype.
     dense_shape : sequence of int, optional
-        The shape of the whole gradient; known from the variable where it is left out.
+        The shape of the whole gradient; an optimizer does not need it.
 
     Attributes
     ----------
@@ -41,10 +41,10 @@ class IndexedSlices:
     Raises
     ------
     TypeError
-        If `values` are not numbers, or `indices` or `dense_shape` not integers.
+        If `values` are not numbers, or `indices` or `dense_shape` are not integers.
     ValueError
-        If `indices` are not one-dimensional, there is not one slice for each, or `dense_shape`
-        does not fit the slices.
+        If `indices` are not one-dimensional, `values` has not one slice for each of them, or
+        `dense_shape` does not match the slices.
 
     Examples
     --------
@@ -64,7 +64,9 @@ class IndexedSlices:
         refuse_masked(array_of(values), "values")
         refuse_masked(array_of(indices), "indices")
         self._values = _as_numbers(array_of(values))
-        self._indices = _as_indices(array_of(indices))
+        self._indices = as_integers(array_of(indices))
+        if self.indices.ndim != 1:
+            raise ValueError(f"indices must be one-dimensional, got shape {self.indices.shape}")
         if self.values.ndim == 0 or len(self.values) != len(self.indices):
             raise ValueError(
                 f"values must hold one slice for each of the {len(self.indices)} indices, "
@@ -74,15 +76,15 @@ class IndexedSlices:
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> IndexedSlices:
-        """The rows of a ``scipy.sparse`` matrix in which something is stored, as dense rows.
+        """The rows of a ``scipy.sparse`` matrix that have stored elements, as dense rows.
 
-        Such a matrix is what ``x.T @ slope`` gives for a sparse batch ``x``: the gradient of
-        weights of which the batch uses only a few rows.
+        For a sparse batch ``x``, ``x.T @ slope`` is such a matrix: the gradient of weights of which
+        the batch uses only a few rows.
 
         Parameters
         ----------
         matrix : scipy.sparse matrix or array, shape (rows, columns)
-            Of any format; CSR needs no conversion.
+            In any format; CSR needs no conversion.
 
         Raises
         ------
@@ -126,50 +128,42 @@ class IndexedSlices:
 
     @property
     def shape(self) -> tuple[int, ...] | None:
-        """The shape of the whole gradient, or None where it is not known."""
+        """The shape of the whole gradient, or None if it is not known."""
         return self.dense_shape
 
     def coalesce(self) -> IndexedSlices:
-        """The same gradient with ascending indices, each once.
+        """The same gradient with unique, ascending indices.
 
-        Slices of one index are added in the order in which they occur; half types in float32,
-        rounded once, and small integers in large ones, as ``np.sum`` adds them.
+        Slices with the same index are added in order.  16-bit floats are added in float32 and
+        rounded once; small integers are added in a larger type, as by ``np.sum``.
         """
         rows, places = np.unique(self.indices, return_inverse=True)
         return IndexedSlices(self._summed(places.reshape(-1), len(rows)), rows, self.dense_shape)
 
     def to_dense(self) -> NDArray[Any]:
-        """The whole gradient as an array; slices are added as by `coalesce`.
+        """The whole gradient as an array; slices are added as in `coalesce`.
 
         Raises
         ------
         ValueError
             If `dense_shape` is not known.
         IndexError
-            If an index is not a row of it.
+            If an index is out of range.
         """
         if self.dense_shape is None:
             raise ValueError("to_dense needs dense_shape, which is not known")
-        self._check_range(self.dense_shape[0])
+        check_rows(self.indices, self.dense_shape[0])
         return self._summed(self.indices.astype(np.intp), self.dense_shape[0])
 
-    def _check_range(self, rows: int) -> None:
-        outside = np.flatnonzero((self.indices < 0) | (self.indices >= rows))
-        if len(outside):
-            position = int(outside[0])
-            raise IndexError(
-                f"indices[{position}] is {self.indices[position]}, but there are {rows} rows"
-            )
-
     def _summed(self, targets: NDArray[np.intp], count: int) -> NDArray[Any]:
-        """`count` slices, each the sum of those `values` that have its number in `targets`."""
+        """`count` slices: number k is the sum of the `values` whose target is k."""
         dtype = self.values[:0].sum().dtype
         precision = precision_of(dtype)
         wide = precision.computing if precision and precision.components == 1 else dtype
         row = self.values.shape[1:]
         width = int(np.prod(row))
         sums = np.zeros(count * width, wide)
-        # NumPy adds single elements several times faster than whole slices.
+        # np.add.at is several times faster for single elements than for whole slices.
         elements = targets[:, np.newaxis] * width + np.arange(width)
         np.add.at(sums, elements.reshape(-1), self.values.astype(wide).reshape(-1))
         return sums.astype(dtype, copy=False).reshape(count, *row)
@@ -188,15 +182,25 @@ def _as_numbers(values: ArrayLike) -> NDArray[Any]:
     return array
 
 
-def _as_indices(indices: ArrayLike) -> NDArray[Any]:
+def as_integers(indices: ArrayLike) -> NDArray[Any]:
+    """Indices as an array; raises `TypeError` unless they are integers."""
     array = np.asarray(indices)
     if array.size == 0 and not isinstance(indices, np.ndarray):
-        array = array.astype(np.int64)  # an empty list has no dtype of its own
+        array = array.astype(np.int64)  # an empty list has no dtype
     if array.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, got dtype {array.dtype}")
-    if array.ndim != 1:
-        raise ValueError(f"indices must be one-dimensional, got shape {array.shape}")
     return array
+
+
+def check_rows(indices: NDArray[Any], rows: int) -> None:
+    """Raise `IndexError` if an index is not one of that many rows."""
+    outside = np.argwhere((indices < 0) | (indices >= rows))
+    if len(outside):
+        position = tuple(map(int, outside[0]))
+        where = f"[{', '.join(map(str, position))}]" if position else ""
+        raise IndexError(
+            f"indices{where} is {indices[position]}, but there are {rows} rows, counted from 0"
+        )
 
 
 def _as_shape(dense_shape: Sequence[int], values: NDArray[Any]) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
-"""The optimizer's state in the formats of other libraries.
+"""Conversion of optimizer state to and from the formats of other libraries.
 
-For tf-keras the lists of `rmsjit.RMSprop.get_weights` and `set_weights` are the format: those of
-``tf_keras.optimizers.legacy.RMSprop`` hold the same arrays in the same order.
+tf-keras needs no conversion: the lists of `rmsjit.RMSprop.get_weights` and `set_weights` contain
+the same arrays in the same order as those of ``tf_keras.optimizers.legacy.RMSprop``.
 """
 
 from rmsjit.checkpoints.exchange import from_torch_state_dict, to_torch_state_dict

@@ -1,12 +1,14 @@
 """Learning-rate schedules: the learning rate as a function of the step.
 
-The arguments, defaults, configs and values are those of ``tf_keras.optimizers.schedules``, except:
+Arguments, defaults, configs and values are those of ``tf_keras.optimizers.schedules``, except:
 
-- Rates are computed in float64 and are Python floats; tf-keras's agree to float32 rounding.
-- Arguments are checked when a schedule is made, which is read-only afterwards: ``TypeError`` or,
-  for a number out of range or beyond float32's 1e38, ``ValueError``, naming the argument.
-- Arguments for which tf-keras yields NaN or infinity are refused, or the class says what it yields
-  instead. Factors stop growing at 1e200. A step outside 0 to 2**64 is a ``ValueError``.
+- Rates are computed in float64 and returned as Python floats; they agree with tf-keras to float32
+  rounding.
+- Arguments are checked when a schedule is made, and schedules are read-only. A wrong argument
+  raises ``TypeError``, a number out of range or beyond float32's 1e38 ``ValueError``; the message
+  names the argument.
+- Arguments for which tf-keras returns NaN or infinity are refused, or the class says what it
+  returns instead. Factors stop growing at 1e200. A step outside 0 to 2**64 raises ``ValueError``.
 
 Steps, boundaries and every ``*_steps`` argument count optimizer steps.
 
@@ -41,14 +43,14 @@ __all__ = [
     "serialize",
 ]
 
-_LARGEST, _SMALLEST = 1e38, 1e-38  # within float32's range no formula below overflows
+_LARGEST, _SMALLEST = 1e38, 1e-38  # no formula below overflows within this range
 _LARGEST_STEP, _LARGEST_GROWTH = 2.0**64, 1e200
-_SNAP = 1e-9  # of a period: a restart that rounding moves this far back still counts
+_SNAP = 1e-9  # fraction of a period by which rounding may delay a restart
 Step = SupportsFloat | SupportsIndex
 
 
 class LearningRateSchedule:
-    """Base class: subclass it, write ``__call__(step)``, and ``get_config()`` to serialise it.
+    """Base class: define ``__call__(step)``, and ``get_config()`` to make it serialisable.
 
     Examples
     --------
@@ -60,16 +62,16 @@ class LearningRateSchedule:
     """
 
     def __call__(self, step: Step) -> float:
-        """Return the learning rate of ``step``, the number of steps taken before it."""
+        """Return the learning rate after ``step`` steps were taken."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__(step)")
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make an equal schedule, by name."""
+        """Return the arguments of the schedule by name."""
         raise NotImplementedError(f"{type(self).__name__} does not define get_config()")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Make the schedule that ``get_config`` described."""
+        """Make a schedule from the result of ``get_config``."""
         return cls(**config)
 
     def curve(self, steps: SupportsIndex | npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -78,8 +80,8 @@ class LearningRateSchedule:
         Parameters
         ----------
         steps
-            A count ``n``, meaning the steps 0 to ``n - 1``, or an array-like of steps, whose shape
-            the result has. ``TypeError`` for anything else, ``ValueError`` below 0.
+            A count ``n`` for the steps 0 to ``n - 1``, or an array-like of steps; the result has
+            its shape. ``TypeError`` for anything else, ``ValueError`` below 0.
         """
         array = np.asarray(steps)
         if array.dtype.kind not in ("iuf" if array.ndim else "iu"):
@@ -94,7 +96,7 @@ class LearningRateSchedule:
 
 @dataclass(frozen=True)
 class _Decay(LearningRateSchedule):
-    """What the six schedules share: fields, checked once by name, that are the config."""
+    """Base of the six schedules: the fields are the config, and each is checked by its name."""
 
     def __post_init__(self) -> None:
         for name, value in _Decay.get_config(self).items():
@@ -125,8 +127,8 @@ class ExponentialDecay(_StaircaseDecay):
     Parameters
     ----------
     initial_learning_rate : float, the rate of step 0
-    decay_steps : float, above 0, the steps that multiply the rate by ``decay_rate``
-    decay_rate : float, 0 or more (tf-keras accepts less and yields NaN between whole powers)
+    decay_steps : float, above 0, the number of steps that multiply the rate by ``decay_rate``
+    decay_rate : float, 0 or more (tf-keras accepts less and returns NaN between whole powers)
     staircase : bool, whether to round ``step / decay_steps`` down
     name : str, optional, a label kept in the config
 
@@ -147,7 +149,7 @@ class PiecewiseConstantDecay(_Decay):
     Parameters
     ----------
     boundaries : list of float, strictly increasing, kept as a tuple
-        May be empty: then the rate is constant (tf-keras fails at the first call).
+        If empty, the rate is constant (tf-keras fails at the first call).
     values : list of float, one more than boundaries, kept as a tuple
     name : str, optional, a label kept in the config
 
@@ -184,12 +186,12 @@ class PolynomialDecay(_Decay):
     Parameters
     ----------
     initial_learning_rate : float, the rate of step 0
-    decay_steps : float, above 0, the steps until the end
+    decay_steps : float, above 0, the number of steps until the end
     end_learning_rate : float, the rate from step ``decay_steps`` on
     power : float, 0 or more (tf-keras accepts less and ends at infinity)
     cycle : bool, whether to start again and again
-        Instead of ending, use the smallest multiple of ``decay_steps`` that is not below the step:
-        the rate jumps up after every multiple, less far each time.
+        The decay lasts until the smallest multiple of ``decay_steps`` that is not below the step:
+        after each multiple the rate jumps up, each time less.
     name : str, optional, a label kept in the config
 
     Examples
@@ -221,7 +223,7 @@ class InverseTimeDecay(_StaircaseDecay):
     Parameters
     ----------
     initial_learning_rate : float, the rate of step 0
-    decay_steps : float, above 0, the steps that add ``decay_rate`` to the denominator
+    decay_steps : float, above 0, the number of steps that add ``decay_rate`` to the denominator
     decay_rate : float, 0 or more (tf-keras accepts less, and the denominator reaches 0)
     staircase : bool, whether to round ``step / decay_steps`` down
     name : str, optional, a label kept in the config
@@ -238,10 +240,10 @@ class InverseTimeDecay(_StaircaseDecay):
 
 @dataclass(frozen=True)
 class CosineDecay(_Decay):
-    """Half a cosine wave, after a warmup if wanted (arXiv:1608.03983, arXiv:1706.02677).
+    """Half a cosine wave after an optional warmup (arXiv:1608.03983, arXiv:1706.02677).
 
-    ``start * (alpha + (1 - alpha) * (1 + cos(pi * t)) / 2)`` with ``t`` rising from 0 to 1 in
-    ``decay_steps`` steps, and staying there.
+    ``start * (alpha + (1 - alpha) * (1 + cos(pi * t)) / 2)``, where ``t`` rises from 0 to 1 in
+    ``decay_steps`` steps and stays at 1.
 
     Parameters
     ----------
@@ -250,8 +252,8 @@ class CosineDecay(_Decay):
     alpha : float, the end of the wave as a fraction of its start
     name : str, optional, a label kept in the config
     warmup_target : float, optional, the start of the wave and the end of the warmup
-        Reached from ``initial_learning_rate`` in a straight line. Without it the wave starts at
-        step 0 and ``initial_learning_rate``, whatever ``warmup_steps``.
+        The warmup is linear, from ``initial_learning_rate``. Without a target there is no warmup:
+        the wave starts at step 0 and ``initial_learning_rate``, and ``warmup_steps`` is ignored.
     warmup_steps : float, 0 or more, the length of the warmup
 
     Examples
@@ -282,20 +284,20 @@ class CosineDecay(_Decay):
 
 @dataclass(frozen=True)
 class CosineDecayRestarts(_Decay):
-    """Half a cosine wave again and again (arXiv:1608.03983).
+    """Half a cosine wave, repeated (arXiv:1608.03983).
 
     ``initial_learning_rate * (alpha + (1 - alpha) * m_mul**i * (1 + cos(pi * t)) / 2)`` in period
-    ``i``, which takes ``first_decay_steps * t_mul**i`` steps while ``t`` rises from 0 to 1.
-    tf-keras's float32 can restart a step late.
+    ``i``, in which ``t`` rises from 0 to 1 in ``first_decay_steps * t_mul**i`` steps. tf-keras
+    computes in float32 and can restart a step late.
 
     Parameters
     ----------
     initial_learning_rate : float, the rate of step 0
     first_decay_steps : float, above 0, the length of the first period
-    t_mul : float, above 0, how many times longer each period is than the one before
-        Below 1 all periods end by step ``first_decay_steps / (1 - t_mul)``, and the rate is
-        ``alpha * initial_learning_rate`` from there on (tf-keras yields NaN).
-    m_mul : float, 0 or more, how many times higher each wave is than the one before
+    t_mul : float, above 0, the length of each period as a multiple of the one before
+        Below 1, all periods end by step ``first_decay_steps / (1 - t_mul)``, and from then on the
+        rate is ``alpha * initial_learning_rate`` (tf-keras returns NaN).
+    m_mul : float, 0 or more, the height of each wave as a multiple of the one before
     alpha : float, the lowest rate as a fraction of ``initial_learning_rate``
     name : str, optional, a label kept in the config
 
@@ -319,12 +321,12 @@ class CosineDecayRestarts(_Decay):
         return self.initial_learning_rate * ((1.0 - self.alpha) * wave + self.alpha)
 
     def _period(self, elapsed: float) -> tuple[int, float]:
-        """Which period it is after ``elapsed`` first periods, and the part of it that is over."""
+        """The number of the period after ``elapsed`` first periods, and the fraction of it done."""
         growth = self.t_mul - 1.0
         if growth == 0.0:
             period = math.floor(elapsed + _SNAP)
             return period, elapsed - period
-        if elapsed * growth <= _SNAP - 1.0:  # the ever shorter periods are over
+        if elapsed * growth <= _SNAP - 1.0:  # all of the ever shorter periods are over
             return 0, 1.0
         log_ratio = math.log(self.t_mul)
         period = math.floor(math.log1p(elapsed * growth) / log_ratio + _SNAP)
@@ -335,9 +337,10 @@ class CosineDecayRestarts(_Decay):
 def serialize(
     learning_rate_schedule: LearningRateSchedule, use_legacy_format: bool = False
 ) -> dict[str, Any]:
-    """Describe a schedule with tf-keras's dictionary, fit for JSON if the config is.
+    """Describe a schedule as tf-keras does: a dictionary, which is valid JSON if the config is.
 
-    ``use_legacy_format`` keeps only ``class_name`` and ``config``. ``TypeError`` for anything else.
+    ``use_legacy_format`` keeps only ``class_name`` and ``config``. Raises ``TypeError`` if
+    ``learning_rate_schedule`` is not a schedule.
     """
     cls = type(learning_rate_schedule)
     if not issubclass(cls, LearningRateSchedule):
@@ -356,11 +359,11 @@ def deserialize(
     custom_objects: Mapping[str, Any] | None = None,
     use_legacy_format: bool = False,
 ) -> LearningRateSchedule:
-    """Make the schedule that ``serialize``, here or in tf-keras and in either format, described.
+    """Make a schedule from the result of ``serialize``, here or in tf-keras, in either format.
 
-    ``custom_objects`` has further schedule classes, by class name or registered name; no module is
-    ever imported. ``ValueError`` for an unknown class (tf-keras returns its name), ``TypeError``
-    for a dictionary or a custom object of the wrong kind.
+    ``custom_objects`` maps class names or registered names to further schedule classes; no module
+    is ever imported. Raises ``ValueError`` for an unknown class (tf-keras returns its name), and
+    ``TypeError`` for a dictionary or a custom object of the wrong kind.
 
     >>> deserialize(serialize(ExponentialDecay(0.1, 100, 0.96))).decay_steps
     100
@@ -378,7 +381,7 @@ def deserialize(
 
 
 def _plain(value: Any) -> Any:
-    """Replace what JSON does not know: NumPy's numbers and arrays, and schedules."""
+    """Convert what JSON does not know: NumPy scalars and arrays, and schedules."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -401,7 +404,7 @@ def _step(step: Step) -> float:
 
 
 def _is_real(value: Any) -> bool:
-    """Whether a value is of a number's type; `float` would read text as well, and half of 1j."""
+    """Whether a value has a real number type; `float` would also accept text and drop 1j."""
     if isinstance(value, (np.ndarray, np.generic)):
         return value.dtype.kind in "iuf"
     return hasattr(value, "__float__") or hasattr(value, "__index__")
@@ -412,7 +415,7 @@ def _power(base: float, exponent: float) -> float:
         power = math.pow(base, exponent)
     except OverflowError:
         power = math.inf
-    if power < _LARGEST_GROWTH:  # min() would cost as much as all the rest here
+    if power < _LARGEST_GROWTH:  # min() would cost as much as the rest of this function
         return power
     return _LARGEST_GROWTH
 

@@ -1,4 +1,4 @@
-"""`Variable`: a name for an array, with the methods that TensorFlow users reach for."""
+"""`Variable`: a named array with the methods of ``tf.Variable``."""
 
 from __future__ import annotations
 
@@ -14,48 +14,49 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from rmsjit.arrays.masked import refuse_masked
 from rmsjit.autodiff import hooks
 
-UNTRACED = -2  # below -1, so that autograd takes a variable with this trace for a constant
+UNTRACED = -2  # autograd treats a box with a trace below -1 as a constant
 
 
 def _array_method(name: str) -> Callable[..., Any]:
-    """The method of that name of the array, or of its stand-in while a tape records."""
+    """A method that calls the one of the array, or of its stand-in while a tape records."""
 
     def method(self: Variable, *args: Any, **kwargs: Any) -> Any:
         return getattr(hooks.read(self), name)(*args, **kwargs)
 
     method.__name__ = name
-    method.__doc__ = f"``ndarray.{name}`` of the value, which a tape records."
+    method.__doc__ = f"``ndarray.{name}`` of the value, recorded by tapes."
     return method
 
 
 class Variable(NDArrayOperatorsMixin):
     """A named array that optimizers update in place.
 
-    A plain writeable ``ndarray`` serves just as well wherever rmsjit takes a variable; this class
-    adds a name, a constraint and the spelling of ``tf.Variable``.  Arithmetic and NumPy functions
-    take a `Variable` for the array that it holds and give plain arrays back, or results that can
-    be differentiated while a `rmsjit.GradientTape` records.
+    rmsjit also accepts a plain writeable ``ndarray`` wherever it takes a variable.  This class adds
+    a name, a constraint and the interface of ``tf.Variable``.  Arithmetic and NumPy functions treat
+    a `Variable` as its array and return plain arrays, or differentiable results while a
+    `rmsjit.GradientTape` records.
 
-    ``v.array``, ``v.numpy()`` and ``float(v)`` give plain numbers always, which a tape takes for
-    constants.  ``np.asarray(v)``, and all code that converts `v` in this way, gives the array, but
-    raises `TypeError` while a tape watches: what it computed would count as a constant.
+    ``v.array``, ``v.numpy()`` and ``float(v)`` always return plain values, which are constants to a
+    tape.  ``np.asarray(v)`` and other implicit conversions return the array, but raise `TypeError`
+    while a tape watches `v`, because it would treat whatever is computed from the array as a
+    constant.
 
     Parameters
     ----------
     initial_value : array_like
-        An ``ndarray`` of a dtype that rmsjit trains is held as it is, not copied, so that the
-        variable and the array stay one memory.  Anything else is converted: Python's own floats,
-        alone or in lists, become float32 and its integers int32, as in TensorFlow; what has a
-        dtype, such as an array of another library or a list of NumPy's numbers, keeps it.  A
-        callable is called for the value, without arguments.
+        An ``ndarray`` is used without copying, so the variable and the array share memory.
+        Anything else is converted.  Python floats, alone or in lists, become float32 and Python
+        integers int32, as in TensorFlow; anything with a dtype, such as an array of another
+        library or a list of NumPy scalars, keeps it.  A callable is called without arguments to
+        get the value.
     name : str, optional
-        Appears in the names of slots and in error messages.
+        Used in the names of slots and in error messages.
     dtype : dtype_like, optional
-        Converts (and then copies) `initial_value` if it has another dtype.
+        Converts (and so copies) an `initial_value` of another dtype.
     trainable : bool, default True
-        Whether `rmsjit.GradientTape` watches the variable by itself.
+        Whether `rmsjit.GradientTape` watches the variable automatically.
     constraint : callable, optional
-        Called with the value after each update; what it returns becomes the value.
+        Called with the value after each update; its result becomes the value.
 
     Examples
     --------
@@ -67,7 +68,7 @@ class Variable(NDArrayOperatorsMixin):
     """
 
     __slots__ = ("__weakref__", "_array", "_constraint", "_name", "_trainable")
-    __array_priority__ = 100  # so that `ndarray - Variable` asks the variable first
+    __array_priority__ = 100  # `ndarray - Variable` asks the variable first
 
     def __init__(
         self,
@@ -121,20 +122,19 @@ class Variable(NDArrayOperatorsMixin):
         return self._constraint
 
     def numpy(self) -> Any:
-        """A copy of the value: an array, or a NumPy scalar where the shape is ``()``.
+        """A copy of the value: an array, or a NumPy scalar if the shape is ``()``.
 
-        The value at this moment, as in TensorFlow; ``np.asarray(v)`` and ``v.array`` give the
-        memory, which later steps change.
+        Later steps don't change the copy, but they do change ``np.asarray(v)`` and ``v.array``.
         """
         return self._array.copy()[()]
 
     def value(self) -> Any:
-        """The same as `numpy`, or what a tape that records takes the variable for."""
+        """Like `numpy`, but returns the recorded result if a tape watches the variable."""
         value = hooks.read(self)
         return self.numpy() if value is self._array else value
 
     def read_value(self) -> Any:
-        """The same as `value`."""
+        """Same as `value`."""
         return self.value()
 
     def item(self, *index: Any) -> Any:
@@ -148,20 +148,20 @@ class Variable(NDArrayOperatorsMixin):
     def assign(self, value: ArrayLike) -> Variable:
         """Overwrite the value in place; a wrong shape raises `ValueError`.
 
-        Tapes do not record this, and refuse to differentiate what was computed from the old value.
+        Tapes don't record this.  They refuse to differentiate operations that used the old value.
         """
         self._array[...] = self._checked(value)
         hooks.wrote([self._array])
         return self
 
     def assign_add(self, delta: ArrayLike) -> Variable:
-        """Add `delta` in place; otherwise as `assign`."""
+        """Add `delta` in place; otherwise like `assign`."""
         self._array[...] += self._checked(delta)
         hooks.wrote([self._array])
         return self
 
     def assign_sub(self, delta: ArrayLike) -> Variable:
-        """Subtract `delta` in place; otherwise as `assign`."""
+        """Subtract `delta` in place; otherwise like `assign`."""
         self._array[...] -= self._checked(delta)
         hooks.wrote([self._array])
         return self
@@ -175,9 +175,9 @@ class Variable(NDArrayOperatorsMixin):
         return array.astype(self.dtype, copy=False)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
-        # Code that tapes know nothing of converts its arguments in silence.
+        # Code that does not know tapes converts its arguments silently.
         if hooks.read(self) is not self._array:
-            return hooks.unrecorded(self.name, sys._getframe(1))
+            return hooks.refuse_conversion(self.name, sys._getframe(1))
         if dtype is None or np.dtype(dtype) == self.dtype:
             return self._array.copy() if copy else self._array
         if copy is False:
@@ -188,22 +188,21 @@ class Variable(NDArrayOperatorsMixin):
         compute = getattr(ufunc, method)
         written = inputs[:1] if method == "at" else kwargs.get("out", ())
         if not written:
-            reads = [hooks.read(x) if isinstance(x, Variable) else x for x in inputs]
-            return compute(*reads, **_with_reads(kwargs))
+            return compute(*map(_read, inputs), **mapped(_read, kwargs))
         for target in written:
             _check_unwatched(target)
         result = compute(*arrays_of(inputs), **arrays_of(kwargs))
         hooks.wrote(array_of(target) for target in written)
-        # `v += x` must leave the variable in `v`, not its array.
+        # `v += x` must assign the variable to `v`, not its array.
         return written[0] if method != "at" and len(written) == 1 else result
 
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        return function(*_with_reads(args), **_with_reads(kwargs))
+        return function(*mapped(_read, args), **mapped(_read, kwargs))
 
-    # autograd's functions take a variable for one of their boxes by these three, once
-    # `rmsjit.GradientTape` has told them to; so they find it inside of lists as well.
+    # These three make a variable look like one of autograd's boxes, also inside lists.  autograd
+    # uses them once the first `rmsjit.GradientTape` has registered `Variable`.
     @property
     def _trace(self) -> float:
         value = hooks.read(self)
@@ -215,7 +214,7 @@ class Variable(NDArrayOperatorsMixin):
 
     @property
     def _value(self) -> NDArray[Any]:
-        return np.asarray(self._array)  # of a subclass, such as a memmap, the plain array
+        return np.asarray(self._array)  # a plain array even for subclasses such as memmap
 
     all = _array_method("all")
     any = _array_method("any")
@@ -256,7 +255,7 @@ class Variable(NDArrayOperatorsMixin):
     def imag(self) -> Any:
         return hooks.read(self).imag
 
-    # Products with matrices of scipy.sparse, which NumPy does not know.
+    # NumPy does not know products with scipy.sparse matrices.
     def __matmul__(self, other: Any) -> Any:
         return hooks.read(self) @ _read(other)
 
@@ -294,13 +293,13 @@ class Variable(NDArrayOperatorsMixin):
     def __complex__(self) -> complex:
         return complex(self._array)
 
-    # Variables are compared element by element, as arrays are, and still are keys of dictionaries
-    # by their identity, which TensorFlow code relies on through `Variable.ref()`.
+    # `==` compares elements, as for arrays, but variables are hashed by identity: TensorFlow code
+    # relies on this through `Variable.ref()`.
     def __hash__(self) -> int:
         return id(self)
 
     def ref(self) -> int:
-        """A hashable stand-in for this very object."""
+        """A hashable key that identifies this object."""
         return id(self)
 
     def __copy__(self) -> Variable:
@@ -320,25 +319,20 @@ class Variable(NDArrayOperatorsMixin):
         return Variable, (self._array, self._name, None, self._trainable, self._constraint)
 
     def __repr__(self) -> str:
-        value = repr(self._array[()]) if self.ndim else _plain_number(self._array)
+        value = repr(self._array) if self.ndim else str(self._array)
         return (
             f"<rmsjit.Variable '{self.name}' shape={self.shape} dtype={self.dtype}, numpy={value}>"
         )
 
 
 def array_of(value: Any) -> Any:
-    """The array of a `Variable` or of a result that a tape recorded; anything else as it is."""
+    """The array of a `Variable` or of a recorded result; other values unchanged."""
     return value.array if isinstance(value, (Variable, hooks.Recorded)) else value
 
 
 def arrays_of(arguments: Any) -> Any:
-    """`array_of` everything in (nested) arguments of a function."""
+    """Function arguments with `array_of` applied to each, also inside containers."""
     return mapped(array_of, arguments)
-
-
-def _with_reads(arguments: Any) -> Any:
-    """The arguments with what tapes take the variables among them for."""
-    return mapped(_read, arguments)
 
 
 def _read(value: Any) -> Any:
@@ -346,7 +340,7 @@ def _read(value: Any) -> Any:
 
 
 def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
-    """Arguments of a function with each changed, those in lists and the like too."""
+    """Function arguments with `change` applied to each, also inside containers."""
     if isinstance(arguments, tuple):
         return tuple(mapped(change, argument) for argument in arguments)
     if isinstance(arguments, (list, ValuesView)):
@@ -359,13 +353,9 @@ def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
 def _check_unwatched(target: Any) -> None:
     if isinstance(target, Variable) and hooks.read(target) is not target.array:
         raise TypeError(
-            f"a tape records what is computed from {target.name}, so that an operator can't write "
-            f"to it: use `v = v + x` for a new value, or `v.assign` to overwrite it unrecorded"
+            f"an operator can't write to {target.name} while a tape watches it: use `v = v + x` "
+            f"for a new value, or `v.assign` to overwrite it without recording"
         )
-
-
-def _plain_number(array: NDArray[Any]) -> str:
-    return str(array[()])
 
 
 def _as_array(value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
@@ -381,7 +371,13 @@ def _as_array(value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is made of Python's own numbers alone, which have no precision of theirs."""
+    """Whether a value consists of Python numbers only, which have no dtype."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return isinstance(value, (int, float, complex, range)) and not isinstance(value, np.generic)
+
+
+def brief(value: Any) -> str:
+    """How error messages show a wrong value."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -1,6 +1,7 @@
-"""Optax under jit, and a sparse step in plain JAX; buffers are donated, so updates are in place."""
+"""Optax under jit, and a sparse step in plain JAX, in place thanks to donated buffers."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ import numpy as np
 import optax
 from benchmarks.comparison.cases import Case
 from benchmarks.comparison.peer import Peer
-from benchmarks.comparison.problem import BATCHES, Problem
+from benchmarks.comparison.problem import Problem
 from benchmarks.suite.common import EPSILON, RHO
 
 
 class Optax(Peer):
     name = "optax"
+    packages = ("jax", "optax")
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
@@ -38,10 +40,6 @@ class Optax(Peer):
         self.update = jax.jit(update, donate_argnums=(0, 1))
 
     @classmethod
-    def versions(cls) -> dict[str, str]:
-        return {"jax": jax.__version__, "optax": optax.__version__, "numpy": np.__version__}
-
-    @classmethod
     def supports(cls, case: Case) -> bool:
         return not case.sparse
 
@@ -56,39 +54,35 @@ class Optax(Peer):
 
 
 class Scatter(Peer):
-    """Duplicates summed, named rows gathered, updated and scattered.
+    """Sum duplicates, then gather, update and scatter the named rows.
 
-    Duplicates are found without a sort: the last occurrence of each row stands for it.
+    Duplicates are found without a sort: the last occurrence represents each row.
     """
 
     name = "jax-scatter"
+    packages = ("jax",)
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
         self.state = [jnp.array(problem.table)]
         slots = 1 + bool(self.case.momentum)
         self.state += [jnp.zeros_like(self.state[0]) for _ in range(slots)]
-        self.batches = [
+        batches = [
             (jnp.array(indices.astype(np.int32)), jnp.array(rows))
             for indices, rows in problem.batches
         ]
-        self.turn = 0
+        self.batches = itertools.cycle(batches)
         self.update = jax.jit(
             functools.partial(_update_rows, self.case.learning_rate, self.case.momentum),
             donate_argnums=0,
         )
 
     @classmethod
-    def versions(cls) -> dict[str, str]:
-        return {"jax": jax.__version__, "numpy": np.__version__}
-
-    @classmethod
     def supports(cls, case: Case) -> bool:
         return case.sparse and not case.centered and case.mode == "rows"
 
     def step(self) -> None:
-        self.state = self.update(self.state, *self.batches[self.turn % BATCHES])
-        self.turn += 1
+        self.state = self.update(self.state, *next(self.batches))
 
     def finish(self) -> None:
         jax.block_until_ready(self.state)
@@ -100,8 +94,8 @@ class Scatter(Peer):
 def _update_rows(rate: float, momentum: float, state: Any, indices: Any, rows: Any) -> Any:
     table, rms, *rest = state
     count = len(indices)
-    stands_for = jnp.zeros(len(table), jnp.int32).at[indices].set(jnp.arange(count))[indices]
-    g = jnp.zeros_like(rows).at[stands_for].add(rows)[stands_for]  # every occurrence, the sum
+    last = jnp.zeros(len(table), jnp.int32).at[indices].set(jnp.arange(count))[indices]
+    g = jnp.zeros_like(rows).at[last].add(rows)[last]  # the sum, at every occurrence
     mean_square = RHO * rms[indices] + (1 - RHO) * g * g
     step = rate * g * jax.lax.rsqrt(mean_square + EPSILON)
     if momentum:

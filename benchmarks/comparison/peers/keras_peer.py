@@ -1,4 +1,4 @@
-"""Keras 3's RMSprop, on its TensorFlow backend."""
+"""Keras 3's RMSprop on its TensorFlow backend."""
 
 import os
 
@@ -17,6 +17,7 @@ class Keras(Peer):
     """`keras.optimizers.RMSprop` compiled by XLA, as `Model.fit` does by default."""
 
     name = "keras"
+    packages = ("keras", "tensorflow")
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
@@ -36,10 +37,6 @@ class Keras(Peer):
             optimizer.apply(gradients, self.variables)
 
         self._function = tf.function(update, jit_compile=True)
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        return {"keras": keras.__version__, "tensorflow": tf.__version__, "numpy": np.__version__}
 
     @classmethod
     def supports(cls, case: Case) -> bool:

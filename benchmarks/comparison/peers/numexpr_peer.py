@@ -1,4 +1,4 @@
-"""The rule in numexpr: each expression compiled once, run in cache-sized blocks on threads."""
+"""The rule in numexpr, which runs compiled expressions in cache-sized blocks on threads."""
 
 import numexpr
 import numpy as np
@@ -9,11 +9,12 @@ from benchmarks.suite.common import EPSILON, RHO
 
 class NumExpr(HandWritten):
     name = "numexpr"
+    packages = ("numexpr",)
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
         numexpr.set_num_threads(threads)
-        # Python's own floats would make every block float64.
+        # Python floats would promote every block to float64.
         self.numbers = {
             "rate": self.rate,
             "rho": np.float32(RHO),
@@ -24,10 +25,6 @@ class NumExpr(HandWritten):
         }
         variance = "where(s - m*m > zero, s - m*m, zero)" if self.case.centered else "s"
         self.update = f"rate*g / (sqrt({variance}) + eps)"
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        return {"numexpr": numexpr.__version__, "numpy": np.__version__}
 
     def step(self) -> None:
         for k, (g, variable) in enumerate(zip(self.gradients, self.variables, strict=True)):

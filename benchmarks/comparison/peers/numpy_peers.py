@@ -8,7 +8,7 @@ from benchmarks.suite.common import EPSILON, RHO
 
 
 class HandWritten(Peer):
-    """State of the rule, epsilon outside the root."""
+    """The state of the rule, with epsilon outside the root."""
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
@@ -28,7 +28,7 @@ class HandWritten(Peer):
 
 
 class Plain(HandWritten):
-    """As one writes it down: every operation makes a new array."""
+    """The plain expression: every operation allocates an array."""
 
     name = "numpy"
 
@@ -46,7 +46,7 @@ class Plain(HandWritten):
 
 
 class InPlace(HandWritten):
-    """As one tunes it: no new arrays."""
+    """Tuned: no allocations."""
 
     name = "numpy-inplace"
 
@@ -60,7 +60,7 @@ class InPlace(HandWritten):
             factor = self.bound * min(1 / norm, 1 / self.bound)
         for k, g in enumerate(self.gradients):
             if self.case.by_norm:
-                g = np.multiply(g, factor, out=self.mg[k])  # free, since not centered
+                g = np.multiply(g, factor, out=self.mg[k])  # unused, since the case is not centered
             self._update(k, g)
 
     def _update(self, k: int, g: np.ndarray) -> None:

@@ -1,9 +1,9 @@
 """rmsjit, and the floor loop over the same arrays."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from benchmarks.comparison.cases import FLOOR, Case
 from benchmarks.comparison.peer import Peer
@@ -19,6 +19,7 @@ SEQUENTIAL = 16_000_000  # elements of a table that the floor loop passes over
 
 class RMSJit(Peer):
     name = "rmsjit"
+    packages = ("rmsjit", "numba")
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
@@ -34,19 +35,15 @@ class RMSJit(Peer):
             sparse=case.mode,
             num_threads=threads,
         )
-        self.turns: list[list[Any]] = [problem.gradients]
+        turns: list[list[Any]] = [problem.gradients]
         if case.sparse:
-            self.turns = [[rmsjit.IndexedSlices(rows, where)] for where, rows in problem.batches]
-        self.turn, self.threads = 0, threads
+            turns = [[rmsjit.IndexedSlices(rows, where)] for where, rows in problem.batches]
+        self.turns = itertools.cycle(turns)
+        self.threads = threads
 
     @classmethod
     def versions(cls) -> dict[str, str]:
-        return {
-            "rmsjit": rmsjit.__version__,
-            "numba": numba.__version__,
-            "threading layer": layer_name(),
-            "numpy": np.__version__,
-        }
+        return {**super().versions(), "threading layer": layer_name()}
 
     @classmethod
     def supports(cls, case: Case) -> bool:
@@ -57,9 +54,7 @@ class RMSJit(Peer):
         return Rule(eps_in_root=case.momentum > 0)
 
     def step(self) -> None:
-        gradients = self.turns[self.turn]
-        self.turn = (self.turn + 1) % len(self.turns)
-        self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
+        self.optimizer.apply_gradients(zip(next(self.turns), self.variables, strict=True))
 
     def result(self) -> list[np.ndarray]:
         return [variable.astype(np.float32) for variable in self.variables]
@@ -78,12 +73,12 @@ class RMSJit(Peer):
         return {self.name: step, FLOOR: passed}
 
     def _floor(self) -> Callable[[], Any]:
-        """The loop over the step's own arrays; of a table, a pass over its first rows."""
+        """The floor loop over the arrays of the step; for a table, over its first rows."""
         for _ in range(BATCHES):
-            self.step()  # makes the slots
+            self.step()  # creates the slots
         table = self.variables[0]
         names = self.optimizer.get_slot_names()
         arrays = [table, *(self.optimizer.get_slot(table, name).array for name in names)]
         written = [array.reshape(-1)[:SEQUENTIAL] for array in arrays]
-        gradient = written[0] if self.case.sparse else self.turns[0][0]
+        gradient = written[0] if self.case.sparse else next(self.turns)[0]
         return fastest_floor(gradient, written, self.threads)

@@ -1,5 +1,6 @@
-"""TensorFlow: tf-keras's legacy optimizer and TF 1's, the two that rmsjit stands in for."""
+"""TensorFlow: the legacy optimizer of tf-keras and that of TF 1, which rmsjit replaces."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,14 +8,12 @@ import numpy as np
 import tensorflow as tf
 from benchmarks.comparison.cases import Case
 from benchmarks.comparison.peer import Peer
-from benchmarks.comparison.problem import BATCHES, Problem, Rule
+from benchmarks.comparison.problem import Problem, Rule
 from benchmarks.suite.common import EPSILON, RHO
 
 
 class TensorFlowPeer(Peer):
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        return {"tensorflow": tf.__version__, "numpy": np.__version__}
+    packages = ("tensorflow",)
 
     @classmethod
     def supports(cls, case: Case) -> bool:
@@ -26,6 +25,7 @@ class LegacyKeras(TensorFlowPeer):
     """`tf_keras.optimizers.legacy.RMSprop` in a `tf.function`, and without one ("eager")."""
 
     name = "tf-keras"
+    packages = ("tf-keras", "tensorflow")
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
@@ -41,15 +41,8 @@ class LegacyKeras(TensorFlowPeer):
         )
         arrays = [problem.table] if self.case.sparse else problem.variables
         self.variables = [tf.Variable(array) for array in arrays]
-        self.turns = _gradients(problem)
-        self.turn = 0
+        self.turns = itertools.cycle(_gradients(problem))
         self._function = tf.function(self._apply, reduce_retracing=True)
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        import tf_keras
-
-        return {"tf-keras": tf_keras.__version__, **super().versions()}
 
     @classmethod
     def supports(cls, case: Case) -> bool:
@@ -64,14 +57,10 @@ class LegacyKeras(TensorFlowPeer):
         self.optimizer.apply_gradients(zip(gradients, self.variables, strict=True))
 
     def step(self) -> None:
-        self._function(self._next_gradients())
+        self._function(next(self.turns))
 
     def eager_step(self) -> None:
-        self._apply(self._next_gradients())
-
-    def _next_gradients(self) -> list[Any]:
-        self.turn += 1
-        return self.turns[(self.turn - 1) % len(self.turns)]
+        self._apply(next(self.turns))
 
     def methods(self) -> dict[str, Callable[[], Any]]:
         return {self.name: self.step, "tf-keras-eager": self.eager_step}
@@ -109,16 +98,14 @@ class TF1(TensorFlowPeer):
             )
             self.session = v1.Session(config=options)
             self.session.run(v1.global_variables_initializer(), feeds)
-            self.calls = [self.session.make_callable(operation) for operation in train]
-        self.turn = 0
+            self.calls = itertools.cycle([self.session.make_callable(step) for step in train])
 
     @classmethod
     def rule(cls, case: Case) -> Rule:
         return Rule(eps_in_root=True, start=1.0)
 
     def step(self) -> None:
-        self.calls[self.turn % len(self.calls)]()
-        self.turn += 1
+        next(self.calls)()
 
     def result(self) -> list[np.ndarray]:
         return self.session.run(self.variables)
@@ -136,7 +123,7 @@ def _gradients(problem: Problem) -> list[list[Any]]:
 
 
 def _fed_variables(arrays: list[np.ndarray]) -> tuple[list[Any], dict[Any, np.ndarray]]:
-    """Variables whose first values are fed, since a graph can't hold large constants."""
+    """Variables with fed initial values, because a graph can't hold large constants."""
     v1 = tf.compat.v1
     feeds = {v1.placeholder(array.dtype, array.shape): array for array in arrays}
     return [v1.Variable(placeholder, use_resource=False) for placeholder in feeds], feeds
@@ -151,5 +138,4 @@ def _fed_gradients(problem: Problem) -> tuple[list[list[Any]], dict[Any, np.ndar
         (where, what), more = _fed_variables([indices, rows])
         turns.append([tf.IndexedSlices(what.read_value(), where.read_value(), problem.table.shape)])
         feeds.update(more)
-    assert len(turns) == BATCHES
     return turns, feeds

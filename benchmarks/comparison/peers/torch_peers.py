@@ -1,5 +1,6 @@
-"""PyTorch's RMSprop in its three forms, and its fused and sparse Adam."""
+"""PyTorch's three forms of RMSprop, and its fused and sparse Adam."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -7,14 +8,16 @@ import torch
 import torch._dynamo
 from benchmarks.comparison.cases import Case
 from benchmarks.comparison.peer import Peer
-from benchmarks.comparison.problem import BATCHES, Problem, Rule
+from benchmarks.comparison.problem import Problem, Rule
 from benchmarks.suite.common import EPSILON, RHO
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class TorchPeer(Peer):
-    """Parameters in PyTorch's own memory, with gradients that stay."""
+    """Parameters in PyTorch's own memory, with constant gradients."""
+
+    packages = ("torch",)
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
@@ -26,10 +29,6 @@ class TorchPeer(Peer):
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         return torch.tensor(array.astype(np.float32)).to(_DTYPES[self.case.dtype])
-
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        return {"torch": torch.__version__, "numpy": np.__version__}
 
     def result(self) -> list[np.ndarray]:
         return [parameter.detach().float().numpy() for parameter in self.parameters]
@@ -88,8 +87,8 @@ class Compiled(Foreach):
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
-        # Every case is one more compilation of the same code.  Beyond a limit that is lower than
-        # our number of cases, PyTorch would go on uncompiled, without a word.
+        # Each case compiles the same code again.  Beyond a limit that is lower than our number of
+        # cases, PyTorch would silently run uncompiled code.
         torch._dynamo.config.recompile_limit = 100
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         self._compiled = torch.compile(super().step)
@@ -103,7 +102,7 @@ class Compiled(Foreach):
 
 
 class FusedAdam(TorchPeer):
-    """Another rule, but the only kind of fused kernel that PyTorch has for CPUs."""
+    """Another rule, but the only one with a fused CPU kernel in PyTorch."""
 
     name = "torch-adam"
 
@@ -130,24 +129,25 @@ class FusedAdam(TorchPeer):
 
 
 class SparseAdam(Peer):
-    """PyTorch's only optimizer for sparse gradients that keeps averages."""
+    """PyTorch's only optimizer with moving averages for sparse gradients."""
 
     name = "torch-sparseadam"
+    packages = ("torch",)
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)
         torch.set_num_threads(threads)
         self.table = torch.nn.Parameter(torch.tensor(problem.table))
-        self.gradients = [
+        gradients = [
             torch.sparse_coo_tensor(
                 torch.tensor(indices)[None], torch.tensor(rows), self.table.shape
             )
             for indices, rows in problem.batches
         ]
+        self.gradients = itertools.cycle(gradients)
         self.optimizer = torch.optim.SparseAdam(
             [self.table], self.case.learning_rate, betas=(RHO, RHO), eps=EPSILON
         )
-        self.turn = 0
 
     @classmethod
     def supports(cls, case: Case) -> bool:
@@ -157,13 +157,8 @@ class SparseAdam(Peer):
     def rule(cls, case: Case) -> Rule:
         return Rule(eps_in_root=False, adam=True)
 
-    @classmethod
-    def versions(cls) -> dict[str, str]:
-        return TorchPeer.versions()
-
     def step(self) -> Any:
-        self.table.grad = self.gradients[self.turn % BATCHES]
-        self.turn += 1
+        self.table.grad = next(self.gradients)
         self.optimizer.step()
 
     def result(self) -> list[np.ndarray]:

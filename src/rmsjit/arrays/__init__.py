@@ -1,1 +1,1 @@
-"""Arrays as memory: dtypes, layout, where they begin, and what overlaps."""
+"""Arrays as memory: dtypes, layout, alignment, ownership and overlap."""

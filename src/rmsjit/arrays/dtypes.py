@@ -1,4 +1,4 @@
-"""The dtypes that a variable may have, and the types that compiled code stores and computes in."""
+"""The dtypes that variables may have, and the types that compiled code stores and computes in."""
 
 from __future__ import annotations
 
@@ -12,31 +12,17 @@ from numpy.typing import DTypeLike, NDArray
 
 @dataclass(frozen=True, eq=False)  # one object for each dtype, compared by identity
 class Precision:
-    """How a dtype is stored and computed.
+    """How compiled code stores a dtype and computes with it."""
 
-    Attributes
-    ----------
-    name : str
-        The dtype's name.
-    storage : str
-        What compiled code sees: half types travel as integers (`rmsjit.kernels.scalars`).
-    computing : str
-        The real dtype of the arithmetic and of the hyperparameters.
-    real : str
-        The storage of the real numbers that an element is made of.
-    components : int
-        How many of them: 2 for a complex dtype.
-    """
-
-    name: str
-    storage: str
-    computing: str
-    real: str
-    components: int = 1
+    name: str  # of the dtype
+    storage: str  # the type in compiled code, an integer for half types (`rmsjit.kernels.scalars`)
+    computing: str  # the real dtype of the arithmetic and of the hyperparameters
+    real: str  # the storage type of an element's real components
+    components: int = 1  # real components per element: 2 for complex dtypes
 
     @property
     def is_half(self) -> bool:
-        """Whether elements are rounded to 16 bits where they are stored."""
+        """Whether elements are stored in 16 bits."""
         return self.name.endswith("float16")
 
 
@@ -55,14 +41,14 @@ _PRECISIONS = {
 SUPPORTED = tuple(_PRECISIONS)
 
 
-@functools.cache  # a dtype's name takes microseconds to make
+@functools.cache  # NumPy takes microseconds to build the name of a dtype
 def precision_of(dtype: np.dtype[Any]) -> Precision | None:
-    """The `Precision` of a dtype, or None where rmsjit can't train it."""
+    """The `Precision` of a dtype, or None if rmsjit can't train it."""
     return _PRECISIONS.get(dtype.name) if dtype.isnative else None
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
-    """The dtype of a name; bfloat16 is not NumPy's own.
+    """The dtype with this name, including bfloat16 from ml_dtypes.
 
     Raises
     ------
@@ -78,38 +64,27 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 
 def converted(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-    """An array in another dtype, or itself; overflow and the like pass, whatever `np.errstate`.
+    """The array in another dtype, not copied if it has that dtype already.
 
-    A number too large for the dtype becomes infinite.
+    Overflow and other floating-point errors are ignored, whatever `np.errstate` says; a number too
+    large for the dtype becomes infinite.
     """
     with np.errstate(all="ignore"):
         return array.astype(dtype, copy=False)
 
 
 class Kinds(NamedTuple):
-    """The types that a kernel is compiled for, by name.
+    """The names of the types that a kernel is compiled for."""
 
-    Attributes
-    ----------
-    variable : str
-        What variables and gradients are stored in.
-    slots : tuple of str
-        What each slot is stored in.
-    computing : str
-        The real type of the numbers of a step, as wide as the widest of these.
-    total : str
-        What sums of gradients are made in.
-    """
-
-    variable: str
-    slots: tuple[str, ...]
-    computing: str
-    total: str
+    variable: str  # the storage type of variables and gradients
+    slots: tuple[str, ...]  # the storage type of each slot
+    computing: str  # the real type of the hyperparameters of a step, as wide as the widest of these
+    total: str  # the type in which gradients are summed
 
 
 @functools.cache
 def kinds_of(precision: Precision, slot_dtypes: tuple[str | None, ...]) -> Kinds:
-    """The types for variables of a precision whose slots have these dtypes; None for the same."""
+    """The types for a variable's precision and its slots' dtypes; None means the variable's."""
     slots = [precision if name is None else _PRECISIONS[name] for name in slot_dtypes]
     computing = np.result_type(precision.computing, *(slot.computing for slot in slots)).name
     total = precision.storage if precision.components == 2 else computing

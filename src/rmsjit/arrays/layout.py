@@ -1,9 +1,9 @@
-"""The memory of an array, whatever view of it one holds.
+"""The memory layout of arrays, and keys that are the same for all views of a variable.
 
 A variable is its memory: ``W``, ``W[...]``, ``W.T`` and ``W.reshape(-1)`` are views of the same
-elements, and the optimizer's state belongs to these.  So every array is turned to one canonical
-view, its axes by descending stride and all strides positive, in which slots are laid out and
-kernels run.  For a C- or F-contiguous array that view is simply its elements in memory order.
+elements, and these elements have one state in the optimizer.  Slots are therefore stored, and
+kernels run, in the order of a canonical view: axes by descending stride, all strides positive.
+For a C- or F-contiguous array this is the order of the elements in memory.
 """
 
 from __future__ import annotations
@@ -28,29 +28,33 @@ class Layout:
     axes : tuple of int
         The array's axes by descending stride.
     flips : tuple of slice
-        For each of these, ``slice(None, None, -1)`` where its stride is negative; empty for a
-        C-contiguous array, whose canonical view is itself.
+        One for each of these axes, ``slice(None, None, -1)`` if its stride is negative.  Empty for
+        a C-contiguous array, which is its own canonical view.
     """
 
     axes: tuple[int, ...]
     flips: tuple[Any, ...]
 
     def canonical(self, array: NDArray[Any]) -> NDArray[Any]:
-        """The view of `array`, which has the shape that this layout was made for."""
+        """The canonical view of an array whose axes this layout describes."""
         if not self.flips:
             return array
         return array.transpose(self.axes)[(*self.flips, ...)]  # ... keeps a 0-d array an array
 
     def logical(self, canonical: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-        """The inverse: a view of canonical elements with the axes of the array."""
+        """The inverse of `canonical`: a view of canonical elements with the axes of the array."""
         if not self.flips:
             return canonical.reshape(shape)
         ordered = canonical.reshape([shape[axis] for axis in self.axes])
         return ordered[(*self.flips, ...)].transpose(np.argsort(self.axes))
 
+    def reordered(self, flat: NDArray[Any], shape: tuple[int, ...], to: Layout) -> NDArray[Any]:
+        """Elements in the canonical order of this layout, rearranged to that of `to`."""
+        return to.canonical(self.logical(flat, shape)).reshape(-1)
+
 
 def layout_of(array: NDArray[Any]) -> Layout:
-    """The layout of `array`; axes of length 1 keep their place among equals."""
+    """The layout of an array."""
     if array.flags.c_contiguous:
         return _in_order(array.ndim)
     strides = [
@@ -70,13 +74,18 @@ def _in_order(ndim: int) -> Layout:
     return Layout(tuple(range(ndim)), ())
 
 
+def canonical_view(array: NDArray[Any]) -> NDArray[Any]:
+    """The array with its axes by descending stride and all strides positive."""
+    return layout_of(array).canonical(array)
+
+
 def is_dense(canonical: NDArray[Any]) -> bool:
-    """Whether kernels can run over a canonical view in place."""
+    """Whether kernels can run on a canonical view in place."""
     return canonical.flags.c_contiguous and canonical.flags.aligned
 
 
 def overlaps_itself(canonical: NDArray[Any]) -> bool:
-    """Whether two elements of a canonical view may share memory, as after a broadcast."""
+    """Whether elements of a canonical view may share memory, as in a broadcast array."""
     if canonical.size == 0:
         return False
     reach = canonical.itemsize
@@ -89,25 +98,29 @@ def overlaps_itself(canonical: NDArray[Any]) -> bool:
 
 
 def memory_key(canonical: NDArray[Any]) -> Key:
-    """What tells the memory of one variable from that of another."""
+    """A key that identifies the memory of a canonical view."""
     dtype = canonical.dtype
     if canonical.flags.c_contiguous:
         return (address_of(canonical), dtype, canonical.size)
     return (address_of(canonical), dtype, *_collapsed(canonical))
 
 
+def array_key(array: NDArray[Any]) -> Key:
+    """The `memory_key` of an array, which is the same for all views of its elements."""
+    return memory_key(canonical_view(array))
+
+
 def rows_key(table: NDArray[Any]) -> Key:
-    """What tells the rows of a table from those of other views of its memory."""
+    """A key that identifies the rows of a table; other views of its memory may have other rows."""
     rows = len(table)
     if rows == 0:
         return (0,)
-    first = table[0:1]
     step = table.strides[0] if rows > 1 else 0
-    return (rows, step, memory_key(layout_of(first).canonical(first)))
+    return (rows, step, array_key(table[0:1]))
 
 
 def _collapsed(canonical: NDArray[Any]) -> Key:
-    """Shape and strides with axes that continue each other joined, so that views agree."""
+    """Shape and strides, with contiguous axes joined, so that all views give the same."""
     joined: list[tuple[int, int]] = []
     for length, stride in zip(canonical.shape, canonical.strides, strict=True):
         if length == 1:
@@ -129,18 +142,18 @@ def _read_address(array: NDArray[Any]) -> int:
 
 
 _word_at = ctypes.c_ssize_t.from_address
-_DATA = object.__basicsize__  # where an array's header holds the address of its data
+_DATA = object.__basicsize__  # offset of the data pointer in the header of an array
 
 
 def _header_is_known() -> bool:
-    """Whether the address is where it is expected, in arrays of more than one kind."""
+    """Whether the data pointer is where we expect it, for several kinds of arrays."""
     return all(
         _read_address(array) == _reported_address(array)
         for array in (np.zeros(3), np.zeros((2, 5))[1:, 2:], np.zeros(()))
     )
 
 
-# To ask NumPy for an address takes microseconds, as it makes a dictionary of everything else too.
+# Asking NumPy takes microseconds, since it builds a dictionary with everything else as well.
 address_of = _read_address if _header_is_known() else _reported_address
 
 

@@ -1,8 +1,8 @@
-"""Which memory meets which: variables that must not overlap, and what a step writes.
+"""Which arrays overlap: variables, which must not, and the memory that a step writes.
 
-What is known is kept sorted, so a new variable is compared with its neighbours only, however many
-there are.  Columns of one array are not neighbours of each other but lie between each other; they
-are told apart by their residues modulo the stride that they have in common.
+Known arrays are kept sorted by address, so a new one is compared with its neighbours only.
+Columns of one array are interleaved, so their addresses don't separate them; they are
+distinguished by their start addresses modulo their common stride.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, address_of
 
-Span = tuple[int, int]  # first address, and the one after the last byte
+Span = tuple[int, int]  # first address, and the address after the last byte
 T = TypeVar("T")
 
 _OVERLAP_WORK: Any = 100_000  # NumPy's stubs know only two special values
-_CHUNK = 512  # spans that are kept in one list, so that no insertion moves many
+_CHUNK = 512  # spans in one list, to keep insertion cheap
 
 
 class Memory(Protocol):
-    """What must be known of a variable."""
+    """A variable or a slot, as it is compared with others."""
 
     @property
     def key(self) -> Key: ...
@@ -37,24 +37,18 @@ class Memory(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-class Known(Protocol):
-    """What new variables are compared with."""
-
-    def meeting(self, memory: Any) -> Any: ...
-
-
 M = TypeVar("M", bound=Memory)
 
 
 class Spans(Generic[T]):
-    """Things by the spans that they have, no two of which meet, in ascending order."""
+    """A sorted map from disjoint spans to things."""
 
     def __init__(self) -> None:
         self._chunks: list[list[tuple[int, int, T]]] = [[]]
-        self._starts: list[int] = [0]  # where each chunk begins; the first takes all before it
+        self._starts: list[int] = [0]  # where each chunk begins; the first has no lower limit
 
     def add(self, start: int, end: int, thing: T) -> None:
-        """Add a span that meets none of the others."""
+        """Add a span that meets no other."""
         k = max(bisect_right(self._starts, start) - 1, 0)
         chunk = self._chunks[k]
         insort(chunk, (start, end, thing), key=itemgetter(0))
@@ -66,9 +60,11 @@ class Spans(Generic[T]):
         """Remove the span that begins there."""
         k = max(bisect_right(self._starts, start) - 1, 0)
         del self._chunks[k][bisect_left(self._chunks[k], (start,))]
+        if not self._chunks[k] and len(self._chunks) > 1:  # `meeting` looks back by one chunk
+            del self._chunks[k], self._starts[k]
 
     def meeting(self, start: int, end: int) -> Iterator[tuple[int, int, T]]:
-        """Those that meet a span, in ascending order but for the first two."""
+        """The spans that meet the given one, in ascending order."""
         k = max(bisect_right(self._starts, start) - 1, 0)
         at = bisect_left(self._chunks[k], (start,))
         before = self._chunks[k][at - 1 : at] or (self._chunks[k - 1][-1:] if k and not at else [])
@@ -85,10 +81,10 @@ class Spans(Generic[T]):
 
 
 class _Comb(Generic[M]):
-    """Memories with one largest stride, by their residues modulo it.
+    """Memories with the same largest stride, by their start addresses modulo that stride.
 
-    Each lies within a stretch that returns once in a stride.  Stretches at different residues
-    have no byte in common, wherever they begin.
+    Each consists of equal pieces, one per stride.  Memories whose pieces cover different residues
+    have no byte in common, wherever they start.
     """
 
     def __init__(self, stride: int) -> None:
@@ -107,22 +103,23 @@ class _Comb(Generic[M]):
         self._widest = max(self._widest, width)
 
     def near(self, start: int, width: int) -> Iterator[M]:
-        """Members of which a stretch, at any multiple of the stride, may meet this one."""
+        """Members that may meet a memory that starts there and whose pieces have this width."""
         if width + self._widest > self.stride:
             yield from self.members
             return
         first = (start - self._widest + 1) % self.stride
-        last = first + self._widest + width - 1  # behind the last residue that may meet
+        last = first + self._widest + width - 1  # one past the last residue that may meet it
         for low, high in ((first, last), (first - self.stride, last - self.stride)):
             for k in range(bisect_left(self._residues, low), bisect_left(self._residues, high)):
                 yield from self._by_residue[self._residues[k]]
 
 
 class _Cluster(Generic[M]):
-    """Memories that are not contiguous and lie between each other."""
+    """Memories that are not contiguous and whose spans meet."""
 
     def __init__(self) -> None:
         self.combs: dict[int, _Comb[M]] = {}
+        self.size = 0
 
     @property
     def members(self) -> list[M]:
@@ -131,6 +128,7 @@ class _Cluster(Generic[M]):
     def add(self, memory: M) -> None:
         stride, width = _stride_and_width(memory.canonical)
         self.combs.setdefault(stride, _Comb(stride)).add(memory, width)
+        self.size += 1
 
     def near(self, memory: Memory) -> Iterator[M]:
         contiguous = memory.canonical.flags.c_contiguous
@@ -144,12 +142,12 @@ class _Cluster(Generic[M]):
 
 
 class Overlaps(Generic[M]):
-    """Memories that do not overlap, and which of them another would overlap.
+    """Memories that do not overlap, to be searched for one that overlaps another.
 
     Attributes
     ----------
     compared : int
-        How often two memories were compared, which must not grow with what is known.
+        How often two memories were compared.  Per search, it must not grow with their number.
     """
 
     def __init__(self, memories: Iterable[M] = ()) -> None:
@@ -160,7 +158,7 @@ class Overlaps(Generic[M]):
             self.add(memory)
 
     def add(self, memory: M) -> None:
-        """Add a memory that overlaps none of the others."""
+        """Add a memory that overlaps no other."""
         start, end = memory.span
         if start == end:
             return
@@ -168,9 +166,8 @@ class Overlaps(Generic[M]):
             self._contiguous.add(start, end, memory)
             return
         found = list(self._clusters.meeting(start, end))
-        cluster: _Cluster[M] = _Cluster()
-        if found:
-            cluster = max((c for _, _, c in found), key=lambda c: sum(map(_size, c.combs.values())))
+        clusters = (cluster for _, _, cluster in found)
+        cluster = max(clusters, key=lambda cluster: cluster.size, default=_Cluster())
         for first, last, other in found:
             self._clusters.remove(first)
             start, end = min(start, first), max(end, last)
@@ -180,7 +177,7 @@ class Overlaps(Generic[M]):
         self._clusters.add(start, end, cluster)
 
     def meeting(self, memory: Memory) -> M | None:
-        """One that has an element in common with `memory`, other than itself; or None."""
+        """A memory that shares an element with `memory` and is not the same, or None."""
         start, end = memory.span
         if start == end:
             return None
@@ -202,23 +199,16 @@ class Overlaps(Generic[M]):
 
 
 def refuse_overlap(
-    known: Known | Iterable[Memory],
+    known: Overlaps[Any] | Iterable[Memory],
     new: Iterable[Memory],
     name: Callable[[Any], str],
     rule: str = "variables must not overlap in part",
 ) -> None:
-    """Raise `ValueError` if two variables share a part of their memory, one of them new.
+    """Raise `ValueError` if a new memory overlaps a known or another new one in part.
 
-    Parameters
-    ----------
-    known : Overlaps, or iterable of Memory
-    new : iterable of Memory
-    name : callable
-        How the message calls one of them.
-    rule : str
-        What it says that must be.
+    The message begins with `rule` and names both memories by calling `name`.
     """
-    index: Any = known if hasattr(known, "meeting") else Overlaps(known)
+    index = known if isinstance(known, Overlaps) else Overlaps(known)
     fresh: Overlaps[Memory] = Overlaps()
     for memory in {memory.key: memory for memory in new}.values():
         other = index.meeting(memory) or fresh.meeting(memory)
@@ -230,18 +220,18 @@ def refuse_overlap(
 
 
 def _hint(one: tuple[int, ...], other: tuple[int, ...]) -> str:
-    """What to do where two shapes are those of a table and some of its rows, or of two such."""
+    """Advice if the shapes look like a table and some of its rows, or like two sets of rows."""
     both_rows = one[1:] == other[1:] and len(one) > 1
     if not (both_rows or one == other[1:] or other == one[1:]):
         return ""
     return (
-        "; to train some rows of a table, give the whole table, and an IndexedSlices of these rows "
+        "; to train some rows of a table, pass the whole table, and an IndexedSlices of these rows "
         "as its gradient"
     )
 
 
 def _share(one: Memory, other: Memory) -> bool:
-    """Whether two variables have an element in common; if that is too hard to tell, they have."""
+    """Whether two memories share an element; also true if NumPy gives up."""
     try:
         return bool(np.shares_memory(one.canonical, other.canonical, max_work=_OVERLAP_WORK))
     except np.exceptions.TooHardError:
@@ -249,7 +239,7 @@ def _share(one: Memory, other: Memory) -> bool:
 
 
 def _stride_and_width(canonical: NDArray[Any]) -> tuple[int, int]:
-    """The largest stride, and the bytes from the first to the last of what it repeats."""
+    """The largest stride, and the size in bytes of the piece that it repeats."""
     pairs = [
         (stride, length)
         for length, stride in zip(canonical.shape, canonical.strides, strict=True)
@@ -259,18 +249,8 @@ def _stride_and_width(canonical: NDArray[Any]) -> tuple[int, int]:
     return pairs[0][0], inner + canonical.itemsize
 
 
-def _size(comb: _Comb[Any]) -> int:
-    return len(comb.members)
-
-
 def merged_spans(spans: Iterable[Span]) -> NDArray[np.int64]:
-    """The same memory as ascending spans that do not meet.
-
-    Returns
-    -------
-    int64 array, shape (2, spans)
-        Starts and ends.
-    """
+    """Ascending, disjoint spans of the same memory, as an array of starts and ends."""
     merged: list[list[int]] = []
     for start, end in sorted(spans):
         if start == end:
@@ -283,7 +263,7 @@ def merged_spans(spans: Iterable[Span]) -> NDArray[np.int64]:
 
 
 def span_that_meets(spans: NDArray[np.int64], contiguous: NDArray[Any]) -> Span | None:
-    """The last of some `merged_spans` that shares memory with an array, or None."""
+    """The last of `merged_spans` that shares memory with a contiguous array, or None."""
     start = address_of(contiguous)
     end = start + contiguous.nbytes
     last = int(np.searchsorted(spans[0], end - 1, side="right")) - 1

@@ -1,4 +1,4 @@
-"""Whose memory an array looks at, whether it still lies there, and who else holds it."""
+"""Which object owns the memory of an array, whether it is still there, and who else holds it."""
 
 from __future__ import annotations
 
@@ -11,39 +11,24 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import address_of
 
-_CLOSED = -1  # in place of a size
-
 
 class Ground(NamedTuple):
-    """Where the memory lies that an array is a view of.
+    """The memory that an array is a view of, as it was at one time."""
 
-    Attributes
-    ----------
-    root : int
-        The identity of the object that has the memory, which every view of it keeps alive.
-    address, nbytes : int
-        Where its memory begins and how large it is, all of it, at this time.
-    """
-
-    root: int
-    address: int
-    nbytes: int
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the memory was given back, so that the address may be another's."""
-        return self.nbytes == _CLOSED
+    root: int  # id of the object that owns the memory; every view keeps it alive
+    address: int  # of all the memory of this object; 0 if it was closed
+    nbytes: int  # size of all the memory of this object; -1 if it was closed
 
 
 def private_view(array: NDArray[Any]) -> NDArray[Any]:
-    """A plain view that nobody else has, which keeps the memory alive and not the object."""
+    """A new plain view, which keeps the memory alive but not the array object itself."""
     return array.view(np.ndarray)
 
 
 def anchor_of(array: NDArray[Any]) -> NDArray[Any]:
-    """The array that an array is a view of, through any number of views.
+    """The array at the end of a chain of views.
 
-    It owns its memory, or has it from something that is no array: a file, another library.
+    It owns its memory or has it from something that is no array, such as a mapped file.
     """
     while True:
         base = _below(array)
@@ -53,7 +38,7 @@ def anchor_of(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _below(array: NDArray[Any]) -> Any:
-    """What an array has its memory from; None where it is its own."""
+    """The object that an array has its memory from, None if it owns it."""
     base: Any = array.base
     if isinstance(base, memoryview):
         try:
@@ -67,38 +52,30 @@ def _below(array: NDArray[Any]) -> Any:
 
 
 def ground_of(array: NDArray[Any]) -> Ground:
-    """Where the memory under an array lies now; nothing of it is read.
+    """The memory under an array as it is now; it is not read.
 
-    Memory can go although arrays look at it: a mapped file or shared memory that is closed, an
-    array or a mapping that is resized.
+    Memory can go away although arrays refer to it, when a mapped file or shared memory is closed
+    or an array or a mapping is resized.
     """
     anchor = anchor_of(array)
     provider = None if anchor.flags.owndata else _below(anchor)
     if provider is not None:
         try:
             whole = np.frombuffer(provider, np.uint8)
-        except (TypeError, BufferError):  # it gives arrays in a way of its own
+        except (TypeError, BufferError):  # it has no buffer, but another interface
             pass
         except (ValueError, AttributeError):
-            return Ground(id(provider), 0, _CLOSED)
+            return Ground(id(provider), 0, -1)
         else:
             return Ground(id(provider), address_of(whole), whole.nbytes)
     return Ground(id(anchor), address_of(anchor), anchor.nbytes)
 
 
 def held_elsewhere(owned: Sequence[Iterable[NDArray[Any]]]) -> list[bool]:
-    """Whether others than ourselves hold the memory of arrays.
+    """For each group of arrays over the same memory, whether anybody else holds that memory.
 
-    Parameters
-    ----------
-    owned : sequence of iterable of ndarray
-        For each memory, the arrays over it that are ours: private views, or arrays of our own.
-        All that we have must be among them, but for the lists and attributes that hold them.
-
-    Returns
-    -------
-    list of bool
-        True also where it can't be told, as for memory of other libraries.
+    Each group must contain all of our own arrays over the memory: private views, or arrays that we
+    allocated.  The result is also true if we can't know, as for memory of other libraries.
     """
     counts = _Counts()
     groups = [list(views) for views in owned]
@@ -108,10 +85,10 @@ def held_elsewhere(owned: Sequence[Iterable[NDArray[Any]]]) -> list[bool]:
 
 
 class _Counts:
-    """How many references to each array of some chains of views are our own."""
+    """Counts references to the arrays in chains of views, and how many of them are our own."""
 
     def __init__(self) -> None:
-        self._own: dict[int, list[Any]] = {}  # by identity: the array, and our references to it
+        self._own: dict[int, list[Any]] = {}  # by id: the array, and our references to it
         sentinel = np.empty(0)
         self._own[id(sentinel)] = [sentinel, 0]
         del sentinel
@@ -120,7 +97,7 @@ class _Counts:
         self._external: dict[int, int] | None = None
 
     def walk(self, view: NDArray[Any]) -> None:
-        """Count the reference that each array of a chain has to the next."""
+        """Count the reference that each array in the chain has to the next."""
         base: Any = view.base
         while isinstance(base, np.ndarray):
             counted = self._own.setdefault(id(base), [base, 0])
@@ -137,10 +114,10 @@ class _Counts:
             }
         base: Any = view.base
         while isinstance(base, np.ndarray):
-            if self._external[id(base)] > 0 or (base.base is None and not base.flags.owndata):
+            if self._external[id(base)] > 0:
                 return True
             if base.base is None:
-                return False
+                return not base.flags.owndata
             base = base.base
         return True
 

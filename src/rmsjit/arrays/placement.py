@@ -1,4 +1,4 @@
-"""Where arrays begin in memory."""
+"""Allocation of arrays with a given alignment."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CACHE_LINE = 64  # bytes
 def allocate_aligned(
     shape: tuple[int, ...], dtype: np.dtype[Any], beside_address: int = 0
 ) -> NDArray[Any]:
-    """An uninitialised array whose data is as far from a cache line as `beside_address`.
+    """An uninitialised array with the same offset within a cache line as `beside_address`.
 
-    A vector that straddles two cache lines costs two accesses; where a variable and its slots are
-    off by the same number of bytes, work that starts on a line of one starts on a line of all.
+    A vector that straddles two cache lines costs two accesses.  If a variable and its slots have
+    the same offset, work that is aligned for one of them is aligned for all.
     """
     nbytes = dtype.itemsize * math.prod(shape)
     memory = np.empty(nbytes + CACHE_LINE, np.uint8)
@@ -28,23 +28,23 @@ def allocate_aligned(
 
 
 def empty_like_aligned(prototype: ArrayLike, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """An uninitialised array of the shape of another, that begins on a cache line.
+    """An uninitialised array with the shape of another, aligned to a cache line.
 
-    For tables of embeddings, whose rows then lie on as few cache lines as they can: NumPy puts
-    large arrays 16 bytes past a line, so that each row of 64 bytes is on two.  A dense variable
-    gains nothing, since rmsjit begins its own work on a line wherever the variable begins.
+    Use it for embedding tables, whose rows then occupy as few cache lines as possible.  NumPy
+    places large arrays 16 bytes past a cache line, so every row of 64 bytes occupies two.  Dense
+    variables gain nothing: rmsjit aligns its work on them wherever they begin.
 
     Parameters
     ----------
     prototype : array_like
-        Its shape, and the order of its axes in memory.
+        Gives the shape and the order of the axes in memory.
     dtype : dtype_like, optional
-        That of `prototype` if left out.
+        By default that of `prototype`.
 
     Returns
     -------
     ndarray
-        NumPy asks for huge pages for arrays of 4 MiB and more, where the system has them.
+        For arrays of 4 MiB and more, NumPy asks the system for huge pages if it has them.
 
     Examples
     --------

@@ -1,5 +1,5 @@
-"""Automatic differentiation on the autograd package: tapes, `gather`, gradients of losses.
+"""Automatic differentiation, built on the autograd package: tapes, `gather`, gradients of losses.
 
-`hooks` and `nested` are light and known to all of rmsjit; what imports autograd is imported by the
-module that defines it.
+`hooks` and `nested` are light and used throughout rmsjit.  Modules that import autograd are
+imported only when they are needed.
 """

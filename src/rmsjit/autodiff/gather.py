@@ -1,4 +1,4 @@
-"""Rows taken from a table, and the gradient that names them instead of filling a table."""
+"""`gather`: rows of a table, with a sparse gradient."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from autograd.tracer import isbox
 from numpy.typing import NDArray
 
 from rmsjit.autodiff import hooks
-from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.indexed_slices import IndexedSlices, as_integers, check_rows
 from rmsjit.variables import Variable, array_of
 
 
 @primitive  # type: ignore[untyped-decorator]  # autograd has no types
 def take_rows(table: Any, ids: NDArray[np.intp]) -> Any:
-    """``table[ids]``, for ids known to be rows."""
+    """``table[ids]``, for ids that were checked."""
     return table.take(ids, axis=0)
 
 
-# What autograd's own traces and second derivatives use, which know dense gradients only.
+# Dense rules, for autograd's own traces and for second derivatives.
 defvjp(take_rows, lambda ans, table, ids: lambda g: untake(g, ids, vspace(table)))
 defjvp(take_rows, lambda g, ans, table, ids: take_rows(g, ids))
 
 
 class Rows(NamedTuple):
-    """What one `take_rows` adds to its table's gradient."""
+    """What one `take_rows` contributes to the gradient of its table."""
 
     ids: NDArray[np.intp]
     values: NDArray[Any]
@@ -37,13 +37,13 @@ class Rows(NamedTuple):
 def rows_pulled_back(
     positions: tuple[int, ...], value: Any, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> Any:
-    """A rule for `take_rows` in the form of autograd's, but giving `Rows`."""
+    """A derivative of `take_rows` with the signature of autograd's, which returns `Rows`."""
     ids = arguments[1]
     return lambda g: (Rows(ids, g),)
 
 
 def slices_of(parts: list[Rows], shape: tuple[int, ...], dtype: np.dtype[Any]) -> IndexedSlices:
-    """All parts behind each other, as the gradient of a table of `shape` and `dtype`."""
+    """All parts, concatenated into the gradient of a table of `shape` and `dtype`."""
     row = shape[1:]
     values = [np.asarray(part.values, dtype).reshape(part.ids.size, *row) for part in parts]
     ids = [part.ids.reshape(-1) for part in parts]
@@ -53,19 +53,19 @@ def slices_of(parts: list[Rows], shape: tuple[int, ...], dtype: np.dtype[Any]) -
 
 
 def conjugate(gradient: Any) -> Any:
-    """The complex conjugate of a gradient, dense or sparse."""
+    """The complex conjugate of a dense or sparse gradient."""
     if isinstance(gradient, IndexedSlices):
         return IndexedSlices(gradient.values.conj(), gradient.indices, gradient.dense_shape)
     return anp.conj(gradient)
 
 
 def gather(params: Any, indices: Any) -> Any:
-    """Rows of a variable, whose gradient then names these rows only.
+    """Take rows of a variable, so that its gradient is sparse.
 
-    The gradient of a variable that is used through `gather` alone is an `IndexedSlices` of all
-    rows taken, in order of use; together with other uses it is dense, and so is that of
-    ``params[indices]``.  A gradient that a tape records is dense as well, so that it can be
-    differentiated again.
+    If a variable is used only through `gather`, its gradient is an `IndexedSlices` of all rows
+    taken, in order of use.  If it is also used in other ways, such as ``params[indices]``, the
+    gradient is dense.  A gradient that a tape records is dense too, so it can be differentiated
+    again.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def gather(params: Any, indices: Any) -> Any:
     TypeError
         If `indices` are not integers.
     ValueError
-        If `params` has no rows, that is no dimensions.
+        If `params` has no dimensions, and so no rows.
     IndexError
         If an index is out of range.
 
@@ -100,27 +100,12 @@ def gather(params: Any, indices: Any) -> Any:
     table = hooks.read(params) if isinstance(params, Variable) else params
     if not isbox(table):
         table = np.asanyarray(table)
-    rows = _checked_rows(indices, table.shape)
+    ids = as_integers(array_of(indices))
+    if not table.shape:
+        raise ValueError("params must have rows to gather, got a number of shape ()")
+    check_rows(ids, table.shape[0])
+    ids = np.array(ids, np.intp)  # a copy: the caller may reuse theirs before the backward pass
     memory = table.stands_for if isinstance(table, hooks.Recorded) else table
     if isinstance(memory, np.ndarray):
-        hooks.announce_gather(memory, rows.reshape(-1))
-    return take_rows(table, rows)
-
-
-def _checked_rows(indices: Any, shape: tuple[int, ...]) -> NDArray[np.intp]:
-    """The indices as a new array of rows of a table of `shape`."""
-    given = np.asarray(array_of(indices))
-    if given.size == 0 and not isinstance(indices, np.ndarray):
-        given = given.astype(np.intp)  # an empty list has no dtype of its own
-    if given.dtype.kind not in "iu":
-        raise TypeError(f"indices must be integers, got dtype {given.dtype}")
-    if not shape:
-        raise ValueError("params must have rows to gather, got a number of shape ()")
-    outside = (given < 0) | (given >= shape[0])
-    if outside.any():
-        position = tuple(int(i) for i in np.argwhere(outside)[0])
-        where = f"[{', '.join(map(str, position))}]" if position else ""
-        raise IndexError(
-            f"indices{where} is {given[position]}, but there are {shape[0]} rows, from 0 up"
-        )
-    return np.array(given, np.intp)  # copied: the caller may reuse theirs before the way back
+        hooks.announce_gather(memory, ids.reshape(-1))
+    return take_rows(table, ids)

@@ -1,7 +1,7 @@
-"""What variables, tapes and optimizers must know of each other, and no more than that.
+"""What variables, tapes and optimizers need to know about each other.
 
-`Variable` asks here whether a tape of this thread records, and so stays light: autograd is
-imported by the modules that make tapes, not by the ones that hold arrays.
+`Variable` asks here whether a tape of this thread is recording.  This module does not import
+autograd, so importing `Variable` stays cheap.
 """
 
 from __future__ import annotations
@@ -14,26 +14,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Gathering = Callable[[NDArray[Any], NDArray[np.intp]], object]
-
-
-class Record(Protocol):
-    """What a variable must know of a tape's record; `rmsjit.autodiff.record` has it whole."""
-
-    def notices(self, variable: Any) -> bool:
-        """Whether what is computed from `variable`, which is being read, gets recorded."""
-
-    def stand_in(self, array: NDArray[Any]) -> Any:
-        """What to compute with in place of `array`."""
+if TYPE_CHECKING:
+    from rmsjit.autodiff.record import Record
 
 
 class Recorded:
-    """The base of what computing with variables gives while a tape records."""
+    """Base class of the results of computing with variables while a tape records."""
 
     __slots__ = ()
 
@@ -45,33 +36,33 @@ class Recorded:
     @property
     @abstractmethod
     def stands_for(self) -> NDArray[Any] | None:
-        """The array that was watched, where this is its stand-in."""
+        """The watched array, if this is its stand-in."""
 
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        self.records: list[Any] = []
+        self.records: list[Record] = []
 
 
 _thread = _Thread()
 
-# The sources of live tapes by the identity of their arrays.  A source holds its array, so that no
-# other array can take over the identity while the entry is there.
+# The sources of live tapes, keyed by the id of their arrays.  A source keeps its array alive, so
+# the id can't be reused while the entry exists.
 sources: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
-live: dict[int, Any] = sources.data  # type: ignore[attr-defined]  # to ask in no time whether any
+live: dict[int, Any] = sources.data  # type: ignore[attr-defined]  # a fast test for "any sources?"
 
 _before_gather: dict[weakref.ref[Any], None] = {}
 
 
-def records() -> list[Any]:
-    """The records of the tapes that record in this thread: the list itself, to add to."""
+def records() -> list[Record]:
+    """The records of the tapes that are recording in this thread: the list itself, to modify."""
     return _thread.records
 
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Compute without any tape of this thread recording."""
+    """Pause all tapes of this thread."""
     outer, _thread.records = _thread.records, []
     try:
         yield
@@ -80,62 +71,53 @@ def paused() -> Iterator[None]:
 
 
 def read(variable: Any) -> Any:
-    """The array of a variable, or its stand-in where a tape records what is done with it."""
-    current: list[Record] = _thread.records
-    # Every record is asked, not only the first that takes notice: each must watch for itself.
+    """The array of a variable, or its stand-in if a tape records operations on it."""
+    current = _thread.records
+    # Ask every record, not only up to the first that notices: each must watch for itself.
     noticed = [record.notices(variable) for record in current]
     if any(noticed):
         return current[-1].stand_in(variable.array)
     return variable.array
 
 
-def unrecorded(name: str, caller: FrameType) -> Any:
-    """What code that no tape records gets for a variable that one watches: `TypeError`.
+def refuse_conversion(name: str, caller: FrameType) -> Any:
+    """Raise `TypeError`: `caller` converts a recorded value, and no tape would notice.
 
-    A product with a sparse matrix gets what makes it leave the product to the variable.
+    Only ``sparse @ value`` gets a result: the object for which scipy leaves the product to `value`.
     """
-    if is_sparse_product(caller):
-        return no_array()
+    if _is_sparse_product(caller):
+        return np.full((), None, object)
     raise TypeError(
-        f"{name} can't become a plain array unasked while a tape watches it, for the tape would "
-        f"lose track of it: use a function of autograd.numpy, or .numpy() to take its value as a "
-        f"constant"
+        f"{name} can't become a plain array unasked while a tape records it, because the tape "
+        f"would lose track of it: use a function of autograd.numpy, or .numpy() to take its value "
+        f"as a constant"
     )
 
 
 def is_sparse(value: Any) -> bool:
-    """Whether a value is a matrix or array of scipy.sparse, of any format."""
+    """Whether a value is a matrix or array of scipy.sparse, in any format."""
     sparse = sys.modules.get("scipy.sparse")
     return sparse is not None and bool(sparse.issparse(value))
 
 
-def is_sparse_product(frame: FrameType | None) -> bool:
-    """Whether code that converts its argument is ``sparse @ argument``, within scipy.
-
-    It takes what gives no array for somebody who knows more, and leaves the product to it.
-    """
-    caller = frame.f_back if frame is not None else None
+def _is_sparse_product(frame: FrameType) -> bool:
+    """Whether a frame is scipy's code for ``sparse @ argument``, converting its argument."""
+    caller = frame.f_back
     return (
-        frame is not None
-        and caller is not None
+        caller is not None
         and frame.f_code.co_name == "_matmul_dispatch"
         and caller.f_code.co_name == "__matmul__"
         and is_sparse(caller.f_locals.get("self"))
     )
 
 
-def no_array() -> Any:
-    """What NumPy makes of objects that it can't convert."""
-    return np.full((), None, object)
-
-
 def wrote(arrays: Iterable[NDArray[Any]]) -> None:
-    """Tell tapes that the arrays were written to.
+    """Tell tapes that the arrays were overwritten.
 
-    A tape refuses to differentiate an operation whose variable has changed since, for its
-    derivative would be that of the new values.  Costs next to nothing while no tape is alive.
+    A tape refuses to differentiate an operation whose variable has changed since, because the
+    derivative would use the new values.  Almost free while no tape is alive.
     """
-    if not sources:
+    if not live:
         return
     for array in arrays:
         source = sources.get(id(array))
@@ -143,23 +125,19 @@ def wrote(arrays: Iterable[NDArray[Any]]) -> None:
             source.written()
 
 
-def before_gather(callback: Gathering) -> None:
-    """Have `callback(array, ids)` called before `rmsjit.gather` reads rows of any array.
+def before_gather(callback: Callable[[NDArray[Any], NDArray[np.intp]], object]) -> None:
+    """Register `callback(array, ids)` to be called before `rmsjit.gather` reads rows of an array.
 
-    It may bring these rows up to date in place.  `ids` are valid rows of `array`: a flat
-    ``intp`` array, in order of use, repeats included.  No tape records meanwhile.
-
-    Parameters
-    ----------
-    callback : callable
-        Held weakly (methods too): the registration ends with the life of its owner.
+    The callback may update these rows in place.  `ids` are valid rows of `array`: a flat ``intp``
+    array, in order of use, with repeats.  No tape records during the call.  The callback (also a
+    method) is held weakly: when its owner dies, the registration ends.
     """
     kept = weakref.WeakMethod if inspect.ismethod(callback) else weakref.ref
     _before_gather[kept(callback, lambda dead: _before_gather.pop(dead, None))] = None
 
 
 def announce_gather(array: NDArray[Any], ids: NDArray[np.intp]) -> None:
-    """Call what `before_gather` registered."""
+    """Call the callbacks registered with `before_gather`."""
     if not _before_gather:
         return
     with paused():

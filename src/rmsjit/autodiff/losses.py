@@ -1,4 +1,4 @@
-"""The gradients of a loss, the three ways in which optimizers ask for them."""
+"""Gradients of a loss, in the three ways in which optimizers ask for them."""
 
 from __future__ import annotations
 
@@ -8,37 +8,36 @@ from typing import Any
 import numpy as np
 
 from rmsjit.autodiff.nested import flatten
-from rmsjit.autodiff.tape import GradientTape, brief
-from rmsjit.variables import Variable
+from rmsjit.autodiff.tape import GradientTape
+from rmsjit.variables import Variable, brief
 
 
 def gradients_of(
     loss: Any, var_list: Any, grad_loss: Any = None, tape: GradientTape | None = None
 ) -> tuple[list[Any], list[Any]]:
-    """The gradients of a loss, the way Keras's ``minimize`` asks for them.
+    """The gradients of a loss, as in Keras's ``minimize``.
 
     Parameters
     ----------
     loss : callable without arguments, or a value that `tape` recorded
-        Differentiated as the sum of its elements.
+        The sum of its elements is differentiated.
     var_list : nested structure of Variables and arrays, or a callable that returns one
-        A callable is called after the loss.  An array is accepted where the loss reads it through
-        ``Variable(array)``, for this very array.
+        A callable is called after the loss.  For an array, the loss must read it through
+        ``Variable(array)``, made from this very array.
     grad_loss : array_like, optional
-        Of the loss's shape: weighs its elements.
+        Weights for the elements of the loss, with its shape.
     tape : GradientTape, optional
-        Records the loss in place of a new one.
+        Records the loss instead of a new tape.
 
     Returns
     -------
     gradients, variables : list, list
-        In the order of `rmsjit.autodiff.nested.flatten`; a gradient is None where the loss does not
-        depend on the variable.
+        In the order of `flatten`.  A gradient is None if the loss does not depend on the variable.
 
     Raises
     ------
     TypeError
-        If the loss gives no number or array, or `var_list` holds anything but variables and
+        If the loss is not a number or array, or `var_list` contains anything but variables and
         arrays that the loss reads through a `Variable`.
     ValueError
         If `loss` is a value and there is no tape.
@@ -46,7 +45,7 @@ def gradients_of(
     if tape is None:
         if not callable(loss):
             raise ValueError(
-                "a loss that is a value needs the tape that recorded it; pass tape=, or a "
+                "a loss that is a value needs the tape that recorded it: pass tape=, or a "
                 "callable that computes the loss"
             )
         tape = GradientTape()
@@ -62,27 +61,10 @@ def gradients_of(
 def gradients_of_arguments(
     loss: Callable[..., Any], var_list: Any, grad_loss: Any = None
 ) -> tuple[list[Any], list[Any]]:
-    """The gradients of ``loss(*var_list)``, the way TensorFlow 1 asks for them.
+    """The gradients of ``loss(*var_list)``, as in TensorFlow 1; otherwise as `gradients_of`.
 
-    Plain arrays arrive in the loss as stand-ins that notice their use; variables as themselves.
-
-    Parameters
-    ----------
-    loss : callable
-        Takes the variables as arguments, those of a nested structure in flat order.
-    var_list : nested structure of Variables and arrays
-    grad_loss : array_like, optional
-        As in `gradients_of`.
-
-    Returns
-    -------
-    gradients, variables : list, list
-        As in `gradients_of`.
-
-    Raises
-    ------
-    TypeError
-        If the loss gives no number or array, or `var_list` holds anything but variables and arrays.
+    The loss gets the flattened variables as arguments: a `Variable` as it is, a plain array as a
+    stand-in, so that the tape notices its use.
     """
     variables = _checked_variables(var_list)
     with GradientTape() as tape:
@@ -96,16 +78,7 @@ def gradients_of_touched(
 ) -> tuple[list[Any], list[Any]]:
     """The gradients for every trainable `Variable` that the loss reads, in order of first use.
 
-    Parameters
-    ----------
-    loss : callable without arguments
-    grad_loss : array_like, optional
-        As in `gradients_of`.
-
-    Returns
-    -------
-    gradients, variables : list, list
-        As in `gradients_of`.
+    Otherwise as `gradients_of`.
     """
     with GradientTape() as tape:
         value = loss()

@@ -1,4 +1,4 @@
-"""Nested structures of variables: lists, tuples and dictionaries, as `tf.nest` sees them."""
+"""Nested structures of variables: lists, tuples and dictionaries, as in `tf.nest`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _CONTAINERS = (list, tuple, Mapping, ValuesView)
 
 
 def flatten(structure: Any) -> list[Any]:
-    """The leaves of a nested structure in order; a dictionary's by its sorted keys.
+    """The leaves of a nested structure in order; dictionaries are visited by sorted key.
 
     Anything but a list, a tuple, a dictionary or its ``values()`` is a leaf.
 
@@ -18,29 +18,39 @@ def flatten(structure: Any) -> list[Any]:
     >>> flatten([1, {"b": 3, "a": (2,)}])
     [1, 2, 3]
     """
-    return list(_leaves(structure))
+    return [leaf for leaf, _ in zip_leaves(structure, None)]
 
 
 def pack_like(structure: Any, leaves: Iterable[Any]) -> Any:
-    """The leaves in a structure like the one that `flatten` would take apart into them.
+    """The leaves packed into the form of `structure`: the inverse of `flatten`.
 
     Examples
     --------
     >>> pack_like([1, {"b": 3, "a": (2,)}], "xyz")
     ['x', {'b': 'z', 'a': ('y',)}]
     """
-    return _packed(structure, iter(leaves))
+    leaves = iter(leaves)
+    if isinstance(structure, Mapping):
+        packed = {key: pack_like(structure[key], leaves) for key in sorted(structure)}
+        return {key: packed[key] for key in structure}
+    if isinstance(structure, _CONTAINERS):
+        parts = [pack_like(part, leaves) for part in structure]
+        if not isinstance(structure, tuple):
+            return parts
+        named = hasattr(structure, "_fields")
+        return type(structure)(*parts) if named else tuple(parts)
+    return next(leaves)
 
 
 def zip_leaves(structure: Any, other: Any) -> Iterator[tuple[Any, Any]]:
-    """The leaves of `structure`, each with its counterpart in `other`.
+    """Pairs of the leaves of `structure` and their counterparts in `other`.
 
-    Where `other` is None instead of a structure, so are the counterparts of its leaves.
+    If `other` is None where `structure` has a container, the leaves below it are paired with None.
 
     Raises
     ------
     ValueError
-        If `other` has not the form of `structure`.
+        If the two structures do not match.
 
     Examples
     --------
@@ -58,30 +68,9 @@ def zip_leaves(structure: Any, other: Any) -> Iterator[tuple[Any, Any]]:
         yield from zip_leaves(part, counterpart)
 
 
-def _leaves(structure: Any) -> Iterator[Any]:
-    if isinstance(structure, _CONTAINERS):
-        for part in _parts(structure):
-            yield from _leaves(part)
-    else:
-        yield structure
-
-
 def _parts(structure: Any) -> list[Any]:
     if isinstance(structure, Mapping):
         return [structure[key] for key in sorted(structure)]
     if isinstance(structure, _CONTAINERS):
         return list(structure)
     raise ValueError(f"expected a list, tuple or dictionary, got {type(structure).__name__}")
-
-
-def _packed(structure: Any, leaves: Iterator[Any]) -> Any:
-    if isinstance(structure, Mapping):
-        packed = {key: _packed(structure[key], leaves) for key in sorted(structure)}
-        return {key: packed[key] for key in structure}
-    if isinstance(structure, _CONTAINERS):
-        parts = [_packed(part, leaves) for part in structure]
-        if not isinstance(structure, tuple):
-            return parts
-        named = hasattr(structure, "_fields")
-        return type(structure)(*parts) if named else tuple(parts)
-    return next(leaves)

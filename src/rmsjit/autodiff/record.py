@@ -1,14 +1,13 @@
-"""A tape's record: the steps of a computation in the order they were done, and the way back.
+"""A tape's record: the steps of a computation in execution order, and the backward pass.
 
-The derivatives of the steps and the sums of gradients are autograd's.  This module only keeps the
-steps and says which of them to go back through.
+autograd differentiates the steps and adds up gradients.  This module only stores the steps and
+selects those that the backward pass needs.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterable
 from typing import Any
 
 import autograd.numpy as anp
@@ -24,25 +23,24 @@ from rmsjit.autodiff.gather import Rows, conjugate, rows_pulled_back, slices_of,
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.variables import Variable
 
-# A trace says who follows a box.  All tapes share one; autograd numbers its own from 0 up, and a
-# higher number is an inner trace, so that `autograd.grad` works within a tape.
+# A box's trace says who is tracing it.  All tapes share this one.  autograd numbers its own traces
+# from 0, and higher numbers are inner traces, so `autograd.grad` works inside a tape.
 TRACE = -0.5
 
 
 class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
-    """A value that tapes may know of; what led to it is in their records.
+    """A value that tapes may know.
 
-    Boxes that outlive their tapes therefore keep nothing else alive.
+    The steps that led to it are stored in the records, so a box that outlives its tapes keeps
+    nothing else alive.
 
     Attributes
     ----------
     shape : tuple of int
     dtype : np.dtype or None
-        None where the value is no array, such as the pair that ``linalg.eigh`` gives.
+        None if the value is not an array, such as the pair that ``linalg.eigh`` returns.
     array : np.ndarray or None
-        The memory that the node represents, where it is a source.
-    version : int
-        How often that memory was written to since, as far as `hooks.wrote` was told.
+        The array that the node represents, if it is a source.
     """
 
     __slots__ = ("__weakref__", "_writes", "array", "dtype", "shape")
@@ -51,14 +49,6 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
     dtype: Any
     shape: tuple[int, ...]
     _writes: dict[int, int]
-
-    @property
-    def version(self) -> int:
-        return self._writes.get(threading.get_ident(), 0)
-
-    def written(self) -> None:
-        thread = threading.get_ident()
-        self._writes[thread] = self._writes.get(thread, 0) + 1
 
     def __init__(
         self,
@@ -72,9 +62,9 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
         self.initialize_root(value)
         if self.dtype is not None and not is_differentiable(self.dtype):
             return  # autograd would differentiate `astype(int)` as if it did not round
-        records = [record for record in hooks.records() if record.knows_any(parents)]
+        records = [r for r in hooks.records() if not r.steps.keys().isdisjoint(parents)]
         if records:
-            step = Step(value, function, arguments, keywords, positions, parents)
+            step = Step(function, (positions, value, arguments, keywords), parents)
             if len(records) == 1 and not records[0].persistent:
                 step.settle()
             for record in records:
@@ -87,15 +77,23 @@ class TapeNode(Node):  # type: ignore[misc]  # autograd has no types
         self.array = None
         self._writes = {}
 
+    @property
+    def version(self) -> int:
+        """How often this thread has reported a write to the array, through `hooks.wrote`."""
+        return self._writes.get(threading.get_ident(), 0)
 
-# What autograd does not differentiate (comparisons, shapes, rounding) no tape records either.
+    def written(self) -> None:
+        self._writes[threading.get_ident()] = self.version + 1
+
+
+# Tapes don't record what autograd does not differentiate: comparisons, shapes, rounding.
 notrace_primitives[TapeNode] = notrace_primitives[VJPNode]
 
 _making_source = RenewedLock()
 
 
 def source_of(array: NDArray[Any]) -> TapeNode:
-    """The node that represents an array; all tapes that live at a time share it."""
+    """The node that represents an array, shared by all live tapes."""
     with _making_source.lock:
         node: TapeNode | None = hooks.sources.get(id(array))
         if node is None:
@@ -106,83 +104,72 @@ def source_of(array: NDArray[Any]) -> TapeNode:
 
 
 def is_differentiable(dtype: np.dtype[Any]) -> bool:
-    """Whether gradients make sense: for real and complex numbers, bfloat16 included."""
+    """Whether a dtype has gradients: real and complex numbers, including bfloat16."""
     return dtype.kind in "fc" or precision_of(dtype) is not None
 
 
 class Step:
-    """One operation that was recorded: its parents, and its derivative or the means to make it."""
+    """A recorded operation: its parents, and its derivative or the call to make it from."""
 
-    __slots__ = ("_call", "_pull", "_versions", "parents")
+    __slots__ = ("_call", "_function", "_pull", "_versions", "parents")
 
-    def __init__(
-        self,
-        value: Any,
-        function: Any,
-        arguments: tuple[Any, ...],
-        keywords: dict[str, Any],
-        positions: tuple[int, ...],
-        parents: tuple[TapeNode, ...],
-    ) -> None:
+    def __init__(self, function: Any, call: tuple[Any, ...], parents: tuple[TapeNode, ...]) -> None:
         if function not in primitive_vjps:
             name = getattr(function, "__name__", function)
             raise NotImplementedError(f"autograd has no derivative of {name}")
         self.parents = parents
-        self._call: Any = (function, positions, value, arguments, keywords)
+        self._function = function
+        self._call: Any = call  # the arguments of autograd's rules
         self._pull: Any = None
-        # Rows are copied when they are taken: what the table becomes later does not matter.
+        # `take_rows` copies the rows, so later writes to the table don't matter.
         self._versions = () if function is take_rows else tuple(p.version for p in parents)
 
     def settle(self) -> None:
-        """Make the derivative now, for it often needs less memory than the arguments and value.
+        """Make the derivative now: it often needs less memory than the arguments and the value.
 
-        It can't be differentiated again then.
+        After that, it can't be differentiated again.
         """
-        if self._call[0] is not take_rows:  # which needs no more than the ids
-            self._pull = self._derivative(*self._call)
+        if self._function is not take_rows:  # its derivative depends on `again`
+            self._pull = primitive_vjps[self._function](*self._call)
             self._call = None
 
     def pull(self, node: TapeNode, gradient: Any, again: bool) -> Any:
-        """The gradients of the parents, from that of `node`, which is this step's result.
+        """The gradients of the parents, given the gradient of `node`, the result of this step.
 
-        Where `again` is true, a tape records how they come about.
+        If `again` is true, tapes record the computation.
         """
         if self._versions and self._versions != tuple(p.version for p in self.parents):
             raise RuntimeError(
                 "a variable was assigned or updated after the tape had recorded a computation "
-                "with it, and its old value, which the derivative needs, is gone: take all "
-                "gradients before changing variables, or compute with a copy, v.numpy()"
+                "with it, and the derivative needs its old value: take all gradients before "
+                "changing variables, or compute with a copy, v.numpy()"
             )
         if self._pull is not None:
             return self._pull(gradient)
-        if not again:
-            return self._derivative(*self._call)(gradient)
-        function, positions, value, arguments, keywords = self._call
-        followed = zip(positions, self.parents, strict=True)
-        boxes = [(i, new_box(arguments[i], TRACE, parent)) for i, parent in followed]
-        box = new_box(value, TRACE, node)
-        derivative = primitive_vjps[function]
-        return derivative(positions, box, subvals(arguments, boxes), keywords)(gradient)
-
-    @staticmethod
-    def _derivative(function: Any, *call: Any) -> Any:
-        rule = rows_pulled_back if function is take_rows else primitive_vjps[function]
-        return rule(*call)
+        if self._function is take_rows and not again:
+            return rows_pulled_back(*self._call)(gradient)
+        positions, value, arguments, keywords = self._call
+        if again:
+            followed = zip(positions, self.parents, strict=True)
+            boxes = [(i, new_box(arguments[i], TRACE, parent)) for i, parent in followed]
+            arguments = subvals(arguments, boxes)
+            value = new_box(value, TRACE, node)
+        return primitive_vjps[self._function](positions, value, arguments, keywords)(gradient)
 
 
 class Record:
-    """What one tape has seen.
+    """What one tape has recorded.
 
     Attributes
     ----------
     persistent : bool
-        Whether the tape may record the way back through its own steps.
+        Whether the tape may record the backward pass through its own steps.
     watch_accessed : bool
         Whether trainable variables are watched as soon as they are read.
     steps : dict
-        The `Step` that led to each node, None for a source; a step comes after its parents.
+        Maps each node to the `Step` that computed it, a source to None.  Parents come first.
     variables : dict
-        The variables that are watched, by their identity, in order of first use.
+        The watched variables by id, in order of first use.
     """
 
     __slots__ = ("persistent", "steps", "variables", "watch_accessed")
@@ -193,9 +180,6 @@ class Record:
         self.steps: dict[TapeNode, Step | None] = {}
         self.variables: dict[int, Variable] = {}
 
-    def knows_any(self, nodes: Iterable[TapeNode]) -> bool:
-        return not self.steps.keys().isdisjoint(nodes)
-
     def watch(self, node: TapeNode) -> None:
         self.steps.setdefault(node, None)
 
@@ -204,7 +188,7 @@ class Record:
         self.variables[id(variable)] = variable
 
     def notices(self, variable: Variable) -> bool:
-        """Whether what is computed from `variable`, which is being read, gets recorded."""
+        """Whether to record what is computed from `variable`, which is now being read."""
         if id(variable) in self.variables:
             return True
         if self.watch_accessed and variable.trainable and is_differentiable(variable.dtype):
@@ -213,7 +197,7 @@ class Record:
         return hooks.sources.get(id(variable.array)) in self.steps
 
     def stand_in(self, array: NDArray[Any]) -> Any:
-        """The box to compute with in place of a watched array, whose memory it shares."""
+        """The box to compute with instead of a watched array; they share memory."""
         return new_box(np.asarray(array), TRACE, source_of(array))
 
     def uses(self, source: TapeNode) -> bool:
@@ -223,15 +207,10 @@ class Record:
     def pull_back(
         self, seeds: list[tuple[TapeNode, Any]], sources: list[TapeNode | None], again: bool
     ) -> list[Any]:
-        """The gradients of the sources: arrays, boxes or `IndexedSlices`, None where unconnected.
+        """The gradients of the sources: arrays, boxes or `IndexedSlices`, None if unconnected.
 
-        Parameters
-        ----------
-        seeds : list of (node, gradient) pairs
-            Where to start from.
-        sources : list of TapeNode or None
-        again : bool
-            Whether tapes record the way back, for derivatives of the gradients.
+        `seeds` are the nodes to start from with their gradients.  If `again` is true, tapes record
+        the backward pass, for higher derivatives.
         """
         # autograd's gradients of complex numbers are the conjugates of TensorFlow's.
         asked = {node for node in sources if node is not None}
@@ -254,7 +233,7 @@ class Record:
         return [None if node is None else sums.total(node) for node in sources]
 
     def _nodes_from(self, sources: set[TapeNode]) -> dict[TapeNode, None]:
-        """The sources and what depends on them, in the order in which it was recorded."""
+        """The sources and all nodes that depend on them, in the order they were recorded."""
         found: dict[TapeNode, None] = {}
         for node, step in self.steps.items():
             if node in sources or (step and any(parent in found for parent in step.parents)):
@@ -263,10 +242,10 @@ class Record:
 
 
 class _Sums:
-    """The gradients of nodes while they add up."""
+    """The gradients of nodes while they are summed."""
 
     def __init__(self) -> None:
-        self._dense: dict[TapeNode, Any] = {}  # pairs of a sum and whether we may write to it
+        self._dense: dict[TapeNode, Any] = {}  # pairs: the sum, whether we may write to it
         self._rows: defaultdict[TapeNode, list[Rows]] = defaultdict(list)
 
     def __contains__(self, node: TapeNode) -> bool:
@@ -276,8 +255,7 @@ class _Sums:
         if isinstance(gradient, Rows):
             self._rows[node].append(gradient)
         else:
-            fitting = _fitting(gradient, node)
-            self._dense[node] = add_outgrads(self._dense.get(node), fitting)
+            self._dense[node] = add_outgrads(self._dense.get(node), _fitting(gradient, node))
 
     def drop(self, node: TapeNode) -> None:
         self._dense.pop(node, None)
@@ -295,12 +273,12 @@ class _Sums:
         return total
 
     def total(self, node: TapeNode) -> Any:
-        """The sum as the user gets it, None where there is nothing."""
+        """The sum as the user gets it, None if there is none."""
         if node in self._dense:
             total = self.dense(node)
             total = total if isbox(total) else np.asarray(total)  # 0-d sums become numbers
         elif node in self._rows:
-            parts = self._rows[node][::-1]  # they came in the order of the way back
+            parts = self._rows[node][::-1]  # the backward pass added them in reverse
             total = slices_of(parts, node.shape, node.dtype)
         else:
             return None
@@ -308,9 +286,9 @@ class _Sums:
 
 
 def _fitting(gradient: Any, node: TapeNode) -> Any:
-    """The gradient in the dtype of what it belongs to.
+    """The gradient in the dtype of its node.
 
-    Some of autograd's rules turn float32 into float64, which would slow down all that follows.
+    Some of autograd's rules turn float32 into float64, which would slow down the rest of the pass.
     """
     if node.dtype is None or type(gradient) in sparse_object_types:
         return gradient

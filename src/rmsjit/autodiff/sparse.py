@@ -1,7 +1,7 @@
-"""Products of constant matrices of scipy.sparse with what a tape records.
+"""Products of constant scipy.sparse matrices with recorded values.
 
-For ``A @ x`` the gradient by ``x`` is ``A.T @ g``, for ``x @ A`` it is ``g @ A.T``.  scipy is never
-imported: whoever has a sparse matrix has it already.
+For ``A @ x`` the gradient with respect to ``x`` is ``A.T @ g``, for ``x @ A`` it is ``g @ A.T``.
+scipy is never imported here: a caller who has a sparse matrix has already imported it.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def from_right(x: Any, matrix: Any) -> Any:
 def _check(x: Any) -> None:
     if np.ndim(x) not in (1, 2):
         raise TypeError(
-            f"a tape records products of sparse matrices with arrays of one or two dimensions, "
-            f"got one of shape {np.shape(x)}"
+            f"a tape can only record products of sparse matrices with 1-d or 2-d arrays, got an "
+            f"array of shape {np.shape(x)}"
         )
 
 

@@ -1,7 +1,7 @@
-"""`GradientTape`: which variables to follow, and which gradients to hand out.
+"""`GradientTape`: which variables to watch, and which gradients to return.
 
-The derivatives are those of the ``autograd`` package.  While a tape records, a `Variable` stands
-for one of autograd's boxes in ordinary NumPy code, and the tape notes what is computed from it.
+The ``autograd`` package computes the derivatives.  While a tape records, ordinary NumPy code treats
+a `Variable` as one of autograd's boxes, and the tape records what is computed from it.
 """
 
 from __future__ import annotations
@@ -14,44 +14,47 @@ import numpy as np
 from autograd.tracer import isbox
 from numpy.typing import NDArray
 
+from rmsjit.arrays.owners import anchor_of
 from rmsjit.autodiff import hooks
 from rmsjit.autodiff.nested import flatten, pack_like, zip_leaves
 from rmsjit.autodiff.record import Record, TapeNode, is_differentiable, source_of
 from rmsjit.autodiff.traced import Traced, register_variable_types
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.variables import Variable, array_of
+from rmsjit.variables import Variable, array_of, brief
 
 
 class GradientTape:
     """Records what is computed from variables, and differentiates it.
 
-    The computation is ordinary code with operators, NumPy functions and ``autograd.numpy``; what
-    it gives while the tape records are results that behave like arrays (``result.numpy()`` is the
-    plain array).  Follows ``tf.GradientTape``: tapes nest, all that record at a time record
-    everything, and a tape that records also records how another one makes gradients, which is how
-    second derivatives come about.
+    The computation is ordinary code with operators, NumPy functions and ``autograd.numpy``.  While
+    the tape records, its results behave like arrays (``result.numpy()`` is the plain array).
+
+    Tapes work like ``tf.GradientTape``: they can be nested, all tapes that are active record
+    everything, and an active tape also records the gradients that another tape computes, which
+    gives second derivatives.
 
     Parameters
     ----------
     persistent : bool, default False
         Whether `gradient` may be called more than once.
     watch_accessed_variables : bool, default True
-        Whether trainable variables are watched by themselves; else only what `watch` is given.
+        Whether to watch trainable variables when they are read.  If False, the tape only watches
+        what is passed to `watch`.
 
     Notes
     -----
-    - Only a `Variable` notices that it is used.  A plain array does not: compute with what `watch`
+    - The tape notices the use of a `Variable`, but not of a plain array: compute with what `watch`
       returns for it.
-    - ``v.numpy()``, ``v.array``, ``float(v)`` and the like are constants.  The gradient of a
-      variable that the target depends on in no other way is None.  Whatever else would make a
-      plain array of a variable that is watched, or of a result, raises `TypeError`: ``np.asarray``,
-      ``array.dot(v)``, ``np.array([v, w])`` (not ``anp.array``), code in C, linear operators.
-    - ``A @ v`` and ``v @ A`` are recorded for matrices and arrays of ``scipy.sparse`` in all their
-      formats.  They are constants; the gradient by ``v`` is ``A.T @ g`` and ``g @ A.T``.
-    - Values are held, not copied.  `gradient` raises `RuntimeError` when a `Variable` was assigned
-      or updated since a step that it must differentiate.  Changes of arrays behind the back of
-      their variable, and of variables that are not watched, go unnoticed.
-    - Tapes belong to the thread that entered them.
+    - ``v.numpy()``, ``v.array``, ``float(v)`` and the like are constants.  If the target depends on
+      a variable only through these, the gradient is None.  Everything else that would convert a
+      watched variable or a result to a plain array raises `TypeError`: ``np.asarray``,
+      ``array.dot(v)``, ``np.array([v, w])`` (not ``anp.array``), C code, linear operators.
+    - ``A @ v`` and ``v @ A`` are recorded for ``scipy.sparse`` matrices and arrays in all formats.
+      The matrix is a constant; the gradients for ``v`` are ``A.T @ g`` and ``g @ A.T``.
+    - Values are stored without copying.  `gradient` raises `RuntimeError` if a `Variable` was
+      assigned or updated since a step that must be differentiated.  The tape does not notice when
+      the array of a variable is changed directly, or when an unwatched variable changes.
+    - A tape belongs to the thread that entered it.
 
     Examples
     --------
@@ -91,12 +94,12 @@ class GradientTape:
 
     @property
     def _recording(self) -> bool:
-        return any(record is self._record for record in hooks.records())
+        return self._record in hooks.records()
 
     def __enter__(self) -> GradientTape:
         if self._recording:
             raise ValueError("the tape records already")
-        if self._record is None:  # a gradient has used it up
+        if self._record is None:  # a call of gradient has used it up
             self._record = self._new_record()
         hooks.records().append(self._record)
         return self
@@ -105,29 +108,30 @@ class GradientTape:
         self._stop()
 
     def _stop(self) -> None:
-        if self._recording:
-            hooks.records().remove(self._record)
+        records = hooks.records()
+        if self._record in records:
+            records.remove(self._record)
 
     @contextmanager
     def stop_recording(self) -> Iterator[None]:
-        """A context in which this tape does not record, though it does around it.
+        """A context manager that pauses this tape.
 
         Raises
         ------
         RuntimeError
-            If it does not record.
+            If the tape does not record.
         """
         if not self._recording:
-            raise RuntimeError("the tape does not record, so that it can't stop")
+            raise RuntimeError("the tape does not record, so it can't stop")
         self._stop()
         try:
             yield
         finally:
-            if self._record is not None:  # as it is once a gradient has used it up
+            if self._record is not None:  # else a call of gradient has used it up
                 hooks.records().append(self._record)
 
     def reset(self) -> None:
-        """Forget everything that was recorded and watched; a tape that records goes on."""
+        """Forget everything recorded and watched.  A tape that is recording continues to record."""
         was_recording = self._recording
         self._stop()
         self._record = self._new_record()
@@ -135,7 +139,7 @@ class GradientTape:
             hooks.records().append(self._record)
 
     def watch(self, tensor: Any) -> Any:
-        """Follow what is computed from `tensor` from now on.
+        """Record what is computed from `tensor` from now on.
 
         Parameters
         ----------
@@ -145,20 +149,20 @@ class GradientTape:
         Returns
         -------
         Variable or Traced, or a structure like `tensor`
-            What to compute with.  For a plain array (or number) this is its stand-in, which shares
-            its memory: the array itself does not notice that it is used.  For a variable or result
-            it is that itself.
+            What to compute with.  For a plain array (or number), this is a stand-in that shares its
+            memory, because the tape can't notice uses of the array itself.  A variable or result is
+            returned as it is.
 
         Raises
         ------
         TypeError
-            If `tensor` is nothing that can be differentiated by.
+            If `tensor` can't be differentiated with respect to.
         """
         record = self._usable_record()
         return pack_like(tensor, [_watch(record, leaf) for leaf in flatten(tensor)])
 
     def watched_variables(self) -> tuple[Variable, ...]:
-        """The variables that are watched, in the order in which they came up."""
+        """The watched variables, in the order in which the tape first saw them."""
         return tuple(self._record.variables.values()) if self._record else ()
 
     def gradient(
@@ -170,39 +174,39 @@ class GradientTape:
     ) -> Any:
         """The gradient of `target` with respect to `sources`.
 
-        Within the context of the tape, this ends the recording unless the tape is persistent; a
-        persistent tape records how the gradient comes about.
+        If called while the tape records, a non-persistent tape stops recording, and a persistent
+        tape records the computation of the gradient.
 
         Parameters
         ----------
         target : result, Variable, or a nested structure of these
-            Differentiated as the sum of its elements; several targets are added up.
+            The sum of its elements is differentiated; several targets are added up.
         sources : Variable, watched array or result, or a nested structure of these
-            What to differentiate by.
+            What to differentiate with respect to.
         output_gradients : array_like, optional
-            Of the shape of `target`: weighs its elements.  For several targets a structure like
-            `target`, in which None means ones.
+            Weights for the elements of `target`, with its shape.  For several targets, a structure
+            like `target`, in which None means ones.
         unconnected_gradients : {"none", "zero"}
-            What a source gets that the target does not depend on: None or zeros.
+            Whether a source that the target does not depend on gets None or zeros.
 
         Returns
         -------
         array, IndexedSlices, Traced or None, or a structure like `sources`
-            Of the shape and dtype of the source.  `IndexedSlices` where all uses of the source
-            were a `gather`.  `Traced` (and dense) where a tape that records can differentiate the
-            gradient.  For complex numbers TensorFlow's convention: of a real target, the partial
-            derivative by the real part plus i times the one by the imaginary part.
+            Of the shape and dtype of the source.  `IndexedSlices` if the source was only used
+            through `gather`.  `Traced` (and dense) if a tape that is recording can differentiate
+            the gradient.  Complex gradients follow TensorFlow's convention: for a real target, the
+            partial derivative for the real part plus i times the one for the imaginary part.
 
         Raises
         ------
         RuntimeError
-            On the second call for a tape that is not persistent, or when a variable was changed
+            On the second call for a tape that is not persistent, or if a variable was changed
             since the target was computed from it.
         TypeError
-            If a target or source is nothing that a tape can know, such as a plain array that is
-            not watched, or whose stand-in was never used.
+            If the tape can't know a target or source, such as a plain array that is not watched,
+            or whose stand-in was never used.
         ValueError
-            If `output_gradients` do not fit the target, or `unconnected_gradients` is neither word.
+            If `output_gradients` does not match the target, or `unconnected_gradients` is invalid.
         """
         if unconnected_gradients not in ("none", "zero"):
             raise ValueError(
@@ -227,7 +231,8 @@ class GradientTape:
     def _usable_record(self) -> Record:
         if self._record is None:
             raise RuntimeError(
-                "the tape has given its gradient: GradientTape(persistent=True) gives several"
+                "the tape was used up by its first gradient: GradientTape(persistent=True) can "
+                "compute several"
             )
         return self._record
 
@@ -240,8 +245,7 @@ def _watch(record: Record, leaf: Any) -> Any:
         memory = np.asarray(memory)
     if not is_differentiable(memory.dtype):
         raise TypeError(
-            f"a tape can watch what has a real or complex dtype, got {memory.dtype} in "
-            f"{brief(leaf)}"
+            f"a tape can watch only real and complex dtypes, got {memory.dtype} in {brief(leaf)}"
         )
     if isinstance(leaf, Traced):
         record.watch(leaf._node)
@@ -254,7 +258,7 @@ def _watch(record: Record, leaf: Any) -> Any:
 
 
 def _seeds(target: Any, output_gradients: Any) -> list[tuple[TapeNode, Any]]:
-    """The nodes that the targets have, each with the gradient to start from."""
+    """The nodes of the targets, each with the gradient to start from."""
     seeds = []
     for leaf, weights in zip_leaves(target, output_gradients):
         value = _target_value(leaf)
@@ -278,13 +282,13 @@ def _target_value(leaf: Any) -> NDArray[Any]:
     value = array_of(leaf)
     if isbox(value):
         raise TypeError(
-            "a tape can't differentiate what autograd.grad traces around it: use a tape for both"
+            "a tape can't differentiate a value that an outer autograd.grad traces: use a tape for "
+            "both"
         )
     value = np.asarray(value)
     if value.dtype.kind not in "biufc" and not is_differentiable(value.dtype):
         raise TypeError(
-            f"a target must be a number or an array that was computed under the tape, got "
-            f"{brief(leaf)}"
+            f"a target must be a number or array computed under the tape, got {brief(leaf)}"
         )
     return value
 
@@ -305,7 +309,7 @@ def _node_of(leaf: Any) -> TapeNode | None:
 
 
 def _source_node(source: Any, record: Record, position: int) -> TapeNode | None:
-    """The node of a source, None where the record does not know it."""
+    """The node of a source, or None if the record does not know it."""
     if not isinstance(source, (Traced, Variable, np.ndarray)):
         raise TypeError(
             f"source {position} must be a variable, a watched array or a recorded result, "
@@ -316,16 +320,17 @@ def _source_node(source: Any, record: Record, position: int) -> TapeNode | None:
         node = None
     if isinstance(source, np.ndarray) and (node is None or not record.uses(node)):
         raise TypeError(
-            f"source {position} is a plain array that the tape did not see used, for arrays don't "
-            f"notice their use: compute with `v = rmsjit.Variable(array)`, which shares the "
-            f"array's memory, or with what `tape.watch(array)` returns"
+            f"source {position} is a plain array, whose use the tape did not notice: compute with "
+            f"`v = rmsjit.Variable(array)`, which shares the array's memory, or with what "
+            f"`tape.watch(array)` returns"
         )
     return node
 
 
 def _handed_out(gradients: list[Any], output_gradients: Any) -> list[Any]:
-    """Gradients as the user gets them: plain unless a tape records them, none sharing memory."""
-    taken = {id(_owner(array_of(leaf))) for leaf in flatten(output_gradients)}
+    """Gradients for the user: plain unless a tape records them, and none sharing memory."""
+    given = map(array_of, flatten(output_gradients))
+    taken = {id(anchor_of(array)) for array in given if isinstance(array, np.ndarray)}
     handed = []
     for gradient in gradients:
         if isinstance(gradient, Traced) and not gradient.is_recorded:
@@ -340,22 +345,9 @@ def _handed_out(gradients: list[Any], output_gradients: Any) -> list[Any]:
 
 
 def _own(array: NDArray[Any], taken: set[int]) -> NDArray[Any]:
-    """The array, or a copy where its memory is `taken`, as by ``d(a + b)``, or read-only."""
-    owner = id(_owner(array))
+    """The array, or a copy if it is read-only or its memory is `taken`, as by ``d(a + b)``."""
+    owner = id(anchor_of(array))
     if owner in taken or not array.flags.writeable:
         return array.copy()
     taken.add(owner)
     return array
-
-
-def _owner(array: Any) -> Any:
-    """The array whose memory a view shows."""
-    while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
-        array = array.base
-    return array
-
-
-def brief(value: Any) -> str:
-    """How messages show a value that is wrong."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

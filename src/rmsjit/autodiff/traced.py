@@ -1,7 +1,7 @@
-"""`Traced`: what computing with variables gives while a tape records.
+"""`Traced`: the result of computing with variables while a tape records.
 
-An autograd box that behaves as an array does elsewhere too: it takes part in plain NumPy functions,
-prints as a number, and converts to one.
+It is an autograd box that also works as an array elsewhere: plain NumPy functions accept it, and it
+prints as a number and converts to one.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from rmsjit.variables import UNTRACED, Variable, arrays_of, mapped
 class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no types
     """The result of a computation with variables while a tape records.
 
-    Computes like an array, through NumPy and ``autograd.numpy`` alike.  `numpy` gives the values,
-    and so do ``float`` and the like.  Once no tape records it any more, a result is an array like
-    any other to all NumPy functions.
+    It can be used like an array, with NumPy and ``autograd.numpy``.  `numpy`, ``float`` and the
+    like return its values.  Once no tape records it any more, all NumPy functions treat it as an
+    ordinary array.
     """
 
     __slots__ = ()
@@ -40,16 +40,16 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
 
     @property
     def stands_for(self) -> NDArray[Any] | None:
-        """The array that was watched, where this is its stand-in."""
+        """The watched array, if this is its stand-in."""
         return self._node.array  # type: ignore[no-any-return]
 
     @property
     def is_recorded(self) -> bool:
-        """Whether a tape that records now has this result."""
+        """Whether a tape that is recording now knows this result."""
         return any(self._node in record.steps for record in hooks.records())
 
     def numpy(self) -> Any:
-        """A copy of the values: an array, or a NumPy scalar where the shape is ``()``."""
+        """A copy of the values: an array, or a NumPy scalar if the shape is ``()``."""
         return self._value.copy()[()]
 
     def item(self) -> Any:
@@ -61,15 +61,15 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
         return self._value.tolist()
 
     def copy(self) -> Any:
-        """A copy that is recorded as one."""
+        """A copy, recorded by the tape."""
         return anp.array(self)
 
     def astype(self, dtype: DTypeLike, **options: Any) -> Any:
-        """The values in another dtype; integers and truth values are constants to the tape."""
+        """The values in another dtype; integers and booleans are constants to the tape."""
         if not is_differentiable(np.dtype(dtype)):
             return self.array.astype(dtype, **options)
         if np.dtype(dtype).kind == "c" and self.dtype.kind != "c":
-            # autograd's rule for astype would cast the complex gradient back with a warning.
+            # With astype alone, autograd would cast the complex gradient back with a warning.
             return ArrayBox.astype(self + 0j, dtype, **options)
         return super().astype(dtype, **options)
 
@@ -90,23 +90,20 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
         return anp.imag(self)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
-        # Functions that autograd does not know convert their arguments in silence; what they give
-        # would count as a constant.
+        # A function unknown to autograd converts its arguments silently, and the tape would take
+        # its result for a constant.
         if self.is_recorded:
-            if hooks.is_sparse_product(sys._getframe(1)):
-                return hooks.no_array()
-            raise TypeError(
-                "a result that a tape records can't become a plain array unasked, for the tape "
-                "would lose track of it: use a function of autograd.numpy, or numpy() to take "
-                "the values as constants"
-            )
+            return hooks.refuse_conversion("a result", sys._getframe(1))
         return np.array(self._value, dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if not self.is_recorded:
             return getattr(ufunc, method)(*_with_constants(inputs), **_with_constants(kwargs))
         if any(map(hooks.is_sparse, inputs)):
-            raise _no_sparse(ufunc)
+            raise TypeError(
+                f"a tape can record `matrix @ x` and `x @ matrix` for a sparse matrix, but not "
+                f"{ufunc.__name__}: use matrix.toarray()"
+            )
         result = super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
         if result is NotImplemented and all(isinstance(value, _OURS) for value in inputs):
             raise TypeError(
@@ -165,21 +162,14 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
         return f"<rmsjit result: shape={self.shape} dtype={self.dtype}, numpy={self._value[()]!r}>"
 
 
-# What takes no part in a ufunc's choice of an implementation beside a result.
+# If all inputs of a ufunc have these types, no other type can take over the call.
 _OURS = (Box, Variable, np.ndarray, np.generic, int, float, complex)
 
 
-def _no_sparse(function: Any) -> TypeError:
-    return TypeError(
-        f"of sparse matrices a tape records `matrix @ x` and `x @ matrix`, not "
-        f"{function.__name__}: use matrix.toarray()"
-    )
-
-
-# These look at no values and are the same for a result as for its array.
+# These don't read values, so they may get the array instead of the result.
 _WITHOUT_VALUES = frozenset({np.ndim, np.shape, np.size, np.iscomplexobj, np.result_type})
 
-# These take a list of arrays, where autograd looks for boxes in its own versions only.
+# These take lists of arrays.  Only autograd's versions look for boxes inside lists.
 _OF_LISTS: dict[Any, Callable[..., Any]] = {
     np.append: anp.append,
     np.column_stack: anp.column_stack,
@@ -191,7 +181,7 @@ _OF_LISTS: dict[Any, Callable[..., Any]] = {
 
 
 def _with_constants(arguments: Any) -> Any:
-    """The arguments with arrays for those results that no tape records now."""
+    """The arguments, with results that no tape records now replaced by their arrays."""
 
     def plain(value: Any) -> Any:
         return value.array if isinstance(value, Traced) and not value.is_recorded else value
@@ -200,7 +190,7 @@ def _with_constants(arguments: Any) -> Any:
 
 
 def _recordable(function: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
-    """autograd's version of a NumPy function that was called with these positional arguments."""
+    """autograd's version of a NumPy function called with these positional arguments."""
     if function in _OF_LISTS:
         return _OF_LISTS[function]
     recordable = trace_primitives_map.get(function)
@@ -208,10 +198,10 @@ def _recordable(function: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
     if recordable is None:
         raise TypeError(f"autograd has no version of {name} that a tape could record")
     if not any(isbox(argument) and argument._trace != UNTRACED for argument in args):
-        # autograd would not see the box, and call the function that called us.
+        # autograd would not see the box and would call NumPy's function, which called us.
         raise TypeError(
-            f"a tape records {name} where variables and results are positional arguments, "
-            f"not inside of lists or given by keyword"
+            f"a tape can record {name} only if variables and results are positional arguments, "
+            f"not inside lists or given by keyword"
         )
     return recordable  # type: ignore[no-any-return]
 
@@ -220,13 +210,13 @@ def _box(value: Any, trace: float, node: Any) -> ArrayBox:
     if type(node) is TapeNode:
         array = np.asarray(value)
         if array.dtype == object:
-            raise TypeError("a tape can't record what gives Python objects in place of numbers")
+            raise TypeError("a tape can't record a function that returns Python objects")
         return Traced(array, trace, node)
     return ArrayBox(value, trace, node)
 
 
 def _register() -> None:
-    """Have autograd make `Traced` boxes for tapes, and take a `Variable` for a box itself."""
+    """Make autograd create `Traced` boxes for tape nodes."""
     with contextlib.suppress(ImportError):
         import ml_dtypes
 
@@ -236,11 +226,11 @@ def _register() -> None:
         if box_type is ArrayBox and value_type is not ArrayBox:
             Box.type_mappings[value_type] = _box
     Box.types.add(Traced)
-    Box.type_mappings[Traced] = ArrayBox  # an inner trace of autograd.grad, around a tape's box
+    Box.type_mappings[Traced] = ArrayBox  # an inner autograd.grad boxes a tape's box
 
 
 def register_variable_types(kind: type[Variable] = Variable) -> None:
-    """Have autograd's functions take variables for boxes, those of subclasses too."""
+    """Make autograd's functions treat variables, also of subclasses, as boxes."""
     if kind not in Box.types:
         Box.types.add(kind)
         Box.type_mappings[kind] = lambda value, *rest: ArrayBox(hooks.read(value), *rest)

@@ -1,1 +1,1 @@
-"""What `rmsjit.save` and `rmsjit.load` are made of."""
+"""The implementation of `rmsjit.save` and `rmsjit.load`."""

@@ -1,10 +1,11 @@
-"""Files of named arrays and one text: ``.npz`` or ``.safetensors``, by their ending.
+"""Files of named arrays and one text, ``.npz`` or ``.safetensors`` according to their suffix.
 
-Neither file can hold every dtype.  What it lacks travels as one that it has: bfloat16 as its bits
-in ``.npz``, complex numbers as pairs of real ones in ``.safetensors``.  The text tells which.
+Neither format supports every dtype.  In ``.npz``, bfloat16 is stored as uint16 with the same bits,
+and in ``.safetensors``, complex numbers are stored as pairs of real numbers.  The text has the
+original dtypes.
 
-Nothing that is read takes more memory than the file has bytes, whatever its headers announce: we
-compress nothing, and read nothing that is compressed.
+Reading never takes more memory than the file has bytes, whatever its headers say: nothing is
+compressed when it is written, and compressed data is not read.
 """
 
 from __future__ import annotations
@@ -27,65 +28,49 @@ Arrays = dict[str, NDArray[Any]]
 
 _INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 _FLOATS = ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"]
-DTYPES = ["bool", *_INTEGERS, *_FLOATS]  # what both formats can hold
+DTYPES = ["bool", *_INTEGERS, *_FLOATS]  # supported in both formats
 
-_TEXT = "rmsjit"  # the name that the text has among the arrays, or in the metadata
+_TEXT = "rmsjit"  # the name of the text, among the arrays or in the metadata
 
 
 def write_arrays(path: Path, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write ASCII text and arrays of numbers to a new file.
-
-    Raises
-    ------
-    OSError
-        If that can't be done.
-    """
+    """Write ASCII text and arrays of numbers to a new file; raises `OSError` if that fails."""
     native = {
         key: array.astype(array.dtype.newbyteorder("="), copy=False)
         for key, array in arrays.items()
     }
-    _WRITERS[ending_of(path)](path, text, native)
+    write, _ = _FORMATS[ending_of(path)]
+    write(path, text, native)
 
 
 def read_arrays(path: str | os.PathLike[str]) -> tuple[str, Arrays]:
-    """The text and the arrays of a file, in the dtypes that it could hold; see `as_dtype`.
+    """The text and the arrays of a file, in the dtypes that they were stored as; see `as_dtype`.
 
-    Raises
-    ------
-    OSError
-        If the file can't be opened.
-    ValueError
-        If it is damaged, or is not one that `write_arrays` made.
+    Raises `OSError` if the file can't be opened, `ValueError` if `write_arrays` has not written it.
     """
-    reader = _READERS[ending_of(path)]
-    with open(path, "rb"):  # whatever fails from here on is the fault of what the file holds
+    _, read = _FORMATS[ending_of(path)]
+    with open(path, "rb"):  # any later error is due to the content of the file
         pass
     try:
-        return reader(Path(path))
+        return read(Path(path))
     except (ImportError, MemoryError):
         raise
     except KeyError as error:
         raise ValueError(f"{path} was not written by rmsjit.save: it has no {error}") from None
-    except Exception as error:  # zipfile alone has seven types of them for damaged files
+    except Exception as error:  # zipfile alone raises seven types for damaged files
         raise ValueError(f"{path} is damaged or of another format: {error}") from error
 
 
 def ending_of(path: str | os.PathLike[str]) -> str:
-    """Which of the two formats a path asks for."""
+    """The suffix of a path, which must be that of a known format."""
     ending = Path(path).suffix
-    if ending not in _WRITERS:
-        raise ValueError(f"path must end in {' or '.join(_WRITERS)}, got {os.fspath(path)!r}")
+    if ending not in _FORMATS:
+        raise ValueError(f"path must end in {' or '.join(_FORMATS)}, got {os.fspath(path)!r}")
     return ending
 
 
 def as_dtype(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array that was read, with the dtype that it had when it was written.
-
-    Raises
-    ------
-    ValueError
-        If it is of another dtype than that travels as.
-    """
+    """Restore the dtype of an array from a file; raises `ValueError` if that is impossible."""
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     if native.dtype == dtype:
         return native
@@ -117,14 +102,14 @@ def _read_npz(path: Path) -> tuple[str, Arrays]:
 
 
 def _members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
-    """What a file holds by its keys, once it is known to take no more memory than the file."""
+    """The members of an archive by key, checked to need no more memory than the file has bytes."""
     members = {}
     for member in archive.infolist():
         key, ending = member.filename[:-4], member.filename[-4:]
         if ending != ".npy" or key in members:
-            raise ValueError(f"it holds {member.filename!r}, as no file of rmsjit.save does")
+            raise ValueError(f"it holds {member.filename!r}, which is a duplicate or no array")
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise ValueError(f"{member.filename!r} is compressed, as rmsjit.save writes nothing")
+            raise ValueError(f"{member.filename!r} is compressed, which rmsjit.save never does")
         members[key] = member
     if sum(member.file_size for member in members.values()) > file_size:
         raise ValueError("its parts overlap")
@@ -132,10 +117,10 @@ def _members(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipI
 
 
 def _parsed(data: bytes) -> NDArray[Any]:
-    """The array in the bytes of an ``.npy`` file, whose checksum has been found good.
+    """The array in the bytes of an ``.npy`` file, whose checksum has been verified.
 
-    `numpy.load` would allocate what a forged header asks for, and takes a name that ends in
-    ".npy" for that of another array.
+    `numpy.load` would allocate whatever size a forged header claims, and would confuse a key that
+    ends in ".npy" with another one.
     """
     stream = io.BytesIO(data)
     if np.lib.format.read_magic(stream) == (1, 0):
@@ -147,7 +132,7 @@ def _parsed(data: bytes) -> NDArray[Any]:
     order: Literal["C", "F"] = "F" if by_column else "C"
     array = np.ndarray(shape, dtype, data, stream.tell(), order=order)
     if stream.tell() + array.nbytes != len(data):
-        raise ValueError("an array is smaller than its place in the file")
+        raise ValueError("an array is smaller than its member of the archive")
     return array
 
 
@@ -155,12 +140,12 @@ def _parsed(data: bytes) -> NDArray[Any]:
 
 
 def _write_safetensors(path: Path, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-    # Contiguous: safetensors writes the memory from the first element on, whatever the strides.
+    # safetensors ignores strides and writes the memory from the first element on.
     held = {key: np.asarray(_as_pairs(array), order="C") for key, array in arrays.items()}
     safetensors = _safetensors()
     try:
         safetensors.numpy.save_file(held, path, metadata={_TEXT: text})
-    except safetensors.SafetensorError as error:  # for all that the system refuses
+    except safetensors.SafetensorError as error:  # also for errors of the system
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(*map(int, number.groups() if number else ()), str(error)) from error
 
@@ -172,7 +157,7 @@ def _as_pairs(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _read_safetensors(path: Path) -> tuple[str, Arrays]:
-    with contextlib.suppress(ImportError):  # safetensors gives bfloat16 only where it is known
+    with contextlib.suppress(ImportError):  # safetensors reads bfloat16 only if it is registered
         dtype_named("bfloat16")
     with _safetensors().safe_open(path, framework="np") as file:
         text = (file.metadata() or {})[_TEXT]
@@ -184,17 +169,15 @@ def _safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "files that end in .safetensors need the package of that name: "
+            "files that end in .safetensors need the safetensors package: "
             "pip install 'rmsjit[safetensors]'"
         ) from error
     return safetensors
 
 
-_WRITERS: dict[str, Callable[[Path, str, Mapping[str, NDArray[Any]]], None]] = {
-    ".npz": _write_npz,
-    ".safetensors": _write_safetensors,
-}
-_READERS: dict[str, Callable[[Path], tuple[str, Arrays]]] = {
-    ".npz": _read_npz,
-    ".safetensors": _read_safetensors,
+_Writer = Callable[[Path, str, Mapping[str, NDArray[Any]]], None]
+_Reader = Callable[[Path], tuple[str, Arrays]]
+_FORMATS: dict[str, tuple[_Writer, _Reader]] = {
+    ".npz": (_write_npz, _read_npz),
+    ".safetensors": (_write_safetensors, _read_safetensors),
 }

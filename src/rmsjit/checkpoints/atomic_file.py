@@ -1,10 +1,10 @@
-"""Replacing a file so that a kill at any moment leaves the old one or the new one, whole.
+"""Atomic replacement of a file: after a kill at any moment, the old or the new file is complete.
 
-The new file is written in a folder of its own beside the old one, synced to the disk, and renamed.
-A writer that is killed leaves its folder behind, which the next writer of the same path removes.
+The new file is written in its own folder next to the old one, synced to disk and renamed.  A killed
+writer leaves its folder behind, and the next writer of the same path removes it.
 
-Only what a whole file needs must succeed.  Shared folders and mounted buckets often refuse to lock,
-to sync a folder or to change permissions; they get as much safety as they offer.
+Locks, syncing the parent folder and setting permissions are best effort: shared folders and mounted
+buckets often don't support them.
 """
 
 from __future__ import annotations
@@ -24,28 +24,16 @@ if sys.platform != "win32":
 
 _SUFFIX = ".saving"
 _LOCK = "lock"
-_LONGEST_STEM = 64  # bytes; a name may have 255, on some file systems 143, and ours is longer
+_LONGEST_STEM = 64  # bytes; we append to it, and file systems allow 255, some only 143
 _NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the path to write to; once the block has ended well, that file is the one at `path`.
+    """Yield a path to write to; after the block has succeeded, that file replaces `path`.
 
-    Parameters
-    ----------
-    path : path_like
-        Where it is a symbolic link, the file that it points to is replaced.
-
-    Yields
-    ------
-    Path
-        A path with the ending of `path`, in a new folder on the same disk.
-
-    Raises
-    ------
-    OSError
-        If the file can't be written or renamed; `path` is as it was then.
+    The yielded path has the same suffix and is in a new folder on the same disk.  If `path` is a
+    symbolic link, the file that it points to is replaced.  After an error, `path` is unchanged.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -57,19 +45,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         draft = folder / f"new{Path(path).suffix}"
         yield draft
-        _sync_file(draft)
-        with contextlib.suppress(OSError):  # as on exFAT and CIFS, which know no permissions
+        _sync(draft)
+        with contextlib.suppress(OSError):  # exFAT and CIFS have no permissions
             draft.chmod(_mode_for(target, folder))
         os.replace(draft, target)
-        with contextlib.suppress(OSError):  # the file is in its place: no reason to say it failed
-            _sync_folder(target.parent)
+        with contextlib.suppress(OSError):  # the file has been replaced, so this is no failure
+            _sync(target.parent)  # Windows can't open folders
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
 def _new_folder(target: Path) -> tuple[Path, int]:
-    """A folder that this writer alone writes in, and the lock that says so while it lives."""
+    """A new folder for this writer, and its lock, which shows others that the writer is alive."""
     while True:
         folder = target.with_name(f"{_stem_of(target)}.{secrets.token_hex(4)}{_SUFFIX}")
         with contextlib.suppress(FileExistsError):
@@ -80,7 +68,7 @@ def _new_folder(target: Path) -> tuple[Path, int]:
 
 
 def _stem_of(target: Path) -> str:
-    """What the folders of all writers of this file begin with; no longer where its name is long."""
+    """The common prefix of the folders of all writers of this file, hashed if the name is long."""
     name = os.fsencode(target.name)
     if len(name) <= _LONGEST_STEM:
         return f".{target.name}"
@@ -88,28 +76,28 @@ def _stem_of(target: Path) -> str:
 
 
 def _locked(path: Path) -> int | None:
-    """The descriptor of a locked file; None where another writer has just taken it for abandoned.
+    """The descriptor of a new locked file, or None if another writer has just removed its folder.
 
-    The system drops the lock when the process ends, however it ends.
+    The system releases the lock when the process ends, for whatever reason.
     """
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:
         return None
     _lock(lock, wait=True)
-    if path.exists():  # its number of links would tell as well, but mounts may call that 0
+    if path.exists():  # don't use st_nlink: it is always 0 on some mounts
         return lock
     os.close(lock)
     return None
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Remove what killed writers of this path have left: folders that nobody holds the lock of."""
+    """Remove folders of killed writers of this path, which are those that nobody has locked."""
     for folder in target.parent.glob("*" + _SUFFIX):
         stem, _, token = folder.name.removesuffix(_SUFFIX).rpartition(".")
         if stem != _stem_of(target) or len(token) != 8:
             continue
-        with contextlib.suppress(OSError):  # another writer may be removing it as well
+        with contextlib.suppress(OSError):  # another writer may remove it at the same time
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             if _lock(lock, wait=False):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -117,7 +105,7 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:
-    """Take the lock; false where it is taken, or the file system has no locks."""
+    """Try to take the lock; also fails if the file system has no locks."""
     if sys.platform == "win32":
         return False
     try:
@@ -128,31 +116,21 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
 
 
 def _mode_for(target: Path, folder: Path) -> int:
-    """The permissions of the file that is replaced, or those that a new file has by default."""
+    """The permissions of the old file, or the default permissions if there is none."""
     try:
         return target.stat().st_mode & 0o777
     except FileNotFoundError:
-        return folder.stat().st_mode & 0o666  # mkdir has applied the process's umask
-
-
-def _sync_file(path: Path) -> None:
-    """Have the disk hold all of a file, where the file system knows how to wait for that."""
-    try:
-        _sync(path)
-    except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
-            raise
-
-
-def _sync_folder(path: Path) -> None:
-    """Have the disk hold the names in a folder."""
-    if sys.platform != "win32":  # where a folder can't be opened
-        _sync(path)
+        return folder.stat().st_mode & 0o666  # mkdir has applied the umask
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or the entries of a folder, to disk, if the file system supports that."""
+    # Windows flushes only what it can write; nobody can open a folder for writing.
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SUPPORTED:
+            raise
     finally:
         os.close(descriptor)

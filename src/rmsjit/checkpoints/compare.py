@@ -1,39 +1,39 @@
-"""Whether a checkpoint fits an optimizer and its variables, and if not, what differs."""
+"""Differences between a checkpoint and the optimizer and variables that are to be restored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from rmsjit.arrays.dtypes import dtype_named, precision_of
-from rmsjit.arrays.layout import Key, layout_of, memory_key, overlaps_itself
+from rmsjit.arrays.layout import Key, array_key, canonical_view, layout_of, overlaps_itself
 from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.checkpoints.array_file import DTYPES
-from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight
+from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
 from rmsjit.rule.form import Slot
-from rmsjit.state.slots import Entry, entry_of
+from rmsjit.state.slots import entry_of
 from rmsjit.variables import Variable, array_of
 
 Variables = Mapping[str, Any]
-Place = tuple[Key, str]  # where `SlotStore.created` has a weight
+Place = tuple[Key, str]  # the key of a weight in `SlotStore.created`
 
 CLASSES: dict[str, type[Optimizer]] = {cls.__name__: cls for cls in (RMSprop, RMSPropOptimizer)}
 _FORM_WORDS = {"epsilon": "place of epsilon", "creation": "order of slots"}
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Raise `TypeError` where it is none of rmsjit's."""
+    """Raise `TypeError` if this is not an optimizer of rmsjit."""
     if not isinstance(optimizer, tuple(CLASSES.values())):
         raise TypeError(f"optimizer must be one of rmsjit's, got {type(optimizer).__name__}")
 
 
 def check_variables(variables: Any) -> None:
-    """Raise `TypeError` where it is no dict of arrays, `ValueError` where these overlap."""
+    """Raise `TypeError` if this is not a dict of arrays, `ValueError` if they overlap in part."""
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables must be a dict of arrays, got {type(variables).__name__}")
     for name, variable in variables.items():
@@ -47,52 +47,53 @@ def check_variables(variables: Any) -> None:
             )
         if array.dtype.name not in DTYPES:
             raise TypeError(f"variables[{name!r}] must hold numbers, got dtype {array.dtype}")
-    _refuse_overlap(variables)
-
-
-def _refuse_overlap(variables: Variables) -> None:
-    entries = {name: entry_of(v) for name, v in variables.items() if precision_of(v.dtype)}
-
-    def name(entry: Entry) -> str:
-        return repr(next(name for name, other in entries.items() if other is entry))
-
-    refuse_overlap([], entries.values(), name)
+    titles = {entry_of(v): repr(name) for name, v in variables.items() if precision_of(v.dtype)}
+    refuse_overlap([], titles, titles.__getitem__)
 
 
 def class_of(optimizer: Optimizer) -> type[Optimizer]:
-    """Which class of rmsjit an optimizer is of, itself or through a class of the user's."""
+    """The class of rmsjit that an optimizer is an instance of."""
     return RMSprop if isinstance(optimizer, RMSprop) else RMSPropOptimizer
 
 
 def key_of(variable: Any) -> Key:
-    """What tells the memory of a variable."""
-    array = array_of(variable)
-    return memory_key(layout_of(array).canonical(array))
+    """The key of a variable's memory."""
+    return array_key(array_of(variable))
 
 
-def sharing_of(names: Iterable[str], variables: Variables) -> dict[str, str | None]:
-    """For each name the earlier one whose memory its variable has, if there is one."""
+def sharing_of(variables: Variables) -> dict[str, str | None]:
+    """For each variable, the name of the first one with the same memory, None if it is that."""
     first_of: dict[Key, str] = {}
     sharing: dict[str, str | None] = {}
-    for name in names:
-        first = first_of.setdefault(key_of(variables[name]), name)
-        alone = first == name or variables[name].size == 0  # empty arrays have no memory
+    for name, variable in variables.items():
+        first = first_of.setdefault(key_of(variable), name)
+        alone = first == name or variable.size == 0  # empty arrays have no memory
         sharing[name] = None if alone else first
     return sharing
 
 
+def saved_variables(variables: Variables) -> dict[str, SavedVariable]:
+    """Variables as a checkpoint holds them; their arrays are not copied."""
+    sharing = sharing_of(variables)
+    arrays = {name: array_of(variable) for name, variable in variables.items()}
+    return {
+        name: SavedVariable(array, layout_of(array), sharing[name])
+        for name, array in arrays.items()
+    }
+
+
 def check_all_named(optimizer: Optimizer, variables: Variables) -> None:
-    """Raise `ValueError` where `variables` lacks one that the optimizer has state for."""
+    """Raise `ValueError` if the optimizer has state for a variable that `variables` lacks."""
     strangers = unnamed(optimizer, variables)
     if strangers:
         raise ValueError(
-            "variables must hold every variable that the optimizer has stepped or built, "
+            "variables must contain every variable that the optimizer has stepped or built, "
             f"but lacks {', '.join(strangers)}"
         )
 
 
 def unnamed(optimizer: Optimizer, variables: Variables) -> list[str]:
-    """The variables that the optimizer has state for and `variables` does not hold."""
+    """The variables that the optimizer has state for and `variables` lacks."""
     named = {key_of(variable) for variable in variables.values()}
     return [
         f"{entry.name} (number {number} of the optimizer, {entry.canonical.dtype} {entry.shape})"
@@ -102,18 +103,18 @@ def unnamed(optimizer: Optimizer, variables: Variables) -> list[str]:
 
 
 def own_weights(optimizer: Optimizer) -> dict[Place, Variable]:
-    """The weights that are no slot of a variable, in the order of their creation."""
+    """The weights that are not slots of a variable, in the order of their creation."""
     store = optimizer._store
     return {place: w for place, w in store.created.items() if place[0] not in store.entries}
 
 
 def is_rules_slot(weight: SavedWeight, checkpoint: Checkpoint) -> bool:
-    """Whether a weight is a slot that the rule uses, and not one that the user has added."""
+    """Whether a weight is a slot that the rule uses, rather than one that the user has added."""
     return weight.variable is not None and weight.name in checkpoint.optimizer.form.slot_names
 
 
 def differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> list[str]:
-    """Why a checkpoint can't be restored into these; empty where it can."""
+    """The reasons why a checkpoint can't be restored into these; empty if it can."""
     return [
         *_optimizer_differences(checkpoint.optimizer, optimizer),
         *_variable_differences(checkpoint, variables),
@@ -138,7 +139,7 @@ def _optimizer_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Itera
 
 
 def _plain(value: Any) -> Any:
-    """A setting in words; slots in an order that does not matter."""
+    """A setting as text; slots in sorted order, since their order does not matter."""
     return ", ".join(sorted(map(_slot_in_words, value))) if isinstance(value, tuple) else value
 
 
@@ -154,9 +155,8 @@ def _variable_differences(checkpoint: Checkpoint, variables: Variables) -> Itera
     for name in variables:
         if name not in checkpoint.variables:
             yield f"variable {name!r} was not saved"
-    common = [name for name in checkpoint.variables if name in variables]
-    sharing = sharing_of(common, variables)
-    for name in common:
+    common = {name: variables[name] for name in checkpoint.variables if name in variables}
+    for name, sharing in sharing_of(common).items():
         saved, array = checkpoint.variables[name], array_of(variables[name])
         if array.shape != saved.value.shape:
             yield f"shape of {name!r}: saved {saved.value.shape}, here {array.shape}"
@@ -164,10 +164,10 @@ def _variable_differences(checkpoint: Checkpoint, variables: Variables) -> Itera
             yield f"dtype of {name!r}: saved {saved.value.dtype}, here {array.dtype}"
         if not array.flags.writeable:
             yield f"variable {name!r} is read-only here"
-        elif array.size and overlaps_itself(layout_of(array).canonical(array)):
-            yield f"variable {name!r} is a view here in which elements share memory"
-        if sharing[name] != saved.same_memory_as:
-            theirs, ours = map(_or_none, (saved.same_memory_as, sharing[name]))
+        elif array.size and overlaps_itself(canonical_view(array)):
+            yield f"variable {name!r} is a view here whose elements share memory"
+        if sharing != saved.same_memory_as:
+            theirs, ours = map(_or_none, (saved.same_memory_as, sharing))
             yield f"memory of {name!r}: saved as shared with {theirs}, here with {ours}"
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, and how it becomes arrays and one JSON text.
+"""The content of a checkpoint, and its encoding as arrays and one JSON text.
 
 The text, of format version 2::
 
@@ -7,10 +7,10 @@ The text, of format version 2::
      "optimizer": {"class", "subclass", "config", "form", "iterations", "skipped_steps",
                    "weights": [{"variable", "name", "array", "dtype", "shape"}, ...]}}
 
-``array`` is the name of an array of the file; null for a variable in the memory of an earlier one,
-which ``same_memory_as`` names.  ``axes`` are those of a variable by descending stride, ``flipped``
-those whose stride is negative: so it lay in memory.  ``weights`` are in the order of the
-optimizer's; ``variable`` is null for those that are no slot.
+``array`` is the name of an array in the file.  It is null for a variable that shares the memory of
+an earlier one, which ``same_memory_as`` names.  ``axes`` are the axes of a variable by descending
+stride, ``flipped`` those with a negative stride.  ``weights`` are in the order of the optimizer's
+weights; ``variable`` is null for weights that are not slots.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FORMAT, VERSION = "rmsjit checkpoint", 2
 
 @dataclass(frozen=True)
 class SavedVariable:
-    """A variable of a checkpoint; its value is that of another where both are one memory."""
+    """A variable of a checkpoint; it may be a view of the memory of another one."""
 
     value: NDArray[Any]
     layout: Layout
@@ -45,47 +45,28 @@ class SavedVariable:
 
 @dataclass(frozen=True)
 class SavedWeight:
-    """A slot of a variable, or where `variable` is None a weight of the optimizer's own."""
+    """A slot of a variable, or a weight of the optimizer itself if `variable` is None."""
 
     variable: str | None
     name: str
     value: NDArray[Any]
 
-    @property
-    def title(self) -> str:
-        """How messages name it."""
-        return f"weight {self.name!r}" if self.variable is None else f"slot {self.name!r}"
-
 
 @dataclass(frozen=True)
 class SavedOptimizer:
-    """An optimizer without its weights.
+    """An optimizer without its weights."""
 
-    Attributes
-    ----------
-    class_name : str
-        Which of rmsjit's two classes.
-    subclass : str
-        The class itself: that, or one of the user's that derives from it.
-    config : dict
-        The constructor's arguments.
-    form : Form
-    iterations : int or None
-        None where the class does not count them.
-    skipped_steps : int
-    """
-
-    class_name: str
-    subclass: str
-    config: dict[str, Any]
+    class_name: str  # one of the two classes of rmsjit
+    subclass: str  # the same, or a subclass that the user has defined
+    config: dict[str, Any]  # the constructor's arguments
     form: Form
-    iterations: int | None
+    iterations: int | None  # None if the class does not count them
     skipped_steps: int = 0
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a file holds."""
+    """The content of a file."""
 
     optimizer: SavedOptimizer
     variables: dict[str, SavedVariable]
@@ -93,44 +74,36 @@ class Checkpoint:
 
 
 def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
-    """The JSON text and the arrays of a checkpoint.
-
-    Raises
-    ------
-    TypeError
-        If the optimizer's config holds what JSON can't.
-    """
-    _check_for_json("config", checkpoint.optimizer.config)
+    """The JSON text and the arrays; raises `TypeError` if JSON does not support the config."""
+    optimizer = checkpoint.optimizer
+    _check_for_json("config", optimizer.config)
     arrays: Arrays = {}
-    variables = [
-        _variable_record(name, saved, arrays) for name, saved in checkpoint.variables.items()
-    ]
-    weights = [_weight_record(saved, arrays) for saved in checkpoint.weights]
-    saved = checkpoint.optimizer
-    optimizer = {
-        "class": saved.class_name,
-        "subclass": saved.subclass,
-        "config": saved.config,
-        "form": saved.form.to_dict(),
-        "iterations": saved.iterations,
-        "skipped_steps": saved.skipped_steps,
-    }
     content = {
         "format": FORMAT,
         "version": VERSION,
         "rmsjit": __version__,
-        "variables": variables,
-        "optimizer": optimizer | {"weights": weights},
+        "variables": [
+            _variable_record(name, saved, arrays) for name, saved in checkpoint.variables.items()
+        ],
+        "optimizer": {
+            "class": optimizer.class_name,
+            "subclass": optimizer.subclass,
+            "config": optimizer.config,
+            "form": optimizer.form.to_dict(),
+            "iterations": optimizer.iterations,
+            "skipped_steps": optimizer.skipped_steps,
+            "weights": [_weight_record(saved, arrays) for saved in checkpoint.weights],
+        },
     }
     return json.dumps(content), arrays
 
 
 def _check_for_json(place: str, value: Any) -> None:
-    """Raise `TypeError` that names the innermost value that JSON can't hold."""
+    """Raise a `TypeError` that names the innermost value that JSON does not support."""
     try:
         json.dumps(value)
     except (RecursionError, TypeError, ValueError) as error:
-        if not isinstance(error, TypeError):  # as for what holds itself
+        if not isinstance(error, TypeError):  # such as a list that contains itself
             raise TypeError(f"{place}: {error}") from error
         parts: Any = {}
         if isinstance(value, dict):
@@ -143,13 +116,7 @@ def _check_for_json(place: str, value: Any) -> None:
 
 
 def decoded(text: str, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
-    """The checkpoint that `encoded` made these of.
-
-    Raises
-    ------
-    ValueError
-        If they were made of something else, or in a newer format.
-    """
+    """The inverse of `encoded`; raises `ValueError` for anything that it has not written."""
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
@@ -189,18 +156,18 @@ def _check_names(
     weights: list[dict[str, Any]],
     arrays: Mapping[str, NDArray[Any]],
 ) -> None:
-    """Raise `ValueError` unless each thing has a name of its own, and every array its thing."""
+    """Raise `ValueError` unless all names are unique and records and arrays match."""
     _check_unique("variable", [record["name"] for record in variables])
     slots = [(r["name"], r["variable"]) for r in weights if r["variable"] is not None]
     _check_unique("slot", slots)
     with_memory = {r["name"] for r in variables if r["same_memory_as"] is None}
     for slot, variable in slots:
         if variable not in with_memory:
-            raise ValueError(f"slot {slot!r} is of a variable {variable!r} without value")
+            raise ValueError(f"slot {slot!r} belongs to a variable {variable!r} without value")
     names = [r["array"] for r in (*variables, *weights) if r["array"] is not None]
     _check_unique("array", names)
     for name in arrays.keys() ^ set(names):
-        raise ValueError(f"array {name!r} is {'unknown' if name in arrays else 'not there'}")
+        raise ValueError(f"array {name!r} is {'unknown' if name in arrays else 'missing'}")
 
 
 def _check_unique(kind: str, names: list[Any]) -> None:
@@ -212,9 +179,9 @@ def _check_unique(kind: str, names: list[Any]) -> None:
 
 
 def fits(form: Form, made: Form) -> bool:
-    """Whether an optimizer that was constructed with one form can have come to the other.
+    """Whether an optimizer that was constructed with the form `made` can have `form` later.
 
-    A momentum that is set later adds its slot, and one that is set to 0 leaves it.
+    Setting a momentum later adds its slot, and setting it to 0 does not remove the slot.
     """
     family = [keras_legacy(centered=made.centered, momentum=used) for used in (False, True)]
     family.append(family[0].with_momentum())
@@ -222,7 +189,7 @@ def fits(form: Form, made: Form) -> bool:
 
 
 def _check_config_of_form(saved: SavedOptimizer) -> None:
-    """Raise `ValueError` where configuration and form of a class of ours contradict each other."""
+    """Raise `ValueError` if the configuration contradicts the form, for rmsjit's own classes."""
     form, config = saved.form, saved.config
     if saved.class_name == "RMSPropOptimizer":
         made = tf1(centered=config["centered"])
@@ -231,15 +198,15 @@ def _check_config_of_form(saved: SavedOptimizer) -> None:
     else:
         made = keras_legacy(centered=config["centered"], momentum=config["momentum"] > 0)
     if not fits(form, made) or form.centered != config["centered"]:
-        raise ValueError(f"the configuration is of {made}, and the state of {form}")
+        raise ValueError(f"the configuration is for {made}, but the state for {form}")
     if config["momentum"] > 0 and not form.has_momentum:
-        raise ValueError(f"the momentum {config['momentum']} is not for {form}")
+        raise ValueError(f"the momentum is {config['momentum']}, but the state is for {form}")
 
 
 def _form(settings: dict[str, Any], version: int) -> Form:
     if version != 1:
         return Form.from_dict(settings)
-    return Form.with_slots(  # version 1 knew these settings only
+    return Form.with_slots(  # version 1 had these settings only
         *settings["slots"],
         rms_start=settings["rms_start"],
         epsilon="inside" if settings["epsilon_inside"] else "outside",
@@ -271,7 +238,7 @@ def _saved_variable(
     layout = _layout(record)
     sharing = record["same_memory_as"]
     if (sharing is None) != (record["array"] is not None):
-        raise ValueError(f"{record['name']!r} must have an array or the memory of another")
+        raise ValueError(f"{record['name']!r} must have either an array or the memory of another")
     if sharing is None:
         return SavedVariable(_value(record, arrays), layout)
     first = earlier.get(sharing)
@@ -300,7 +267,7 @@ def _layout(record: dict[str, Any]) -> Layout:
 
 def _weight_record(saved: SavedWeight, arrays: Arrays) -> dict[str, Any]:
     if saved.variable is None:
-        key = f"weights/{len(arrays)}/{_quoted(saved.name)}"  # two may have one name
+        key = f"weights/{len(arrays)}/{_quoted(saved.name)}"  # names need not be unique
     else:
         key = f"slots/{_quoted(saved.name, safe='')}/{_quoted(saved.variable)}"
     arrays[key] = saved.value
@@ -314,7 +281,7 @@ def _weight_record(saved: SavedWeight, arrays: Arrays) -> dict[str, Any]:
 
 
 def _quoted(name: str, safe: str = "/ :()[]{},;=+@#!$&'") -> str:
-    """A name as zip files can hold it: printable ASCII, in which no two names come to be one."""
+    """A name as printable ASCII, for zip files; different names stay different."""
     return quote(name, safe, errors="surrogatepass")
 
 

@@ -1,7 +1,7 @@
-"""The optimizer's state in the formats of other libraries.
+"""Conversion of the optimizer's state from and to the formats of other libraries.
 
-For tf-keras the lists of `rmsjit.RMSprop.get_weights` and `set_weights` are the format: those of
-``tf_keras.optimizers.legacy.RMSprop`` hold the same arrays in the same order.
+tf-keras needs no conversion: `rmsjit.RMSprop.get_weights` and `set_weights` use the same lists of
+arrays as ``tf_keras.optimizers.legacy.RMSprop``.
 """
 
 from __future__ import annotations
@@ -13,57 +13,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import dtype_named, precision_of
-from rmsjit.arrays.layout import layout_of
-from rmsjit.checkpoints.compare import Variables, check_all_named, check_variables, sharing_of
-from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
+from rmsjit.checkpoints.compare import (
+    Variables,
+    check_all_named,
+    check_variables,
+    saved_variables,
+)
+from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight
 from rmsjit.checkpoints.restore import new_optimizer, restore
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
 from rmsjit.rule.presets import keras_legacy
-from rmsjit.variables import array_of
 
 _TORCH_SLOTS = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}
 _TORCH_DEFAULTS = {"momentum": 0.0, "centered": False, "weight_decay": 0.0, "maximize": False}
 
 
 def to_torch_state_dict(optimizer: RMSprop, variables: Variables) -> dict[str, Any]:
-    """The state as ``torch.optim.RMSprop.load_state_dict`` takes it.
+    """The state in the format of ``torch.optim.RMSprop.load_state_dict``.
 
     Parameters
     ----------
     optimizer : RMSprop
-        With epsilon outside of the root, where torch has it: constructed without momentum.
-        A momentum that is set after construction leaves epsilon there.
+        Must have epsilon outside of the root, as in torch.  This is so if it was constructed
+        without momentum; a momentum that is set later does not move epsilon.
     variables : dict of str to ndarray or Variable
-        In the order of the parameters of the torch optimizer, and all of them.
+        All parameters of the torch optimizer, in its order.
 
     Returns
     -------
     dict
-        ``state``, with tensors on the CPU that are copies, and ``param_groups``, which has one
-        group with the hyperparameters of the next step.
+        ``state``, with copies as CPU tensors, and ``param_groups``, with one group that has the
+        hyperparameters of the next step.
 
     Raises
     ------
     ImportError
         If torch is not installed.
     TypeError
-        If the optimizer is none that torch has, or a variable is complex, since torch squares
-        the two parts separately, or no variable that torch could train.
+        If torch has no such optimizer, or can't train a variable in the same way.  Complex
+        variables are rejected, since torch squares their two parts separately.
     ValueError
-        If epsilon is inside of the root, a variable of the optimizer is missing, or the
-        learning rate is zero and there is momentum to be divided by it.
+        If epsilon is inside of the root, a variable of the optimizer is missing, or there is
+        momentum and the learning rate is zero, so that it can't be divided.
 
     See Also
     --------
-    from_torch_state_dict : The other way.
+    from_torch_state_dict : The inverse.
 
     Notes
     -----
-    torch multiplies by the learning rate after the momentum, rmsjit before it.  So the momentum is
-    divided by the learning rate of the next step, and runs agree for as long as that stays.
+    torch multiplies by the learning rate after the momentum, rmsjit before.  Therefore the momentum
+    is divided by the learning rate of the next step, and runs agree until the learning rate
+    changes.
 
-    Clipping and schedules are no part of a torch optimizer and are not carried over.
+    Clipping and schedules are not part of a torch optimizer and are not converted.
 
     Examples
     --------
@@ -104,13 +108,13 @@ def from_torch_state_dict(
     Parameters
     ----------
     state_dict : dict
-        As ``torch.optim.RMSprop.state_dict`` gives it; arrays in the place of tensors will do.
+        The result of ``torch.optim.RMSprop.state_dict``, with tensors or arrays.
     variables : dict of str to ndarray or Variable
         In the order of the parameters of the torch optimizer, with their shapes and dtypes.
-        Their values are left alone.
+        Their values do not change.
     optimizer : RMSprop, optional
-        Its state is replaced, its hyperparameters stay.  By default a new one is made, with the
-        hyperparameters of `state_dict`.
+        Its state is replaced, its hyperparameters do not change.  By default a new one is created
+        with the hyperparameters of `state_dict`.
 
     Returns
     -------
@@ -120,15 +124,15 @@ def from_torch_state_dict(
     Raises
     ------
     TypeError
-        If an argument is of a wrong type.
+        If an argument has a wrong type.
     ValueError
-        If `state_dict` does not fit the variables or the optimizer: each difference is named; or
-        if it has what rmsjit lacks: weight decay, ``maximize``, or several groups of parameters
-        with hyperparameters of their own.  Nothing has been changed then.
+        If `state_dict` does not fit the variables or the optimizer, in which case the message
+        lists the differences, or if it uses weight decay, ``maximize``, or several groups with
+        different hyperparameters, which rmsjit lacks.  Nothing is changed in this case.
 
     See Also
     --------
-    to_torch_state_dict : The other way.
+    to_torch_state_dict : The inverse.
 
     Examples
     --------
@@ -155,7 +159,7 @@ def from_torch_state_dict(
         if optimizer is None and checkpoint.optimizer.config["epsilon"] <= 0:
             raise ValueError(f"eps must be positive, got {checkpoint.optimizer.config['epsilon']}")
         made = new_optimizer(checkpoint, None) if optimizer is None else optimizer
-        made.sync()  # what rows of variables have missed is theirs, not the state's
+        made.sync()  # rows that have missed steps need the old state to catch up
         restore(checkpoint, made, variables)
     except ValueError as error:
         raise ValueError(f"the state_dict can't be loaded: {error}") from error
@@ -180,8 +184,8 @@ def _check_for_torch(optimizer: Any, variables: Variables) -> None:
     form = optimizer._store.form
     if form.epsilon != "outside" or form.slot(RMS.name).start != 0:
         raise ValueError(
-            "torch.optim.RMSprop has epsilon outside of the root, and this optimizer has it "
-            "inside, so that torch would not continue its run; a momentum that is set after "
+            "torch.optim.RMSprop has epsilon outside of the root, but this optimizer has it "
+            "inside, so torch would not continue its run; a momentum that is set after "
             "construction leaves epsilon outside"
         )
 
@@ -192,7 +196,7 @@ def _torch_state(
     state = {"step": _tensor(np.array(optimizer.iterations, np.float32))}
     for slot, torch_name in _TORCH_SLOTS.items():
         held = optimizer._store.slot_of(variable, slot)
-        if slot == MOMENTUM.name and momentum > 0:  # torch wants it even before the first use
+        if slot == MOMENTUM.name and momentum > 0:  # torch requires it even before its first use
             array = np.zeros(variable.shape, variable.dtype) if held is None else held.array
             state[torch_name] = _tensor(_per_rate(array, learning_rate, name))
         elif slot != MOMENTUM.name and held is not None:
@@ -213,7 +217,7 @@ def _tensor(array: NDArray[Any]) -> Any:
         import torch
     except ImportError as error:
         raise ImportError("a state_dict of torch needs torch: pip install torch") from error
-    if array.dtype.name == "bfloat16":  # unknown to torch's bridge to NumPy
+    if array.dtype.name == "bfloat16":  # not supported by torch.from_numpy
         return torch.from_numpy(np.array(array.view(np.int16), order="C")).view(torch.bfloat16)
     return torch.from_numpy(np.array(array, order="C"))
 
@@ -222,7 +226,7 @@ def _tensor(array: NDArray[Any]) -> Any:
 
 
 def _torch_checkpoint(state_dict: Mapping[str, Any], variables: Variables) -> Checkpoint:
-    """What a checkpoint of rmsjit would hold; the values of the variables are those they have."""
+    """The equivalent checkpoint of rmsjit, with the current values of the variables."""
     try:
         group, indices = _one_group(state_dict["param_groups"])
         if len(indices) != len(variables):
@@ -244,24 +248,19 @@ def _torch_checkpoint(state_dict: Mapping[str, Any], variables: Variables) -> Ch
         raise ValueError(
             f"it is none of torch.optim.RMSprop: {type(error).__name__}: {error}"
         ) from error
-    sharing = sharing_of(variables, variables)
-    saved = {}
-    for name, variable in variables.items():
-        array = array_of(variable)
-        saved[name] = SavedVariable(array, layout_of(array), sharing[name])
     optimizer = SavedOptimizer("RMSprop", "RMSprop", config, _torch_form(group), iterations)
-    return Checkpoint(optimizer, saved, weights)
+    return Checkpoint(optimizer, saved_variables(variables), weights)
 
 
 def _one_group(groups: Any) -> tuple[dict[str, Any], list[Any]]:
-    """The hyperparameters that all groups have, and the indices of their parameters."""
+    """The hyperparameters, which must be the same in all groups, and the indices of parameters."""
     merged: list[dict[str, Any]] = [{**_TORCH_DEFAULTS, **group} for group in groups]
     first = merged[0]
     for name in ("lr", "alpha", "eps", *_TORCH_DEFAULTS):
         values = [group[name] for group in merged]
         if any(value != values[0] for value in values):
             raise ValueError(
-                f"its groups differ in {name}: {values}; rmsjit takes one optimizer each"
+                f"its groups differ in {name}: {values}; use one rmsjit optimizer for each"
             )
     if first["weight_decay"] != 0 or first["maximize"]:
         raise ValueError("it has weight_decay or maximize, which rmsjit lacks")
@@ -283,7 +282,7 @@ def _saved_weights(
 
 
 def _torch_form(group: Mapping[str, Any]) -> Form:
-    """The form of a torch optimizer, whose momentum leaves epsilon outside of the root."""
+    """The form of a torch optimizer, which has epsilon outside of the root even with momentum."""
     form = keras_legacy(centered=bool(group["centered"]), momentum=False)
     return form.with_momentum() if group["momentum"] > 0 else form
 
@@ -292,7 +291,7 @@ def _array(value: Any) -> NDArray[Any]:
     if not hasattr(value, "detach"):
         return np.asarray(value)
     tensor = value.detach().cpu()
-    if str(tensor.dtype) == "torch.bfloat16":  # unknown to torch's bridge to NumPy
+    if str(tensor.dtype) == "torch.bfloat16":  # not supported by Tensor.numpy
         import torch
 
         bits: NDArray[Any] = tensor.view(torch.int16).numpy()

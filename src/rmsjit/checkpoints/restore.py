@@ -1,4 +1,4 @@
-"""Writing what a checkpoint holds into an optimizer and its variables, or into new ones."""
+"""Restoring a checkpoint into an optimizer and its variables, or into new ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import converted
 from rmsjit.arrays.layout import layout_of
 from rmsjit.checkpoints.compare import (
     CLASSES,
@@ -32,17 +33,17 @@ _DIFFERENCES_LISTED = 10
 
 @dataclass
 class _Writing:
-    """What restoring will write, all of it found, converted and allocated before it begins."""
+    """Everything that will be written; it is converted and allocated before writing begins."""
 
     values: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)  # to, from
-    starts: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)  # as well
-    slots: list[tuple[Entry, str, NDArray[Any]]] = field(default_factory=list)  # the rule's, new
-    added_slots: list[tuple[Any, str, NDArray[Any]]] = field(default_factory=list)  # also new
+    starts: list[tuple[NDArray[Any], NDArray[Any]]] = field(default_factory=list)  # likewise
+    slots: list[tuple[Entry, str, NDArray[Any]]] = field(default_factory=list)  # new, rule's
+    added_slots: list[tuple[Any, str, NDArray[Any]]] = field(default_factory=list)  # new, user's
     order: list[Place] = field(default_factory=list)  # of all weights
 
 
 def new_variables(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
-    """Arrays that lie in memory as those that were saved did, with values still to be set."""
+    """Uninitialised arrays with the memory layout and sharing of the saved variables."""
     memories: dict[str, NDArray[Any]] = {}
     arrays = {}
     for name, saved in checkpoint.variables.items():
@@ -55,20 +56,17 @@ def new_variables(checkpoint: Checkpoint) -> dict[str, NDArray[Any]]:
 
 
 def new_optimizer(checkpoint: Checkpoint, custom_objects: Mapping[str, Any] | None) -> Optimizer:
-    """An optimizer as the saved one was constructed, its weights still to be set.
+    """An optimizer constructed like the saved one, whose weights don't have their values yet.
 
-    Raises
-    ------
-    ValueError
-        If its class is unknown, or does not take the saved configuration.
+    Raises `ValueError` if its class is unknown or does not accept the saved configuration.
     """
     saved = checkpoint.optimizer
     custom = dict(custom_objects or {})
     cls: Any = custom.get(saved.subclass, CLASSES.get(saved.subclass))
     if cls is None:
         raise ValueError(
-            f"an optimizer of the class {saved.subclass!r} needs that class among custom_objects, "
-            f"or to be given as optimizer"
+            f"an optimizer of the class {saved.subclass!r} needs that class among custom_objects; "
+            f"or pass an existing one as optimizer"
         )
     if not (isinstance(cls, type) and issubclass(cls, CLASSES[saved.class_name])):
         raise ValueError(f"custom_objects must have a {saved.class_name} for it, got {cls!r}")
@@ -79,7 +77,7 @@ def new_optimizer(checkpoint: Checkpoint, custom_objects: Mapping[str, Any] | No
             optimizer = cls(**saved.config)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"an optimizer can't be made from its configuration: {error}") from error
-    # A momentum that was set later has its slot, and epsilon where the constructor had put it.
+    # A momentum that was set later has added its slot, but has not moved epsilon.
     if not fits(saved.form, optimizer._store.form):
         raise ValueError(f"the configuration makes {optimizer._store.form}, not {saved.form}")
     optimizer._store.form = saved.form
@@ -93,10 +91,7 @@ def new_optimizer(checkpoint: Checkpoint, custom_objects: Mapping[str, Any] | No
 def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> None:
     """Overwrite variables and the optimizer's state.
 
-    Raises
-    ------
-    ValueError
-        If the checkpoint does not fit; nothing has been changed then.
+    Raises `ValueError` and changes nothing if the checkpoint does not fit.
     """
     found = differences(checkpoint, optimizer, variables)
     if found:
@@ -105,7 +100,7 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) 
             listed.append(f"and {len(found) - len(listed)} more")
         raise ValueError("it does not fit; nothing was changed:\n- " + "\n- ".join(listed))
     writing = _planned(checkpoint, optimizer, variables)
-    # From here on there is only writing, which can't fail, and an interrupt waits for its end.
+    # From here on there are only writes, which can't fail; an interrupt is raised after them.
     clocks = [partial(setattr, e, "clock", None) for e in optimizer._store.entries.values()]
     skipped = partial(setattr, optimizer, "skipped_steps", checkpoint.optimizer.skipped_steps)
     copies = copying([*writing.starts, *writing.values])
@@ -160,24 +155,23 @@ def _plan_added_slot(
 
 
 def _first_values(optimizer: Optimizer) -> list[tuple[NDArray[Any], NDArray[Any]]]:
-    """The rule's slots with their first values, which those that were not saved keep."""
+    """The rule's slots and their initial values, which slots that were not saved will have."""
     form = optimizer._store.form
     starts_from_epsilon = any(slot.start == "epsilon" for slot in form.slots)
     epsilon = optimizer._hyperparameters.last("epsilon") if starts_from_epsilon else 0.0
-    with np.errstate(all="ignore"):
-        return [
-            (memory, np.asarray(form.slot(slot).first_value(epsilon)).astype(memory.dtype))
-            for entry in optimizer._store.entries.values()
-            for slot, memory in entry.slots.items()
-        ]
+    return [
+        (memory, converted(np.asarray(form.slot(slot).first_value(epsilon)), memory.dtype))
+        for entry in optimizer._store.entries.values()
+        for slot, memory in entry.slots.items()
+    ]
 
 
 def _enter(writing: _Writing, optimizer: Optimizer) -> None:
-    """Make new slots known, and bring all weights to the order in which they were saved."""
+    """Enter new slots, and bring all weights into the order in which they were saved."""
     store = optimizer._store
     store.enter({entry.key: entry for entry, _, _ in writing.slots}.values(), writing.slots)
     for variable, name, value in writing.added_slots:
         store.add_slot(variable, name, value)
     saved = {place: store.created[place] for place in writing.order}
-    store.created = saved | store.created  # those that were not saved come last
+    store.created = saved | store.created  # weights that were not saved come last
     store.changed()

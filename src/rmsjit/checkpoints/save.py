@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rmsjit.arrays.layout import layout_of
 from rmsjit.checkpoints.array_file import DTYPES, ending_of, read_arrays, write_arrays
 from rmsjit.checkpoints.atomic_file import replacing
 from rmsjit.checkpoints.compare import (
@@ -16,16 +15,9 @@ from rmsjit.checkpoints.compare import (
     check_variables,
     class_of,
     key_of,
-    sharing_of,
+    saved_variables,
 )
-from rmsjit.checkpoints.content import (
-    Checkpoint,
-    SavedOptimizer,
-    SavedVariable,
-    SavedWeight,
-    decoded,
-    encoded,
-)
+from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight, decoded, encoded
 from rmsjit.checkpoints.restore import new_optimizer, new_variables, restore
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
@@ -39,7 +31,7 @@ def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variable
     Parameters
     ----------
     path : path_like
-        Ends in ``.npz`` or, with the package of that name, ``.safetensors``.
+        Ends in ``.npz`` or ``.safetensors``; the latter needs the safetensors package.
     optimizer : RMSprop or train.RMSPropOptimizer
     variables : dict of str to ndarray or Variable
         At least every variable that the optimizer has stepped or built.  Others, such as a step
@@ -48,15 +40,15 @@ def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variable
     Raises
     ------
     ImportError
-        If the file is to be ``.safetensors`` and that package is not installed.
+        If the file is to be ``.safetensors`` and safetensors is not installed.
     OSError
-        If the file can't be written; an older file is still there, whole.
+        If the file can't be written; an older file stays complete.
     TypeError
-        If `variables` holds something that is no array of numbers, or the optimizer's
-        configuration something that JSON can't; it is named.
+        If `variables` contains something that is not an array of numbers, or the optimizer's
+        configuration contains a value that JSON does not support; the message names it.
     ValueError
-        If the ending is another, a variable of the optimizer is missing, or two variables share a
-        part of their memory.
+        If the path has another suffix, a variable of the optimizer is missing, or two variables
+        overlap in part.
 
     See Also
     --------
@@ -64,14 +56,14 @@ def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variable
 
     Notes
     -----
-    The file is written under another name, synced to the disk and renamed: whenever the process
-    is killed, `path` is the old file or the new one, whole.  What a killed process has left, a
-    folder ``.<file name>.<8 characters>.saving``, is removed by the next `save` to the same path.
+    The file is written under another name, synced to disk and renamed.  So if the process is killed
+    at any time, `path` is the complete old file or the complete new one.  A killed process leaves a
+    folder ``.<file name>.<8 characters>.saving``, which the next `save` to the same path removes.
 
-    Other threads must not step meanwhile.
+    Other threads must not step the optimizer at the same time.
 
-    No pickle is involved.  ``.npz`` files hold a checksum of each array; ``.safetensors`` files
-    do not.
+    Files contain no pickled objects.  ``.npz`` files have a checksum of each array;
+    ``.safetensors`` files do not.
 
     Examples
     --------
@@ -86,7 +78,7 @@ def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variable
     ...     _ = opt.apply_gradients([(w, w)])
     >>> rmsjit.save(path, opt, {"w": w})
 
-    Another process reads it back, or restores its own arrays:
+    Read it back in another process, or restore existing arrays:
 
     >>> opt, variables = rmsjit.load(path)
     >>> bool((variables["w"] == w).all()), int(opt.iterations)
@@ -116,29 +108,29 @@ def load(
     *,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
-    """Restore what `save` has written: in place where `optimizer` and `variables` are given.
+    """Load a file that `save` has written, in place if `optimizer` and `variables` are given.
 
     Parameters
     ----------
     path : path_like
         Ends in ``.npz`` or ``.safetensors``.
     optimizer : RMSprop or train.RMSPropOptimizer, optional
-        Of the class and form that was saved; its state is replaced.  Learning rate and the other
-        hyperparameters stay as they are, since changing them on resuming is the user's choice.
-        By default a new optimizer is made, with the hyperparameters that were saved.
+        Must have the saved class and form; its state is replaced.  The learning rate and the other
+        hyperparameters do not change, so you can resume with different ones.  By default a new
+        optimizer is created with the saved hyperparameters.
     variables : dict of str to ndarray or Variable, optional
-        Of the names, shapes and dtypes that were saved; overwritten.  By default new arrays are
-        made that lie in memory as those that were saved: by rows or columns, and as one memory
-        where two names shared theirs.
+        Must have the saved names, shapes and dtypes; they are overwritten.  By default new arrays
+        are created with the memory layout of the saved ones: in C or F order, and sharing memory
+        if those did.
     custom_objects : dict, optional
-        Classes by name, for a new optimizer: of schedules that rmsjit does not know, and of
-        subclasses of its optimizers.
+        Classes by name, for a new optimizer: the user's own schedules and subclasses of rmsjit's
+        optimizers.
 
     Returns
     -------
     optimizer : RMSprop or train.RMSPropOptimizer
     variables : dict of str to ndarray or Variable
-        Those given, or new ones.
+        The arguments, or new ones.
 
     Raises
     ------
@@ -149,8 +141,8 @@ def load(
     TypeError
         If an argument is of a wrong type.
     ValueError
-        If the file is damaged, of another kind or of a newer format version, or if it does not
-        fit: each difference is named.  Nothing has been changed then.
+        If the file is damaged, has another format or a newer format version, or does not fit; the
+        message lists the differences.  Nothing is changed in this case.
 
     See Also
     --------
@@ -158,13 +150,14 @@ def load(
 
     Notes
     -----
-    A run that is resumed continues bit for bit, as if it had never stopped.
+    A resumed run continues bit for bit, as if it had never stopped.
 
-    Functions are not saved: of a hyperparameter that is one the value is that the last step used,
-    of ``gradient_transformers`` and the like nothing.  Give an `optimizer` that has them.
+    Functions are not saved.  For a hyperparameter that is a function, the value that the last step
+    used is saved; ``gradient_transformers`` and the like are left out.  Pass an `optimizer` that
+    has them.
 
-    A momentum that was set after construction must be set before loading, too.  Weights that
-    `RMSprop.add_weight` has added must have been added; slots need not.
+    If a momentum was set after construction, set it before loading, too.  Weights that were added
+    by `RMSprop.add_weight` must be added before loading; slots need not.
     """
     if optimizer is not None:
         check_optimizer(optimizer)
@@ -184,15 +177,11 @@ def load(
 
 
 def _taken(optimizer: Optimizer, variables: Variables) -> Checkpoint:
-    """A checkpoint of the very arrays, not of copies."""
+    """A checkpoint whose arrays are not copied."""
     check_all_named(optimizer, variables)
-    optimizer.sync()  # a file holds no clocks of rows that have missed steps
-    sharing = sharing_of(variables, variables)
-    saved = {}
-    for name, variable in variables.items():
-        array = array_of(variable)
-        saved[name] = SavedVariable(array, layout_of(array), sharing[name])
-    return Checkpoint(_saved_optimizer(optimizer), saved, _saved_weights(optimizer, variables))
+    optimizer.sync()  # the file format has no clocks for rows that have missed steps
+    weights = _saved_weights(optimizer, variables)
+    return Checkpoint(_saved_optimizer(optimizer), saved_variables(variables), weights)
 
 
 def _saved_weights(optimizer: Optimizer, variables: Variables) -> list[SavedWeight]:
@@ -203,7 +192,7 @@ def _saved_weights(optimizer: Optimizer, variables: Variables) -> list[SavedWeig
         name = names[key] if key in store.entries else None
         value = weight.array
         if name is not None and title in store.entries[key].slots:
-            value = array_of(store.slot_of(variables[name], title))  # with the variable's axes
+            value = array_of(store.slot_of(variables[name], title))  # with the axes of the variable
         if value.dtype.name not in DTYPES:
             raise TypeError(f"{weight.name} must hold numbers, got dtype {value.dtype}")
         saved.append(SavedWeight(name, title, value))
@@ -222,9 +211,9 @@ def _saved_optimizer(optimizer: Optimizer) -> SavedOptimizer:
 
 
 def _config_of(optimizer: Optimizer) -> dict[str, Any]:
-    """The constructor's arguments; a callable as the value that a step has used."""
+    """The constructor's arguments; for a callable, the value that the last step used."""
     own = {"sparse": "exact" if optimizer._exact else "rows", "nonfinite": optimizer._nonfinite}
-    # Only where they are not the defaults: a subclass need not take what it does not use.
+    # Defaults are left out, since a subclass need not accept arguments that it does not use.
     extra = {name: value for name, value in own.items() if value not in ("rows", "propagate")}
     if isinstance(optimizer, RMSprop):
         return optimizer.get_config() | extra

@@ -1,7 +1,7 @@
-"""What the text of a checkpoint may say: every name, type and range, checked before any is used.
+"""The schema of a checkpoint's text: every name, type and range is checked before use.
 
-A file may come from anywhere.  What is wrong is a `ValueError` that names the place, never another
-exception from the depth of what would have used it.
+Files may come from untrusted sources.  Any error is a `ValueError` that names the field, never
+another exception from the code that uses its value.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from rmsjit.rule.form import Form, Slot
 Check = Callable[[str, Any], None]
 
 CLASS_NAMES = ("RMSprop", "RMSPropOptimizer")
-_MOST = 2**64 - 1  # what the widest counter holds
+_MOST = 2**64 - 1  # of the widest counter
 _MOST_AXES = 64  # of NumPy
-_SHOWN = 60  # characters of a wrong value
+_SHOWN = 60  # characters of a wrong value in messages
 
 
 def check(content: Any) -> None:
-    """Raise `ValueError` unless all of a checkpoint's content is as `content.encoded` writes it."""
+    """Raise `ValueError` unless this is the content of a checkpoint, as `encoded` writes it."""
     version = content["version"]
     _fields("it", content, _CONTENT)
     for position, record in enumerate(content["variables"]):
@@ -39,7 +39,7 @@ def check(content: Any) -> None:
 
 
 def check_form(where: str, settings: Any, version: int = 2) -> None:
-    """Raise `ValueError` unless these are settings of a `Form`, though they may contradict."""
+    """Raise `ValueError` unless these are settings of a `Form`; they may still be inconsistent."""
     if version == 1:
         _fields(where, settings, _FORM_1)
         return
@@ -52,14 +52,14 @@ def check_form(where: str, settings: Any, version: int = 2) -> None:
 def _check_class(optimizer: Mapping[str, Any]) -> None:
     name, subclass = optimizer["class"], optimizer["subclass"]
     if subclass in CLASS_NAMES and subclass != name:
-        raise ValueError(f"a {subclass} is no {name}")
+        raise ValueError(f"a {subclass} is not a {name}")
     if (name == "RMSprop") != (optimizer["iterations"] is not None):
         expected = "a count" if name == "RMSprop" else "null"
         raise _wrong("optimizer.iterations", f"{expected} for a {name}", optimizer["iterations"])
 
 
 def _check_config(name: str, config: Mapping[str, Any]) -> None:
-    """What `save` writes for a class of rmsjit's own; those of the user know theirs themselves."""
+    """Check the configuration of one of rmsjit's own classes; subclasses check their own."""
     known = _CONFIG_RMSPROP if name == "RMSprop" else _CONFIG_TF1
     needed = _NEEDED_RMSPROP if name == "RMSprop" else _NEEDED_TF1
     _fields("config", config, known, optional=known.keys() - needed)
@@ -70,7 +70,7 @@ def _check_config(name: str, config: Mapping[str, Any]) -> None:
 def _fields(
     where: str, record: Any, checks: Mapping[str, Check], optional: Any = frozenset()
 ) -> None:
-    """Check a record that must have just these fields, but for those that are optional."""
+    """Check a record that must have exactly these fields, some of which are optional."""
     _dictionary(where, record)
     missing = [name for name in checks if name not in record and name not in optional]
     if missing:
@@ -87,7 +87,7 @@ def _wrong(where: str, expected: str, value: Any) -> ValueError:
 
 
 def _brief(value: Any) -> str:
-    if isinstance(value, int) and abs(value) > _MOST:  # Python refuses to write very long ones
+    if isinstance(value, int) and abs(value) > _MOST:  # Python refuses to format very long ones
         return "a huge integer"
     text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"{value!s:.200}"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
@@ -96,9 +96,9 @@ def _brief(value: Any) -> str:
 # --- kinds of values ------------------------------------------------------------------------
 
 
-def _of(kind: type, expected: str) -> Check:
+def _that(expected: str, holds: Callable[[Any], bool]) -> Check:
     def checked(where: str, value: Any) -> None:
-        if not isinstance(value, kind):
+        if not holds(value):
             raise _wrong(where, expected, value)
 
     return checked
@@ -109,57 +109,46 @@ def _optional(check: Check) -> Check:
 
 
 def _one_of(*allowed: Any) -> Check:
-    def checked(where: str, value: Any) -> None:
-        if not any(type(value) is type(one) and value == one for one in allowed):
-            raise _wrong(where, f"one of {', '.join(map(repr, allowed))}", value)
+    def is_allowed(value: Any) -> bool:
+        return any(type(value) is type(one) and value == one for one in allowed)
 
-    return checked
+    return _that(f"one of {', '.join(map(repr, allowed))}", is_allowed)
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
-def _count(where: str, value: Any) -> None:
-    if not _is_count(value):
-        raise _wrong(where, "an integer from 0 to 2**64 - 1", value)
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= _MOST_AXES and all(map(_is_count, value))
 
 
-def _counts(where: str, value: Any) -> None:
-    if not isinstance(value, list) or not all(map(_is_count, value)) or len(value) > _MOST_AXES:
-        raise _wrong(where, f"a list of at most {_MOST_AXES} integers, none below 0", value)
-
-
-def _number(where: str, value: Any) -> None:
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
     try:
-        finite = real and math.isfinite(value)
-    except OverflowError:  # an integer beyond all floats
-        finite = False
-    if not finite:
-        raise _wrong(where, "a finite number", value)
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
 
 
-def _start(where: str, value: Any) -> None:
-    if value != "epsilon":
-        _number(where, value)
-
-
-def _rate(where: str, value: Any) -> None:
-    if not isinstance(value, dict):  # a schedule is one
-        _number(where, value)
-
-
-_string, _list = _of(str, "a string"), _of(list, "a list")
-_dictionary, _flag = _of(dict, "a dictionary"), _of(bool, "true or false")
-_version = _one_of(1, 2)
+_string = _that("a string", lambda value: isinstance(value, str))
+_list = _that("a list", lambda value: isinstance(value, list))
+_dictionary = _that("a dictionary", lambda value: isinstance(value, dict))
+_flag = _that("true or false", lambda value: isinstance(value, bool))
+_count = _that("an integer from 0 to 2**64 - 1", _is_count)
+_counts = _that(f"a list of at most {_MOST_AXES} non-negative integers", _are_counts)
+_number = _that("a finite number", _is_finite)
+_start = _that("a finite number", lambda value: value == "epsilon" or _is_finite(value))
+# A rate may be a schedule, which is checked when it is made.
+_rate = _that("a finite number", lambda value: isinstance(value, dict) or _is_finite(value))
 _dtype = _one_of(*DTYPES)
 
 # --- records --------------------------------------------------------------------------------
 
 _CONTENT: dict[str, Check] = {
     "format": _string,
-    "version": _version,
+    "version": _one_of(1, 2),
     "rmsjit": _string,
     "variables": _list,
     "optimizer": _dictionary,
@@ -190,7 +179,7 @@ _SLOT: dict[str, Check] = {
     "zero_gradient": _string,
 }
 assert _SLOT.keys() == {one.name for one in fields(Slot)}
-_FORM: dict[str, Check] = {  # further settings are words, of which `Form` knows the right ones
+_FORM: dict[str, Check] = {  # `Form` itself checks which strings are valid
     one.name: _flag if isinstance(one.default, bool) else _optional(_string) for one in fields(Form)
 } | {"slots": _list}
 _FORM_1: dict[str, Check] = {

@@ -1,9 +1,10 @@
-"""``python -m rmsjit bench``: how fast a step is on this machine, beside what its memory allows."""
+"""``python -m rmsjit bench``: the speed of a step on this machine and the limit set by memory."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ VARIANTS = {  # momentum, centered
 }
 SIZES = (1_000, 100_000, 1_000_000, 10_000_000)
 ROUNDS = 5
-LEARNING_RATE, RHO, EPSILON = 1e-3, 0.9, 0.1  # so large an epsilon bounds what many steps add up to
+# An epsilon this large bounds every update, so that variables stay finite in any number of steps.
+LEARNING_RATE, RHO, EPSILON = 1e-3, 0.9, 0.1
 
 Array = NDArray[Any]
 
@@ -32,16 +34,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "bench",
         help="measure the speed of a step on this machine",
-        description="Measure the speed of a step on this machine: beside a loop that only reads "
-        "and writes the same arrays (the floor), and beside the rule in hand-written NumPy.",
+        description="Measure the speed of a step on this machine, and compare it with a loop that "
+        "only reads and writes the same arrays (the floor) and with hand-written NumPy.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--sizes", type=_count, nargs="+", default=SIZES, metavar="N", help="elements")
-    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="of the rule")
-    add("--dtype", choices=SUPPORTED, default="float32", help="of variable and gradient")
-    add("--threads", type=_count, metavar="N", help="the most threads (default: all there are)")
-    add("--rounds", type=_count, default=ROUNDS, metavar="N", help="of which medians are shown")
+    add("--sizes", type=_count, nargs="+", default=SIZES, metavar="N", help="numbers of elements")
+    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="forms of the rule")
+    add("--dtype", choices=SUPPORTED, default="float32", help="dtype of variable and gradient")
+    add("--threads", type=_count, metavar="N", help="maximum number of threads; None means all")
+    add("--rounds", type=_count, default=ROUNDS, metavar="N", help="rounds to take the median of")
     parser.set_defaults(run=run)
 
 
@@ -88,10 +90,10 @@ _COLUMNS = (
 )
 _LEGEND = """
 step   one apply_gradients of one variable
-GB/s   bytes that a step must read and write, by its time
+GB/s   bytes that a step must read and write, divided by its time
 floor  GB/s of a loop that reads and writes the same arrays and computes nothing
-share  of the floor's speed that the step reaches
-NumPy  the rule in hand-written, in-place NumPy; ratio: its time by that of the step"""
+share  speed of the step relative to the floor
+NumPy  the rule in hand-written, in-place NumPy; ratio: its time divided by that of the step"""
 
 
 def _heading(dtype: str, count: int) -> str:
@@ -109,7 +111,7 @@ def _human_time(seconds: float) -> str:
 
 
 def _count(text: str) -> int:
-    """A positive whole number, which may be written as 1e6."""
+    """Parse a positive whole number, which may be written as 1e6."""
     try:
         number = float(text)
     except ValueError:
@@ -119,7 +121,7 @@ def _count(text: str) -> int:
     return int(number)
 
 
-# --- what is measured -----------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------
 
 
 def _measured(size: int, variant: str, dtype: np.dtype[Any], threads: int, rounds: int) -> Line:
@@ -135,28 +137,25 @@ def _measured(size: int, variant: str, dtype: np.dtype[Any], threads: int, round
         optimizer.apply_gradients([(gradient, variable)])
 
     step()
+    copy = variable.copy()
+    by_hand = NumPyRMSprop(lambda step: LEARNING_RATE, RHO, momentum, EPSILON, centered=centered)
     slots = [optimizer.get_slot(variable, name).array for name in optimizer.get_slot_names()]
     rivals: dict[str, Step] = {
         "rmsjit": step,
         "floor": fastest_floor(gradient, [variable, *slots], threads),
-        "numpy": _numpy_step(gradient, variable.copy(), momentum, centered),
+        "numpy": lambda: by_hand.apply_gradients([(gradient, copy)]),
     }
     medians = median_times(rivals, rounds)
     return Line(size, variant, step_bytes(size, dtype, len(slots)), **medians)
 
 
-def _numpy_step(gradient: Array, variable: Array, momentum: float, centered: bool) -> Step:
-    optimizer = NumPyRMSprop(lambda step: LEARNING_RATE, RHO, momentum, EPSILON, centered=centered)
-    return lambda: optimizer.apply_gradients([(gradient, variable)])
-
-
-def values(size: int, dtype: np.dtype[Any], seed: int) -> Array:
-    """Numbers of either sign between 0.5 and 1 in magnitude: nothing made of them is denormal."""
-    drawn = np.random.default_rng(seed).random(size, np.float32) - np.float32(0.5)
+def values(shape: int | Sequence[int], dtype: np.dtype[Any], seed: int) -> Array:
+    """Random numbers of both signs with magnitudes of 0.5 to 1, which lead to no denormals."""
+    drawn = np.random.default_rng(seed).random(shape, np.float32) - np.float32(0.5)
     drawn += np.copysign(np.float32(0.5), drawn)
     return drawn.astype(dtype)
 
 
 def step_bytes(size: int, dtype: np.dtype[Any], slots: int) -> int:
-    """What a step must move: the gradient in, the variable and each slot in and out."""
+    """The bytes a step must move: read the gradient, read and write the variable and each slot."""
     return size * dtype.itemsize * (1 + 2 * (1 + slots))

@@ -1,20 +1,24 @@
-"""``python -m rmsjit demo``: train a model on real data and see it learn."""
+"""``python -m rmsjit demo``: train a model on real data."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rmsjit.demo import digits, words
 
-FIRST_DEMO = "digits"  # the one that `demo` without a name runs
+FIRST_DEMO = "digits"  # what `demo` runs without a name
 PICTURE_FORMATS = (".png", ".pdf", ".svg")
+
+_Settings = TypeVar("_Settings", digits.Settings, words.Settings)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,8 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "demo",
         help="train a model on real data",
-        description=f"Train a model on real data. Without a name it is '{FIRST_DEMO}', whose "
-        f"options 'rmsjit demo {FIRST_DEMO} --help' lists.",
+        description=f"Train a model on real data. The default demo is '{FIRST_DEMO}'; "
+        f"'rmsjit demo {FIRST_DEMO} --help' lists its options.",
     )
     demos = parser.add_subparsers(dest="demo", required=True, metavar="DEMO", title="demos")
     for add_demo in DEMOS.values():
@@ -31,22 +35,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def spelled_out(argv: Sequence[str]) -> list[str]:
-    """The arguments with the name of the demo put in where ``demo`` comes without one."""
+    """The arguments, with the default demo inserted after a ``demo`` without a name."""
     command, rest = list(argv[:1]), list(argv[1:])
     if command == ["demo"] and (not rest or rest[0] not in (*DEMOS, "-h", "--help")):
         return ["demo", FIRST_DEMO, *rest]
     return command + rest
-
-
-def missing_packages(names: Sequence[str]) -> list[str]:
-    """Those of the packages that can't be imported."""
-    missing = []
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            missing.append(name)
-    return missing
 
 
 # --- digits ---------------------------------------------------------------------------------
@@ -55,9 +48,9 @@ def missing_packages(names: Sequence[str]) -> list[str]:
 def _add_digits(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "digits",
-        help="classify handwritten digits by a multilayer perceptron in plain NumPy",
+        help="classify handwritten digits with a multilayer perceptron in plain NumPy",
         description="Train a multilayer perceptron, written in plain NumPy, on the handwritten "
-        "digits that scikit-learn ships.",
+        "digits that come with scikit-learn.",
     )
     default = digits.Settings()
     parser.add_argument(
@@ -70,9 +63,8 @@ def _add_digits(subparsers: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     _add_training_options(parser, default)
     picture = Path("rmsjit-digits.png")
-    _add_option(parser, "--output", _picture, "FILE", picture, "where to draw the learning curve")
+    _add_option(parser, "--output", _picture, picture, "file of the learning curve", "FILE")
     parser.add_argument("--no-plot", action="store_true", help="draw no learning curve")
-    _add_quiet(parser)
     parser.set_defaults(run=_run_digits)
 
 
@@ -80,13 +72,7 @@ def _run_digits(arguments: argparse.Namespace) -> int:
     picture: Path | None = None if arguments.no_plot else arguments.output
     if not _packages_are_there(["sklearn", "tqdm"] + ["matplotlib"] * (picture is not None)):
         return 2
-    settings = digits.Settings(
-        hidden=tuple(arguments.hidden),
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-    )
+    settings = _settings(digits.Settings, {**vars(arguments), "hidden": tuple(arguments.hidden)})
     digits.run(settings, picture, quiet=arguments.quiet)
     return 0
 
@@ -97,79 +83,70 @@ def _run_digits(arguments: argparse.Namespace) -> int:
 def _add_words(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "words",
-        help="learn word vectors from Python's language reference, by sparse gradients",
+        help="learn word vectors from Python's language reference, with sparse gradients",
         description="Train skip-gram word vectors with negative sampling, written in plain "
-        "NumPy, on the language reference that Python ships, and show which words are alike.",
+        "NumPy, on the language reference that comes with Python, and show similar words.",
     )
     default = words.Settings()
-
-    def add(option: str, value: int, text: str) -> None:
-        _add_option(parser, option, _positive_integer, "N", value, text)
-
-    add("--dimensions", default.dimensions, "numbers in the vector of a word")
-    add("--window", default.window, "how far apart neighbours may stand in the text")
-    add("--negatives", default.negatives, "random words to tell each true neighbour from")
+    add = partial(_add_option, parser)
+    add("--dimensions", _positive_integer, default.dimensions, "size of each word vector")
+    add("--window", _positive_integer, default.window, "maximum distance between neighbours")
+    add("--negatives", _positive_integer, default.negatives, "random words per true neighbour")
     _add_training_options(parser, default)
-    _add_quiet(parser)
     parser.set_defaults(run=_run_words)
 
 
 def _run_words(arguments: argparse.Namespace) -> int:
     if not _packages_are_there(["tqdm"]):
         return 2
-    settings = words.Settings(
-        dimensions=arguments.dimensions,
-        window=arguments.window,
-        negatives=arguments.negatives,
-        epochs=arguments.epochs,
-        batch_size=arguments.batch_size,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-    )
-    words.run(settings, quiet=arguments.quiet)
+    words.run(_settings(words.Settings, vars(arguments)), quiet=arguments.quiet)
     return 0
 
 
-# Name to the function that registers its subcommand.
+# The name of each demo and the function that registers its subcommand.
 DEMOS = {"digits": _add_digits, "words": _add_words}
 
 
-# --- what demos share -----------------------------------------------------------------------
+# --- shared by all demos --------------------------------------------------------------------
 
 
 def _add_training_options(
     parser: argparse.ArgumentParser, default: digits.Settings | words.Settings
 ) -> None:
-    def add(option: str, kind: Callable[[str], Any], metavar: str, value: Any, text: str) -> None:
-        _add_option(parser, option, kind, metavar, value, text)
-
-    add("--epochs", _positive_integer, "N", default.epochs, "passes through the training data")
-    add("--batch-size", _positive_integer, "N", default.batch_size, "examples in a step")
-    add("--learning-rate", _positive_number, "X", default.learning_rate, "that of the first step")
-    add("--seed", _seed, "N", default.seed, "of all random numbers")
+    add = partial(_add_option, parser)
+    add("--epochs", _positive_integer, default.epochs, "passes through the training data")
+    add("--batch-size", _positive_integer, default.batch_size, "examples per step")
+    add("--learning-rate", _positive_number, default.learning_rate, "initial learning rate", "X")
+    add("--seed", _seed, default.seed, "seed of all random numbers")
+    parser.add_argument("--quiet", action="store_true", help="show results only, no progress")
 
 
 def _add_option(
     parser: argparse.ArgumentParser,
     option: str,
     kind: Callable[[str], Any],
-    metavar: str,
     value: Any,
     text: str,
+    metavar: str = "N",
 ) -> None:
     text = f"{text} (default: {value})"
     parser.add_argument(option, type=kind, metavar=metavar, default=value, help=text)
 
 
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="show results only, no progress")
+def _settings(kind: type[_Settings], values: Mapping[str, Any]) -> _Settings:
+    return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
 
 
 def _packages_are_there(names: Sequence[str]) -> bool:
-    missing = missing_packages(names)
+    missing = []
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            missing.append(name)
     if missing:
         print(
-            f"rmsjit demo: can't import {', '.join(missing)}; the demos need a few packages more "
+            f"rmsjit demo: can't import {', '.join(missing)}; the demos need a few more packages "
             f'than rmsjit itself:\n\n    pip install "rmsjit[demo]"\n',
             file=sys.stderr,
         )
@@ -203,7 +180,7 @@ def _positive_number(text: str) -> float:
 
 
 def _picture(text: str) -> Path:
-    """A path that can be written, so that a mistake shows before the training, not after it."""
+    """Parse a path and check that it can be written, so that errors show before the training."""
     path = Path(text)
     if path.suffix.lower() not in PICTURE_FORMATS:
         raise argparse.ArgumentTypeError(

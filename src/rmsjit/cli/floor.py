@@ -1,10 +1,10 @@
-"""The floor: a loop of the same loads and stores as a step, over the same arrays.
+"""The floor: a loop with the same loads and stores as a step, over the same arrays.
 
-It computes nothing (``x ^= g & 0``, with a zero that the compiler does not know), and is compiled,
-cut into pieces and run by threads as the kernels of a step are.  So its time is what memory allows.
+It computes nothing (``x ^= g & 0``, where the compiler does not know the zero).  It is compiled,
+cut into pieces and run on threads like the kernels of a step, so its time is what memory allows.
 """
 
-# What is compiled is typed by Numba.
+# Numba infers the types of compiled functions.
 # mypy: allow-untyped-defs, allow-untyped-calls
 
 from __future__ import annotations
@@ -31,40 +31,38 @@ from rmsjit.runtime.flags import FLAGS, INLINED, PARALLEL
 from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.partition import cut_evenly, pieces_of
 
-# Words of the call: cuts and pieces as in `rmsjit.kernels.dense`, the zero, and then the addresses
-# of the gradient and of all arrays that are written.
+# Words of the call: cuts and pieces as in `rmsjit.kernels.dense`, the zero, then the addresses of
+# the gradient and of all written arrays.
 BINS, CUTS, PIECES, ZERO, ADDRESSES = range(5)
 
 Array = NDArray[Any]
 
 
 def fastest_floor(gradient: Array, written: Sequence[Array], most: int) -> Step:
-    """The floor on one thread or on several, whichever is faster.
+    """The floor loop on one thread or on several, whichever is faster.
 
     Parameters
     ----------
     gradient : ndarray
-        Contiguous; it is only read.
+        Contiguous; only read.
     written : sequence of ndarray
-        The variable and its slots: contiguous, and as long as the gradient.  They are written, and
+        The variable and its slots: contiguous, and as long as the gradient.  They are written but
         keep their values.
     most : int
-        The number of threads that is tried beside one.
+        The number of threads to try besides one.
 
     Returns
     -------
     callable
         Runs the loop once.
     """
-    rivals = {"one": floor(gradient, written, 1)}
-    if most > 1:
-        rivals["all"] = floor(gradient, written, most)
+    rivals = {str(wanted): floor(gradient, written, wanted) for wanted in {1, most}}
     times = median_times(rivals, rounds=3)
     return rivals[min(times, key=times.__getitem__)]
 
 
 def floor(gradient: Array, written: Sequence[Array], wanted: int) -> Step:
-    """The floor on `wanted` threads; see `fastest_floor`."""
+    """The floor loop on `wanted` threads; see `fastest_floor`."""
     launch = threads.launch(wanted)
     arrays = [_as_bits(array) for array in (gradient, *written)]
     nbytes = sum(array.nbytes for array in arrays)
@@ -78,18 +76,18 @@ def floor(gradient: Array, written: Sequence[Array], wanted: int) -> Step:
 
 
 def _as_bits(array: Array) -> Array:
-    """The memory of the real numbers that an array is made of, as unsigned integers."""
+    """The array viewed as unsigned integers, two for each complex number."""
     parts = 2 if array.dtype.kind == "c" else 1
     return array.reshape(-1).view(f"u{array.itemsize // parts}")
 
 
 def call_over(arrays: Sequence[Array], bins: int) -> Call:
-    """The call that passes over arrays of unsigned integers once.
+    """The call that makes one pass over arrays of unsigned integers.
 
     Parameters
     ----------
     arrays : sequence of ndarray
-        The gradient, and then those that are written.
+        The gradient, then the written arrays.
     bins : int
         The number of threads.
     """
@@ -105,7 +103,7 @@ def call_over(arrays: Sequence[Array], bins: int) -> Call:
 
 
 def _kernel(kinds: tuple[str, ...], parallel: bool) -> Kernel:
-    """The loop for arrays of these types, that of the gradient first."""
+    """The loop for arrays of these dtypes, the gradient's first."""
     key = f"{kinds} {_digest_of_source()}"
     return compile_kernel(
         "floor",
@@ -117,14 +115,14 @@ def _kernel(kinds: tuple[str, ...], parallel: bool) -> Kernel:
 
 @functools.cache
 def _digest_of_source() -> str:
-    """Of this module, which the cache of kernels does not watch."""
+    """The hash of this module, which is not among the sources that the kernel cache hashes."""
     return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 # --- compiled -------------------------------------------------------------------------------
 
-# Functions are decorated as late as `compile_kernel` calls for them, which sees to it that Numba
-# compiles whatever the user has set.
+# Functions are decorated only when `compile_kernel` asks for them: meanwhile it overrides settings
+# of the user that would keep Numba from compiling.
 
 
 def _pass_over_pieces(kinds: tuple[str, ...]) -> Any:
@@ -147,7 +145,7 @@ def _pass_over_pieces(kinds: tuple[str, ...]) -> Any:
 
 
 def _change_of_element(last: int) -> Any:
-    """The function that changes element `i` of all arrays after the first, up to the `last`."""
+    """The function that changes element `i` of the arrays 1 to `last`."""
     if last == 0:
         return njit(**INLINED)(lambda i, change, arrays: None)
     change_others = _change_of_element(last - 1)

@@ -1,4 +1,4 @@
-"""``python -m rmsjit info``: what rmsjit runs on, for a bug report or a look before a run."""
+"""``python -m rmsjit info``: versions, processor, threads and cache, as for a bug report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rmsjit._version import __version__
 
+IMPORTED = ("numpy", "numba", "llvmlite")
 ENVIRONMENT = ("RMSJIT_CACHE", "RMSJIT_CACHE_DIR")
 REASONS = {
     "affinity": "the affinity mask",
@@ -37,7 +39,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the report, under ``mpiexec`` on rank 0 only; return the exit status."""
+    """Print the report, only on rank 0 under ``mpiexec``; return the exit status."""
     report = collect()
     if report["ranks"] is None and "ranks" not in report["problems"]:
         return 0
@@ -46,20 +48,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def collect() -> Report:
-    """Everything there is to know.
+    """Collect the report.
 
     Returns
     -------
     dict
-        Fit for JSON.  What can't be found out is None, and "problems" says why.  Under
-        ``mpiexec`` this is collective, and "ranks" is None on all ranks but the first.
+        Can be written as JSON.  Facts that could not be found are None, and "problems" says why.
+        Under ``mpiexec`` this is a collective operation, and "ranks" is None on all ranks but 0.
     """
     problems: dict[str, str] = {}
 
     def known(name: str, find: Callable[[], Any]) -> Any:
         try:
             return find()
-        except Exception as error:  # a report on a broken installation must come out nevertheless
+        except Exception as error:  # a broken installation must still get its report
             problems[name] = f"{type(error).__name__}: {error}"
             return None
 
@@ -67,9 +69,7 @@ def collect() -> Report:
         "versions": {
             "rmsjit": __version__,
             "python": platform.python_version(),
-            "numpy": known("numpy", lambda: _imported_version("numpy")),
-            "numba": known("numba", lambda: _imported_version("numba")),
-            "llvmlite": known("llvmlite", lambda: _imported_version("llvmlite")),
+            **{name: known(name, partial(_imported_version, name)) for name in IMPORTED},
             "tbb": known("tbb", _tbb_version),
         },
         "cpu": {
@@ -87,10 +87,9 @@ def collect() -> Report:
 
 
 def as_text(report: Report) -> str:
-    """The report in aligned lines for people."""
-    parts = _versions(report), _machine(report), _storage(report), _cluster(report)
-    blocks = [list(block) for block in parts]
-    blocks.append([(f"Problem: {name}", text) for name, text in report["problems"].items()])
+    """The report as readable, aligned lines."""
+    parts = (_versions, _machine, _storage, _cluster, _problems)
+    blocks = [list(part(report)) for part in parts]
     width = max(len(label) for block in blocks for label, _ in block)
     return "\n\n".join(
         "\n".join(f"{label:{width}}  {value}" for label, value in block)
@@ -100,7 +99,7 @@ def as_text(report: Report) -> str:
 
 
 def human_size(size: float) -> str:
-    """A number of bytes for people.
+    """A number of bytes with a readable unit.
 
     >>> human_size(999), human_size(4_300_000)
     ('999 B', '4.1 MiB')
@@ -112,7 +111,7 @@ def human_size(size: float) -> str:
     return f"{size:.1f} GiB"
 
 
-# --- finding out ----------------------------------------------------------------------------
+# --- collecting -----------------------------------------------------------------------------
 
 
 def _imported_version(name: str) -> str:
@@ -124,7 +123,7 @@ def _tbb_version() -> str | None:
     try:
         return importlib.metadata.version("tbb")
     except importlib.metadata.PackageNotFoundError:
-        return None  # not a problem: there are other layers
+        return None  # not a problem: there are other threading layers
 
 
 def _cpu_model() -> str:
@@ -152,11 +151,11 @@ def _threads() -> Report:
 
 
 def _limiting(used: int, limits: dict[str, int | None]) -> list[str]:
-    """The limits without which there would be more threads, if the machine has more CPUs."""
+    """The names of the limits that keep the number of threads below that of the CPUs."""
     if used == os.cpu_count():
         return []
     names = [name for name, limit in limits.items() if limit == used]
-    # Numba's own limit follows the affinity mask where nobody has set it.
+    # Unless the user has set it, Numba's own limit follows the affinity mask.
     if "NUMBA_NUM_THREADS" not in os.environ and len(names) > 1:
         names = [name for name in names if name != "NUMBA_NUM_THREADS"]
     return names
@@ -184,7 +183,7 @@ def _ranks() -> list[Report] | None:
     return report.report() if report.launched_by_mpi() else []
 
 
-# --- writing it down ------------------------------------------------------------------------
+# --- formatting -----------------------------------------------------------------------------
 
 Lines = Iterator[tuple[str, str]]
 
@@ -218,7 +217,7 @@ def _storage(report: Report) -> Lines:
     if cache:
         yield "Cached kernels", f"{cache['kernels']} ({human_size(cache['bytes'])})"
         if cache["kernels"]:
-            yield "", "`rmsjit warmup --clear` removes those of older versions too"
+            yield "", "`rmsjit warmup --clear` also removes those of older versions"
     for name, value in report["environment"].items():
         yield name, "not set" if value is None else value
 
@@ -231,6 +230,11 @@ def _cluster(report: Report) -> Lines:
         role = "compiles for its host" if rank["compiles"] else "loads what another compiles"
         threads = _counted(rank["threads"], "thread")
         yield f"Rank {rank['rank']}", f"{rank['host']}, {threads}, {role}"
+
+
+def _problems(report: Report) -> Lines:
+    for name, text in report["problems"].items():
+        yield f"Problem: {name}", text
 
 
 def _counted(number: int, thing: str) -> str:

@@ -1,4 +1,4 @@
-"""``python -m rmsjit schedule``: draw a learning-rate schedule, as a PNG or in the terminal."""
+"""``python -m rmsjit schedule``: draw a learning-rate schedule as an image or in the terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Steps = npt.NDArray[np.int64]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register ``schedule`` with one subcommand for each schedule, its options the arguments."""
+    """Register ``schedule``: a subcommand for each schedule, with an option for each argument."""
     parser = subparsers.add_parser(
         "schedule",
         help="draw a learning-rate schedule",
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def save_plot(path: Path, title: str, steps: Steps, rates: Floats) -> None:
-    """Write the curve as an image, in the format of the path's suffix."""
+    """Write the curve as an image in the format given by the path's suffix."""
     from matplotlib.figure import Figure  # optional, and slow to import
 
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
@@ -107,7 +107,7 @@ def save_plot(path: Path, title: str, steps: Steps, rates: Floats) -> None:
 
 
 def text_plot(title: str, steps: Steps, rates: Floats) -> str:
-    """Draw the curve in plain characters, a star for the rate in each column."""
+    """Draw the curve as text, with a star for the rate in each column."""
     picked = np.linspace(0, len(steps) - 1, min(len(steps), _TEXT_COLUMNS)).round().astype(int)
     low, high = min(0.0, rates.min()), max(0.0, rates.max())
     height = (rates[picked] - low) / (high - low or 1.0) * (_TEXT_ROWS - 1)
@@ -139,7 +139,7 @@ def _add_arguments(parser: argparse.ArgumentParser, cls: type[LearningRateSchedu
 
 
 def _argument_help(cls: type[LearningRateSchedule], parameter: inspect.Parameter) -> str:
-    """Return what the docstring says after the argument's name, and the default."""
+    """The argument's text from the docstring, and its default."""
     found = re.search(rf"^ *{parameter.name} : (.*)$", cls.__doc__ or "", re.MULTILINE)
     has_default = isinstance(parameter.default, (int, float)) and parameter.default is not False
     shown = f" (default: {parameter.default})" if has_default else ""
@@ -165,7 +165,7 @@ def _step_count(text: str) -> int:
 
 
 def _natural_span(schedule: LearningRateSchedule) -> int:
-    """How many steps show what is special about the schedule."""
+    """The number of steps that shows the characteristic shape of the schedule."""
     match schedule:
         case PiecewiseConstantDecay():
             span = 1.25 * max(schedule.boundaries, default=0.0)
@@ -184,13 +184,13 @@ def _natural_span(schedule: LearningRateSchedule) -> int:
 
 
 def _spread(count: int) -> Steps:
-    """All of the steps 0 to ``count - 1``, or so many, evenly spread, that a drawing needs."""
+    """The steps 0 to ``count - 1``, thinned out evenly to what a drawing needs."""
     points = np.linspace(0, count - 1, min(count, _MOST_POINTS))
     return points.round().astype(np.int64)
 
 
 def _title(schedule: LearningRateSchedule) -> str:
-    """Return the call that makes the schedule, without the arguments that are as by default."""
+    """The call that makes the schedule, without arguments that have their default value."""
     config = schedule.get_config()
     parameters = inspect.signature(type(schedule)).parameters
     shown = [f"{k}={v!r}" for k, v in config.items() if v != parameters[k].default]

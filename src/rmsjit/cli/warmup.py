@@ -1,7 +1,6 @@
 """``python -m rmsjit warmup``: compile kernels into the cache ahead of the first run.
 
-On a cluster, run it once for each kind of processor, on a folder that all nodes see; they need
-only read it.
+On a cluster, run it once for each type of processor, on a cache folder that all nodes can read.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from rmsjit.arrays.dtypes import SUPPORTED, Kinds, Precision, dtype_named, kinds_of, precision_of
+from rmsjit.arrays.dtypes import SUPPORTED, Precision, dtype_named, kinds_of, precision_of
 from rmsjit.cli.bench import VARIANTS
 from rmsjit.cli.info import human_size
-from rmsjit.rule.form import Form
 from rmsjit.rule.presets import keras_legacy
 from rmsjit.runtime import store
 
@@ -32,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "warmup",
         help="compile kernels into the cache ahead of the first run",
         description="Compile kernels into the cache, so that no training run has to wait for the "
-        "compiler. Where there are several kinds of processor, each needs its own.",
+        "compiler. Each type of processor needs its own kernels.",
     )
     add = parser.add_argument
     add(
@@ -40,25 +38,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=_list_of(SUPPORTED),
         default=["float32"],
         metavar="NAME[,NAME...]",
-        help=f"of the variables: {', '.join(SUPPORTED)} (default: float32)",
+        help=f"dtypes of the variables: {', '.join(SUPPORTED)} (default: float32)",
     )
     add(
         "--variants",
         type=_list_of(VARIANTS),
         default=list(VARIANTS),
         metavar="NAME[,NAME...]",
-        help=f"of the rule: {', '.join(VARIANTS)} (default: all)",
+        help=f"variants of the rule: {', '.join(VARIANTS)} (default: all)",
     )
-    add("--sparse", action="store_true", help="also what sparse gradients need")
-    add("--clear", action="store_true", help="first remove all kernels, of older versions too")
+    add("--sparse", action="store_true", help="also compile kernels for sparse gradients")
+    add("--clear", action="store_true", help="first remove all kernels, also of older versions")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compile what is asked for and not there yet; return the exit status."""
+    """Compile the requested kernels that are not cached yet; return the exit status."""
     folder = store.cache_folder()
     if folder is None:
-        print("rmsjit warmup: there is no cache, since RMSJIT_CACHE is 0", file=sys.stderr)
+        print("rmsjit warmup: there is no cache because RMSJIT_CACHE is 0", file=sys.stderr)
         return 2
     try:
         precisions = [_precision(name) for name in arguments.dtypes]
@@ -69,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"Removed {store.clear(folder)} kernels.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # such as that of a full disk
+            warnings.simplefilter("error", RuntimeWarning)  # for example that the disk is full
             _work_off(jobs(precisions, arguments.variants, arguments.sparse))
     except RuntimeWarning as warning:
         print(f"rmsjit warmup: {warning}", file=sys.stderr)
@@ -79,48 +77,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def jobs(precisions: Iterable[Precision], variants: Iterable[str], sparse: bool) -> Iterator[Job]:
-    """What to load, serial and parallel, each with a name."""
+def jobs(precisions: Iterable[Precision], variants: Sequence[str], sparse: bool) -> Iterator[Job]:
+    """Names and load functions of all requested kernels, serial and parallel."""
     from rmsjit.kernels import loader
 
     yield "every step", [loader.run_act, loader.read_pairs, loader.copy_strided]
     if sparse:
         yield "search of rows", [loader.first_outside, loader.find_rows]
         yield "clock of rows", [loader.tick, loader.reset]
-    forms = {name: _form(name) for name in variants}
     for p, parallel in itertools.product(precisions, (False, True)):
         how = f"{p.name}, {'parallel' if parallel else 'serial'}"
         yield f"norms, {how}", [partial(loader.sums_of_squares, p.real, p.computing, parallel)]
-        for name, form in forms.items():
-            yield f"{name}, {how}", _dense_loads(form, p, parallel)
+        for name in variants:
+            momentum, centered = VARIANTS[name]
+            form = keras_legacy(centered=centered, momentum=momentum > 0).arithmetic
+            kinds = kinds_of(p, tuple(slot.dtype for slot in form.slots))
+            dense = partial(loader.update_dense, form, kinds)
+            yield f"{name}, {how}", [partial(dense, clipped, parallel) for clipped in (False, True)]
             if sparse:
-                yield f"sparse {name}, {how}", _sparse_loads(form, p, parallel)
-
-
-def _form(variant: str) -> Form:
-    momentum, centered = VARIANTS[variant]
-    return keras_legacy(centered=centered, momentum=momentum > 0).arithmetic
-
-
-def _dense_loads(form: Form, precision: Precision, parallel: bool) -> Loads:
-    """The update with gradients as they come, and with clipped ones."""
-    from rmsjit.kernels.loader import update_dense
-
-    kinds = _kinds(form, precision)
-    return [partial(update_dense, form, kinds, clipped, parallel) for clipped in (False, True)]
-
-
-def _sparse_loads(form: Form, precision: Precision, parallel: bool) -> Loads:
-    """The update of rows without a clock and with one, and what brings rows up to date."""
-    from rmsjit.kernels.loader import catch_up_rows, update_rows
-
-    kinds = _kinds(form, precision)
-    updates = [partial(update_rows, form, kinds, exact, parallel) for exact in (False, True)]
-    return [*updates, partial(catch_up_rows, form, kinds, parallel)]
-
-
-def _kinds(form: Form, precision: Precision) -> Kinds:
-    return kinds_of(precision, tuple(slot.dtype for slot in form.slots))
+                rows = partial(loader.update_rows, form, kinds)
+                loads: Loads = [partial(rows, exact, parallel) for exact in (False, True)]
+                loads.append(partial(loader.catch_up_rows, form, kinds, parallel))
+                yield f"sparse {name}, {how}", loads
 
 
 def _work_off(work: Iterable[Job]) -> None:
@@ -138,7 +116,7 @@ def _precision(name: str) -> Precision:
 
 
 def _list_of(names: Iterable[str]) -> Callable[[str], Sequence[str]]:
-    """A reader of names that are separated by commas."""
+    """A parser of comma-separated names."""
 
     def read(text: str) -> Sequence[str]:
         found = [name.strip() for name in text.split(",")]

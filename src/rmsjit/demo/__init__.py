@@ -1,1 +1,1 @@
-"""Programs to watch, and to read: how a model in plain NumPy is trained with rmsjit."""
+"""Example programs that train models in plain NumPy with rmsjit."""

@@ -1,6 +1,6 @@
 """Handwritten digits: a multilayer perceptron in plain NumPy, trained with rmsjit.
 
-What rmsjit asks of a NumPy program is in `train`: an optimizer, and for each step one call of
+`train` shows what a NumPy program needs to use rmsjit: an optimizer, and in each step a call of
 ``optimizer.apply_gradients(zip(gradients, variables))``, which updates the arrays in place.
 """
 
@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +25,13 @@ Labels = NDArray[np.int64]
 
 PIXELS, CLASSES = 64, 10
 TEST_IMAGES = 360  # of 1,797
-NOISE = 0.4  # of the standard deviation of a pixel
+NOISE = 0.4  # in standard deviations of a pixel
 TIMED_STEPS = 200
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run can be asked to do otherwise."""
+    """The options of a run."""
 
     hidden: tuple[int, ...] = (512, 256)
     epochs: int = 40
@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass
 class History:
-    """The mean loss of each epoch and the accuracy on the test images after it."""
+    """The mean loss of each epoch, and the accuracy on the test images after it."""
 
     losses: list[float] = field(default_factory=list)
     accuracies: list[float] = field(default_factory=list)
@@ -50,7 +50,7 @@ class History:
 
 @dataclass(frozen=True)
 class Digits:
-    """Images of 64 pixels and the digits that they show."""
+    """Images of 64 pixels and their labels."""
 
     train_images: Array
     train_labels: Labels
@@ -59,7 +59,7 @@ class Digits:
 
 
 class Network:
-    """A multilayer perceptron: ReLU after each hidden layer, a score for each class at the end."""
+    """A multilayer perceptron with ReLU after each hidden layer and a score for each class."""
 
     def __init__(self, sizes: Sequence[int], rng: np.random.Generator) -> None:
         self.weights = [_he_normal(inputs, outputs, rng) for inputs, outputs in pairwise(sizes)]
@@ -67,7 +67,7 @@ class Network:
 
     @property
     def variables(self) -> list[Array]:
-        """All arrays that are trained."""
+        """All trainable arrays."""
         return [*self.weights, *self.biases]
 
     def forward(self, images: Array) -> list[Array]:
@@ -79,7 +79,7 @@ class Network:
         return layers
 
     def loss_and_gradients(self, images: Array, labels: Labels) -> tuple[float, list[Array]]:
-        """The loss of a batch, and its gradient with respect to each of `variables`."""
+        """The loss of a batch and its gradient with respect to each of `variables`."""
         *inputs, scores = self.forward(images)
         loss, slope = softmax_cross_entropy(scores, labels)
         of_weights, of_biases = [], []
@@ -91,7 +91,7 @@ class Network:
         return loss, [*reversed(of_weights), *reversed(of_biases)]
 
     def accuracy(self, images: Array, labels: Labels) -> float:
-        """The fraction of the images whose label has the highest score."""
+        """The fraction of images whose label has the highest score."""
         scores = self.forward(images)[-1]
         return float(np.mean(scores.argmax(axis=1) == labels))
 
@@ -130,7 +130,7 @@ def train(network: Network, digits: Digits, settings: Settings, quiet: bool = Fa
 
 
 def learning_rate_of(digits: Digits, settings: Settings) -> rmsjit.schedules.CosineDecay:
-    """From `settings.learning_rate` down to zero at the last step."""
+    """Cosine decay from `settings.learning_rate` to zero at the last step."""
     steps_per_epoch = -(-len(digits.train_labels) // settings.batch_size)
     return rmsjit.schedules.CosineDecay(
         settings.learning_rate, decay_steps=settings.epochs * steps_per_epoch
@@ -138,7 +138,7 @@ def learning_rate_of(digits: Digits, settings: Settings) -> rmsjit.schedules.Cos
 
 
 def batches(digits: Digits, size: int, rng: np.random.Generator) -> Iterator[tuple[Array, Labels]]:
-    """The training images in a new order, and noisy, so that they are not learnt by heart."""
+    """The shuffled training images, with noise against overfitting."""
     order = rng.permutation(len(digits.train_labels))
     for start in range(0, len(order), size):
         picked = order[start : start + size]
@@ -147,7 +147,7 @@ def batches(digits: Digits, size: int, rng: np.random.Generator) -> Iterator[tup
 
 
 def load(seed: int) -> Digits:
-    """The digits of scikit-learn, some of each kind kept for the test, standardised."""
+    """The digits of scikit-learn, standardised, with a stratified split into training and test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -166,18 +166,18 @@ def load(seed: int) -> Digits:
 
 
 def new_network(settings: Settings) -> Network:
-    """An untrained network, the same for the same seed."""
+    """An untrained network, which depends only on the settings."""
     return Network([PIXELS, *settings.hidden, CLASSES], np.random.default_rng(settings.seed))
 
 
 def run(settings: Settings, picture: Path | None = None, quiet: bool = False) -> History:
-    """The whole demo: results go to standard output, all else to standard error.
+    """Run the demo: results go to standard output, everything else to standard error.
 
     Parameters
     ----------
     settings : Settings
     picture : Path, optional
-        Where the learning curve goes; without it none is drawn.
+        File of the learning curve; without it, none is drawn.
     quiet : bool, default False
         Whether to show results only.
     """
@@ -190,7 +190,7 @@ def run(settings: Settings, picture: Path | None = None, quiet: bool = False) ->
     digits, network = load(settings.seed), new_network(settings)
     say(describe(digits, network))
     say(timing.compile_ahead(network.variables))
-    with threadpool_limits(1, user_api="blas"):  # threads only delay matrices as small as these
+    with threadpool_limits(1, user_api="blas"):  # matrices this small are slower on several threads
         start = time.perf_counter()
         history = train(network, digits, settings, quiet)
         seconds = time.perf_counter() - start
@@ -208,35 +208,29 @@ def run(settings: Settings, picture: Path | None = None, quiet: bool = False) ->
 
 
 def describe(digits: Digits, network: Network) -> str:
-    """One line on the task."""
+    """A summary of the task in one line."""
     sizes = [PIXELS, *map(len, network.biases)]
     numbers = sum(variable.size for variable in network.variables)
     return (
-        f"{len(digits.train_labels):,} handwritten digits to learn from, "
-        f"{len(digits.test_labels)} to be tested on; "
-        f"a network of {'-'.join(map(str, sizes))} units, {numbers:,} numbers to train"
+        f"{len(digits.train_labels):,} handwritten digits for training, "
+        f"{len(digits.test_labels)} for testing; "
+        f"a network of {'-'.join(map(str, sizes))} units with {numbers:,} parameters"
     )
 
 
 def compare(digits: Digits, settings: Settings) -> timing.Comparison:
-    """Train two copies of the new network a little, one of them with hand-written NumPy."""
+    """Train two copies of the new network for some steps, one of them with hand-written NumPy."""
     rate, rng = learning_rate_of(digits, settings), np.random.default_rng(settings.seed)
+    epochs = (batches(digits, settings.batch_size, rng) for _ in count())
     return timing.compare(
         rmsjit.RMSprop(rate),
         NumPyRMSprop(rate),
         (new_network(settings), new_network(settings)),
-        list(islice(_endless_batches(digits, settings.batch_size, rng), TIMED_STEPS)),
+        list(islice(chain.from_iterable(epochs), TIMED_STEPS)),
     )
 
 
-def _endless_batches(
-    digits: Digits, size: int, rng: np.random.Generator
-) -> Iterator[tuple[Array, Labels]]:
-    while True:
-        yield from batches(digits, size, rng)
-
-
 def _he_normal(inputs: int, outputs: int, rng: np.random.Generator) -> Array:
-    """Random weights that keep the size of values from layer to layer under ReLU."""
+    """Random weights (He initialisation) that keep the variance of activations under ReLU."""
     scale = np.float32(np.sqrt(2 / inputs))
     return scale * rng.standard_normal((inputs, outputs), np.float32)

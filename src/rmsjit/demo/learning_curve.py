@@ -1,4 +1,4 @@
-"""The picture of a training run."""
+"""A plot of a training run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ BLUE, ORANGE, GREY = "#1f5fa8", "#c8511b", "#595959"
 
 
 def draw(path: Path, title: str, losses: Sequence[float], accuracies: Sequence[float]) -> None:
-    """Write a picture of loss and test accuracy over epochs, in the format of the path's suffix.
+    """Plot loss and test accuracy over epochs, in the format given by the path's suffix.
 
     Parameters
     ----------
     path : Path
     title : str
     losses, accuracies : sequence of float
-        One of each for every epoch; accuracies as fractions.
+        One value per epoch; accuracies as fractions.
     """
     from matplotlib.figure import Figure  # optional, and slow to import
 

@@ -1,7 +1,4 @@
-"""The rule of `rmsjit.RMSprop` in hand-written NumPy, for comparison.
-
-`rmsjit.kernels.rule` has the rule that rmsjit applies.
-"""
+"""The rule of `rmsjit.RMSprop` (see `rmsjit.kernels.rule`) in hand-written NumPy."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ Array = NDArray[Any]
 
 
 class _Slots(NamedTuple):
-    """What is kept beside a variable, and room for results."""
+    """The slots of a variable, and a scratch array."""
 
     rms: Array
     mg: Array | None
@@ -24,19 +21,19 @@ class _Slots(NamedTuple):
 
 
 class NumPyRMSprop:
-    """`rmsjit.RMSprop` in plain NumPy: nine passes or more, in place and without new arrays.
+    """`rmsjit.RMSprop` in plain NumPy: nine or more passes, in place and without allocations.
 
     Parameters
     ----------
     learning_rate : callable
-        A function of the number of steps that have been taken.
+        A function of the number of steps taken so far.
     rho, momentum, epsilon : float
     centered : bool
 
     Notes
     -----
-    Neither going through the arrays in blocks that fit the cache nor folding ``1 - rho`` into the
-    other numbers made it noticeably faster.
+    Neither processing the arrays in blocks that fit the cache nor folding ``1 - rho`` into the
+    other constants made it noticeably faster.
     """
 
     def __init__(
@@ -57,7 +54,7 @@ class NumPyRMSprop:
         self._slots: dict[int, _Slots] = {}
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Array, Array]], /) -> None:
-        """Update variables by their gradients, in place."""
+        """Update the variables in place."""
         rate = float(self.learning_rate(self.iterations))
         for gradient, variable in grads_and_vars:
             if id(variable) not in self._slots:
@@ -75,7 +72,7 @@ class NumPyRMSprop:
 
     def _update(self, gradient: Array, variable: Array, slots: _Slots, rate: float) -> None:
         rms, mg, momentum, scratch = slots
-        one_minus_rho = rms.dtype.type(1) - rms.dtype.type(self.rho)  # rounded as rmsjit does
+        one_minus_rho = rms.dtype.type(1) - rms.dtype.type(self.rho)  # rounded as in rmsjit
         np.multiply(gradient, one_minus_rho, out=scratch)
         if mg is not None:
             mg *= self.rho
@@ -93,7 +90,7 @@ class NumPyRMSprop:
         variable -= scratch
 
     def _take_root(self, variance: Array, out: Array) -> None:
-        """The root, with epsilon where Keras adds it: with momentum to the variance."""
+        """The root, with epsilon added where Keras does: with momentum, to the variance."""
         if self.momentum:
             np.add(variance, self.epsilon, out=out)
             np.sqrt(out, out=out)
@@ -103,7 +100,7 @@ class NumPyRMSprop:
 
 
 def _variance(rms: Array, mg: Array, out: Array) -> Array:
-    """``max(rms - mg*mg, 0)``; complex numbers have no order."""
+    """``max(rms - mg*mg, 0)``, without the maximum for complex numbers, which have no order."""
     np.multiply(mg, mg, out=out)
     np.subtract(rms, out, out=out)
     if out.dtype.kind != "c":

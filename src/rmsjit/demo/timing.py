@@ -1,4 +1,4 @@
-"""What the optimizer costs in a training run, and what it would cost in hand-written NumPy."""
+"""The cost of the optimizer in a training run, compared with hand-written NumPy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STEPS_IN_A_ROUND = 10
 
 
 class Optimizer(Protocol):
-    """What updates variables."""
+    """An optimizer of either kind."""
 
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], /) -> Any: ...
 
 
 class Model(Protocol):
-    """What has variables, and gradients of them."""
+    """A model with variables and their gradients."""
 
     @property
     def variables(self) -> Sequence[Any]: ...
@@ -32,7 +32,7 @@ class Model(Protocol):
 
 
 class Comparison(NamedTuple):
-    """Medians in seconds: of the update in both ways, and of what a step does beside it."""
+    """Median seconds of the update by each optimizer, and of the rest of a step."""
 
     update: float
     numpy_update: float
@@ -56,17 +56,17 @@ def compare(
     models: tuple[Model, Model],
     batches: Sequence[tuple[Any, ...]],
 ) -> Comparison:
-    """Train equal models on the same batches, by one optimizer each, and time the steps.
+    """Train equal models on the same batches, one with each optimizer, and time the steps.
 
-    They take turns in short rounds, so that whatever else the machine does meets both alike, and
-    who goes first alternates.  A round has several steps, so that most of them find the caches as
-    training alone would leave them.
+    The optimizers take turns in short rounds and alternate in going first, so that other load on
+    the machine affects both alike.  A round has several steps, so that most of them find the caches
+    as undisturbed training would leave them.
 
     Parameters
     ----------
     optimizer, numpy_optimizer : Optimizer
     models : pair of Model
-        One for each of the optimizers.
+        One for each optimizer.
     batches : sequence of tuple
         The arguments of `loss_and_gradients`.
     """
@@ -88,18 +88,18 @@ def compare(
 
 
 def compile_ahead(variables: Sequence[Array], gradients: Sequence[Any] | None = None) -> str:
-    """Take a step on copies of `variables`, which compiles all that training will need.
+    """Take a step on copies of `variables` to compile all kernels that training needs.
 
     Parameters
     ----------
     variables : sequence of ndarray
     gradients : sequence, optional
-        Of the kinds that training will have; dense ones if left out.
+        Gradients of the kinds used in training; dense by default.
 
     Returns
     -------
     str
-        How long it took, and whether the kernels were compiled or came from the cache.
+        The time taken, and whether the kernels were compiled or came from the cache.
     """
     from numba.core import event
 
@@ -112,4 +112,4 @@ def compile_ahead(variables: Sequence[Array], gradients: Sequence[Any] | None = 
     seconds = time.perf_counter() - start
     if compilations.buffer:
         return f"Compiled the kernels in {seconds:.1f} s"
-    return f"Took the compiled kernels from the cache in {seconds:.1f} s"
+    return f"Loaded the compiled kernels from the cache in {seconds:.1f} s"

@@ -1,8 +1,8 @@
 """Word vectors: skip-gram with negative sampling in plain NumPy, trained with rmsjit.
 
-A batch meets few of the words, so its gradient is zero in most rows of the two tables.  An
-`rmsjit.IndexedSlices` holds the other rows only, and ``optimizer.apply_gradients`` updates these
-and leaves the rest of the tables alone.
+A batch contains few of the words, so its gradient is zero in most rows of the two tables.  An
+`rmsjit.IndexedSlices` holds only the other rows, and ``optimizer.apply_gradients`` updates only
+these rows of the tables.
 
 T. Mikolov et al., "Distributed Representations of Words and Phrases and their Compositionality",
 Advances in Neural Information Processing Systems 26, 2013.
@@ -26,10 +26,10 @@ import rmsjit
 from rmsjit.demo import timing
 
 Array = NDArray[np.float32]
-Words = NDArray[np.int64]  # numbers of words, the most frequent first
+Words = NDArray[np.int64]  # numbers of words, ordered by frequency
 
-RAREST = 5  # how often a word must occur to get a vector
-FREQUENT = 1e-3  # words that make up more of the text than this are thinned out
+RAREST = 5  # minimum number of occurrences of a word in the vocabulary
+FREQUENT = 1e-3  # words with a larger share of the text are subsampled
 QUERIES = (
     "class",
     "exception",
@@ -49,7 +49,7 @@ TIMED_STEPS = 200
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run can be asked to do otherwise."""
+    """The options of a run."""
 
     dimensions: int = 64
     window: int = 5
@@ -62,16 +62,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as numbers of words, without those that are rare.
+    """A text as word numbers, without rare words.
 
     Attributes
     ----------
     vocabulary : list of str
-        The words by their numbers.
+        The word of each number.
     text : int64 array
-        The numbers of all words of the text, one after the other.
+        The numbers of all words in the text, in order.
     paragraphs : int64 array
-        The paragraph of each of them.
+        The paragraph of each word in `text`.
     """
 
     vocabulary: list[str]
@@ -85,7 +85,7 @@ class Corpus:
 
 
 class SkipGram:
-    """Two vectors for each word: as itself, and as a neighbour of others.
+    """Two vectors for each word: one for the word itself, one for it as a neighbour of others.
 
     Parameters
     ----------
@@ -100,21 +100,21 @@ class SkipGram:
 
     @property
     def variables(self) -> list[Array]:
-        """All arrays that are trained."""
+        """All trainable arrays."""
         return [self.vectors, self.neighbours]
 
     def loss_and_gradients(
         self, words: Words, candidates: Words
     ) -> tuple[float, list[rmsjit.IndexedSlices]]:
-        """The loss of a batch, and its gradient with respect to each of `variables`.
+        """The loss of a batch and its gradient with respect to each of `variables`.
 
-        The model is asked to tell the true neighbour of a word from words picked at random.
+        The model learns to tell the true neighbour of a word from random words.
 
         Parameters
         ----------
         words : int64 array, shape (n,)
         candidates : int64 array, shape (n, 1 + negatives)
-            For each word a true neighbour, then the others.
+            For each word its true neighbour, then the random words.
         """
         of_words, of_candidates = self.vectors[words], self.neighbours[candidates]
         scores = np.einsum("nd,ncd->nc", of_words, of_candidates)
@@ -129,20 +129,20 @@ class SkipGram:
         ]
 
     def nearest(self, word: int, count: int) -> Words:
-        """The words whose vectors point most nearly the same way, the nearest first."""
+        """The words with the most similar vectors (by cosine), the nearest first."""
         directions = self.vectors / np.linalg.norm(self.vectors, axis=1, keepdims=True)
         cosines = directions @ directions[word]
-        return np.argsort(-cosines)[1 : count + 1]  # the very nearest is the word itself
+        return np.argsort(-cosines)[1 : count + 1]  # the first is the word itself
 
 
 def rows_of(table: Array, indices: Words, values: Array) -> rmsjit.IndexedSlices:
-    """The gradient of a table by the rows `indices` that were used, some of them often."""
+    """The gradient of a table from the rows `indices` that were used, with duplicates."""
     rows = values.reshape(indices.size, table.shape[1])
     return rmsjit.IndexedSlices(rows, indices.reshape(-1), table.shape)
 
 
 def train(model: SkipGram, corpus: Corpus, settings: Settings, quiet: bool = False) -> list[float]:
-    """Train `model` in place; the mean loss of each epoch."""
+    """Train `model` in place; return the mean loss of each epoch."""
     from tqdm import tqdm
 
     optimizer = rmsjit.RMSprop(settings.learning_rate)
@@ -163,9 +163,9 @@ def train(model: SkipGram, corpus: Corpus, settings: Settings, quiet: bool = Fal
 def batches(
     corpus: Corpus, settings: Settings, rng: np.random.Generator
 ) -> Iterator[tuple[Words, Words]]:
-    """Words and their candidates, as `SkipGram.loss_and_gradients` takes them, for one epoch."""
+    """The batches of one epoch: words and candidates for `SkipGram.loss_and_gradients`."""
     words, neighbours = skip_grams(corpus, settings.window, rng)
-    # Frequent words are picked more often, but not as often as they occur.
+    # Frequent words are drawn more often, but less than in proportion to their frequency.
     shares = corpus.frequencies**0.75
     lots = np.repeat(np.arange(len(shares)), np.rint(10 * shares / shares.min()).astype(int))
     for start in range(0, len(words), settings.batch_size):
@@ -177,8 +177,8 @@ def batches(
 def skip_grams(corpus: Corpus, window: int, rng: np.random.Generator) -> Words:
     """Words and their neighbours in the same paragraph, shape (2, pairs), in a random order.
 
-    Some occurrences of frequent words are left out, so that the window reaches farther; and some
-    pairs, the more of them the farther they are apart.
+    Some occurrences of frequent words are dropped, which makes the window reach farther.  Pairs are
+    dropped with a probability that grows with their distance.
     """
     chances = np.sqrt(FREQUENT / corpus.frequencies)
     kept = rng.random(len(corpus.text)) < chances[corpus.text]
@@ -193,7 +193,7 @@ def skip_grams(corpus: Corpus, window: int, rng: np.random.Generator) -> Words:
 
 
 def load() -> Corpus:
-    """The language reference that Python's ``help`` shows, each paragraph once."""
+    """The language reference from Python's ``help``, without repeated paragraphs."""
     from pydoc_data.topics import topics
 
     paragraphs = dict.fromkeys("\n\n".join(topics.values()).split("\n\n"))
@@ -210,13 +210,13 @@ def load() -> Corpus:
 
 
 def new_model(corpus: Corpus, settings: Settings) -> SkipGram:
-    """An untrained model, the same for the same seed."""
+    """An untrained model, which depends only on the corpus and the settings."""
     rng = np.random.default_rng(settings.seed)
     return SkipGram(len(corpus.vocabulary), settings.dimensions, rng)
 
 
 def run(settings: Settings, quiet: bool = False) -> list[float]:
-    """The whole demo: results go to standard output, all else to standard error.
+    """Run the demo: results go to standard output, everything else to standard error.
 
     Parameters
     ----------
@@ -245,16 +245,16 @@ def run(settings: Settings, quiet: bool = False) -> list[float]:
 
 
 def describe(corpus: Corpus, model: SkipGram) -> str:
-    """One line on the task."""
+    """A summary of the task in one line."""
     rows, columns = model.vectors.shape
     return (
-        f"{len(corpus.text):,} words of Python's language reference, {rows:,} of them different; "
-        f"two tables of {rows:,} x {columns} numbers to train"
+        f"{len(corpus.text):,} words of Python's language reference, {rows:,} of them distinct; "
+        f"two trainable tables of {rows:,} x {columns} numbers"
     )
 
 
 def neighbourhoods(corpus: Corpus, model: SkipGram) -> Iterator[str]:
-    """A line for each query: its nearest words, by the cosine between vectors."""
+    """A line for each query with its nearest words."""
     for query in QUERIES:
         if query in corpus.vocabulary:
             nearest = model.nearest(corpus.vocabulary.index(query), NEAREST)
@@ -262,7 +262,7 @@ def neighbourhoods(corpus: Corpus, model: SkipGram) -> Iterator[str]:
 
 
 class DenseRMSprop:
-    """`rmsjit.RMSprop` for sparse gradients that are made dense: zeros fill all other rows."""
+    """`rmsjit.RMSprop` on sparse gradients converted to dense ones."""
 
     def __init__(self, learning_rate: float) -> None:
         self.optimizer = rmsjit.RMSprop(learning_rate)
@@ -275,7 +275,7 @@ class DenseRMSprop:
 
 
 def compare(corpus: Corpus, settings: Settings) -> str:
-    """Train two copies of the new model a little, one of them with dense gradients."""
+    """Train two copies of the new model for some steps, one of them with dense gradients."""
     rng = np.random.default_rng(settings.seed)
     update, dense_update, rest = timing.compare(
         rmsjit.RMSprop(settings.learning_rate),
@@ -294,7 +294,7 @@ def compare(corpus: Corpus, settings: Settings) -> str:
 
 
 def compile_ahead(corpus: Corpus, settings: Settings) -> str:
-    """Take a step of either kind on a model of its own; see `timing.compile_ahead`."""
+    """Compile the kernels for sparse and dense gradients; see `timing.compile_ahead`."""
     model, rng = new_model(corpus, settings), np.random.default_rng(settings.seed)
     _, sparse = model.loss_and_gradients(*next(batches(corpus, settings, rng)))
     dense = [gradient.to_dense() for gradient in sparse]

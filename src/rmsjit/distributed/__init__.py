@@ -1,4 +1,4 @@
-"""Training on many processes: gradients reduced, state shared out, on MPI by way of mpi4py."""
+"""Data-parallel training on many processes, over MPI through mpi4py."""
 
 from rmsjit.distributed.abort import abort_on_error
 from rmsjit.distributed.strategy import MPIStrategy

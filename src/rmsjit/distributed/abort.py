@@ -7,25 +7,27 @@ import threading
 import time
 from typing import Any
 
-_FORWARDING = 0.5  # seconds for mpiexec to pass on what was written: at the abort it drops the rest
+from rmsjit.distributed.comm import load_mpi
+
+_FORWARDING = 0.5  # seconds for mpiexec to forward output: after the abort it drops the rest
 
 
 def abort_on_error(comm: Any = None) -> None:
-    """End all ranks when this one ends by an exception that nobody has caught.
+    """End all ranks when an uncaught exception ends this one.
 
-    Without it the other ranks wait for the failed one, until the scheduler's time limit: MPI has
-    no way to tell them.  The traceback is written first, then ``MPI_Abort`` is called.
+    Without it the other ranks wait for the failed one until the scheduler's time limit, because
+    MPI does not tell them.  The traceback is written first, then ``MPI_Abort`` is called.
 
     Parameters
     ----------
     comm : mpi4py.MPI.Comm, optional
-        The ranks to end; all of the job by default.
+        The ranks to end; all ranks of the job by default.
 
     Notes
     -----
-    Opt-in, because it replaces ``sys.excepthook`` and ``threading.excepthook`` of the program;
-    those that were set before are called first.  ``sys.exit`` with a status other than 0 is no
-    exception to these hooks.  ``python -m mpi4py script.py`` does the same from outside.
+    Opt-in, because it replaces the program's ``sys.excepthook`` and ``threading.excepthook``; the
+    previous hooks are called first.  ``sys.exit`` with a nonzero status does not reach these
+    hooks.  ``python -m mpi4py script.py`` does the same from outside.
 
     Examples
     --------
@@ -34,8 +36,6 @@ def abort_on_error(comm: Any = None) -> None:
     >>> from rmsjit.distributed import abort_on_error
     >>> abort_on_error()  # doctest: +SKIP
     """
-    from rmsjit.distributed.comm import load_mpi
-
     group = load_mpi().COMM_WORLD if comm is None else comm
     report, report_thread = sys.excepthook, threading.excepthook
 

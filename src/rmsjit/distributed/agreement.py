@@ -1,23 +1,24 @@
 """One small exchange at the start of each step, so that no disagreement ends in a hang.
 
-Every rank takes part, also one that has found its gradients bad, and one that has none.  Only when
-all have sent the same hash does the step go on to exchanges whose sizes the ranks must agree on.
-Rank 0's numbers ride along, so that a learning rate that depends on something local can't let the
-ranks drift apart.
+Every rank takes part, even if its gradients are bad or if it has none.  Only when all ranks have
+sent the same hash does the step go on to exchanges whose sizes must match.  The message also
+carries rank 0's numbers, so a learning rate that depends on something local can't let the ranks
+drift apart.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.distributed.comm import load_mpi
+from rmsjit.distributed.comm import all_reduce
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.numbers import StepNumbers
 
@@ -27,26 +28,16 @@ _ABSENT = -1.0  # for a bound that is not set; bounds are not negative
 
 
 class Claim(NamedTuple):
-    """The step that a rank is about to take.
+    """The step that a rank is about to take."""
 
-    Attributes
-    ----------
-    header : str
-        The settings of the step as a whole.
-    names, lines : sequence of str
-        For each pair how messages name its variable, and the properties that all ranks must share.
-    fingerprint : float
-        A hash of header and lines.
-    """
-
-    header: str
-    names: Sequence[str]
-    lines: Sequence[str]
-    fingerprint: float
+    header: str  # the settings of the whole step
+    names: Sequence[str]  # for each pair, the variable's name in messages
+    lines: Sequence[str]  # for each pair, the properties that must be the same on all ranks
+    fingerprint: float  # a hash of header and lines
 
 
 class Agreed(NamedTuple):
-    """Numbers and clipping of rank 0, and whether any rank has variables that must start equal."""
+    """Rank 0's numbers and clipping, and whether any rank has variables not broadcast yet."""
 
     fresh: bool
     numbers: StepNumbers
@@ -54,18 +45,13 @@ class Agreed(NamedTuple):
 
 
 def claim(header: str, names: Sequence[str], lines: Sequence[str]) -> Claim:
-    """A claim with its hash, which a float64 holds exactly."""
+    """A claim with its hash, which is exact in float64."""
     text = "\n".join((header, *lines)).encode()
     return Claim(header, names, lines, float(int(hashlib.sha256(text).hexdigest()[:12], 16)))
 
 
 class Agreement:
-    """The exchange, for the steps of one optimizer.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    """
+    """The exchange before each step of one optimizer."""
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
@@ -82,40 +68,26 @@ class Agreement:
     ) -> Agreed:
         """Make sure that all ranks are about to take the same step.
 
-        Parameters
-        ----------
-        own : Claim or None
-            None where `error` came before it could be made.
-        error : Exception or None
-            The reason why this rank can't take the step.
-        fresh : bool
-            Whether this rank has variables that have not been broadcast yet.
-        numbers : StepNumbers or None
-            Of this rank; those of rank 0 are used.
-        clipping : Clipping
-            Likewise.
+        `own` may be None if there is an `error`, which is why this rank can't take the step.
+        `fresh` says whether this rank has variables that have not been broadcast yet.  Numbers
+        and clipping are used on rank 0 only.
 
-        Raises
-        ------
-        RuntimeError
-            On all ranks, if they differ; on the others, if one has an error.
-        Exception
-            `error` itself, on this rank.
+        Raises `error` on this rank and a RuntimeError on all others; a RuntimeError on all ranks
+        if their claims differ.
         """
-        comm, mpi = self._comm, load_mpi()
-        message = np.full(4 + _COUNT + len(_BOUNDS), -math.inf)  # which the maximum leaves out
+        message = np.full(4 + _COUNT + len(_BOUNDS), -math.inf)  # the maximum ignores -inf
         fingerprint = own.fingerprint if own else 0.0
         message[:4] = fingerprint, -fingerprint, error is not None, fresh
-        if comm.rank == 0:
+        if self._comm.rank == 0:
             message[4:] = _numbers_of(numbers, clipping)
-        comm.Allreduce(mpi.IN_PLACE, message, mpi.MAX)
+        all_reduce(self._comm, message, "MAX")
         largest, smallest, failed, anyone_fresh = message[0], -message[1], message[2], message[3]
         if failed or largest != smallest:
-            _raise_difference(comm, own, error)
+            _raise_difference(self._comm, own, error)
         return Agreed(bool(anyone_fresh), *self._as_objects(message[4:]))
 
     def _as_objects(self, received: NDArray[np.float64]) -> Any:
-        """Numbers and clipping; the same objects as long as rank 0 sends the same."""
+        """Numbers and clipping; the same objects as long as rank 0 sends the same values."""
         if received.tobytes() != self._received:
             values = received.tolist()
             bounds = (None if bound == _ABSENT else bound for bound in values[_COUNT:])
@@ -124,12 +96,28 @@ class Agreement:
         return self._numbers
 
 
-def all_well(comm: Any, error: Exception | None, doing: str) -> None:
-    """Raise on all ranks if one has an error: that one its own, the others a RuntimeError."""
+@contextmanager
+def shared_errors(comm: Any, doing: str) -> Iterator[None]:
+    """Run a block on all ranks; if it fails on any, the others raise a RuntimeError."""
+    error = None
+    try:
+        yield
+    except Exception as problem:
+        error = problem
     failed = np.array([error is not None], np.int64)
-    comm.Allreduce(load_mpi().IN_PLACE, failed, load_mpi().MAX)
+    all_reduce(comm, failed, "MAX")
     if failed[0]:
-        _raise_errors(comm.allgather(_brief(error)), error, doing)
+        _raise_errors(comm, error, doing)
+
+
+def _raise_errors(comm: Any, error: Exception | None, doing: str) -> None:
+    """Raise `error`, or a RuntimeError that quotes the error of another rank."""
+    errors = comm.allgather("" if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for rank, text in enumerate(errors):
+        if text:
+            raise RuntimeError(f"rank {rank} can't {doing}: {text}")
 
 
 def _numbers_of(numbers: StepNumbers | None, clipping: Clipping) -> list[float]:
@@ -139,27 +127,14 @@ def _numbers_of(numbers: StepNumbers | None, clipping: Clipping) -> list[float]:
 
 
 def _raise_difference(comm: Any, own: Claim | None, error: Exception | None) -> None:
-    """Find the difference, at leisure, and raise on every rank."""
-    errors = comm.allgather(_brief(error))
-    if any(errors):
-        _raise_errors(errors, error, "take the step")
+    """Find out why the ranks disagree, and raise on every rank."""
+    _raise_errors(comm, error, "take the step")
     claims: list[Claim] = comm.allgather(own)
     for rank, other in enumerate(claims):
         difference = _difference(rank, other, claims[0])
         if difference:
             raise RuntimeError(f"{difference}; no rank has changed anything")
     raise RuntimeError("ranks disagree about the step; no rank has changed anything")
-
-
-def _raise_errors(errors: list[str], error: Exception | None, doing: str) -> None:
-    if error is not None:
-        raise error
-    rank = next(rank for rank, text in enumerate(errors) if text)
-    raise RuntimeError(f"rank {rank} can't {doing}: {errors[rank]}")
-
-
-def _brief(error: Exception | None) -> str:
-    return "" if error is None else f"{type(error).__name__}: {error}"
 
 
 def _difference(rank: int, other: Claim, first: Claim) -> str:

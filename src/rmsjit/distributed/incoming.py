@@ -1,20 +1,20 @@
-"""A list of variables as all ranks must have it, and the check of each rank's gradients."""
+"""A list of variables that must be alike on all ranks, and the check of each rank's gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
-from rmsjit.arrays.layout import Key, Layout, address_of, layout_of, memory_key
+from rmsjit.arrays.layout import Key, Layout, address_of, array_key, layout_of
 from rmsjit.arrays.overlap import merged_spans, refuse_overlap
 from rmsjit.distributed.agreement import Claim, claim
 from rmsjit.distributed.packing import wire_dtype
 from rmsjit.kernels import headers, loader
-from rmsjit.state.slots import Entry
+from rmsjit.state.entries import Entry
 from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.pairs import (
     Pairs,
@@ -44,11 +44,10 @@ class Checked(NamedTuple):
     Attributes
     ----------
     pairs : tuple of (gradient, variable)
-        As they were given.
     gradients : list
-        Canonical arrays, `Rows` or None; empty where `addresses` suffice.
+        Canonical arrays, `Rows` or None; empty if `addresses` are enough.
     addresses : int64 array, shape (pairs,), or None
-        Of the gradients, where all are dense and can be sent from where they are.
+        The addresses of the gradients, if all are dense and can be packed without a conversion.
     """
 
     pairs: Pairs
@@ -57,31 +56,24 @@ class Checked(NamedTuple):
 
 
 class Incoming:
-    """The pairs of one list of variables.
-
-    Parameters
-    ----------
-    variables : sequence
-        As they were given.
-    kinds : sequence of type
-        The types of their gradients.
-    header : str
-        The settings that ranks must agree on.
+    """One list of variables, with gradients of known types (`kinds`).
 
     Attributes
     ----------
     arrays : list of ndarray
-        The variables' memory.
+        The variables' arrays.
     layouts, keys : list
-        Of each variable; gradients are brought to these layouts on their way.
+        The layout and memory key of each variable; gradients are sent in these layouts.
     dense, sparse, present : list of int
-        The positions of the pairs with each kind of gradient, and with any.
+        The positions of dense gradients, of sparse gradients, and of both.
+    distinct : dict of Key to int
+        The first position of each memory key among those in `present`.
     precisions : dict of int to Precision
-        By position, where there is a gradient.
+        By position; only variables with a gradient.
     missing : list of str
         Names of the variables without a gradient.
     constrained : list of Variable
-        To which a constraint applies after each update.
+        Variables with a gradient and a constraint.
     identity : tuple
         The ids of the variables, which are kept alive, and the types of their gradients.
     claim : Claim
@@ -101,10 +93,10 @@ class Incoming:
         }
         self.arrays: list[NDArray[Any]] = [array_of(variable) for variable in variables]
         self.layouts: list[Layout] = [layout_of(array) for array in self.arrays]
-        self.keys: list[Key] = [
-            memory_key(layout.canonical(array))
-            for layout, array in zip(self.layouts, self.arrays, strict=True)
-        ]
+        self.keys: list[Key] = [array_key(array) for array in self.arrays]
+        self.distinct: dict[Key, int] = {}
+        for k in self.present:
+            self.distinct.setdefault(self.keys[k], k)
         refuse_overlap(
             (),
             [Entry(variables[k], precision) for k, precision in self.precisions.items()],
@@ -115,7 +107,7 @@ class Incoming:
         self.missing = [self.names[k] for k, kind in enumerate(kinds) if kind is type(None)]
         given = [variables[k] for k in self.present]
         self.constrained = [v for v in given if isinstance(v, Variable) and v.constraint]
-        # Whether MPI can take elements from where they are, in the order of the variables' rows.
+        # Whether elements can be packed as they are, in the order of the variables' rows.
         self._sent_in_place = not self.sparse and all(
             self.arrays[k].flags.c_contiguous and wire_dtype(p) == self.arrays[k].dtype
             for k, p in self.precisions.items()
@@ -128,7 +120,7 @@ class Incoming:
         self.claim: Claim = claim(header, self.names, lines)
 
     def _line(self, k: int, kind: type) -> str:
-        """The properties of a pair that all ranks must share."""
+        """The properties of a pair that must be the same on all ranks."""
         array, variable = self.arrays[k], self.variables[k]
         name = f"{variable.name} of " if isinstance(variable, Variable) else ""
         gradient = "a sparse" if is_sparse(kind) else "no" if kind is type(None) else "a dense"
@@ -141,27 +133,22 @@ class Incoming:
 
     @property
     def memory(self) -> tuple[Any, ...]:
-        """Equal for lists of other views of the same memory, for which one plan serves."""
+        """A key that is equal for other views of the same memory, which can use the same plan."""
         constraints = [id(getattr(variable, "constraint", None)) for variable in self.variables]
         return (self.claim.fingerprint, tuple(self.keys), tuple(constraints))
 
-    def name(self, position: int) -> str:
-        """How messages name a variable."""
-        return self.names[position]
+    def by_precision(self, positions: Iterable[int]) -> list[list[int]]:
+        """Positions grouped by dtype, in order of first occurrence."""
+        groups: dict[Precision, list[int]] = {}
+        for k in positions:
+            groups.setdefault(self.precisions[k], []).append(k)
+        return list(groups.values())
 
     def checked(self, pairs: Pairs) -> Checked | None:
-        """Check every gradient.
+        """Check every gradient, raising the errors of `rmsjit.steps.pairs`.
 
-        Returns
-        -------
-        Checked or None
-            None if variables or types of gradients are others, or if a variable has moved or
-            become read-only.
-
-        Raises
-        ------
-        TypeError, ValueError, RuntimeError, IndexError
-            See `rmsjit.steps.pairs`.
+        Returns None for other variables or types of gradients, or if a variable has moved or
+        become read-only.
         """
         others = self._reader.read(pairs, self._addresses, address_of(self._call))
         if others == headers.NOT_AS_EXPECTED:

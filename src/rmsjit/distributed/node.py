@@ -1,4 +1,4 @@
-"""Ranks that share a machine: one of them compiles first, and each has its share of the threads."""
+"""Ranks that share a machine: one of them compiles first, and they share the threads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,12 @@ from rmsjit.runtime import processors
 class Node:
     """The ranks on this rank's machine.
 
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-        All ranks.
-
     Attributes
     ----------
     comm : mpi4py.MPI.Comm
         The ranks on this machine.
     threads : int
-        How many threads this rank may keep busy.
+        The number of threads that this rank may keep busy.
     """
 
     def __init__(self, comm: Any) -> None:
@@ -36,10 +31,9 @@ class Node:
         self.threads = min(processors.thread_limit(), thread_share(sharing))
 
     def compile_first(self, load: Callable[[], None]) -> None:
-        """Have the first rank of the machine load, and so compile, before the others do.
+        """Call `load`, which may compile, on the first rank of the machine before the others.
 
-        Collective.  Ranks may compile the same kernel at once without harm, but each would take
-        the time.
+        Collective.  It is safe for several ranks to compile the same kernel at once, but wasteful.
         """
         if self.comm.rank != 0:
             self.comm.Barrier()
@@ -51,7 +45,7 @@ class Node:
 
 
 def thread_share(sharing: int) -> int:
-    """The threads for each of `sharing` ranks that have the same processors."""
+    """The number of threads for each of `sharing` ranks on the same processors."""
     limits = [processors.affinity(), processors.control_group_quota()]
     available = min((limit for limit in limits if limit is not None), default=1)
     return max(1, available // sharing)
@@ -64,35 +58,26 @@ def _affinity_mask() -> frozenset[int]:
 
 
 def load_readers() -> None:
-    """Compile, or load from the cache, the readers of gradients: ranks agree after they have run.
+    """Compile, or load from the cache, the kernels that do not depend on the form.
 
-    With them come the others that do not depend on the form of the rule.
+    Among them are the readers of gradients, which run before the ranks agree on a step.
     """
     from rmsjit.kernels import loader
 
-    for load in (
-        loader.read_pairs,
-        loader.copy_parts,
-        loader.first_outside,
-        loader.find_rows,
-        loader.run_act,
-    ):
-        load()
+    loader.read_pairs()
+    loader.copy_parts()
+    loader.first_outside()
+    loader.find_rows()
+    loader.run_act()
 
 
 def load_kernels(
     incoming: Incoming, form: Form, *, exact: bool, norms: bool, clipped: bool, threads: int
 ) -> None:
-    """Compile, or load, the kernels that steps need, as far as sizes tell which these are.
+    """Compile, or load, the kernels that steps on these variables are expected to need.
 
-    Parameters
-    ----------
-    incoming : Incoming
-    form : Form
-    exact, norms, clipped : bool
-        Whether rows have clocks, gradients are read before the update, and are clipped or scaled.
-    threads : int
-        The most that this rank may use.
+    `exact` says whether rows have clocks, `norms` whether gradients are read before the update (for
+    their norms, or to find NaN), `clipped` whether the update clips or scales them.
     """
     from rmsjit.kernels import loader
     from rmsjit.runtime.threads import may_pay

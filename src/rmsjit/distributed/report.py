@@ -13,7 +13,7 @@ _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WO
 
 
 def launched_by_mpi() -> bool:
-    """Whether this process is a rank, as launchers tell; MPI is not started to find out."""
+    """Whether a launcher started this process as a rank; does not start MPI to find out."""
     return any(name in os.environ for name in _RANK_VARIABLES)
 
 
@@ -25,7 +25,7 @@ def report() -> list[dict[str, Any]] | None:
     Raises
     ------
     ImportError
-        If there is no mpi4py.
+        If mpi4py is not installed.
     """
     mpi = load_mpi()
     comm = mpi.COMM_WORLD

@@ -1,4 +1,4 @@
-"""The steps of one optimizer under a strategy: agree, start equal, reduce."""
+"""The steps of one optimizer under a strategy: agree, start from equal values, reduce."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from rmsjit.arrays.layout import Key, layout_of
-from rmsjit.distributed.agreement import Agreed, Agreement, all_well
+from rmsjit.arrays.layout import Key, array_key, layout_of
+from rmsjit.distributed.agreement import Agreed, Agreement, shared_errors
 from rmsjit.distributed.comm import broadcast
 from rmsjit.distributed.incoming import Checked, Incoming
 from rmsjit.distributed.node import Node, load_kernels
 from rmsjit.distributed.replicated import ReplicatedPlan
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.sharded import ShardedPlan
-from rmsjit.distributed.sharded_state import key_of
 from rmsjit.distributed.shards import Shards
 from rmsjit.distributed.stage import Stage, StagePlan, Terms
 from rmsjit.rule.hyperparameters import Hyperparameters
@@ -31,18 +30,12 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """The knowledge that a strategy has of one engine, to which it must not refer.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    node : Node
-    settings : Settings
+    """What a strategy knows about one engine; it must not refer to the engine itself.
 
     Attributes
     ----------
     shards : Shards
-        How variables are shared out.
+        How variables are divided among ranks.
     """
 
     def __init__(self, comm: Any, node: Node, settings: Settings) -> None:
@@ -51,17 +44,17 @@ class Session:
         self._settings = settings
         self._agreement = Agreement(comm)
         self._plans: Plans[StagePlan] = Plans()
-        self._begun: dict[Key, Any] = {}  # variables that ranks have in common, kept alive
+        self._begun: dict[Key, Any] = {}  # variables that have been broadcast, kept alive
         self.shards = Shards(comm.size)
 
     def reduced(self, engine: Engine, request: Request) -> Stage | None:
-        """The stage of one step; see `rmsjit.steps.reduction.Strategy`."""
+        """Make the stage of one step; see `rmsjit.steps.reduction.Strategy`."""
         plan, checked, numbers, error = None, None, None, None
         try:
             plan, checked = self._planned(engine, request)
             numbers = request.hyperparameters.at(request.counter)
             check_counter(request.counter)
-        except Exception as problem:  # the other ranks must hear of it, whatever it is
+        except Exception as problem:  # the other ranks must learn of it, whatever it is
             error = problem
         claim = None if plan is None else plan.incoming.claim
         fresh = plan is not None and not self._known(plan)
@@ -77,7 +70,7 @@ class Session:
         return plan.reduced(checked, agreed)
 
     def _planned(self, engine: Engine, request: Request) -> tuple[StagePlan, Checked]:
-        """A plan that is known or new, and the gradients as it has checked them."""
+        """A known or new plan, and the gradients that it has checked."""
         terms, plan = Terms(engine.store.form, request.aggregate), self._plans.last
         if plan is not None and plan.terms == terms:
             checked = plan.incoming.checked(request.pairs)
@@ -103,7 +96,7 @@ class Session:
         )
 
     def _new_plan(self, incoming: Incoming, terms: Terms) -> StagePlan:
-        """A plan that has been made for other views of the same memory, or a new one."""
+        """A plan made from a known one for other views of the same memory, or a new one."""
         alike = self._plans.of_memory((incoming.memory, terms))
         if alike is not None:
             return alike.rebound(incoming)
@@ -111,26 +104,25 @@ class Session:
         return cls(self._comm, self._settings, incoming, terms)
 
     def _known(self, plan: StagePlan) -> bool:
-        incoming = plan.incoming
-        plan.begun = plan.begun or all(incoming.keys[k] in self._begun for k in incoming.present)
+        plan.begun = plan.begun or plan.incoming.distinct.keys() <= self._begun.keys()
         return plan.begun
 
     def forget(self, store: SlotStore) -> None:
-        """Have the next step start as the first does, and slots of shares go."""
+        """Remove the slots of parts, and make the next step start like the first one."""
         for key, cut in self.shards.cuts.items():
             if key in self._begun:
                 array = array_of(self._begun[key])
-                store.remove(key_of(cut.part(array, layout_of(array), self._comm.rank)))
+                store.remove(array_key(cut.part(array, layout_of(array), self._comm.rank)))
         self._plans.clear()
         self._begun.clear()
-        self.shards.forget()
+        self.shards.cuts.clear()
 
     # --- the first step ---------------------------------------------------------------------
 
     def _begin(
         self, engine: Engine, plan: StagePlan, agreed: Agreed, counter: NDArray[Any] | None
     ) -> None:
-        """Compile, and give every rank the variables and slots of rank 0."""
+        """Compile, and send the variables and slots of rank 0 to all ranks."""
         incoming, clipping = plan.incoming, agreed.clipping
         if engine.num_threads is None:
             engine.num_threads = self._node.threads
@@ -144,17 +136,13 @@ class Session:
             threads=engine.num_threads,
         )
         self._node.compile_first(load)
-        error = None
-        try:
+        with shared_errors(self._comm, "create the slots"):
             engine.sync()
             plan.prepare(engine, Hyperparameters(agreed.numbers._asdict()))
-        except Exception as problem:
-            error = problem
-        all_well(self._comm, error, "create the slots")
-        for array in {incoming.keys[k]: incoming.arrays[k] for k in incoming.present}.values():
-            broadcast(self._comm, array)
+        for k in incoming.distinct.values():
+            broadcast(self._comm, incoming.arrays[k])
         plan.share_slots(engine)
         if counter is not None:
             broadcast(self._comm, counter)
-        for k in incoming.present:
-            self._begun[incoming.keys[k]] = incoming.variables[k]
+        for key, k in incoming.distinct.items():
+            self._begun[key] = incoming.variables[k]

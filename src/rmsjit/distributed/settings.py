@@ -9,7 +9,6 @@ from typing import NamedTuple
 from rmsjit.arrays.dtypes import Precision
 
 DEFAULT_BUCKET_BYTES = 1 << 22
-REDUCTIONS = ("sum", "mean")
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Settings:
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
 
     def __post_init__(self) -> None:
-        if self.reduce not in REDUCTIONS:
+        if self.reduce not in ("sum", "mean"):
             raise ValueError(f'reduce must be "sum" or "mean", got {self.reduce!r}')
         if isinstance(self.bucket_bytes, bool) or not isinstance(self.bucket_bytes, int):
             raise TypeError(f"bucket_bytes must be an integer, got {self.bucket_bytes!r}")
@@ -29,7 +28,7 @@ class Settings:
             raise ValueError(f"bucket_bytes must be from 2**10 to 2**30, got {self.bucket_bytes}")
 
     def scales(self, ranks: int, precisions: Iterable[Precision]) -> Scales:
-        """Where the factor of a mean over ranks is applied, for gradients of these dtypes."""
+        """Where to divide by the number of ranks for a mean, for gradients of these dtypes."""
         scale = 1.0 / ranks if self.reduce == "mean" else 1.0
         if any(precision.is_half for precision in precisions):
             return Scales(of_sums=scale, of_step=1.0)
@@ -37,11 +36,10 @@ class Settings:
 
 
 class Scales(NamedTuple):
-    """The factors of sums over ranks; one of them at least is 1.
+    """The factors that turn sums over ranks into means; at least one of them is 1.
 
-    The factor of a mean rides along in the update, at no cost.  Only where there are half types,
-    whose sums may overflow where their means would not, sums are multiplied before they are
-    rounded.
+    The update applies the factor at no cost.  But a sum of half types may overflow where the mean
+    would not, so these sums are multiplied before they are rounded.
     """
 
     of_sums: float

@@ -1,13 +1,14 @@
 """Reduce-scatter and all-gather of dense variables of one dtype, through small reused buffers.
 
 The parts of each rank, laid end to end, are its shard.  Shards are exchanged in rounds: in each
-round every rank gets, or gives, the next few elements of its shard, so that no buffer is larger
-than `bucket_bytes`, and the next round is filled while one is on its way.
+round every rank receives, or sends, the next few elements of its shard.  So no buffer is larger
+than `bucket_bytes`, and the next round is filled while the last one is exchanged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -16,50 +17,27 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.arrays.placement import allocate_aligned
-from rmsjit.distributed.comm import load_mpi
-from rmsjit.distributed.dense import IN_FLIGHT
-from rmsjit.distributed.packing import Flats, Packing, Part, in_reals, wire_dtype
+from rmsjit.distributed.comm import IN_FLIGHT, start_gathering_shards, start_sum_of_shards
+from rmsjit.distributed.packing import Flats, Packing, Part, Sums, in_reals, total_size
 
 
 class Round(NamedTuple):
-    """One exchange.
+    """One exchange, of some elements of every shard."""
 
-    Attributes
-    ----------
-    first : int
-        The first element of every shard that takes part.
-    counts : list of int
-        How many elements of each rank's shard do.
-    parts : list of list of Part
-        Which these are.
-    """
-
-    first: int
-    counts: list[int]
-    parts: list[list[Part]]
+    first: int  # where they begin in each shard
+    counts: list[int]  # how many there are, by rank
+    parts: list[list[Part]]  # which parts of variables they are, by rank
 
 
 class ShardBuffer:
-    """The dense variables of one dtype.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    precision : Precision
-    dtype : numpy.dtype
-        Of the variables.
-    parts : sequence of sequence of Part
-        The shard of each rank.
-    sizes : dict of int to int
-        The elements of each variable, by position.
-    bucket_bytes : int
+    """The dense variables of one dtype; each rank owns a shard of them.
 
     Attributes
     ----------
     parts : sequence of Part
         The shard of this rank.
     results : list of ndarray
-        Where the sum of each of `parts` will be; the same memory at every step.
+        The sum of each of `parts`; the same memory at every step.
     """
 
     def __init__(
@@ -67,110 +45,96 @@ class ShardBuffer:
         comm: Any,
         precision: Precision,
         dtype: np.dtype[Any],
-        parts: Sequence[Sequence[Part]],
-        sizes: Mapping[int, int],
+        shards: Sequence[Sequence[Part]],
         bucket_bytes: int,
     ) -> None:
         self._comm = comm
         self._precision = precision
         self._dtype = dtype
-        self.parts = parts[comm.rank]
-        wire = wire_dtype(precision)
-        self._rounds = rounds(parts, max(1, bucket_bytes // wire.itemsize // comm.size))
+        self.parts = shards[comm.rank]
+        ends = np.cumsum([0, *(part.stop - part.start for part in self.parts)]).tolist()
+        self._sums = Sums(ends[-1], precision, dtype)
+        self.results = [self._sums.stored[a:b] for a, b in pairwise(ends)]
+        wire = self._sums.wire.dtype
+        self._own = Packing(self.parts, wire.itemsize)
+        self._rounds = rounds(shards, max(1, bucket_bytes // wire.itemsize // comm.size))
         self._reduced = [
-            Packing(chain.from_iterable(one.parts), sizes, wire.itemsize) for one in self._rounds
+            Packing(chain.from_iterable(one.parts), wire.itemsize) for one in self._rounds
         ]
         self._shared = [
-            [Packing(owned, sizes, dtype.itemsize) for owned in one.parts] for one in self._rounds
+            [Packing(owned, dtype.itemsize) for owned in one.parts] for one in self._rounds
         ]
-        self._own = Packing(self.parts, sizes, wire.itemsize)
         most = max((sum(one.counts) for one in self._rounds), default=0)
         self._buffers = [allocate_aligned((most,), wire) for _ in range(IN_FLIGHT)]
-        ends = np.cumsum([0, *(part.stop - part.start for part in self.parts)]).tolist()
-        self._shard = allocate_aligned((ends[-1],), wire)
-        self._stored = self._shard if wire == dtype else allocate_aligned((ends[-1],), dtype)
-        self.results = [self._stored[a:b] for a, b in pairwise(ends)]
 
     def reduce(self, gradients: Flats, scale: float) -> None:
-        """Sum the parts of this rank."""
-        mpi, requests = load_mpi(), [None] * IN_FLIGHT
+        """Sum the parts of this rank, and multiply the sums by `scale`."""
+        requests: deque[Any] = deque()
         for number, one in enumerate(self._rounds):
-            turn = number % IN_FLIGHT
-            _wait(requests[turn])
-            buffer = self._buffers[turn][: sum(one.counts)]
+            if len(requests) == IN_FLIGHT:
+                requests.popleft().Wait()
+            buffer = self._buffer(number, self._sums.wire.dtype)
             self._reduced[number].fill(buffer, gradients)
-            own = self._shard[one.first : one.first + one.counts[self._comm.rank]]
-            requests[turn] = self._comm.Ireduce_scatter(
+            own = self._sums.wire[one.first : one.first + one.counts[self._comm.rank]]
+            request = start_sum_of_shards(
+                self._comm,
                 in_reals(buffer, self._precision),
                 in_reals(own, self._precision),
                 [count * self._precision.components for count in one.counts],
-                mpi.SUM,
             )
-        for request in requests:
-            _wait(request)
-        self._store(scale)
+            requests.append(request)
+        while requests:
+            requests.popleft().Wait()
+        self._sums.store(scale)
 
     def take(self, gradients: Flats) -> None:
-        """Take the parts of this rank out of gradients that need no reduction."""
-        self._own.fill(self._shard, gradients)
-        self._store(1.0)
-
-    def _store(self, scale: float) -> None:
-        """Multiply the shard by `scale` if it is not 1, and round it to the variables' dtype."""
-        if scale != 1.0:
-            reals = in_reals(self._shard, self._precision)
-            np.multiply(reals, reals.dtype.type(scale), out=reals)
-        if self._stored is not self._shard:
-            np.copyto(self._stored, self._shard, casting="same_kind")
+        """Copy the parts of this rank from gradients that need no reduction."""
+        self._own.fill(self._sums.wire, gradients)
+        self._sums.store(1.0)
 
     def share(self, variables: Flats) -> None:
-        """Give all ranks the parts of this one."""
-        on_their_way: list[tuple[Any, int] | None] = [None] * IN_FLIGHT
-        buffers = [buffer.view(self._dtype) for buffer in self._buffers]
+        """Send the parts of this rank to all others, and write theirs to the variables."""
+        rank = self._comm.rank
+        requests: deque[tuple[Any, int]] = deque()
         for number, one in enumerate(self._rounds):
-            turn = number % IN_FLIGHT
-            self._spread(on_their_way[turn], buffers[turn], variables)
-            buffer, rank = buffers[turn][: sum(one.counts)], self._comm.rank
+            if len(requests) == IN_FLIGHT:
+                self._spread(*requests.popleft(), variables)
+            buffer = self._buffer(number, self._dtype)
             start = sum(one.counts[:rank])
-            if one.counts[rank]:
-                own = buffer[start : start + one.counts[rank]]
-                self._shared[number][rank].fill(own, variables)
-            counts = [count * self._dtype.itemsize for count in one.counts]
-            request = self._comm.Iallgatherv(load_mpi().IN_PLACE, [buffer.view(np.uint8), counts])
-            on_their_way[turn] = request, number
-        for turn in range(IN_FLIGHT):
-            self._spread(on_their_way[turn], buffers[turn], variables)
+            own = buffer[start : start + one.counts[rank]]
+            self._shared[number][rank].fill(own, variables)
+            request = start_gathering_shards(self._comm, buffer, one.counts)
+            requests.append((request, number))
+        while requests:
+            self._spread(*requests.popleft(), variables)
 
-    def _spread(
-        self, arriving: tuple[Any, int] | None, buffer: NDArray[Any], variables: Flats
-    ) -> None:
-        """Once a round has arrived, write the parts of the other ranks to the variables."""
-        if arriving is None:
-            return
-        request, number = arriving
+    def _spread(self, request: Any, number: int, variables: Flats) -> None:
+        """Wait for a round, and write the parts of the other ranks to the variables."""
         request.Wait()
         assert variables.addresses is not None
-        place = 0
+        buffer, place = self._buffer(number, self._dtype), 0
         for owner, count in enumerate(self._rounds[number].counts):
             if owner != self._comm.rank:
                 part = buffer[place : place + count]
                 self._shared[number][owner].spread(part, variables.addresses)
             place += count
 
+    def _buffer(self, number: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The buffer of a round, for the elements of all ranks."""
+        return self._buffers[number % IN_FLIGHT].view(dtype)[: sum(self._rounds[number].counts)]
 
-def rounds(parts: Sequence[Sequence[Part]], each: int) -> list[Round]:
+
+def rounds(shards: Sequence[Sequence[Part]], each: int) -> list[Round]:
     """Exchanges of at most `each` elements of every shard."""
-    lengths = [sum(part.stop - part.start for part in shard) for shard in parts]
     made = []
-    for first in range(0, max(lengths), each):
-        taken = [_between(shard, first, first + each) for shard in parts]
-        counts = [sum(part.stop - part.start for part in owned) for owned in taken]
-        made.append(Round(first, counts, taken))
+    for first in range(0, max(map(total_size, shards)), each):
+        taken = [_between(shard, first, first + each) for shard in shards]
+        made.append(Round(first, [total_size(owned) for owned in taken], taken))
     return made
 
 
 def _between(shard: Sequence[Part], first: int, last: int) -> list[Part]:
-    """Elements `first` to `last` of a shard, as far as it reaches, as parts of variables."""
+    """Elements `first` to `last` of a shard, or to its end, as parts of variables."""
     taken, reached = [], 0
     for position, start, stop in shard:
         low = max(first - reached, 0)
@@ -179,8 +143,3 @@ def _between(shard: Sequence[Part], first: int, last: int) -> list[Part]:
             taken.append(Part(position, start + low, start + high))
         reached += stop - start
     return taken
-
-
-def _wait(request: Any) -> None:
-    if request is not None:
-        request.Wait()

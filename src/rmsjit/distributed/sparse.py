@@ -1,8 +1,8 @@
-"""Sums of sparse gradients over ranks, the same on every rank to the bit.
+"""Sums of sparse gradients over ranks, identical to the bit on every rank.
 
-Each rank first adds up its own duplicates, in order of occurrence; the rows that are left go to
-all ranks, which add them up in order of rank.  Where that moves more bytes than the whole table
-would, the rows travel as a dense gradient instead, and only the indices are gathered.
+Each rank first adds up its own duplicates, in order of occurrence.  The remaining rows go to all
+ranks, which add them up in order of rank.  If that sends more bytes than the whole table has, the
+rows are sent as a dense gradient instead, and only the indices are gathered.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
-from rmsjit.distributed.comm import load_mpi
+from rmsjit.distributed.comm import gathered
 from rmsjit.distributed.dense import DenseBuffer
 from rmsjit.distributed.incoming import Rows
 from rmsjit.distributed.packing import Flats, wire_dtype
@@ -24,7 +24,7 @@ _FEW = 8
 
 
 def combined(rows: Rows) -> Rows:
-    """The same gradient with ascending indices, each once; slices added as they occur."""
+    """The same gradient with ascending, unique indices; duplicates are added in order."""
     values, indices = rows
     if len(indices) < 2 or bool(np.all(indices[1:] > indices[:-1])):
         return rows
@@ -40,10 +40,10 @@ def combined(rows: Rows) -> Rows:
 
 
 def _sums(values: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[Any]:
-    """The sums of consecutive slices, strictly one after the other.
+    """The sums of groups of consecutive slices, each added strictly in order.
 
-    All second slices are added at once, then all third ones; the few long groups that are left are
-    finished one by one.  (`np.add.reduceat` is free to add in another order.)
+    All second slices are added at once, then all third ones; the last few long groups are finished
+    one by one.  (`np.add.reduceat` may add in another order.)
     """
     lengths = np.diff(starts, append=len(values))
     sums = values[starts]
@@ -59,63 +59,34 @@ def _sums(values: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def travelling(rows: Rows, precision: Precision) -> Rows:
-    """A sparse gradient with its duplicates combined, in the dtype in which it travels."""
+    """A sparse gradient with combined duplicates, in the dtype in which it is sent."""
     values = rows.values.astype(wire_dtype(precision), copy=False)
     return combined(Rows(values, rows.indices))
 
 
-def needs_merging(clipping: Clipping, precision: Precision) -> bool:
-    """Whether the update must be given sums, and can't add up the slices of ranks itself.
+def finished(rows: Rows, scale: float, dtype: np.dtype[Any]) -> Rows:
+    """Sums multiplied by `scale` and rounded to the dtype of the table."""
+    values = rows.values
+    if scale != 1.0:
+        values = values * values.real.dtype.type(scale)
+    return Rows(values.astype(dtype, copy=False), rows.indices)
 
-    Sums are clipped; and half types are rounded once, after the sum.
+
+def needs_merging(clipping: Clipping, precision: Precision) -> bool:
+    """Whether ranks' slices must be summed before the update, which otherwise adds them itself.
+
+    Clipping applies to sums, and half types are rounded once, after the sum.
     """
     return not clipping.is_none or precision.is_half
 
 
-def index_dtype(rows: int) -> np.dtype[Any]:
-    """The dtype in which indices of a table of so many rows travel."""
-    return np.dtype(np.int32 if rows <= _MOST_IN_32_BITS else np.int64)
-
-
-class SlicesType:
-    """The MPI type of a slice, so that counts are of slices and stay small."""
-
-    def __init__(self, values: NDArray[Any], width: int) -> None:
-        element = load_mpi().Datatype.fromcode(values.dtype.char)
-        self.handle = element.Create_contiguous(width).Commit()
-
-    def __enter__(self) -> Any:
-        return self.handle
-
-    def __exit__(self, *exc: object) -> None:
-        self.handle.Free()
-
-
-def gathered(comm: Any, own: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[Any]:
-    """The slices of all ranks in order of rank; `counts` says how many each has."""
-    shape = own.shape[1:]
-    width = int(np.prod(shape))
-    everything = np.empty((int(counts.sum()), *shape), own.dtype)
-    if width == 0 or len(everything) == 0:
-        return everything
-    own = np.ascontiguousarray(own)
-    starts = np.cumsum(counts) - counts
-    with SlicesType(own, width) as slices:
-        comm.Allgatherv(
-            [own, len(own), slices], [everything, (counts.tolist(), starts.tolist()), slices]
-        )
-    return everything
+def short(indices: NDArray[np.int64], rows: int) -> NDArray[Any]:
+    """Indices of a table with `rows` in the dtype in which they are sent."""
+    return indices.astype(np.int32 if rows <= _MOST_IN_32_BITS else np.int64, copy=False)
 
 
 class SparseTable:
-    """The reduction of the gradients of one table.
-
-    Parameters
-    ----------
-    table : ndarray
-    precision : Precision
-    bucket_bytes : int
-    """
+    """The reduction of the gradients of one table."""
 
     def __init__(self, table: NDArray[Any], precision: Precision, bucket_bytes: int) -> None:
         self._shape = table.shape
@@ -124,42 +95,23 @@ class SparseTable:
         self._bucket_bytes = bucket_bytes
         self._dense: DenseBuffer | None = None
 
-    def goes_dense(self, total: int) -> bool:
-        """Whether so many slices of all ranks are better sent as a table.
-
-        Gathering takes every slice to every rank; reducing a table sends it about twice.
-        """
-        rows: int = self._shape[0]
-        return total > 2 * rows
-
     def reduce(
         self, comm: Any, own: Rows, counts: NDArray[np.int64], scale: float, merge: bool
     ) -> Rows:
-        """The sum over ranks.
+        """The sum over ranks of what `travelling` returns, multiplied by `scale`.
 
-        Parameters
-        ----------
-        comm : mpi4py.MPI.Comm
-        own : Rows
-            Of this rank, its duplicates combined.
-        counts : int64 array, shape (ranks,)
-            How many slices each rank has.
-        scale : float
-            A factor for the sum.
-        merge : bool
-            Whether every index must come once; otherwise the update adds up the slices of ranks.
+        `counts` has the number of slices of each rank.  Without `merge` indices may repeat, and
+        the update adds up their slices.
         """
-        short = own.indices.astype(index_dtype(self._shape[0]), copy=False)
-        indices = gathered(comm, short, counts).astype(np.int64, copy=False)
-        if self.goes_dense(int(counts.sum())):
+        rows = self._shape[0]
+        indices = gathered(comm, short(own.indices, rows), counts).astype(np.int64, copy=False)
+        # Gathering sends every slice to every rank; reducing a table sends it about twice.
+        if int(counts.sum()) > 2 * rows:
             result = self._through_table(comm, own, indices)
         else:
             result = Rows(gathered(comm, own.values, counts), indices)
             result = combined(result) if merge else result
-        values = result.values
-        if scale != 1.0:
-            values = values * values.real.dtype.type(scale)
-        return Rows(values.astype(self._dtype, copy=False), result.indices)
+        return finished(result, scale, self._dtype)
 
     def _through_table(self, comm: Any, own: Rows, indices: NDArray[np.int64]) -> Rows:
         table = np.zeros(self._shape, own.values.dtype)
@@ -173,4 +125,4 @@ class SparseTable:
         named = np.zeros(self._shape[0], bool)
         named[indices] = True
         rows = np.flatnonzero(named)
-        return Rows(self._dense.result(0).reshape(self._shape)[rows], rows)
+        return Rows(self._dense.results[0].reshape(self._shape)[rows], rows)

@@ -1,4 +1,4 @@
-"""The part that ranks have in a step, and a plan of it for one list of variables."""
+"""The distributed part of a step, and the plan for it for one list of variables."""
 
 from __future__ import annotations
 
@@ -41,30 +41,23 @@ class Stage:
 
 
 class Terms(NamedTuple):
-    """Where a plan serves besides the same variables."""
+    """What a plan depends on besides the variables."""
 
     form: Form
     aggregate: bool
 
 
 class StagePlan(ABC):
-    """The stages of one list of variables.
-
-    Parameters
-    ----------
-    comm : mpi4py.MPI.Comm
-    settings : Settings
-    incoming : Incoming
-    terms : Terms
+    """Makes the stages of one list of variables.
 
     Attributes
     ----------
     identity, layouts : tuple
-        For `rmsjit.steps.plans.Plans`.
+        Keys for `rmsjit.steps.plans.Plans`.
     scale : float
-        The factor of gradients that is left to the update.
+        The factor by which the update must multiply the gradients.
     begun : bool
-        Whether ranks are known to have all of the variables in common.
+        Whether all variables are known to have been broadcast.
     """
 
     def __init__(self, comm: Any, settings: Settings, incoming: Incoming, terms: Terms) -> None:
@@ -77,6 +70,8 @@ class StagePlan(ABC):
         self.begun = False
         self._accepted: StepNumbers | None = None
 
+    structure = None  # messages are laid out for the memory of the variables
+
     @property
     def identity(self) -> tuple[Any, ...]:
         return (self.incoming.identity, self.terms)
@@ -86,13 +81,13 @@ class StagePlan(ABC):
         return (self.incoming.memory, self.terms)
 
     def rebound(self, incoming: Incoming) -> Self:
-        """This plan for other views of the same memory."""
+        """A copy of this plan for other views of the same memory."""
         plan = copy.copy(self)
         plan.incoming = incoming
         return plan
 
     def check_numbers(self, agreed: Agreed) -> None:
-        """Raise on every rank alike the errors of those that have something to update."""
+        """Raise what the engine would raise for these numbers, on all ranks."""
         if agreed.numbers is self._accepted:
             return
         form, limit = self.terms.form, agreed.clipping.limit
@@ -105,12 +100,12 @@ class StagePlan(ABC):
 
     @abstractmethod
     def lay_out(self, shards: Shards, exact: bool) -> None:
-        """Share the variables out, once all ranks have agreed that they have the same.
+        """Divide the variables among ranks, once all agree that they have the same.
 
         Raises
         ------
         ValueError
-            If a table can't be shared out.
+            If a table can't be divided.
         """
 
     @abstractmethod
@@ -119,18 +114,12 @@ class StagePlan(ABC):
 
     @abstractmethod
     def share_slots(self, engine: Engine) -> None:
-        """Give every rank its slots from rank 0."""
+        """Send every rank its slots from rank 0."""
 
     @abstractmethod
     def reduced(self, checked: Checked, agreed: Agreed) -> Stage:
-        """Reduce gradients, which have been checked."""
+        """Reduce the gradients."""
 
     def _stage(self, pairs: Pairs, agreed: Agreed, **calls: Any) -> Stage:
-        return Stage(
-            pairs,
-            agreed.numbers,
-            agreed.clipping,
-            self.scale,
-            self.incoming.name,
-            **calls,
-        )
+        name = self.incoming.names.__getitem__
+        return Stage(pairs, agreed.numbers, agreed.clipping, self.scale, name, **calls)

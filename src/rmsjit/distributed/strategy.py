@@ -1,14 +1,14 @@
-"""`MPIStrategy`: an optimizer's steps shared by the ranks of an MPI job."""
+"""`MPIStrategy`: steps of an optimizer on all ranks of an MPI job."""
 
 from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from rmsjit.distributed.agreement import all_well
+from rmsjit.distributed.agreement import shared_errors
 from rmsjit.distributed.comm import broadcast, load_mpi
 from rmsjit.distributed.node import Node, load_readers
 from rmsjit.distributed.session import Session
@@ -24,58 +24,59 @@ if TYPE_CHECKING:
 
 
 class MPIStrategy:
-    """Data-parallel training: every rank computes gradients of its own data, all take one step.
+    """Data-parallel training: every rank computes gradients of its own data, all step together.
 
-    Give it to an optimizer as ``strategy=``.  Every rank calls `apply_gradients` for the same
-    variables in the same order; their gradients are reduced over all ranks, and afterwards the
-    variables are equal on every rank to the bit.
+    Pass it to an optimizer as ``strategy=``.  Every rank calls `apply_gradients` with the same
+    variables in the same order.  The gradients are reduced over all ranks; after the step the
+    variables are bit-identical on all ranks.
 
     Parameters
     ----------
     comm : mpi4py.MPI.Comm, optional
-        The ranks; ``MPI.COMM_WORLD`` by default.  It is duplicated, so that no message of the
-        program can meet one of the strategy.
+        The ranks; ``MPI.COMM_WORLD`` by default.  It is duplicated, so that messages of the
+        strategy can't be confused with those of the program.
     reduce : {"sum", "mean"}, default "sum"
-        How gradients are reduced; "sum" as in TensorFlow, where the loss is divided by the
-        size of the whole batch.
+        How gradients are reduced.  TensorFlow uses "sum", for a loss that is divided by the size
+        of the whole batch.
     shard_state : bool, default False
-        Whether each rank keeps the slots of, and updates, only its share of the variables (ZeRO
-        stage 1).  Slots then take 1/ranks of the memory; results are the same to rounding.
+        Whether each rank updates only its part of the variables and keeps only the slots of that
+        part (ZeRO stage 1).  Slots then take 1/ranks of the memory; results are the same up to
+        rounding.
     bucket_bytes : int, default 4194304
-        Gradients are sent in messages of about this size, from 2**10 to 2**30.
+        The approximate size of the messages that gradients are sent in, from 2**10 to 2**30.
 
     Attributes
     ----------
     rank, size : int
-        This rank, and how many there are.
+        This rank, and the number of ranks.
     threads : int
-        How many threads an optimizer uses on this rank, unless it has a `num_threads`.
+        The number of threads that an optimizer uses on this rank, unless it sets `num_threads`.
 
     Raises
     ------
     ImportError
         If mpi4py is not installed; ``pip install "rmsjit[mpi]"``.
     TypeError, ValueError
-        If an argument is not as it must be.
+        If an argument is invalid.
 
     Notes
     -----
     Construction is collective: all ranks of `comm` must construct it, with the same arguments.
 
-    - At its first step every variable is overwritten by that of rank 0, and so are slots and
-      `iterations`.
-    - Each step uses the learning rate, the other hyperparameters and the bounds for clipping that
-      rank 0 has.
-    - Norms are those of the reduced gradients, every duplicate row of a sparse one combined.
-    - A rank whose gradients are bad raises its own error, and all others raise a `RuntimeError`
-      that quotes it; so do all where ranks disagree in number, shape, dtype or order of
-      variables, or in whether a gradient is None.  Nothing has been changed then.
-    - ``nonfinite="skip"`` and ``"raise"`` make all ranks skip the step, or raise, for a NaN or an
-      infinity on any of them.
-    - With ``experimental_aggregate_gradients=False`` gradients are taken as they are; ranks still
+    - At the first step, variables, slots and `iterations` are overwritten with those of rank 0.
+    - Each step uses the learning rate, the other hyperparameters and the clipping bounds of
+      rank 0.
+    - Norms are those of the reduced gradients, with duplicate rows of sparse gradients combined.
+    - If a gradient is invalid, its rank raises the error and all others raise a `RuntimeError`
+      that quotes it.  All ranks raise a `RuntimeError` if they disagree about the number, shape,
+      dtype or order of the variables, or about which gradients are None.  In both cases nothing
+      has been changed.
+    - With ``nonfinite="skip"`` or ``"raise"``, a NaN or an infinity on any rank makes all ranks
+      skip the step or raise.
+    - With ``experimental_aggregate_gradients=False`` gradients are not reduced, but ranks still
       step together.
     - With `shard_state` no rank has a whole slot: see `gathered`.  A table must have a sparse
-      gradient at its first step, by which it is shared out by rows, and ``sparse="exact"`` is for
+      gradient at its first step, so that it is divided by rows.  ``sparse="exact"`` then supports
       dense gradients only.
 
     See Also
@@ -116,23 +117,23 @@ class MPIStrategy:
 
     @property
     def shard_state(self) -> bool:
-        """Whether each rank keeps its share of the slots only."""
+        """Whether each rank keeps only the slots of its part of the variables."""
         return self._settings.shard_state
 
     def reduced(self, engine: Engine, request: Request) -> Stage | None:
-        """Agree with all ranks on a step and reduce its gradients; engines call it.
+        """Agree with all ranks on a step and reduce its gradients; called by the engine.
 
         Parameters
         ----------
         engine : Engine
         request : Request
-            Its pairs may be empty: the other ranks learn of it, and it is an error unless theirs
-            are too.  Its counter is overwritten by that of rank 0 at the first step.
+            Its pairs may be empty, but then they must be empty on all ranks.  At the first step
+            its counter is overwritten with that of rank 0.
 
         Returns
         -------
         Stage or None
-            None where no rank has any pairs.
+            None if no rank has any pairs.
 
         Raises
         ------
@@ -151,21 +152,21 @@ class MPIStrategy:
     # --- checkpoints ------------------------------------------------------------------------
 
     def gathered(self, optimizer: Any, variables: Mapping[str, Any]) -> Any:
-        """The optimizer as one process would have it, with whole slots on rank 0.
+        """An optimizer with the state of one process: whole slots, on rank 0.
 
-        Collective.  Without `shard_state` that is `optimizer` itself.
+        Collective.  Without `shard_state` it returns `optimizer` itself.
 
         Parameters
         ----------
         optimizer : RMSprop or train.RMSPropOptimizer
             One that uses this strategy.
         variables : dict of str to ndarray or Variable
-            All that the optimizer has stepped, in the same order on all ranks.
+            All variables that the optimizer has stepped, in the same order on all ranks.
 
         Returns
         -------
-        RMSprop or train.RMSPropOptimizer
-            To be read and saved, not stepped; None on ranks other than 0 with `shard_state`.
+        RMSprop or train.RMSPropOptimizer or None
+            To be read and saved, not stepped.  With `shard_state`, None on ranks other than 0.
         """
         optimizer.sync()
         if not self.shard_state:
@@ -179,8 +180,8 @@ class MPIStrategy:
     ) -> None:
         """Write a checkpoint as `rmsjit.save` does, from rank 0.
 
-        Collective; all ranks return once the file is there, whole.  It is the file that one
-        process would write, so that a run may resume with another number of ranks, or with one.
+        Collective; all ranks return once the file is complete.  The file is the same as from one
+        process, so a run may resume with another number of ranks, or without MPI.
 
         Parameters
         ----------
@@ -196,22 +197,24 @@ class MPIStrategy:
         from rmsjit.checkpoints.save import save
 
         whole = self.gathered(optimizer, variables)
-        self._on_rank_0("save", lambda: save(path, whole, variables))
+        with shared_errors(self._comm, "save"):
+            if self.rank == 0:
+                save(path, whole, variables)
 
     def load(
         self, path: str | os.PathLike[str], optimizer: Any, variables: Mapping[str, Any]
     ) -> None:
         """Restore a checkpoint of `save` or `rmsjit.save` on all ranks.
 
-        Collective; only rank 0 reads the file.  Values and `iterations` are on every rank when
-        this returns, slots after the next step.
+        Collective; only rank 0 reads the file.  When this returns, all ranks have the values and
+        `iterations`; they get the slots at the next step.
 
         Parameters
         ----------
         path : path_like
         optimizer : RMSprop or train.RMSPropOptimizer
         variables : dict of str to ndarray or Variable
-            With the names and shapes that were saved, in the same order on all ranks.
+            With the saved names and shapes, in the same order on all ranks.
 
         Raises
         ------
@@ -223,9 +226,11 @@ class MPIStrategy:
         store, target = optimizer._store, optimizer
         if self.shard_state:
             target = _twin(optimizer, SlotStore(store.name, store.form, store.allocator))
-        self._on_rank_0("load", lambda: load(path, target, variables))
+        with shared_errors(self._comm, "load"):
+            if self.rank == 0:
+                load(path, target, variables)
         self._session(optimizer._engine).forget(store)
-        if target is not optimizer and self.rank == 0:  # to be shared out at the next step
+        if target is not optimizer and self.rank == 0:  # divided at the next step
             store.entries |= target._store.entries
             store.created |= target._store.created
             store.changed()
@@ -236,24 +241,15 @@ class MPIStrategy:
         if counter is not None:
             broadcast(self._comm, counter.array)
 
-    def _on_rank_0(self, doing: str, work: Callable[[], Any]) -> None:
-        error = None
-        if self.rank == 0:
-            try:
-                work()
-            except Exception as problem:
-                error = problem
-        all_well(self._comm, error, doing)
-
     # --- copies -----------------------------------------------------------------------------
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MPIStrategy:
         return self  # copies of an optimizer train on the same ranks
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled without its state: constructing it again is collective."""
+        """Pickle only the arguments; unpickling constructs it again, which is collective."""
         if self._given != load_mpi().COMM_WORLD:
-            raise TypeError("an MPIStrategy on a communicator of one's own can't be pickled")
+            raise TypeError("only an MPIStrategy on MPI.COMM_WORLD can be pickled")
         settings = self._settings
         arguments = (None, settings.reduce, settings.shard_state, settings.bucket_bytes)
         return MPIStrategy, arguments
@@ -268,7 +264,7 @@ class MPIStrategy:
 
 
 def _twin(optimizer: Any, store: SlotStore) -> Any:
-    """The same optimizer with other slots, alone; a copy has an engine of its own."""
+    """A copy of an optimizer with other slots, its own engine and no strategy."""
     twin = copy.copy(optimizer)
     twin._store, twin._strategy = store, None
     return twin

@@ -1,1 +1,1 @@
-"""The optimizers as their users see them: arguments, methods, state in each library's words."""
+"""The two public optimizers, with the interfaces of tf-keras and of TensorFlow 1."""

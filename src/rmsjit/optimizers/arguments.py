@@ -21,14 +21,14 @@ Initializer = str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], Array
 
 
 def checked_name(name: Any) -> str:
-    """A prefix for the names of slots."""
+    """The prefix of slot names."""
     if not isinstance(name, str) or not name:
         raise TypeError(f"name must be a string that is not empty, got {name!r}")
     return name
 
 
 def checked_factor(name: str, value: Any) -> Any:
-    """A number between 0 and 1, or a callable that will be asked for one."""
+    """A number between 0 and 1, or a callable that returns one."""
     value = checked(name, value)
     if not callable(value):
         in_unit_interval(name, float(value))
@@ -36,30 +36,32 @@ def checked_factor(name: str, value: Any) -> Any:
 
 
 def checked_rate(name: str, value: Any) -> Any:
-    """A learning rate: a number, a callable that will be asked for one, or a schedule."""
+    """A learning rate: a number, a callable that returns one, or a schedule."""
     return checked(name, value, schedule=True)
 
 
 def checked_nonnegative(name: str, value: Any) -> float:
-    """A number that is not below zero."""
+    """A number that is not negative."""
     return nonnegative(name, as_number(name, value))
 
 
 def checked_weight_decay(name: str, value: Any) -> Any:
-    """A number that is not below zero, or a callable that will be asked for one."""
+    """A number that is not negative, or a callable that returns one."""
     value = checked(name, value)
-    return value if callable(value) else checked_nonnegative(name, value)
+    if not callable(value):
+        nonnegative(name, float(value))
+    return value
 
 
 def checked_clip_weights(name: str, value: Any) -> float:
-    """A bound on elements, infinite for None."""
+    """A positive bound, infinite for None."""
     if value is None:
         return math.inf
     return positive(name, as_number(name, value))
 
 
 def checked_threads(value: int | None) -> int | None:
-    """A number of threads, or None for as many as may be used."""
+    """A number of threads, or None for all that the process may use."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
@@ -70,14 +72,14 @@ def checked_threads(value: int | None) -> int | None:
 
 
 def checked_sparse(value: str) -> bool:
-    """Whether sparse gradients are to be exact."""
+    """Whether the sparse mode is "exact"."""
     if value not in ("rows", "exact"):
         raise ValueError(f'sparse must be "rows" or "exact", got {value!r}')
     return value == "exact"
 
 
 def checked_nonfinite(value: str) -> str:
-    """What a gradient that is not finite does."""
+    """The policy for gradients that are not finite."""
     if value not in ("propagate", "skip", "raise"):
         raise ValueError(f'nonfinite must be "propagate", "skip" or "raise", got {value!r}')
     return value
@@ -91,7 +93,7 @@ def checked_function(name: str, value: Any) -> Any:
 
 
 def checked_strategy(value: Any) -> Any:
-    """What reduces gradients over processes, or None."""
+    """A strategy, recognised by its method `reduced`, or None."""
     if value is not None and not callable(getattr(value, "reduced", None)):
         raise TypeError(f"strategy must be a strategy or None, got {value!r}")
     return value
@@ -109,7 +111,7 @@ def checked_functions(name: str, values: Sequence[Any] | None) -> list[Any]:
 def initial_value(
     initializer: Initializer, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    """The first value of a slot or weight, in memory of its own."""
+    """The initial value of a slot or weight, in new memory."""
     if isinstance(initializer, str):
         if initializer not in ("zeros", "ones"):
             raise ValueError(

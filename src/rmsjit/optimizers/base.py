@@ -1,10 +1,10 @@
-"""What all optimizers share: their state, their numbers, and the engine that takes their steps."""
+"""The common part of both optimizers: state, hyperparameters, and the engine for their steps."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -38,61 +38,31 @@ C = TypeVar("C", bound=type)
 
 _SHARED_PARAMETERS = """
     sparse : {"rows", "exact"}, default "rows"
-        What an `IndexedSlices` gradient does to the rows that it does not name.  "rows" leaves
-        them and their slots alone.  "exact" gives what the dense rule gives with a zero gradient
-        there, at the cost of the named rows only: other rows catch up when they are next named,
-        or read through `get_slot`, or brought up to date by `sync`.
+        How an `IndexedSlices` gradient affects the rows that it does not name.  "rows" leaves
+        them and their slots alone.  "exact" gives the result of the dense rule with a zero
+        gradient for these rows, but computes only the named rows: the others catch up when they
+        are next named, read through `get_slot`, or brought up to date by `sync`.
     nonfinite : {"propagate", "skip", "raise"}, default "propagate"
-        What a NaN or an infinity in a gradient does.  "propagate" lets it through, as TensorFlow
-        does; "skip" leaves all state as it is and counts `skipped_steps`; "raise" raises
-        `FloatingPointError` with nothing changed.  The last two read gradients once more.
+        What to do with a NaN or an infinity in a gradient.  "propagate" applies it, as TensorFlow
+        does; "skip" skips the step, leaves all state unchanged and counts `skipped_steps`;
+        "raise" raises `FloatingPointError` and changes nothing.  The last two read each gradient
+        once more.
     num_threads : int, optional
-        The most threads that a step uses; by default as many as the process may keep busy.
+        The maximum number of threads; by default all that the process may use.
     slot_allocator : callable, optional
         ``slot_allocator(shape, dtype)`` returns the memory of a slot: a writeable, C-contiguous
         array, such as an ``np.memmap``.
     strategy : Strategy, optional
-        Shares the work with other processes; see `rmsjit.distributed.MPIStrategy`.
+        Distributes the steps over processes; see `rmsjit.distributed.MPIStrategy`.
 """
 
 
 def with_shared_parameters(cls: C) -> C:
-    """Put what all optimizers take in place of ``*shared*`` among a class's parameters."""
-    if cls.__doc__:  # there is none under python -OO
+    """Replace ``*shared*`` in a class's docstring by the parameters that both optimizers have."""
+    if cls.__doc__:  # None under python -OO
         shared = inspect.cleandoc(_SHARED_PARAMETERS)
         cls.__doc__ = inspect.cleandoc(cls.__doc__).replace("*shared*", shared)
     return cls
-
-
-class Hyperparameter:
-    """A number of the rule as an attribute of an optimizer; it takes effect at the next step.
-
-    Parameters
-    ----------
-    check : callable
-        ``check(name, value)`` gives the value as it is kept, or raises.
-    doc : str
-    number : str, optional
-        The name among the optimizer's `Hyperparameters`, where that is another.
-    """
-
-    def __init__(self, check: Callable[[str, Any], Any], doc: str, number: str = "") -> None:
-        self.check = check
-        self.__doc__ = doc
-        self._number = number
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-        self._number = self._number or name
-
-    def __get__(self, optimizer: Optimizer | None, owner: type) -> Any:
-        return self if optimizer is None else optimizer._hyperparameters[self._number]
-
-    def __set__(self, optimizer: Optimizer, value: Any) -> None:
-        value = self.check(self._name, value)
-        optimizer._check_number(self._number, value)
-        optimizer._hyperparameters[self._number] = value
-        optimizer._number_was_set(self._number)
 
 
 class Optimizer:
@@ -101,7 +71,8 @@ class Optimizer:
     Attributes
     ----------
     skipped_steps : int
-        How many steps were skipped for a gradient that was not finite (``nonfinite="skip"``).
+        The number of steps skipped because of a gradient that was not finite
+        (``nonfinite="skip"``).
     """
 
     def __init__(
@@ -130,30 +101,23 @@ class Optimizer:
 
     @functools.cached_property
     def _engine(self) -> Engine:
-        """What takes the steps; the one place where Numba is imported, at the first of them."""
+        """Takes the steps; made at the first one, so that only this imports Numba."""
         from rmsjit.steps.engine import Engine
 
         return Engine(self._store, self._num_threads, self._exact, self._nonfinite, self._strategy)
 
     def _watch_gathers(self) -> None:
-        """Have rows brought up to date before `rmsjit.gather` reads them."""
+        """Bring rows up to date whenever `rmsjit.gather` is about to read them."""
         if self._exact:
             hooks.before_gather(self.sync)
 
-    def _check_number(self, name: str, value: Any) -> None:
-        """Raise `ValueError` where a number would have no effect."""
-
-    def _number_was_set(self, name: str) -> None:
-        """What else changes with a number."""
-
     def _step(
         self, pairs: Pairs, clipping: Clipping, counter: NDArray[Any] | None, aggregate: bool = True
-    ) -> bool:
-        """Take one step; False, and `skipped_steps` one higher, if it was skipped."""
+    ) -> None:
+        """Take one step, or skip it and count it in `skipped_steps`."""
         taken = self._engine.step(pairs, self._hyperparameters, clipping, counter, aggregate)
         if not taken and pairs:
             self.skipped_steps += 1
-        return taken
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the slots of `var_list` ahead of the first step.
@@ -165,38 +129,38 @@ class Optimizer:
         Raises
         ------
         TypeError, ValueError
-            If one of them can't be trained, or two share a part of their memory.
+            If one of them can't be trained, or two partly overlap in memory.
         """
         build(self._store, list(var_list), self._hyperparameters)
 
     def sync(self, var: Any = None, indices: Any = None) -> None:
         """Bring rows of a table up to date before they are read or set (``sparse="exact"``).
 
-        A row that is overwritten without it still gets what it had missed, at its next step.
+        Without it, an overwritten row still receives the updates that it missed, at its next step.
 
         Parameters
         ----------
         var : ndarray or Variable, optional
             The table; all tables if left out.
         indices : array_like of integers, optional
-            Its rows; all of them if left out.
+            The rows; all rows if left out.
 
         Raises
         ------
         IndexError
-            If an index is no row.
+            If an index is out of range.
         """
         if self._exact:
             self._engine.sync(var, indices)
 
-    # --- variables that are known -----------------------------------------------------------
+    # --- known variables --------------------------------------------------------------------
 
     @property
     def variables_seen(self) -> list[Variable]:
-        """The variables that the optimizer has stepped or built, in order, over their own memory.
+        """The variables that the optimizer has stepped or built, in order, without copying them.
 
-        Each has the name that slots and `rebind` know it by.  A variable whose memory was closed
-        or resized is not among them.
+        Each has the name that its slots and `rebind` use.  Variables whose memory was closed or
+        resized are left out.
 
         Examples
         --------
@@ -210,14 +174,14 @@ class Optimizer:
         return self._store.variables()
 
     def forget(self, var: Any) -> None:
-        """Let go of a variable and its slots; where it comes again, it starts anew.
+        """Drop a variable and its slots; if it is stepped again, it starts with new slots.
 
-        Without it a variable is kept until its memory is found to be held by nobody else.
+        Otherwise a variable is kept until nothing else references its memory.
 
         Parameters
         ----------
         var : ndarray, Variable or str
-            Any view of its memory, or its name.
+            Any view of the variable's memory, or its name.
 
         Raises
         ------
@@ -237,26 +201,26 @@ class Optimizer:
         forget(self._store, var)
 
     def rebind(self, old: Any, new: Any = None) -> None:
-        """Give the state of variables to other memory.
+        """Transfer the state of variables to other memory.
 
-        For variables that came to lie elsewhere: read from another file, copied apart from their
-        optimizer, replaced by an array of the same shape.
+        For variables whose memory changed: read from another file, copied without their
+        optimizer, or replaced by an array of the same shape.
 
         Parameters
         ----------
         old : ndarray, Variable or str
-            A variable or its name; or a dict of names to new variables; or a list of new variables
-            in the order of `variables_seen`.
+            A variable or its name; or a dict from names to new variables; or a list of new
+            variables in the order of `variables_seen`.
         new : ndarray or Variable
-            Of the same shape and dtype; state that it may have is dropped.
+            Of the same shape and dtype.  Any state that it has already is dropped.
 
         Raises
         ------
         KeyError
             If the optimizer does not know a variable.
         TypeError, ValueError
-            If a new variable can't be trained, does not have shape and dtype of the old one, or
-            shares a part of its memory with another.  Nothing is changed then.
+            If a new variable can't be trained, has another shape or dtype than the old one, or
+            partly overlaps another in memory.  Nothing is changed then.
 
         Examples
         --------
@@ -272,24 +236,23 @@ class Optimizer:
         rebind(self._store, old, new, self._catch_up)
 
     def resize_rows(self, old: Any, new: Any = None) -> None:
-        """Keep the slots of a table's rows when it has got more of them, or fewer.
+        """Keep the slots of a table after rows were added or removed at its end.
 
-        Rows are counted from the first; slots of new ones start as all slots do.
+        The slots of new rows start from their initial values.
 
         Parameters
         ----------
         old : ndarray, Variable or str
             The table or its name.
         new : ndarray or Variable, optional
-            The table with more or fewer rows; `old` itself, which was resized in place, if left
-            out.
+            The table with more or fewer rows.  If left out, `old` itself was resized in place.
 
         Raises
         ------
         KeyError
             If the optimizer does not know the table.
         TypeError, ValueError
-            If the new one can't be trained, or its dtype or the shape of its rows is another.
+            If the new table can't be trained, or has another dtype or shape of rows.
 
         Examples
         --------
@@ -307,9 +270,14 @@ class Optimizer:
         resize_rows(self._store, old, new, epsilon, self._catch_up)
 
     def _catch_up(self, entry: Entry) -> None:
-        """Bring all rows of a table up to date."""
+        """Bring all rows of a table up to date, without importing Numba for other variables."""
         if entry.clock is not None:
             self._engine.catch_up(entry)
+
+    def get_slot_names(self) -> list[str]:
+        """The names of the slots of each variable."""
+        names = [*self._store.form.slot_names, *self._store.added_slot_names()]
+        return list(dict.fromkeys(names))
 
     def _slot(self, var: Any, slot_name: str) -> Variable | None:
         self.sync(var)
@@ -320,25 +288,19 @@ class Optimizer:
         return list(self._store.created.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: all rows up to date, and no engine, which has no state."""
+        """The state for a copy or pickle: all rows up to date, without the engine."""
         self.sync()
         if "_engine" in vars(self):
-            self._engine.clear()  # plans hold variables that nobody else may hold any more
+            self._engine.clear()  # plans may hold the last reference to a variable
         return {name: value for name, value in vars(self).items() if name != "_engine"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._watch_gathers()
 
-    @property
-    def _names_of_slots(self) -> list[str]:
-        """The rule's slots, then those that were added, each once."""
-        names = [*self._store.form.slot_names, *self._store.added_slot_names()]
-        return list(dict.fromkeys(names))
-
 
 def is_integer_scalar(array: Any) -> bool:
-    """Whether an array can count steps."""
+    """Whether a value is an array that can count steps."""
     return (
         isinstance(array, np.ndarray)
         and array.ndim == 0

@@ -22,16 +22,11 @@ from rmsjit.optimizers.arguments import (
     checked_rate,
     checked_weight_decay,
 )
-from rmsjit.optimizers.base import Hyperparameter, with_shared_parameters
+from rmsjit.optimizers.base import with_shared_parameters
 from rmsjit.optimizers.keras_weights import WeightedOptimizer
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import (
-    Hyperparameters,
-    as_number,
-    is_schedule,
-    positive,
-)
+from rmsjit.rule.hyperparameters import Hyperparameters, as_number, is_schedule, positive
 from rmsjit.rule.presets import keras_legacy
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.nonfinite import accepts, finite_gradients
@@ -45,7 +40,7 @@ Aggregator = Callable[[Pairs], Sequence[Any]]
 
 _HOOKS = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
 DEFAULT_EPSILON = 1e-7
-_SINCE_KERAS_2_11 = {  # in the configurations of the optimizers that took the place of the legacy
+_SINCE_KERAS_2_11 = {  # only in configurations of the optimizers that replaced the legacy ones
     "ema_momentum",
     "ema_overwrite_frequency",
     "gradient_accumulation_steps",
@@ -61,13 +56,14 @@ def _checked_epsilon(name: str, value: float | None) -> float:
     return positive(name, number or DEFAULT_EPSILON)
 
 
-def _is_used(momentum: Any) -> bool:
-    return callable(momentum) or bool(momentum > 0)
+def _is_used(number: Any) -> bool:
+    """Whether a hyperparameter is not 0, or can change to something else without notice."""
+    return callable(number) or isinstance(number, Variable) or number != 0
 
 
 def _check_form(form: Form, centered: bool, uses_momentum: bool, numbers: dict[str, Any]) -> None:
-    """Raise `ValueError` where a form does not have what other arguments ask for."""
-    decays = callable(numbers["weight_decay"]) or numbers["weight_decay"] != 0
+    """Raise `ValueError` if other arguments need a setting that the form does not have."""
+    decays = _is_used(numbers["weight_decay"])
     clips = not math.isinf(numbers["clip_weights"])
     for name, asked, has in (
         ("centered=True", centered, form.centered),
@@ -81,20 +77,30 @@ def _check_form(form: Form, centered: bool, uses_momentum: bool, numbers: dict[s
         raise ValueError("a form that clips weights needs clip_weights, got None")
 
 
-class _ClippingBound:
-    """A bound of an optimizer's `Clipping` as an attribute; it takes effect at the next step."""
+def _hyperparameter(
+    name: str, check: Callable[[str, Any], Any], doc: str, number: str = ""
+) -> property:
+    """A hyperparameter as an attribute, stored under `number` if that differs from its name."""
 
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
+    def read(optimizer: RMSprop) -> Any:
+        return optimizer._hyperparameters[number or name]
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
+    def write(optimizer: RMSprop, value: Any) -> None:
+        optimizer._set_hyperparameter(number or name, check(name, value))
 
-    def __get__(self, optimizer: RMSprop | None, owner: type) -> Any:
-        return self if optimizer is None else getattr(optimizer._clipping, self._name)
+    return property(read, write, doc=doc)
 
-    def __set__(self, optimizer: RMSprop, value: float | None) -> None:
-        optimizer._clipping = replace(optimizer._clipping, **{self._name: value})
+
+def _clipping_bound(name: str, doc: str) -> property:
+    """A bound of the optimizer's `Clipping` as an attribute."""
+
+    def read(optimizer: RMSprop) -> Any:
+        return getattr(optimizer._clipping, name)
+
+    def write(optimizer: RMSprop, value: float | None) -> None:
+        optimizer._clipping = replace(optimizer._clipping, **{name: value})
+
+    return property(read, write, doc=doc)
 
 
 @with_shared_parameters
@@ -107,49 +113,49 @@ class RMSprop(WeightedOptimizer):
         mg  <- rho*mg  + (1 - rho)*g                  if centered
         v    = max(rms - mg*mg, 0)  or  rms
         u    = lr*g / (sqrt(v) + epsilon)             if momentum is 0
-        u    = lr*g / sqrt(v + epsilon)               else
+        u    = lr*g / sqrt(v + epsilon)               otherwise
         mom <- momentum*mom + u ;  variable <- variable - mom    (or - u without momentum)
 
-    All slots start from zero.  The `momentum` given at construction decides where epsilon
-    enters, as it does in tf-keras; a momentum that is set later adds its slot but leaves epsilon
-    in its place.
+    All slots start from zero.  The `momentum` given at construction decides whether epsilon is
+    inside the root, as in tf-keras; setting it later adds the momentum slot but does not move
+    epsilon.
 
     Parameters
     ----------
     learning_rate : float, callable or LearningRateSchedule, default 0.001
-        A number, a 0-d array, a function of no arguments, or a schedule of `iterations`.
+        A number, a 0-d array, a function without arguments, or a schedule of `iterations`.
     rho : float or callable, default 0.9
-        Discounting factor of the averages, between 0 and 1.
+        Decay factor of the averages, between 0 and 1.
     momentum : float or callable, default 0.0
         Between 0 and 1.
     epsilon : float, default 1e-7
-        Keeps the denominator from zero; 0 and None mean 1e-7, as in tf-keras.
+        Keeps the denominator above zero; 0 and None mean 1e-7, as in tf-keras.
     centered : bool, default False
         Normalise by the estimated variance of the gradient instead of its mean square.
     name : str, default "RMSprop"
-        Prefix of the names of slots.
+        Prefix of slot names.
     clipvalue : float, optional
-        Each element of a gradient is clipped to ``[-clipvalue, clipvalue]``.
+        Clip each element of a gradient to ``[-clipvalue, clipvalue]``.
     clipnorm : float, optional
-        Each gradient is scaled down to at most this norm.
+        Scale each gradient down to at most this norm.
     global_clipnorm : float, optional
-        All gradients of a step are scaled down to at most this norm together.
+        Scale all gradients of a step down so that their joint norm is at most this.
     lr : float, optional
         Old name of `learning_rate`.
     decay : float, default 0.0
-        The learning rate is divided by ``1 + decay*iterations``.
+        Divide the learning rate by ``1 + decay*iterations``.
     gradient_transformers : sequence of callable, optional
-        Each takes the list of (gradient, variable) pairs, clipped, and returns another one.
+        Each takes a list of (gradient, variable) pairs, already clipped, and returns a new list.
     gradient_aggregator : callable, optional
         Takes the list of (gradient, variable) pairs and returns the gradients summed over all
-        replicas, in place of the strategy.
+        replicas, instead of the strategy.
     form : Form, optional
-        Another form of the rule than Keras's, such as that of another library; its epsilon,
-        momentum and decay are the numbers above.
+        A form of the rule other than Keras's, such as that of another library.  It uses the
+        `epsilon`, `momentum` and other numbers given here.
     weight_decay : float or callable, default 0.0
-        As the form says that it is applied; for forms that have it.
+        For forms with weight decay, which define how it is applied.
     clip_weights : float, optional
-        Bound on every element of a variable, for forms that clip them.
+        Bound on each element of a variable, for forms that clip weights.
     *shared*
 
     Raises
@@ -157,28 +163,28 @@ class RMSprop(WeightedOptimizer):
     TypeError
         If an argument is of a wrong type.
     ValueError
-        If a number is out of its range, `clipnorm` and `global_clipnorm` are both given, or the
-        form does not have what another argument asks for.
+        If a number is out of range, `clipnorm` and `global_clipnorm` are both given, or the form
+        lacks a setting that another argument needs.
 
     Notes
     -----
-    The clamp ``max(..., 0)`` is ours: under a constant gradient the centered form of other
-    libraries turns a variable into NaN when rounding makes the variance negative.  The clamp does
-    not bound the step, which tends to ``lr*g/epsilon`` as the variance vanishes.
+    The clamp ``max(..., 0)`` is not in TensorFlow: in other libraries, a constant gradient turns a
+    variable of the centered form into NaN when rounding makes the variance negative.  The clamp
+    does not bound the step, which tends to ``lr*g/epsilon`` as the variance vanishes.
 
-    A gradient whose ``(1 - rho)*g*g`` is beyond the variable's dtype, at rho 0.9 from 810 in
-    float16 and from 6e19 in float32, makes ``rms`` infinite, as in TensorFlow: that element then
-    never moves again.  `nonfinite` looks at gradients and does not see it; a `clipvalue` below
+    If ``(1 - rho)*g*g`` overflows the variable's dtype (at rho 0.9, gradients from 810 in float16
+    and from 6e19 in float32), ``rms`` becomes infinite, as in TensorFlow, and that element never
+    moves again.  `nonfinite` only checks gradients and does not detect this; a `clipvalue` below
     these bounds prevents it.
 
-    Complex gradients are squared as ``g*g``, as in TensorFlow, which is no descent: ``abs(z - 1j)``
-    need not fall.  ``form=rmsjit.Form(complex_square="modulus")`` divides by the modulus instead,
-    and ``z.view(float)`` with ``g.view(float)`` trains real and imaginary parts each by itself, as
-    PyTorch does.
+    Complex gradients are squared as ``g*g``, as in TensorFlow.  That does not guarantee descent:
+    ``abs(z - 1j)`` may grow.  ``form=rmsjit.Form(complex_square="modulus")`` divides by the modulus
+    instead, and ``z.view(float)`` with ``g.view(float)`` trains real and imaginary parts
+    separately, as PyTorch does.
 
     State belongs to a variable's memory, not to the Python object: ``W``, ``W[...]`` and
     ``W.reshape(-1)`` are the same variable.  Copy or pickle an optimizer together with its
-    variables, so that the copies belong together as well.
+    variables, so that the copied state belongs to the copied variables.
 
     References
     ----------
@@ -186,7 +192,7 @@ class RMSprop(WeightedOptimizer):
 
     Examples
     --------
-    One step down the slope of ``v**2 / 2``:
+    One step of minimising ``v**2 / 2``:
 
     >>> import rmsjit
     >>> v = rmsjit.Variable(10.0)
@@ -198,7 +204,7 @@ class RMSprop(WeightedOptimizer):
     """
 
     _momentum_came_later = False
-    _is_hooked = False  # whether a subclass overrides what sees the gradients of a step
+    _is_hooked = False  # whether a subclass overrides one of `_HOOKS`
 
     def __init__(
         self,
@@ -248,15 +254,9 @@ class RMSprop(WeightedOptimizer):
         elif not isinstance(form, Form):
             raise TypeError(f"form must be a Form or None, got {form!r}")
         _check_form(form, bool(centered), uses_momentum, numbers)
+        hyperparameters = Hyperparameters(numbers, counts_steps=form.bias_correction)
         super().__init__(
-            name,
-            form,
-            Hyperparameters(numbers, counts_steps=form.bias_correction),
-            sparse,
-            nonfinite,
-            num_threads,
-            slot_allocator,
-            strategy,
+            name, form, hyperparameters, sparse, nonfinite, num_threads, slot_allocator, strategy
         )
 
     # --- one step ---------------------------------------------------------------------------
@@ -267,24 +267,24 @@ class RMSprop(WeightedOptimizer):
         name: str | None = None,
         experimental_aggregate_gradients: bool = True,
     ) -> Variable:
-        """Update variables by their gradients, in place.
+        """Update variables in place, given their gradients.
 
         Parameters
         ----------
         grads_and_vars : iterable of (gradient, variable)
-            A variable is a writeable array or a `Variable`; its gradient an array, a `Variable`
-            or a nested list of its shape, an `IndexedSlices` of some of its rows, or None, which
-            leaves the variable as it is.
-            The same variable may come twice: the updates apply one after the other.
+            A variable is a writeable array or a `Variable`.  Its gradient is an array, `Variable`
+            or nested list of the same shape, an `IndexedSlices` of some of its rows, or None,
+            which leaves the variable unchanged.
+            A variable may occur more than once; the updates are then applied in order.
         name : str, optional
-            Accepted for compatibility; there is no graph in which the step could have a name.
+            Accepted for compatibility and ignored, since there is no graph.
         experimental_aggregate_gradients : bool, default True
-            Whether gradients are summed over replicas; there are none without a strategy.
+            Whether a strategy sums the gradients over replicas.  No effect without a strategy.
 
         Returns
         -------
         Variable
-            `iterations`, which is one higher than before; an empty list changes nothing.
+            `iterations`, increased by one.  An empty list changes nothing.
 
         Raises
         ------
@@ -292,12 +292,12 @@ class RMSprop(WeightedOptimizer):
             If the pairs are malformed, or a gradient or variable is of a wrong type or dtype.
         ValueError
             If no variable has a gradient, shapes differ, a variable is read-only, or two
-            variables share a part of their memory.
+            variables partly overlap in memory.
 
         Notes
         -----
-        Everything is checked before the first write: after an error, variables, slots and
-        `iterations` are as they were.
+        Everything is checked before the first write: an error leaves variables, slots and
+        `iterations` unchanged.
         """
         pairs = pairs_of(grads_and_vars)
         counter = self._counter
@@ -319,21 +319,21 @@ class RMSprop(WeightedOptimizer):
         name: str | None = None,
         tape: Any = None,
     ) -> Variable:
-        """Update variables once by the gradients of a loss.
+        """Compute the gradients of a loss and update the variables once.
 
         Parameters
         ----------
         loss : callable, or a value with its `tape`
-            A function of no arguments that returns the loss, ordinary code in `autograd.numpy` or
-            NumPy over `rmsjit.Variable`; of a loss of any shape the sum is meant.
+            A function without arguments that returns the loss, computed by `autograd.numpy` or
+            NumPy from `rmsjit.Variable`.  If the loss is an array, its sum is minimised.
         var_list : list, tuple, nested structure, or a callable that returns one
-            The variables; a callable is asked after the loss has been computed.  May be empty.
+            The variables; a callable is called after the loss.  May be empty.
         grad_loss : array_like, optional
-            The gradient of something else with respect to `loss`, of its shape; ones if left out.
+            The upstream gradient, of the shape of `loss`; ones by default.
         name : str, optional
             As for `apply_gradients`.
         tape : GradientTape, optional
-            The tape that recorded `loss`, where that is a value.
+            The tape that recorded `loss`, if `loss` is a value.
 
         Returns
         -------
@@ -345,7 +345,7 @@ class RMSprop(WeightedOptimizer):
         ValueError
             If `loss` is a value and there is no `tape`, or the loss depends on no variable.
         TypeError
-            If an entry of `var_list` is no variable.
+            If an entry of `var_list` is not a variable.
 
         Examples
         --------
@@ -386,7 +386,7 @@ class RMSprop(WeightedOptimizer):
         return [gradient for gradient, _ in pairs]
 
     def get_updates(self, loss: Any, params: Any) -> list[Variable]:
-        """Update `params` once by the gradients of a loss.
+        """Compute the gradients of a loss and update `params` once.
 
         Parameters
         ----------
@@ -414,17 +414,17 @@ class RMSprop(WeightedOptimizer):
         gradients, variables = gradients_of(loss, var_list, grad_loss, tape)
         return list(zip(gradients, variables, strict=True))
 
-    # --- what subclasses override -----------------------------------------------------------
+    # --- hooks for subclasses ---------------------------------------------------------------
 
     def _transform_unaggregated_gradients(self, grads_and_vars: Pairs) -> Pairs:
-        """Change this replica's gradients before they are summed; by default nothing."""
+        """Change this replica's gradients before they are summed; by default do nothing."""
         return grads_and_vars
 
     def _aggregate_gradients(self, grads_and_vars: Pairs) -> Pairs:
-        """The gradients summed over all replicas.
+        """Sum the gradients over all replicas.
 
-        By default `gradient_aggregator` decides, and where there is none the gradients stay as
-        they are: a strategy sums them later.
+        By default call `gradient_aggregator`.  Without one, leave the gradients unchanged: a
+        strategy sums them later.
         """
         if self.gradient_aggregator is None:
             return grads_and_vars
@@ -433,10 +433,10 @@ class RMSprop(WeightedOptimizer):
     def _transform_gradients(self, grads_and_vars: Pairs) -> Pairs:
         """Clip the summed gradients, then call `gradient_transformers`.
 
-        Only called where something needs the clipped gradients: otherwise clipping rides along in
-        the update and copies nothing.
+        Only called if something needs the clipped gradients; otherwise the update clips without
+        copying them.
         """
-        from rmsjit.steps.norms import clipped  # which brings Numba along
+        from rmsjit.steps.norms import clipped  # imports Numba
 
         pairs = clipped(grads_and_vars, self._clipping)
         for transform in self.gradient_transformers:
@@ -467,7 +467,7 @@ class RMSprop(WeightedOptimizer):
             self._step(pairs_of(pairs), self._clipping, counter)
             return
         pairs = present_pairs(pairs_of(pairs))
-        if self._strategy is None and not self._accepts(pairs):  # ranks find that in their step
+        if self._strategy is None and not self._accepts(pairs):  # ranks check this in their step
             self.skipped_steps += 1
             return
         pairs = list(self._transform_gradients(pairs))
@@ -479,68 +479,72 @@ class RMSprop(WeightedOptimizer):
 
     # --- hyperparameters --------------------------------------------------------------------
 
-    learning_rate = Hyperparameter(
-        checked_rate, "A float, a function of no arguments, or a schedule."
+    learning_rate = _hyperparameter(
+        "learning_rate", checked_rate, "A float, a function without arguments, or a schedule."
     )
-    lr = Hyperparameter(checked_rate, "Old name of `learning_rate`.", "learning_rate")
-    rho = Hyperparameter(checked_factor, "Discounting factor of the averages.")
-    momentum = Hyperparameter(
-        checked_factor, "Set from 0 to more, it adds the momentum slot and leaves epsilon in place."
+    lr = _hyperparameter("lr", checked_rate, "Old name of `learning_rate`.", "learning_rate")
+    rho = _hyperparameter("rho", checked_factor, "Decay factor of the averages.")
+    momentum = _hyperparameter(
+        "momentum",
+        checked_factor,
+        "Raising it from 0 adds the momentum slot and does not move epsilon.",
     )
-    epsilon = Hyperparameter(_checked_epsilon, "The small number in the denominator.")
-    weight_decay = Hyperparameter(
-        checked_weight_decay, "Weight decay, applied as the form says; 0 where it has none."
+    epsilon = _hyperparameter("epsilon", _checked_epsilon, "The small number in the denominator.")
+    weight_decay = _hyperparameter(
+        "weight_decay", checked_weight_decay, "Weight decay; 0 for forms without it."
     )
-    decay = Hyperparameter(
-        checked_nonnegative, "The learning rate is divided by ``1 + decay*iterations``."
+    decay = _hyperparameter(
+        "decay", checked_nonnegative, "The learning rate is divided by ``1 + decay*iterations``."
     )
-    clipvalue = _ClippingBound("Bound on each element of a gradient, or None.")
-    clipnorm = _ClippingBound("Bound on the norm of each gradient, or None.")
-    global_clipnorm = _ClippingBound("Bound on the norm of all gradients together, or None.")
+    clipvalue = _clipping_bound("clipvalue", "Bound on each element of a gradient, or None.")
+    clipnorm = _clipping_bound("clipnorm", "Bound on the norm of each gradient, or None.")
+    global_clipnorm = _clipping_bound(
+        "global_clipnorm", "Bound on the joint norm of all gradients, or None."
+    )
 
-    def _check_number(self, name: str, value: Any) -> None:
-        if name == "weight_decay" and value != 0 and self.form.weight_decay is None:
-            raise ValueError(f"weight_decay is not for a form without it, got {self.form}")
-
-    @property
-    def clip_weights(self) -> float | None:
-        """Bound on every element of a variable, or None; fixed at construction."""
-        bound: float = self._hyperparameters["clip_weights"]
-        return None if math.isinf(bound) else bound
-
-    def _number_was_set(self, name: str) -> None:
-        form = self._store.form
-        if name == "momentum" and _is_used(self.momentum) and not form.has_momentum:
+    def _set_hyperparameter(self, name: str, value: Any) -> None:
+        """Set a checked value for the next step."""
+        form = self.form
+        if name == "weight_decay" and _is_used(value) and form.weight_decay is None:
+            raise ValueError(f"weight_decay is not for a form without it, got {form}")
+        self._hyperparameters[name] = value
+        if name == "momentum" and _is_used(value) and not form.has_momentum:
             self._store.form = form.with_momentum()
             self._momentum_came_later = True
 
     @property
+    def clip_weights(self) -> float | None:
+        """Bound on each element of a variable, or None; fixed at construction."""
+        bound: float = self._hyperparameters["clip_weights"]
+        return None if math.isinf(bound) else bound
+
+    @property
     def form(self) -> Form:
-        """How the rule is computed, and what is kept beside each variable."""
+        """The form of the rule, including its slots."""
         return self._store.form
 
     @property
     def centered(self) -> bool:
         """Whether steps are normalised by the estimated variance; fixed at construction."""
-        return self._store.form.centered
+        return self.form.centered
 
     @property
     def name(self) -> str:
-        """The prefix of the names of slots."""
+        """The prefix of slot names."""
         return self._name
 
     # --- configuration ----------------------------------------------------------------------
 
     def get_config(self) -> dict[str, Any]:
-        """The constructor's arguments as a dictionary that JSON can hold, as tf-keras writes it.
+        """The constructor's arguments as a JSON-serialisable dict in tf-keras's format.
 
-        A callable is written as the value that the last step has used, or where there was none
-        as its value now; a schedule as its own configuration.
+        A callable becomes the value that the last step used, or its current value if there was no
+        step; a schedule becomes its own configuration.
         """
         return self._arguments(self._serialized)
 
     def _arguments(self, shown: Callable[[str], Any]) -> dict[str, Any]:
-        """The constructor's arguments, with `shown` of the names of hyperparameters."""
+        """The constructor's arguments; `shown` gives the value of a hyperparameter by name."""
         arguments: dict[str, Any] = {"name": self._name}
         for key in ("clipnorm", "clipvalue", "global_clipnorm"):
             if getattr(self, key) is not None:
@@ -550,13 +554,13 @@ class RMSprop(WeightedOptimizer):
         return arguments | {"centered": self.centered} | self._arguments_of_form(shown)
 
     def _arguments_of_form(self, shown: Callable[[str], Any]) -> dict[str, Any]:
-        """What tf-keras does not know, where it is used."""
+        """The arguments that tf-keras does not have, unless the form is tf-keras's own."""
         form = self.form
         if form == keras_legacy(centered=form.centered, momentum=form.has_momentum):
             return {}
         late = keras_legacy(centered=form.centered, momentum=False).with_momentum()
         if form == late and self._momentum_came_later:
-            return {}  # a momentum that was set later
+            return {}
         return {
             "form": form.to_dict(),
             "weight_decay": shown("weight_decay"),
@@ -578,13 +582,13 @@ class RMSprop(WeightedOptimizer):
     def from_config(
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> RMSprop:
-        """An optimizer with the arguments that `get_config` gave, and no state.
+        """Make a new optimizer from the arguments that `get_config` returns, without state.
 
         Parameters
         ----------
         config : dict
         custom_objects : dict, optional
-            Classes of schedules that rmsjit does not know, by name.
+            Custom schedule classes by name.
 
         Raises
         ------
@@ -608,7 +612,7 @@ class RMSprop(WeightedOptimizer):
     @reprlib.recursive_repr()
     def __repr__(self) -> str:
         arguments = self._arguments(self._hyperparameters.__getitem__)
-        # What a subclass takes besides, without asking its code.
+        # Further arguments of a subclass, read without running its code.
         known = inspect.signature(RMSprop.__init__).parameters
         for name in inspect.signature(type(self).__init__).parameters:
             if name in vars(self) and name not in known:
@@ -618,19 +622,18 @@ class RMSprop(WeightedOptimizer):
 
 
 def _refuse_newer_keras(config: dict[str, Any], known: Iterable[str]) -> None:
-    """Raise `TypeError` that says what to do with a configuration of Keras's later RMSprop."""
+    """Raise `TypeError`, with the equivalent `form`, for a configuration of Keras's new RMSprop."""
     unknown = sorted(_SINCE_KERAS_2_11 & config.keys() - set(known))
     if not unknown or config.get("is_legacy_optimizer"):
         config.pop("is_legacy_optimizer", None)
         return
-    names = ["rms", *["momentum"] * bool(config.get("momentum"))]
-    names += ["mg"] * bool(config.get("centered"))
+    centered, momentum = bool(config.get("centered")), bool(config.get("momentum"))
+    form = replace(keras_legacy(centered=centered, momentum=momentum), epsilon="inside")
     raise TypeError(
         f"this is the configuration of keras.optimizers.RMSprop of Keras 3, or of "
         f"tf_keras.optimizers.RMSprop since 2.11 (it has {', '.join(unknown)}), and not of the "
-        f"legacy optimizer: it has epsilon inside the root always, for which pass its numbers to "
-        f"RMSprop with form=rmsjit.Form.with_slots({', '.join(map(repr, names))}, "
-        f"epsilon='inside')"
+        f"legacy optimizer: it always has epsilon inside the root, for which pass its numbers to "
+        f"RMSprop with form=rmsjit.{form}"
     )
 
 

@@ -1,4 +1,4 @@
-"""An optimizer's state as Keras shows it: `iterations`, slots, weights."""
+"""The state of an optimizer in the interface of Keras: `iterations`, slots and weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rmsjit.variables import Variable, array_of
 
 
 class WeightedOptimizer(Optimizer):
-    """The part of `rmsjit.RMSprop` that reads and sets its state."""
+    """The part of `rmsjit.RMSprop` that exposes its state."""
 
     def __init__(self, name: str, *arguments: Any) -> None:
         super().__init__(name, *arguments)
@@ -25,50 +25,43 @@ class WeightedOptimizer(Optimizer):
 
     @property
     def iterations(self) -> Variable:
-        """How many steps have been taken; an int64 `Variable`."""
+        """The number of steps taken, an int64 `Variable`."""
         return self._iterations
 
     @iterations.setter
     def iterations(self, value: Any) -> None:
-        if isinstance(value, Variable):
-            self._share_iterations(value)
-        else:
+        if not isinstance(value, Variable):
             self._iterations.assign(np.asarray(value))
-
-    def _share_iterations(self, counter: Variable) -> None:
+            return
         if self._store.entries:
             raise RuntimeError(
                 "iterations can be set to another Variable only before the first step"
             )
-        if not is_integer_scalar(counter.array):
+        if not is_integer_scalar(value.array):
             raise TypeError(
-                f"iterations must be an integer Variable of shape (), got {counter.dtype} of "
-                f"shape {counter.shape}"
+                f"iterations must be an integer Variable of shape (), got {value.dtype} of "
+                f"shape {value.shape}"
             )
-        self._iterations, self._counter = counter, counter.array
+        self._iterations, self._counter = value, value.array
 
     @property
     def weights(self) -> list[Variable]:
-        """`iterations`, then all slots in the order in which they were created."""
+        """`iterations`, then all slots and added weights in order of creation."""
         return [self._iterations, *self._created()]
 
     def variables(self) -> list[Variable]:
         """The same as `weights`."""
         return self.weights
 
-    def get_slot_names(self) -> list[str]:
-        """The names of the slots of each variable."""
-        return self._names_of_slots
-
     def get_slot(self, var: Any, slot_name: str) -> Variable:
-        """A slot of a variable, as a `Variable` over the slot's own memory.
+        """A slot of a variable, as a `Variable` that shares the slot's memory.
 
         Parameters
         ----------
         var : ndarray or Variable
-            Any view of the variable's memory; the slot comes in its shape.
+            Any view of the variable's memory.  The slot has the shape of this view.
         slot_name : str
-            "rms", "momentum", "mg", or one that `add_slot` has added.
+            "rms", "momentum", "mg", or a name added by `add_slot`.
 
         Raises
         ------
@@ -90,21 +83,21 @@ class WeightedOptimizer(Optimizer):
         initializer: Initializer = "zeros",
         shape: Sequence[int] | None = None,
     ) -> Variable:
-        """A slot of one's own for a variable, or the one of that name that it has.
+        """Add a slot to a variable, or return its existing slot of that name.
 
         Parameters
         ----------
         var : ndarray or Variable
         slot_name : str
         initializer : "zeros", "ones", array_like, or callable ``(shape, dtype)``
-            Its first value.
+            The initial value.
         shape : sequence of int, optional
-            The shape of the variable if left out.
+            By default the shape of the variable.
 
         Returns
         -------
         Variable
-            Of the variable's dtype; it appears in `weights` and in checkpoints.
+            Has the variable's dtype, and appears in `weights` and in checkpoints.
 
         Raises
         ------
@@ -135,29 +128,30 @@ class WeightedOptimizer(Optimizer):
         synchronization: Any = None,
         aggregation: Any = None,
     ) -> Variable:
-        """A weight of the optimizer that belongs to no variable.
+        """Add a weight to the optimizer that belongs to no variable.
 
         Parameters
         ----------
         name : str
         shape : sequence of int
         dtype : dtype_like, optional
-            float32 if left out.
+            By default float32.
         initializer : "zeros", "ones", array_like, or callable ``(shape, dtype)``
         trainable : bool, optional
-            Whether `rmsjit.GradientTape` watches it; by default not.
+            Whether `rmsjit.GradientTape` watches it; by default it does not.
         synchronization, aggregation : None
-            Placement among TensorFlow's replicas, for which there is no counterpart.
+            Accepted for compatibility; there are no replicas.
 
         Returns
         -------
         Variable
-            It appears in `weights` and in checkpoints, in the order of creation.
+            Appears in `weights` and in checkpoints, in order of creation.
 
         Raises
         ------
         ValueError
-            If the initializer does not fit the shape, or there is a placement.
+            If the initializer does not fit the shape, or `synchronization` or `aggregation` is
+            given.
         """
         if synchronization is not None or aggregation is not None:
             raise ValueError("synchronization and aggregation must be None: there are no replicas")
@@ -169,27 +163,31 @@ class WeightedOptimizer(Optimizer):
         return [np.array(weight.array) for weight in self.weights]
 
     def set_weights(self, weights: Sequence[ArrayLike]) -> None:
-        """Set `iterations` and all slots from a list as `get_weights` gives it.
+        """Set `iterations` and all slots from a list in the order of `get_weights`.
 
         Parameters
         ----------
         weights : sequence of array_like
-            May be one shorter, without `iterations`, which then become 0.
+            `iterations` may be left out and is then set to 0.
 
         Raises
         ------
         ValueError
-            If the number of weights or a shape is another.  Before the first step the slots are
-            made by `build`.
+            If the number of weights or a shape differs.  Before the first step, create the slots
+            with `build`.
         TypeError
-            If a dtype can't be cast.  Nothing is changed after an error.
+            If a dtype can't be cast.
+
+        Notes
+        -----
+        An error leaves all weights unchanged.
         """
         given = [np.asarray(array_of(weight)) for weight in weights]
         targets = self.weights
         if len(given) == len(targets) - 1:
             given.insert(0, np.zeros((), np.int64))
         _check_weights(given, targets)
-        with np.errstate(all="ignore"):  # as all casts of rmsjit
+        with np.errstate(all="ignore"):  # like all casts in rmsjit
             cast = [np.array(v, t.dtype) for v, t in zip(given, targets, strict=True)]
         run(copying(zip([target.array for target in targets], cast, strict=True)))
 

@@ -38,22 +38,22 @@ class RMSPropOptimizer(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable
-        A number, a 0-d array, or a function of no arguments, asked at every step; so may `decay`,
-        `momentum` and `epsilon` be.
+        A number, a 0-d array, or a function without arguments that is called at every step.  The
+        same holds for `decay`, `momentum` and `epsilon`.
     decay : float or callable, default 0.9
-        Discounting factor of the averages, between 0 and 1.
+        Decay factor of the averages, between 0 and 1.
     momentum : float or callable, default 0.0
         Between 0 and 1.
     epsilon : float or callable, default 1e-10
-        Keeps the denominator from zero; positive.
+        Keeps the denominator above zero; positive.
     use_locking : bool, default False
-        Whether steps that several Python threads take at once on this optimizer wait for each
-        other.  If not, they run side by side without a lock, and updates of one element may be
-        lost, as in Hogwild.
+        Whether concurrent steps of several Python threads on this optimizer wait for each other.
+        If not, they run in parallel without a lock, and updates of an element may be lost, as in
+        Hogwild.
     centered : bool, default False
         Normalise by the estimated variance of the gradient instead of its mean square.
     name : str, default "RMSProp"
-        Prefix of the names of slots.
+        Prefix of slot names.
     *shared*
 
     Raises
@@ -61,11 +61,11 @@ class RMSPropOptimizer(Optimizer):
     TypeError
         If an argument is of a wrong type.
     ValueError
-        If a number is out of its range.
+        If a number is out of range.
 
     See Also
     --------
-    rmsjit.RMSprop : The later optimizer; its epsilon enters elsewhere and its slots start from 0.
+    rmsjit.RMSprop : The newer optimizer, with another place of epsilon and slots that start from 0.
 
     Examples
     --------
@@ -108,15 +108,10 @@ class RMSPropOptimizer(Optimizer):
             positive("epsilon", numbers["epsilon"])
         self._use_locking = bool(use_locking)
         self._lock = RenewedLock()
+        form = tf1(centered=bool(centered))
+        hyperparameters = Hyperparameters(numbers, names={"rho": "decay"})
         super().__init__(
-            name,
-            tf1(centered=bool(centered)),
-            Hyperparameters(numbers, names={"rho": "decay"}),
-            sparse,
-            nonfinite,
-            num_threads,
-            slot_allocator,
-            strategy,
+            name, form, hyperparameters, sparse, nonfinite, num_threads, slot_allocator, strategy
         )
 
     def compute_gradients(
@@ -128,38 +123,37 @@ class RMSPropOptimizer(Optimizer):
         colocate_gradients_with_ops: bool = False,
         grad_loss: Any = None,
     ) -> list[tuple[Any, Any]]:
-        """The gradients of a loss, with the variables that they belong to.
+        """The gradients of a loss, each with its variable.
 
         Parameters
         ----------
         loss : callable
-            Ordinary code in `autograd.numpy` or NumPy that returns the loss, of any shape: its
-            sum is meant.  With a `var_list` it takes the variables as arguments; a function of no
-            arguments may read `rmsjit.Variable` instead.
+            Computes the loss by `autograd.numpy` or NumPy.  If it is an array, its sum is
+            differentiated.  With a `var_list` it takes the variables as arguments; a function
+            without arguments may read `rmsjit.Variable` instead.
         var_list : list or tuple of ndarray or Variable, optional
-            If left out, every trainable `Variable` that the loss reads.
+            By default every trainable `Variable` that the loss reads.
         gate_gradients : {GATE_NONE, GATE_OP, GATE_GRAPH}
-            Checked and otherwise ignored, as are the two that follow: there is no graph whose
-            operations could be gated, accumulated or placed.
+            Checked and otherwise ignored, like the next two, since there is no graph.
         aggregation_method : {None, 0, 1, 2}
         colocate_gradients_with_ops : bool
         grad_loss : array_like, optional
-            The gradient of something else with respect to `loss`, of its shape.
+            The upstream gradient, of the shape of the loss; ones by default.
 
         Returns
         -------
         list of (gradient, variable)
-            A gradient is an array, an `IndexedSlices`, or None where the loss does not depend on
-            the variable.
+            A gradient is an array, an `IndexedSlices`, or None if the loss does not depend on the
+            variable.
 
         Raises
         ------
         RuntimeError
             If `loss` is not callable.
         TypeError
-            If an entry of `var_list` is no variable.
+            If an entry of `var_list` is not a variable.
         ValueError
-            If another argument is none of those above.
+            If another argument has none of the values above.
 
         Examples
         --------
@@ -235,16 +229,16 @@ class RMSPropOptimizer(Optimizer):
         global_step: Any = None,
         name: str | None = None,
     ) -> None:
-        """Update variables by their gradients, in place.
+        """Update variables in place, given their gradients.
 
         Parameters
         ----------
         grads_and_vars : iterable of (gradient, variable)
             As for `rmsjit.RMSprop.apply_gradients`.
         global_step : integer 0-d array or Variable, optional
-            Goes up by one after the update.
+            Increased by one after the update.
         name : str, optional
-            Accepted for compatibility; there is no graph in which the step could have a name.
+            Accepted for compatibility and ignored, since there is no graph.
 
         Raises
         ------
@@ -252,11 +246,11 @@ class RMSPropOptimizer(Optimizer):
             If the pairs are malformed, or a gradient, variable or `global_step` is of a wrong type.
         ValueError
             If there are no pairs, no variable has a gradient, shapes differ, a variable is
-            read-only, or two variables share a part of their memory.
+            read-only, or two variables partly overlap in memory.
 
         Notes
         -----
-        Everything is checked before the first write.
+        Everything is checked before the first write: an error changes nothing.
         """
         pairs = pairs_of(grads_and_vars)
         if not pairs and self._strategy is None:
@@ -267,7 +261,7 @@ class RMSPropOptimizer(Optimizer):
                 self._step(pairs, NO_CLIPPING, counter)
         else:
             self._step(pairs, NO_CLIPPING, counter)
-        if not pairs:  # nor has any other rank
+        if not pairs:  # on all ranks
             raise _no_pairs()
 
     def get_name(self) -> str:
@@ -275,28 +269,28 @@ class RMSPropOptimizer(Optimizer):
         return self._name
 
     def get_slot(self, var: Any, name: str) -> Variable | None:
-        """A slot of a variable, as a `Variable` over the slot's own memory.
+        """A slot of a variable, as a `Variable` that shares the slot's memory.
 
         Parameters
         ----------
         var : ndarray or Variable
-            Any view of the variable's memory; the slot comes in its shape.
+            Any view of the variable's memory.  The slot has the shape of this view.
         name : str
             "rms", "momentum" or "mg".
 
         Returns
         -------
         Variable or None
-            None where there is no such slot, or the variable has taken no step yet.
+            None if there is no such slot, or no slots have been created for the variable yet.
         """
         return self._slot(var, name)
 
     def get_slot_names(self) -> list[str]:
         """The names of the slots of each variable, sorted."""
-        return sorted(self._names_of_slots)
+        return sorted(super().get_slot_names())
 
     def variables(self) -> list[Variable]:
-        """All slots, in the order in which they were created."""
+        """All slots in order of creation."""
         return self._created()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -341,10 +335,10 @@ def _check_graph_arguments(gate: Any, aggregation: Any, colocate: Any) -> None:
 
 
 def _takes_arguments(loss: Callable[..., Any]) -> bool:
-    """Whether a loss wants the variables; TensorFlow's own code calls it without any."""
+    """Whether a loss takes the variables; TensorFlow itself calls it without arguments."""
     try:
         parameters = inspect.signature(loss).parameters.values()
-    except (TypeError, ValueError):  # a builtin, which tells nothing
+    except (TypeError, ValueError):  # a builtin without a signature
         return True
     return any(
         parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)

@@ -1,8 +1,7 @@
-"""Writes that a signal finds either not begun or done.
+"""Writes that a signal handler can't interrupt halfway.
 
-Python runs the handlers of signals, which may raise, between the instructions of Python code and
-nowhere else.  So a series of calls that compiled code makes one after the other, none of which runs
-Python code itself, can't be interrupted.
+Python runs signal handlers, which may raise, only between the instructions of Python code.  So a
+series of calls can't be interrupted if compiled code makes them and none of them runs Python code.
 """
 
 from __future__ import annotations
@@ -16,31 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_ATTEMPTS = 1000  # more than handlers can be called within a few lines
+_ATTEMPTS = 1000  # more interrupts than can arrive within a few lines
 
 Calls = Sequence[Callable[[], Any]]
 
 
 def copying(copies: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> list[Callable[[], Any]]:
-    """Calls, each of which copies an array (second) to another (first) of its dtype."""
-    # As plain arrays: a subclass may assign by Python code.
+    """Calls that each copy the second array of a pair into the first, which has its dtype."""
+    # As plain arrays: a subclass may run Python code when it assigns.
     return [partial(operator.setitem, np.asarray(to), ..., np.asarray(of)) for to, of in copies]
 
 
 def run(calls: Calls) -> None:
-    """Make calls of compiled functions that run no Python code, all of them or none."""
+    """Call compiled functions that run no Python code: either all of them or none."""
     deque(map(operator.call, calls), maxlen=0)
 
 
 def completed(calls: Calls, finish: Callable[[], None]) -> None:
-    """Make calls as `run` does and then finish, in Python; an interrupt is raised after that.
+    """`run` calls, then `finish`, which is Python code; raise an interrupt only after that.
 
-    Parameters
-    ----------
-    calls : sequence of callable
-        May be made more than once.
-    finish : callable
-        May be called more than once, after having been interrupted anywhere.
+    An interrupt repeats everything from the start, so the calls must be repeatable, and `finish`
+    must work after it was interrupted anywhere.
     """
     interrupt: BaseException | None = None
     for _ in range(_ATTEMPTS):

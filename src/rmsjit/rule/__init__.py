@@ -1,1 +1,1 @@
-"""The rule as a value: its forms, its numbers, and what happens to gradients before it."""
+"""The update rule: its forms, its hyperparameters, and gradient clipping."""

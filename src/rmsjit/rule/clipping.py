@@ -1,4 +1,4 @@
-"""Clipping by value, by norm and by global norm, as numbers that ride along in the update."""
+"""Clipping by value, by norm and by global norm, as numbers that the update kernels apply."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rmsjit.rule.hyperparameters import as_number
 
 @dataclass(frozen=True)
 class Clipping:
-    """What an optimizer clips by; None where it does not.
+    """The clipping bounds of an optimizer, None for those not set.
 
     Raises
     ------
@@ -49,39 +49,38 @@ class Clipping:
 
     @cached_property
     def limit(self) -> float:
-        """The bound on each value, infinite where there is none."""
-        return math.inf if self.clipvalue is None else float(self.clipvalue)
+        """The bound on each element, infinite without `clipvalue`."""
+        return math.inf if self.clipvalue is None else self.clipvalue
 
     @cached_property
     def is_none(self) -> bool:
-        """Whether gradients are taken as they are."""
+        """Whether no bound is set."""
         return not self.by_norm and self.clipvalue is None
 
     @np.errstate(all="ignore")
     def factors(self, squares: NDArray[Any], finite: bool = False) -> NDArray[Any]:
-        """What to multiply each gradient by.
+        """The factor that scales each gradient down to the bound on its norm, or the global norm.
 
         Parameters
         ----------
         squares : float64 array, shape (gradients,)
             The squared norm of each gradient, already clipped by value.
         finite : bool, default False
-            Whether all gradients are known to be finite, so that an infinite norm is one that
-            overflowed.
+            Whether all gradients are known to be finite; an infinite norm is then an overflow.
 
         Returns
         -------
         float64 array, shape (gradients,)
-            NaN where TensorFlow makes the gradients NaN, for a global norm that is not finite;
-            but 0 where only the norm has overflowed.
+            NaN for a global norm that is not finite, as in TensorFlow, but 0 if only the norm
+            overflowed.
         """
         if self.clipnorm is not None:
-            bound = float(self.clipnorm)
+            bound = self.clipnorm
             largest = np.maximum(np.sqrt(squares), bound)
             factors: NDArray[Any] = np.zeros_like(largest)
             np.divide(bound, largest, out=factors, where=largest != 0)
             return factors
-        bound = float(self.global_clipnorm or 0.0)
+        bound = self.global_clipnorm or 0.0
         norm = math.sqrt(sum(squares.tolist()))
         if norm <= bound:
             factor = 1.0
@@ -91,7 +90,7 @@ class Clipping:
 
 
 def refuse_complex(dtype: str, clipping: Clipping, form: Form) -> None:
-    """Raise `TypeError` where elements would be clipped, since this complex dtype has no order."""
+    """Raise `TypeError` if elements would be clipped: complex numbers have no order."""
     if clipping.clipvalue is not None:
         raise TypeError(f"clipvalue can't be applied to gradients of complex variables ({dtype})")
     if form.clip_weights:

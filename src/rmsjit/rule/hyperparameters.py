@@ -1,10 +1,10 @@
-"""Learning rate, decay factor, momentum and epsilon: what may be given, and its value at a step."""
+"""Learning rate, decay factor, momentum, epsilon: their checks, and their values at each step."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,22 +15,22 @@ from rmsjit.variables import Variable, array_of
 
 
 class Hyperparameters:
-    """What the numbers of each step come from.
+    """The source of the numbers of each step.
 
     Parameters
     ----------
     given : dict
-        Checked values by the names of `StepNumbers`; a number, a function of no arguments or,
-        for the learning rate, a schedule.  Also "decay", by which the rate shrinks over the steps.
+        Checked values by their names in `StepNumbers`: a number, a function without arguments or,
+        for the learning rate, a schedule.  Also "decay", which lowers the rate over the steps.
     names : dict, optional
-        How messages call them, where a face has other words.
+        The names in error messages, where the optimizer's arguments are named differently.
     counts_steps : bool
-        Whether the number of the step is one of the numbers.
+        Whether the rule needs the step number.
 
     Attributes
     ----------
     constant : StepNumbers or None
-        The numbers of every step, once they have been asked for, where none of them can change.
+        Set by the first call of `at` if the numbers can't change from step to step.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Hyperparameters:
     ) -> None:
         self._given = {"decay": 0.0, "weight_decay": 0.0, "clip_weights": math.inf, **given}
         self._names = dict(names or {})
-        self._used: dict[str, float] = {}  # what functions gave when they were last asked
+        self._used: dict[str, float] = {}  # what each function last returned
         self._counts_steps = counts_steps
         self.constant: StepNumbers | None = None
 
@@ -54,25 +54,25 @@ class Hyperparameters:
         self.constant = None
 
     def at(self, counter: NDArray[Any] | None) -> StepNumbers:
-        """The numbers of the step after as many as `counter` says.
+        """The numbers of the next step, where `counter` is the number of steps taken.
 
-        The same object as long as none of them can change.
+        Returns the same object at every step if the numbers can't change.
 
         Raises
         ------
         TypeError, ValueError
-            If a function or schedule gives no number, or one out of its range.
+            If a function or schedule does not return a number in the allowed range.
         """
         if self.constant is not None:
             return self.constant
         given = self._given
         iterations = 0 if counter is None else int(counter)
         numbers = StepNumbers(
-            self._value("learning_rate", iterations) / (1.0 + given["decay"] * iterations),
-            in_unit_interval(self._name("rho"), self._value("rho", iterations)),
-            in_unit_interval(self._name("momentum"), self._value("momentum", iterations)),
-            positive(self._name("epsilon"), self._value("epsilon", iterations)),
-            nonnegative("weight_decay", self._value("weight_decay", iterations)),
+            self.now("learning_rate", iterations) / (1.0 + given["decay"] * iterations),
+            in_unit_interval(self._name("rho"), self.now("rho")),
+            in_unit_interval(self._name("momentum"), self.now("momentum")),
+            positive(self._name("epsilon"), self.now("epsilon")),
+            nonnegative("weight_decay", self.now("weight_decay")),
             given["clip_weights"],
             iterations + 1.0 if self._counts_steps else 1.0,
         )
@@ -82,39 +82,33 @@ class Hyperparameters:
         return numbers
 
     def now(self, name: str, iterations: int = 0) -> float:
-        """The value of one of them."""
-        return self._value(name, iterations)
+        """The current value; only a schedule depends on `iterations`."""
+        given, title = self._given[name], self._name(name)
+        if isinstance(given, float):
+            return given
+        if isinstance(given, Variable):
+            return as_number(title, given)
+        if is_schedule(given):
+            return as_number(f"{title} (from {given!r})", given(iterations))
+        function = getattr(given, "__qualname__", repr(given))
+        value = self._used[name] = as_number(f"{title} (from {function}())", given())
+        return value
 
-    def last(self, name: str, iterations: int = 0) -> float:
-        """The value of one of them that the last step has used, where a function gave it.
+    def last(self, name: str) -> float:
+        """The value that the last step used.
 
-        A function is asked only where none has been used since it was set, and then once, for it
-        may give another value each time.
+        A function may return another value at each call, so it is called only if it has not been
+        called since it was set.
         """
         used = self._used.get(name)
-        return self._value(name, iterations) if used is None else used
-
-    def _value(self, name: str, iterations: int) -> float:
-        given = self._given[name]
-        value = value_at(self._name(name), given, iterations)
-        if not isinstance(given, (float, Variable)) and not is_schedule(given):
-            self._used[name] = value
-        return value
+        return self.now(name) if used is None else used
 
     def _name(self, name: str) -> str:
         return self._names.get(name, name)
 
 
 def checked(name: str, value: Any, *, schedule: bool = False) -> Any:
-    """A hyperparameter as it is kept: a float, a zero-argument callable, or a schedule.
-
-    Parameters
-    ----------
-    name : str
-        Of the argument, for messages.
-    value : number, 0-d array, callable or LearningRateSchedule
-    schedule : bool
-        Whether a schedule is allowed.
+    """A hyperparameter as it is stored: a float, `Variable`, callable or schedule (if allowed).
 
     Raises
     ------
@@ -127,18 +121,18 @@ def checked(name: str, value: Any, *, schedule: bool = False) -> Any:
         if not schedule:
             raise TypeError(f"{name} must be a number or a callable, got a schedule: {value!r}")
         return value
-    if isinstance(value, dict) and schedule:  # a schedule as `get_config` writes it
+    if isinstance(value, dict) and schedule:  # as written by `get_config`
         from rmsjit.schedules import deserialize
 
         return deserialize(value)
-    if isinstance(value, Variable):  # followed, as TensorFlow follows a tf.Variable
+    if isinstance(value, Variable):  # read again at every step, as TensorFlow does
         as_number(name, value)
         return value
     return value if callable(value) else as_number(name, value)
 
 
 def is_schedule(value: Any) -> bool:
-    """Whether a hyperparameter is a schedule; none can be before their module is imported."""
+    """Whether a hyperparameter is a schedule; does not import `rmsjit.schedules`."""
     module = sys.modules.get("rmsjit.schedules")
     return module is not None and isinstance(value, module.LearningRateSchedule)
 
@@ -150,7 +144,7 @@ def as_number(name: str, value: Any) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:
         number = float(array)
-    except OverflowError:  # an integer or a fraction beyond all floats
+    except OverflowError:  # an integer or a fraction too large for a float
         number = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number, got {value!r}") from None
@@ -160,7 +154,7 @@ def as_number(name: str, value: Any) -> float:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is one real number, by its type: `float` reads text as well."""
+    """Whether the type of a value is that of one real number; `float` would accept text."""
     if isinstance(value, (np.ndarray, np.generic)):
         numeric = value.dtype.kind in "iuf" or value.dtype.name == "bfloat16"
         return numeric and value.ndim == 0 and not np.ma.is_masked(value)
@@ -169,37 +163,21 @@ def _is_number(value: Any) -> bool:
 
 
 def in_unit_interval(name: str, value: float) -> float:
-    """`value`, which must lie between 0 and 1."""
+    """`value`, checked to be between 0 and 1."""
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
     return value
 
 
 def positive(name: str, value: float) -> float:
-    """`value`, which must be above zero."""
+    """`value`, checked to be above zero."""
     if not value > 0.0:
         raise ValueError(f"{name} must be positive, got {value}")
     return value
 
 
 def nonnegative(name: str, value: float) -> float:
-    """`value`, which must not be below zero."""
+    """`value`, checked not to be negative."""
     if value < 0.0:
         raise ValueError(f"{name} must not be negative, got {value}")
     return value
-
-
-def value_at(name: str, hyperparameter: Any, iterations: int) -> float:
-    """The value of a checked hyperparameter at a step."""
-    if isinstance(hyperparameter, float):
-        return hyperparameter
-    if isinstance(hyperparameter, Variable):
-        return as_number(name, hyperparameter)
-    if is_schedule(hyperparameter):
-        return as_number(f"{name} (from {hyperparameter!r})", hyperparameter(iterations))
-    function: Callable[[], Any] = hyperparameter
-    return as_number(f"{name} (from {_called(function)})", function())
-
-
-def _called(function: Callable[[], Any]) -> str:
-    return getattr(function, "__qualname__", repr(function)) + "()"

@@ -1,1 +1,1 @@
-"""What the kernels run on: the compile cache and the threads."""
+"""The runtime of the kernels: compile cache, threads and forks."""

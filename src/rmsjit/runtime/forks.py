@@ -1,11 +1,11 @@
-"""What a fork must not break.
+"""Fork safety.
 
-A forked child has all the memory of its parent but only one of its threads.  A lock that another
-thread held is held for ever, and compiled code that another thread was in stays half done: TBB was
-seen to deadlock in a child that was forked during a launch.  So a fork waits until no other thread
-is within `undisturbed`, which guards every compilation, and no launch is under way, which compiled
-code counts in the `gate`.  A launch takes milliseconds, a compilation up to seconds.  Locks that
-user code may run under can't be waited for; they are `RenewedLock`.
+A forked child has its parent's memory but only one of its threads.  A lock held by another thread
+is never released, and compiled code that another thread was running stays half done: TBB has
+deadlocked in a child forked during a launch.  So a fork waits until no other thread is within
+`undisturbed`, which guards every compilation, and until no launch is in flight, which compiled code
+counts in the `gate`.  A launch takes milliseconds, a compilation up to seconds.  A fork can't wait
+for locks held while user code may run; these are `RenewedLock`.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from contextlib import contextmanager
 
 import numpy as np
 
-_PATIENCE = 30.0  # seconds; a fork that has waited for so long goes on all the same
+_PATIENCE = 30.0  # seconds; a fork proceeds after waiting this long
 _POLL = 0.0002
 
-# The gate of launches: how many are under way, whether a fork is about to come, whether there may
-# be one at a time only, and whether there is.  Compiled code reads and writes it (`kernels.act`).
+# The gate of launches, read and written by compiled code (`kernels.act`): the number in flight,
+# whether a fork is pending, whether only one launch may run at a time, and whether one does.
 gate = np.zeros(4, np.int64)
 _IN_FLIGHT, _FORKING, _EXCLUSIVE, _BUSY = range(4)
 
-_busy: dict[int, int] = {}  # how deep each thread is within `undisturbed`
+_busy: dict[int, int] = {}  # the nesting depth of `undisturbed` in each thread
 _forking: set[int] = set()  # the threads that are about to fork
 _is_child = False
 _hooks: list[tuple[Callable[[], None], Callable[[], None]]] = []
 
 
 class RenewedLock:
-    """A reentrant lock that a forked child finds free, whoever held it in the parent.
+    """A reentrant lock that is free in a forked child even if another thread held it in the parent.
 
     Attributes
     ----------
     lock : threading.RLock
-        To be used in a ``with`` statement, where no signal can come between taking the lock and
-        the block that gives it back.
+        Use it directly in a ``with`` statement, so that no signal can arrive between acquiring the
+        lock and entering the block that releases it.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class RenewedLock:
         _locks.add(self)
 
     def renew(self) -> None:
-        """Replace the lock unless it is free or held by this very thread."""
+        """Replace the lock unless it is free or held by the current thread."""
         if self.lock.acquire(blocking=False):
             self.lock.release()
         else:
@@ -60,7 +60,7 @@ _locks: weakref.WeakSet[RenewedLock] = weakref.WeakSet()
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Keep other threads from forking meanwhile; wait while one is about to."""
+    """Keep other threads from forking within the block; first wait for pending forks."""
     me = threading.get_ident()
     depth = _busy.get(me, 0)
     try:
@@ -71,9 +71,9 @@ def undisturbed() -> Iterator[None]:
                 time.sleep(_POLL)
                 _busy[me] = 1
             yield
-        finally:  # whatever has been interrupted above
+        finally:  # whatever was interrupted above
             _put_back(me, depth)
-    finally:  # and that as well
+    finally:  # in case the inner block was interrupted
         _put_back(me, depth)
 
 
@@ -85,7 +85,7 @@ def _put_back(thread: int, depth: int) -> None:
 
 
 def one_launch_at_a_time(only_one: bool) -> None:
-    """Whether launches must wait for each other, or do without threads."""
+    """Set whether a launch is refused while another is in flight."""
     gate[_EXCLUSIVE] = only_one
 
 
@@ -95,13 +95,13 @@ def is_child() -> bool:
 
 
 def add_hooks(before: Callable[[], None], in_child: Callable[[], None]) -> None:
-    """Call `before` ahead of every fork, when nothing is disturbed, and `in_child` in its child."""
+    """Call `before` before each fork, after waiting for other threads; `in_child` in the child."""
     _hooks.append((before, in_child))
 
 
 def _before() -> None:
     me = threading.get_ident()
-    _forking.add(me)  # before the look at who is busy: they do it the other way round
+    _forking.add(me)  # before reading `_busy`: `undisturbed` does it in the opposite order
     _close_or_open_gate()
     deadline = time.monotonic() + _PATIENCE
     while _others_busy(me) and time.monotonic() < deadline:
@@ -115,7 +115,7 @@ def _others_busy(me: int) -> bool:
 
 
 def _close_or_open_gate() -> None:
-    """Close the gate while any thread is about to fork; several may come and go at once."""
+    """Close the gate while any fork is pending; several threads may change `_forking` at once."""
     while bool(gate[_FORKING]) != bool(_forking):
         gate[_FORKING] = bool(_forking)
 

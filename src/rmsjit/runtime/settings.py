@@ -1,4 +1,4 @@
-"""The user's settings of Numba, which rmsjit reads, and leaves as they are."""
+"""The user's Numba settings, which rmsjit reads and leaves unchanged."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 def numba_config() -> Any:
-    """Numba's configuration: environment, file and assignments."""
+    """Numba's configuration, from environment variables, its file and assignments."""
     return import_module("numba.core.config")
 
 
 @contextmanager
 def changed(**values: Any) -> Iterator[None]:
-    """Change settings for a while."""
+    """Change settings within a ``with`` block."""
     config = numba_config()
     before = {name: getattr(config, name) for name in values}
     try:
@@ -24,13 +24,13 @@ def changed(**values: Any) -> Iterator[None]:
             yield
         finally:
             vars(config).update(before)
-    finally:  # where the handler of a signal has raised on the way out
+    finally:  # a signal handler may have raised in the inner ``finally``
         vars(config).update(before)
 
 
 @contextmanager
 def compilable() -> Iterator[None]:
-    """Keep the settings that would break our kernels, or slow them, away from them."""
-    numba_config().reload_config()  # as a compilation would, where the environment has changed
+    """Override the settings that would break or slow down our kernels."""
+    numba_config().reload_config()  # as a compilation does if the environment has changed
     with changed(DISABLE_JIT=0, BOUNDSCHECK=None):
         yield

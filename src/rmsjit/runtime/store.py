@@ -1,15 +1,16 @@
-"""A folder of compiled kernels, which any number of processes share.
+"""A folder of compiled kernels that any number of processes share.
 
-Every kernel is one file, whose name is a hash of its identity: all that its code depends on.
-Processes that race write the same content, each to a file of its own that then takes the name, so
-a reader sees a whole file or none; what is torn nevertheless, as on network file systems, or spoilt
-is told by a checksum.  A folder that can only be read serves as well, once filled.
+Each kernel is one file, named by a hash of its identity: everything its code depends on.  Racing
+processes write the same content, each to a temporary file that is then renamed, so a reader sees a
+complete file or none.  A checksum detects files that are nevertheless truncated (as on network file
+systems) or corrupted.  Once filled, a read-only folder works as well.
 
-``RMSJIT_CACHE_DIR`` moves the folder; ``RMSJIT_CACHE=0`` goes without one.  Where there is no home
-folder that can be written, it is a private one among the temporary files.
+``RMSJIT_CACHE_DIR`` sets the folder; ``RMSJIT_CACHE=0`` disables it.  Without a writable home
+folder, the cache is a private folder in the system's folder for temporary files.
 
-A kernel is code, so whoever can write one can run code in every process that reads it.  Only files
-in folders are read that belong to this user or root both, and that nobody else can write to.
+A kernel is code, so anyone who can write one can run code in every process that reads it.  A kernel
+is read only if both its file and its folder belong to this user or root and nobody else can write
+to them.
 """
 
 from __future__ import annotations
@@ -28,18 +29,18 @@ from rmsjit.runtime.warning import warn
 _HEAD = b"rmsjit kernel 1\n"
 _SUFFIX = ".kernel"
 _DIGEST_SIZE = hashlib.sha256().digest_size
-_TO_LOOK = getattr(os, "O_PATH", os.O_RDONLY)  # a folder may be read by name only
+_TO_LOOK = getattr(os, "O_PATH", os.O_RDONLY)  # enough where listing the folder is not permitted
 
 _warned = False
 
 
 def cache_folder() -> Path | None:
-    """The folder for compiled kernels, or None where there is to be none."""
+    """The folder for compiled kernels, or None if the cache is disabled or has no place."""
     if os.environ.get("RMSJIT_CACHE", "1").lower() in ("0", "false", "off", "no"):
         return None
     chosen = os.environ.get("RMSJIT_CACHE_DIR")
     if chosen:
-        with contextlib.suppress(RuntimeError):  # no home of that name: as if none were chosen
+        with contextlib.suppress(RuntimeError):  # no home of that name: use the default
             return Path(chosen).expanduser()
     return _default_folder()
 
@@ -64,7 +65,7 @@ def _folder_at_home() -> Path | None:
 
 
 def _may_serve(folder: Path) -> bool:
-    """Whether a folder can be written, or made, or holds kernels already."""
+    """Whether a folder is writable, can be created, or already contains kernels."""
     if folder.is_dir():
         return os.access(folder, os.W_OK | os.X_OK) or any(contents(folder))
     parent = next((parent for parent in folder.parents if parent.exists()), folder)
@@ -72,7 +73,7 @@ def _may_serve(folder: Path) -> bool:
 
 
 def _temporary_folder() -> Path | None:
-    """A folder that belongs to this user alone, in a place where all can write."""
+    """A private folder of this user in the system's folder for temporary files."""
     if not hasattr(os, "getuid"):
         return None
     try:
@@ -86,17 +87,17 @@ def _temporary_folder() -> Path | None:
 
 
 def path_for(folder: Path, name: str, identity: str) -> Path:
-    """Where the kernel of this name and identity belongs."""
+    """The path of the kernel with this name and identity."""
     return folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}{_SUFFIX}"
 
 
 def read(path: Path, identity: str) -> bytes | None:
-    """The content that was stored for `identity`, or None where there is none that is whole.
+    """The content stored for `identity`, or None if there is no intact file.
 
     Raises
     ------
     OSError
-        If the file is there but can't be read, or not be trusted.
+        If the file exists but can't be read or trusted.
     """
     try:
         stored = _trusted_bytes(path)
@@ -114,9 +115,9 @@ def read(path: Path, identity: str) -> bytes | None:
 
 
 def _trusted_bytes(path: Path) -> bytes | None:
-    """What a file holds, None where it is none but a pipe, a folder or the like.
+    """The content of a regular file; None if it is a pipe, a folder or the like.
 
-    Owners and permissions are those of what has been opened, not of what has the name by then.
+    Owner and permissions are checked on open descriptors, since the path may change meanwhile.
     """
     if not hasattr(os, "getuid"):
         return path.read_bytes() if path.is_file() else None
@@ -124,7 +125,7 @@ def _trusted_bytes(path: Path) -> bytes | None:
     try:
         _check_trusted(folder, path.parent)
         if not stat.S_ISREG(os.stat(path.name, dir_fd=folder).st_mode):
-            return None  # even opening it may have effects
+            return None  # even opening it may have side effects
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         with open(os.open(path.name, flags, dir_fd=folder), "rb") as file:
             _check_trusted(file.fileno(), path)
@@ -143,12 +144,12 @@ def _check_trusted(descriptor: int, path: Path) -> None:
 
 
 def write(path: Path, identity: str, content: bytes) -> None:
-    """Store `content` for `identity`; as readable and writable by others as the folder is.
+    """Store `content` for `identity`, as readable and writable for others as the folder.
 
     Raises
     ------
     OSError
-        If that can't be done.
+        If the file can't be written.
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     body = identity.encode() + b"\n" + content
@@ -156,7 +157,7 @@ def write(path: Path, identity: str, content: bytes) -> None:
     try:
         with open(handle, "wb") as file:
             file.write(_HEAD + hashlib.sha256(body).digest() + body)
-        with contextlib.suppress(OSError):  # some file systems know no permissions
+        with contextlib.suppress(OSError):  # some file systems have no permissions
             os.chmod(temporary, path.parent.stat().st_mode & 0o666)
         os.replace(temporary, path)
     except BaseException:
@@ -166,12 +167,12 @@ def write(path: Path, identity: str, content: bytes) -> None:
 
 
 def contents(folder: Path) -> Iterator[Path]:
-    """The files of kernels in `folder`, of all versions of rmsjit."""
+    """The kernel files of all versions of rmsjit in `folder`."""
     return folder.glob(f"*{_SUFFIX}")
 
 
 def clear(folder: Path) -> int:
-    """Remove all kernels, and what interrupted processes have left; the number of kernels."""
+    """Remove all kernels and leftovers of interrupted processes; return the number of kernels."""
     kernels = list(contents(folder))
     for path in [*kernels, *folder.glob(".*-*")]:
         with contextlib.suppress(OSError):
@@ -180,19 +181,19 @@ def clear(folder: Path) -> int:
 
 
 def warn_once(folder: Path | None, error: Exception) -> None:
-    """Say why kernels are not kept, once in each process; None where no folder is to blame."""
+    """Warn once per process why kernels are not cached; `folder` is None if it is not at fault."""
     global _warned
     if not _warned:
         _warned = True
-        cause = "it can't tell what they are made from"
-        remedy = "set RMSJIT_CACHE=0 to silence this"
+        cause = "it can't determine their sources"
+        remedy = "set RMSJIT_CACHE=0 to silence this warning"
         if folder is not None:
             cause = f"the cache folder {folder} can't be used"
             remedy = (
-                "set RMSJIT_CACHE_DIR to a folder of yours that can be written, or RMSJIT_CACHE=0 "
-                "to silence this"
+                "set RMSJIT_CACHE_DIR to a writable folder of your own, or RMSJIT_CACHE=0 to "
+                "silence this warning"
             )
         warn(
-            f"rmsjit compiles kernels anew in every process, because {cause} "
+            f"rmsjit compiles its kernels again in every process because {cause} "
             f"({type(error).__name__}: {error}); {remedy}"
         )

@@ -1,10 +1,10 @@
-"""Starting Numba's threads on the best layer that the user's settings leave open.
+"""Starting Numba's threads on the best layer that the user's settings allow.
 
-Numba runs ``prange`` on one of three layers.  TBB is the best of them: quick to start, and safe to
-enter from several Python threads.  GNU OpenMP kills a forked child at its first parallel loop, and
-threads that wait by spinning, as its threads do by default, stall for milliseconds where a core is
-shared.  Numba's own workqueue aborts the process when two threads enter it.  The user's choice of
-layer is never overruled.
+Numba runs ``prange`` on one of three layers.  TBB is the best: it starts quickly, and several
+Python threads may use it at once.  GNU OpenMP kills a forked child at its first parallel loop, and
+its threads spin by default while they wait, which causes stalls of milliseconds on a shared core.
+Numba's own workqueue aborts the process when two threads enter it.  The user's choice of layer is
+never overridden.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OLDEST_TBB = 12060  # interface version; Numba refuses older ones, with a warni
 
 
 class Layer(NamedTuple):
-    """A threading layer that has been started.
+    """A started threading layer.
 
     Attributes
     ----------
@@ -40,15 +40,15 @@ class Layer(NamedTuple):
     spins : bool
         Whether its threads may wait by spinning.
     starter : int
-        The thread that has started it; the main thread where that is not known.
+        The thread that started it; the main thread if unknown.
     started_before : bool
-        Whether somebody else had started it before rmsjit did.
+        Whether something else had started it before rmsjit.
     get_threads : callable
         Numba's own number of threads for the calling thread.
     get_address, set_address : int
-        C functions that read and set it.
+        Addresses of the C functions that read and set that number.
     keep_alive : object
-        What the addresses are of.
+        The functions at these addresses.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Layer(NamedTuple):
 
 
 def start() -> Layer:
-    """Let Numba choose its layer, with TBB within its reach and OpenMP told not to spin.
+    """Let Numba choose its layer, after making TBB loadable and telling OpenMP not to spin.
 
     Raises
     ------
     ValueError
-        If there is no layer of the kind that the user's settings demand.
+        If the layer required by the user's settings is not available.
     """
     parallel = import_module(f"{_UFUNC}.parallel")
     started_before: bool = parallel._is_initialized
@@ -94,13 +94,13 @@ def start() -> Layer:
 def _thread_counts(parallel: Any) -> tuple[Callable[[], int], int, int, object]:
     """The functions behind ``numba.get_num_threads`` and ``set_num_threads``.
 
-    The public ones take two locks for each call, one of them shared between processes, and give
-    up the GIL, which can take milliseconds to get back.
+    The public functions take two locks per call, one of them shared between processes, and release
+    the GIL, which can take milliseconds to acquire again.
     """
     try:
         functions = parallel._get_num_threads, parallel._set_num_threads
         get, put = (_address(function) for function in functions)
-    except (AttributeError, ctypes.ArgumentError):  # in this Numba they have other names
+    except (AttributeError, ctypes.ArgumentError):  # this Numba has other names for them
         functions = (
             ctypes.CFUNCTYPE(ctypes.c_int)(parallel.get_num_threads),
             ctypes.CFUNCTYPE(None, ctypes.c_int)(parallel.set_num_threads),
@@ -117,7 +117,8 @@ def _address(function: Any) -> int:
 def keep_tbb_module() -> None:
     """Keep Numba's TBB module from being freed at exit.
 
-    In a child forked by another thread than TBB's starter it would wait for threads that are gone.
+    In a child forked by another thread than the one that started TBB, freeing it would wait for
+    threads that no longer exist.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(import_module(f"{_UFUNC}.tbbpool")))
 
@@ -128,7 +129,7 @@ def _openmp_vendor() -> str:
 
 
 def _load_tbb() -> None:
-    """Load libtbb by its full path: ``pip install tbb`` leaves it where no loader looks."""
+    """Load libtbb by its full path: ``pip install tbb`` puts it where no loader searches."""
     if str(numba_config().THREADING_LAYER).lower() in ("omp", "workqueue"):
         return
     try:
@@ -140,12 +141,12 @@ def _load_tbb() -> None:
             try:
                 ctypes.CDLL(str(Path(str(file.locate())).resolve()))
             except OSError:
-                return  # Numba will find another layer
+                return  # Numba will use another layer
 
 
 @contextmanager
 def _priority_without_old_tbb() -> Iterator[None]:
-    """Have Numba ask for TBB last where it is too old, since it would warn before it goes on."""
+    """Make Numba try TBB last if it is too old, since Numba would warn before trying others."""
     priority = numba_config().THREADING_LAYER_PRIORITY
     if "tbb" in priority and _tbb_version() < _OLDEST_TBB:
         priority = [*(name for name in priority if name != "tbb"), "tbb"]
@@ -154,7 +155,7 @@ def _priority_without_old_tbb() -> Iterator[None]:
 
 
 def _tbb_version() -> int:
-    """The interface version of the TBB that Numba would load; 0 where there is none."""
+    """The interface version of the TBB that Numba would load; 0 if there is none."""
     try:
         library = ctypes.CDLL(_TBB_NAMES[sys.platform])
         version: int = library.TBB_runtime_interface_version()
@@ -165,7 +166,7 @@ def _tbb_version() -> int:
 
 @contextmanager
 def _passive_openmp() -> Iterator[bool]:
-    """Have idle OpenMP threads sleep, unless the user has said otherwise; gives whether so.
+    """Make idle OpenMP threads sleep unless the user chose otherwise; yields whether they will.
 
     libgomp reads the setting once, when it is loaded.
     """
@@ -181,9 +182,9 @@ def _passive_openmp() -> Iterator[bool]:
 
 @contextmanager
 def _open_start_method() -> Iterator[None]:
-    """Leave the user free to choose how multiprocessing starts processes.
+    """Leave the start method of multiprocessing for the user to choose.
 
-    Numba asks for the method when it starts threads, which settles it.
+    Numba queries the method when it starts threads, which would fix it.
     """
     is_open = multiprocessing.get_start_method(allow_none=True) is None
     try:
@@ -194,7 +195,7 @@ def _open_start_method() -> Iterator[None]:
 
 
 def _loaded(library: str) -> bool:
-    """Whether the process has a shared library of this name; False where that can't be known."""
+    """Whether the process has loaded a shared library of this name; False if unknown."""
     try:
         maps = Path("/proc/self/maps").read_text()
     except OSError:

@@ -1,8 +1,8 @@
-"""How many threads a step may use, and where it must not use any.
+"""The number of threads that a step uses, and when it must use only one.
 
-What a threading layer can't do is done by the serial kernels instead: see
-`rmsjit.runtime.threading_layer` for the layers and `rmsjit.runtime.forks` for what a fork does to
-them.  Threads are launched by `rmsjit.kernels.act`, which asks the gate of `forks`.
+The serial kernels are the fallback for what a threading layer can't do: see
+`rmsjit.runtime.threading_layer` for the layers and `rmsjit.runtime.forks` for the effects of a
+fork.  `rmsjit.kernels.act` launches the threads, after checking the gate of `forks`.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import NamedTuple
 from rmsjit.runtime import forks, threading_layer
 from rmsjit.runtime.warning import warn
 
-# What one thread moves in the time that it takes to start the others, and to start them after a
-# pause, in which they have gone to sleep and their caches cold.
+# The bytes that one thread moves in the time it takes to start the others: while they are awake,
+# and after a pause, when they are asleep and their caches are cold.
 LAUNCH_BYTES = 1 << 21
 IDLE_LAUNCH_BYTES = 1 << 22
 _PAUSE = 1e-3  # seconds
-_STALL = 4e-3  # seconds that a launch may take beyond its work: a scheduler's tick or two
-_SLOWEST = 4e9  # bytes per second that any machine moves
-_STALLS = 16  # so many of them more than good launches are no chance
+_STALL = 4e-3  # seconds a launch may take beyond its work: one or two scheduler ticks
+_SLOWEST = 4e9  # bytes per second; every machine is faster
+_STALLS = 16  # an excess of stalled over good launches that is no coincidence
 
 _start_lock = forks.RenewedLock()
 _layer: threading_layer.Layer | None = None  # set by the first parallel launch
-_serial_because = ""  # why this process must not launch threads, if so
+_serial_because = ""  # why this process must not launch threads; empty if it may
 _warned = False
 _stalls = 0
-_launchers: set[int] = set()  # the threads that have launched, and may have ended since
-_last_use = float("-inf")  # when there was last work for more than one thread
-_crowded = False  # whether others of them were alive at the last fork
+_launchers: set[int] = set()  # the threads that have launched, some of which may have ended
+_last_use = float("-inf")  # when there last was work for several threads
+_crowded = False  # whether other launchers were alive at the last fork
 
 
 def layer_name() -> str:
-    """The threading layer in use ("tbb", "omp" or "workqueue"); starts it if need be."""
+    """The threading layer in use ("tbb", "omp" or "workqueue"), started if necessary."""
     return _started().name
 
 
 def worth(limit: int, nbytes: float) -> int:
-    """How many threads to use for work that moves `nbytes`: `limit`, or one."""
+    """The number of threads for work that moves `nbytes`: `limit` or one."""
     global _last_use
     if not may_pay(limit, nbytes):
         return 1
@@ -50,17 +50,17 @@ def worth(limit: int, nbytes: float) -> int:
 
 
 def may_pay(limit: int, nbytes: float) -> bool:
-    """Whether threads that are awake save time in work that moves `nbytes`."""
+    """Whether threads that are awake save time on work that moves `nbytes`."""
     return _pays(limit, nbytes, LAUNCH_BYTES)
 
 
 def _pays(limit: int, nbytes: float, launch_bytes: int) -> bool:
-    """Whether the other threads save more time than it takes to start them."""
+    """Whether the other threads save more time than starting them takes."""
     return limit > 1 and nbytes * (limit - 1) >= launch_bytes * limit
 
 
 class Launch(NamedTuple):
-    """Leave for kernels to run on several threads, as words of `rmsjit.kernels.act`."""
+    """Permission to run kernels on several threads, as words of `rmsjit.kernels.act`."""
 
     threads: int
     get_threads: int
@@ -71,10 +71,10 @@ ONE_THREAD = Launch(1, 0, 0)
 
 
 def launch(wanted: int) -> Launch:
-    """Leave for a launch on at most `wanted` threads; on one where it must be."""
+    """Permission for a launch on at most `wanted` threads, or on one if there must be no others."""
     if wanted <= 1:
         return ONE_THREAD
-    layer = _layer or _start_or_refuse()
+    layer = _layer or start()
     if layer is None or _serial_because:
         return ONE_THREAD
     granted = min(layer.get_threads(), wanted)
@@ -84,32 +84,22 @@ def launch(wanted: int) -> Launch:
     return Launch(granted, layer.get_address, layer.set_address)
 
 
-def start() -> None:
-    """Start the threads, if there are any to be had, on a layer of our choice if we are first."""
-    _start_or_refuse()
-
-
 def prepare(limit: int, nbytes: float) -> None:
-    """Start threads if such work may use them, and say once where there are none.
+    """Start threads if such work may use them; warn once if there are none.
 
-    Called before anything is written, since a warning may be an error.
+    Called before anything is written, because the user may have turned warnings into errors.
     """
     if (_layer is None or _serial_because) and may_pay(limit, nbytes):
-        _start_or_refuse()
+        start()
         if _serial_because:
             _warn_once()
 
 
-def spins() -> bool:
-    """Whether launches must be watched for stalls."""
-    return _layer is not None and _layer.spins
-
-
 def launched(seconds: float, nbytes: int) -> None:
-    """Note that a launch that moves `nbytes` has taken so long."""
+    """Record the time of a launch that moved `nbytes`; zero if unknown."""
     global _last_use
     _last_use = time.perf_counter()
-    if spins() and nbytes:
+    if nbytes and _layer is not None and _layer.spins:
         _watch(seconds, nbytes)
 
 
@@ -125,18 +115,19 @@ def _started() -> threading_layer.Layer:
     return _layer
 
 
-def _start_or_refuse() -> threading_layer.Layer | None:
+def start() -> threading_layer.Layer | None:
+    """Start the threads, on a layer of our choice if we are first; None if there are none."""
     if _serial_because:
         return None
     try:
         return _started()
-    except ValueError as error:  # no layer of the kind that the user's settings demand
-        _refuse(f"Numba has no threads to offer ({str(error).splitlines()[0]})")
+    except ValueError as error:  # the user's settings require a layer that is not available
+        _refuse(f"Numba can't start threads ({str(error).splitlines()[0]})")
         return None
 
 
 def _may_be_inherited(layer: threading_layer.Layer) -> bool:
-    """Whether OpenMP was perhaps started by a parent of this process, before rmsjit came in."""
+    """Whether a parent process may have started OpenMP before rmsjit was imported."""
     if not (layer.gnu and layer.started_before):
         return False
     if forks.is_child():
@@ -150,13 +141,13 @@ def _may_be_inherited(layer: threading_layer.Layer) -> bool:
 
 
 def _watch(seconds: float, nbytes: int) -> None:
-    """Count the launches that took far longer than their work, and give up when they are many."""
+    """Count the launches that took far longer than their work; stop using threads if many do."""
     global _stalls
     if seconds > _STALL + nbytes / _SLOWEST:
         _stalls += 1
         if _stalls >= _STALLS:
             _refuse(
-                "the spinning threads of GNU OpenMP stall where others use the processors; install "
+                "the spinning threads of GNU OpenMP stall on processors that others use; install "
                 "tbb, or set OMP_WAIT_POLICY=passive before Python starts"
             )
     else:
@@ -194,7 +185,7 @@ def _in_child() -> None:
     if _layer.gnu:
         _refuse(_AFTER_FORK)
     elif _layer.name == "tbb" and (_crowded or _layer.starter != threading.get_ident()):
-        # Numba could not shut TBB down before the fork: the child waits for threads that are gone.
+        # Numba could not shut TBB down before the fork: the child would wait for missing threads.
         _refuse("TBB was in use by another thread than the one that forked")
         threading_layer.keep_tbb_module()
     _launchers.clear()

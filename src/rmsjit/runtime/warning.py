@@ -1,4 +1,4 @@
-"""Warnings that point at the user's own line."""
+"""Warnings that point to the user's own code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def warn(message: str) -> None:
-    """Give a `RuntimeWarning` on behalf of the first caller outside this package."""
+    """Issue a `RuntimeWarning` that points to the first caller outside this package."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == _PACKAGE:
         frame = frame.f_back

@@ -1,1 +1,1 @@
-"""What an optimizer remembers: the memory of each variable, and its slots."""
+"""The state of an optimizer: its variables and their slots."""

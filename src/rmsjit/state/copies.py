@@ -1,9 +1,8 @@
-"""What a copy of an optimizer needs to find its variables among the copies of arrays.
+"""How the copy of an optimizer finds its variables among the copied arrays.
 
-Copying and pickling link objects by their identity, and NumPy copies a view to an array of its
-own.  A user may hold any of the objects over a variable's memory: the array that has it, a
-`Variable`, a view.  So all that are alive travel along with the state, and the copy finds out which
-of them its user holds.
+Copying and pickling link objects by identity, and NumPy copies a view to a new array.  Users may
+hold any object over a variable's memory: the array that owns it, a `Variable` or a view.  So the
+state of an optimizer contains all that are alive, and the copy finds out which of them are held.
 """
 
 from __future__ import annotations
@@ -15,65 +14,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import dtype_named
-from rmsjit.arrays.layout import Key, Layout, address_of, layout_of
+from rmsjit.arrays.layout import Key, Layout, address_of, canonical_view, layout_of
 from rmsjit.arrays.owners import anchor_of, held_elsewhere, private_view
 from rmsjit.state.entries import Entry, Home, entry_of
 from rmsjit.variables import array_of
 
 
 class Place(NamedTuple):
-    """Where a view lies in the array that has its memory.
+    """The position of a view in the array that owns its memory."""
 
-    Attributes
-    ----------
-    offset : int
-        In bytes, from the first element of the array to that of the view.
-    shape, strides : tuple of int
-        Of the view.
-    lengths, steps : tuple of int
-        Shape and strides of the array.
-    """
-
-    offset: int
+    offset: int  # in bytes, from the first element of the array to that of the view
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    lengths: tuple[int, ...]
-    steps: tuple[int, ...]
+    lengths: tuple[int, ...]  # the shape of the array
+    steps: tuple[int, ...]  # the strides of the array
 
 
 class Described(NamedTuple):
-    """An entry, as it is copied.
-
-    Attributes
-    ----------
-    name, stem : str
-    origin : tuple
-        Its key.
-    shape : tuple of int
-    dtype : str
-    layout : Layout
-        Its own.
-    objects : list of (object, Layout)
-        What was given for it.
-    places : list of (ndarray, Place, Layout)
-        The array that has the memory, if it may be held by somebody, and where the entry lies.
-    slots : dict of str to ndarray
-        In canonical order.
-    """
+    """An entry in a form that can be copied."""
 
     name: str
     stem: str
-    origin: Key
+    origin: Key  # the key of the entry
     shape: tuple[int, ...]
     dtype: str
     layout: Layout
-    objects: list[tuple[Any, Layout]]
-    places: list[tuple[NDArray[Any], Place, Layout]]
-    slots: dict[str, NDArray[Any]]
+    objects: list[tuple[Any, Layout]]  # the objects that were passed as this variable
+    places: list[tuple[NDArray[Any], Place, Layout]]  # arrays that own its memory, if still held
+    slots: dict[str, NDArray[Any]]  # in canonical order
 
 
 def described(entries: Iterable[Entry]) -> list[Described]:
-    """Entries as they are copied; no memory that is gone is read."""
+    """Entries in a form that can be copied; memory that is gone is not read."""
     entries = list(entries)
     gone = [entry.is_gone for entry in entries]
     objects = [[] if lost else entry.objects() for entry, lost in zip(entries, gone, strict=True)]
@@ -88,9 +60,9 @@ def described(entries: Iterable[Entry]) -> list[Described]:
 
 def _described(entry: Entry, things: list[Any], is_held: bool) -> Described:
     slots, views = entry.slots, [(entry.owner, entry.layout)] if is_held else []
-    if entry.homes:  # no step has named it since it was copied: it may still be in any of these
+    if entry.homes:  # a copy that no step has used: any of these may still be the variable
         things, views = [], [(home.view, home.layout) for home in entry.homes]
-        slots = {name: in_first_order(entry.homes[0], flat) for name, flat in slots.items()}
+        slots = {name: entry.homes[0].to_original(flat) for name, flat in slots.items()}
     return Described(
         entry.name,
         entry.stem,
@@ -111,17 +83,17 @@ def _place(view: NDArray[Any]) -> Place:
 
 
 def revived(state: Described) -> Entry:
-    """The entry in a copy, with all the homes that its variable may have, without slots."""
+    """The entry of the copy, with all arrays that may be its variable, but without slots."""
     homes = [Home(private_view(array_of(thing)), layout) for thing, layout in state.objects]
     for anchor, place, layout in state.places:
         view = _view_at(place, anchor, state.dtype)
         if view is not None:
             homes.append(Home(view, layout))
-    if not homes:
-        view = _nowhere(state.shape, dtype_named(state.dtype))
+    if not homes:  # nobody holds the variable: a placeholder without memory, see `is_nowhere`
+        view = np.broadcast_to(np.zeros((), dtype_named(state.dtype)), state.shape)
         homes.append(Home(view, state.layout))
     entry = entry_of(homes[0].view)
-    entry.given = ()  # but for a view of our own
+    entry.given = ()  # without our own view
     for thing, _ in state.objects:
         entry.saw(thing)
     entry.name, entry.stem, entry.origin = state.name, state.stem, state.origin
@@ -129,35 +101,18 @@ def revived(state: Described) -> Entry:
     return entry
 
 
-def _nowhere(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array without elements of its own, in place of a variable that nobody holds."""
-    return np.broadcast_to(np.zeros((), dtype), shape)
-
-
 def is_nowhere(view: NDArray[Any]) -> bool:
-    """Whether an array stands for a variable that nobody holds."""
+    """Whether an array is a placeholder for a variable that nobody holds."""
     return not view.flags.writeable and not any(view.strides)
 
 
-def in_order_of(home: Home, flat: NDArray[Any]) -> NDArray[Any]:
-    """Elements in canonical order of what a home is a copy of, in that of the home."""
-    shaped = home.layout.logical(flat, home.view.shape)
-    return layout_of(home.view).canonical(shaped).reshape(-1)
-
-
-def in_first_order(home: Home, flat: NDArray[Any]) -> NDArray[Any]:
-    """The inverse of `in_order_of`."""
-    shaped = layout_of(home.view).logical(flat, home.view.shape)
-    return home.layout.canonical(shaped).reshape(-1)
-
-
 def _view_at(place: Place, anchor: NDArray[Any], dtype: str) -> NDArray[Any] | None:
-    """The view at the same place of a copied array, or None where there can be none."""
+    """The view at the same place in a copied array, or None if that is impossible."""
     if (place.offset, *place[1:3]) == (0, *place[3:]) and dtype == anchor.dtype.name:
         return private_view(anchor)  # it is the array itself
-    memory = layout_of(anchor).canonical(anchor)
+    memory = canonical_view(anchor)
     offset, strides = place.offset, place.strides
-    if anchor.strides != place.steps:  # a copy is dense, and pickles have one of two orders
+    if anchor.strides != place.steps:  # copies are dense, and pickles are in C or F order
         moved = _moved(place, anchor.strides)
         if moved is None:
             return None
@@ -170,14 +125,14 @@ def _view_at(place: Place, anchor: NDArray[Any], dtype: str) -> NDArray[Any] | N
 
 
 def _moved(place: Place, steps: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
-    """Offset and strides of the view where the array has other strides, if it is a view there."""
+    """Offset and strides of the view if the array has other strides, None if it can't be one."""
     axes = [k for k, length in enumerate(place.lengths) if length > 1]
     axes.sort(key=lambda k: -place.steps[k])
     if any(place.steps[k] <= 0 for k in axes):
         return None
 
     def indices(distance: int) -> list[int] | None:
-        """A distance as one along each axis."""
+        """A distance in bytes as a number of steps along each axis."""
         found = [0] * len(steps)
         rest = abs(distance)
         for k in axes:
@@ -193,6 +148,6 @@ def _moved(place: Place, steps: tuple[int, ...]) -> tuple[int, tuple[int, ...]] 
         reach = [way[k] * (n - 1) for way, n in zip(ways, place.shape, strict=True)]
         low = first[k] + sum(r for r in reach if r < 0)
         if low < 0 or first[k] + sum(r for r in reach if r > 0) >= length:
-            return None  # it goes from one row to the next
+            return None  # it wraps from one row into the next
     strides = [sum(n * step for n, step in zip(way, steps, strict=True)) for way in ways]
     return sum(n * step for n, step in zip(first, steps, strict=True)), tuple(strides)

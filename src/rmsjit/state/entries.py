@@ -1,4 +1,4 @@
-"""Entries: what an optimizer knows of one variable."""
+"""Entries: what an optimizer knows about one variable."""
 
 from __future__ import annotations
 
@@ -9,26 +9,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision, precision_of
-from rmsjit.arrays.layout import Key, Layout, is_dense, layout_of, memory_key, span_of
+from rmsjit.arrays.layout import (
+    Key,
+    Layout,
+    array_key,
+    canonical_view,
+    is_dense,
+    layout_of,
+    memory_key,
+    span_of,
+)
 from rmsjit.arrays.owners import ground_of, private_view
 from rmsjit.state.clock import Clock
 from rmsjit.variables import Variable, array_of
 
-_MOST_GIVEN = 8  # objects over one memory that are remembered
+_MOST_GIVEN = 8  # objects remembered per variable
 
 
 class Home(NamedTuple):
-    """Where the variable of a copied entry may be: one of the arrays that were copied along.
+    """An array that was copied along with an entry and may be its variable."""
 
-    Attributes
-    ----------
-    view : ndarray
-    layout : Layout
-        That of the array of which it is a copy, which may lie otherwise.
-    """
+    view: NDArray[Any]  # our view of the copy
+    layout: Layout  # of the original array, which may differ from that of the copy
 
-    view: NDArray[Any]
-    layout: Layout
+    @property
+    def key(self) -> Key:
+        return array_key(self.view)
+
+    def from_original(self, flat: NDArray[Any]) -> NDArray[Any]:
+        """Rearrange elements from the canonical order of the original to that of the copy."""
+        return self.layout.reordered(flat, self.view.shape, layout_of(self.view))
+
+    def to_original(self, flat: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `from_original`."""
+        return layout_of(self.view).reordered(flat, self.view.shape, self.layout)
 
 
 class Entry:
@@ -37,34 +51,34 @@ class Entry:
     Attributes
     ----------
     key : tuple
-        The memory (`rmsjit.arrays.layout.memory_key`).
+        Identifies the memory (`rmsjit.arrays.layout.memory_key`).
     owner : ndarray
-        A view of our own of the array that was given first; it keeps the memory alive.
+        Our view of the array that was passed first; it keeps the memory alive.
     given : tuple of weakref
-        The objects that were given for it and may still be there.
+        The objects that were passed as this variable, some of which may be dead.
     ground : Ground
-        Where its memory lay when the optimizer met it.
+        The underlying memory when the optimizer first saw the variable.
     layout : Layout
-        How the owner's axes lie in memory.
+        The layout of the owner.
     canonical : ndarray
         The canonical view of the owner.
     span : tuple of int
-        Its first address and the one after its last byte.
+        First address, and the address after the last byte.
     precision : Precision
     slots : dict of str to ndarray
         The slots that the rule uses, each one-dimensional in canonical order.
     clock : Clock or None
-        Which rows have steps to catch up with (``sparse="exact"``).
+        Counts the steps that rows have missed (``sparse="exact"``).
     table : ndarray
         The view of the variable whose rows the clock counts.
     name : str
-        What slots are named after, and no other entry has.
+        A unique name, from which the names of slots are made.
     met_again : bool
-        Whether a second step has named it.
+        Whether more than one step has used it.
     origin : tuple or None
-        In a copy, the key that it had in the original.
+        In a copy, the key of the original.
     homes : tuple of Home
-        In a copy, until a step names it: where its variable may be.
+        In a copy, the arrays that may be its variable, until a step uses it.
     """
 
     __slots__ = (
@@ -109,10 +123,10 @@ class Entry:
         self.saw(variable)
 
     def saw(self, variable: Any) -> None:
-        """Remember an object that was given for it, without keeping it alive.
+        """Remember an object that was passed as this variable, without keeping it alive.
 
-        An array that has its own memory is found through any view of it; NumPy would not resize
-        it in place if there was a weak reference.
+        Not an array that owns its memory: any view leads to it, and NumPy does not resize an array
+        in place that has weak references.
         """
         seen = self.given
         for thing in {id(thing): thing for thing in (variable, array_of(variable))}.values():
@@ -125,24 +139,20 @@ class Entry:
         self.given = seen
 
     def objects(self) -> list[Any]:
-        """The objects that were given for it and are still there, as they were given."""
-        alive = [thing for thing in (reference() for reference in self.given) if thing is not None]
-        return [thing for thing in alive if self.is_at(array_of(thing))]
-
-    def is_at(self, array: NDArray[Any]) -> bool:
-        """Whether an array is over the memory of this entry."""
-        return memory_key(layout_of(array).canonical(array)) == self.key
+        """The remembered objects that are alive and still refer to this memory."""
+        alive = [thing for reference in self.given if (thing := reference()) is not None]
+        return [thing for thing in alive if array_key(array_of(thing)) == self.key]
 
     def follow(self, other: Entry) -> None:
-        """Take the place of another entry, whose variable is this one's from now on."""
+        """Become the successor of another entry."""
         self.name, self.stem, self.met_again = other.name, other.stem, other.met_again
         self.origin = other.origin
 
     def take_scratch(self, rows: int) -> NDArray[np.int32]:
-        """Zeros, one for each of `rows`; give them back as zeros.
+        """An array with a zero for each row, to be given back with all zeros.
 
-        Kept from step to step, so that no step costs as much as the table has rows; several
-        threads that step at once have one each.
+        It is kept between steps, so that a step need not clear memory for all rows of the table.
+        Threads that step at the same time get different arrays.
         """
         try:
             scratch = self._scratch.pop()
@@ -151,12 +161,12 @@ class Entry:
         return scratch if len(scratch) == rows else np.zeros(rows, np.int32)
 
     def give_scratch(self, scratch: NDArray[np.int32]) -> None:
-        """Keep scratch for the next step."""
+        """Keep an array from `take_scratch` for the next step."""
         self._scratch.append(scratch)
 
     @property
     def dense(self) -> bool:
-        """Whether kernels run on the memory itself."""
+        """Whether kernels run on the memory in place."""
         return is_dense(self.canonical)
 
     @property
@@ -165,37 +175,37 @@ class Entry:
 
     @property
     def is_gone(self) -> bool:
-        """Whether the memory was closed, resized or mapped anew, so that it must not be touched."""
+        """Whether the memory was closed, resized or remapped, and must not be accessed."""
         return ground_of(self.owner) != self.ground
 
     @property
     def own_views(self) -> list[NDArray[Any]]:
-        """All arrays of our own over the memory."""
+        """All of our own arrays over the memory."""
         return [self.owner, self.canonical, self.table, *(home.view for home in self.homes)]
 
 
 class Member(NamedTuple):
-    """A variable's memory and the slots that a step uses on it."""
+    """A variable and the slots that a step updates with it."""
 
     entry: Entry
     slots: dict[str, NDArray[Any]]
 
 
 class SlotMemory:
-    """A slot's memory, as it is compared with others (`rmsjit.arrays.overlap.Memory`)."""
+    """A slot, to be compared with other memory (`rmsjit.arrays.overlap.Memory`)."""
 
     __slots__ = ("canonical", "key", "name", "shape", "span")
 
     def __init__(self, name: str, array: NDArray[Any]) -> None:
         self.name = name
-        self.canonical = layout_of(array).canonical(array)
+        self.canonical = canonical_view(array)
         self.span = span_of(self.canonical)
         self.shape = array.shape
-        self.key = (object(),)  # no two slots are the same, wherever they are
+        self.key = (object(),)  # two slots are never the same, even at one address
 
 
 def entry_of(variable: Any) -> Entry:
-    """A new entry for a variable that is known to be good."""
+    """A new entry for a variable that has been checked."""
     precision = precision_of(array_of(variable).dtype)
     assert precision is not None
     return Entry(variable, precision)

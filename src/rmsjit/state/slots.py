@@ -1,4 +1,4 @@
-"""The optimizer's state: for each variable's memory, its slots."""
+"""The store of an optimizer's variables and their slots."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from rmsjit.arrays.dtypes import dtype_named
-from rmsjit.arrays.layout import Key, address_of, layout_of, memory_key
+from rmsjit.arrays.layout import Key, address_of, array_key, canonical_view, layout_of
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
 from rmsjit.arrays.owners import Ground, ground_of, held_elsewhere, private_view
 from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
 from rmsjit.rule.form import Form, Slot
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.runtime.warning import warn
-from rmsjit.state.copies import described, in_first_order, in_order_of, is_nowhere, revived
+from rmsjit.state.copies import described, is_nowhere, revived
 from rmsjit.state.entries import Entry as Entry
 from rmsjit.state.entries import Home, SlotMemory
 from rmsjit.state.entries import Member as Member
 from rmsjit.state.entries import entry_of as entry_of
 from rmsjit.variables import Variable, array_of
 
-_NO_VARIABLE = "weight"  # in place of the memory of a variable
-_FIRST_SWEEP = 32  # variables, before any are looked through for those that nobody else holds
-_MANY = 16  # variables of one kind, each stepped once, that are worth a warning
+_NO_VARIABLE = "weight"  # first part of the keys of weights that belong to no variable
+_FIRST_SWEEP = 32  # variables before the first sweep
+_MANY = 16  # variables with the same shape and dtype, each stepped once, that cause a warning
 
 SlotAllocator = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
 
 class SlotStore:
-    """Every variable that an optimizer has updated, and all that it has created for them.
+    """The variables that an optimizer has updated, and the slots and weights that it created.
 
     Parameters
     ----------
     name : str
         Prefix of the names of all slots.
     form : Form
-        Which slots each variable gets.
+        Determines the slots of each variable.
     allocator : callable, optional
-        ``allocator(shape, dtype)`` gives the memory of a slot.
+        ``allocator(shape, dtype)`` returns the memory for a slot.
 
     Attributes
     ----------
     entries : dict of Key to Entry
-        In the order in which they were met.
+        In the order in which the optimizer first saw the variables.
     created : dict of (Key, str) to Variable
         All slots and weights, in the order of their creation.
     epoch : int64 array, shape (1,)
-        How often what is known of a variable has changed; compiled code reads it.
+        Counts the changes to known variables; compiled code reads it.
     lock : RenewedLock
-        Held while what is known is looked through and added to.
+        Held while entries are looked up and added.
     """
 
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
@@ -62,21 +62,21 @@ class SlotStore:
         self.lock = RenewedLock()
         self.epoch = np.zeros(1, np.int64)
         self.entries: dict[Key, Entry] = {}
-        self.created: dict[tuple[Key, str], Variable] = {}  # in order of creation
+        self.created: dict[tuple[Key, str], Variable] = {}
         self._form = form
-        self._stems: dict[str, int] = {}  # how many variables came with each name
+        self._stems: dict[str, int] = {}  # number of variables per name
         self._index: _Index | None = None
         self._sweep_at = _FIRST_SWEEP
-        self._unmet: dict[Key, Entry] = {}  # in a copy: by every home, what no step has named
+        self._unmet: dict[Key, Entry] = {}  # in a copy: unused entries, by the key of each home
         self._unsettled = False
-        self._apart = False  # whether the copy came without any of its variables
-        self._links_arrays = True  # whether the way of copying keeps arrays that are shared
-        self._seen_once: Counter[tuple[Any, str]] = Counter()  # by shape and dtype, of the dead
+        self._apart = False  # whether the copy was made without any of its variables
+        self._links_arrays = True  # whether copying preserved the sharing of arrays
+        self._seen_once: Counter[tuple[Any, str]] = Counter()  # dead variables by shape and dtype
         self._told: set[str] = set()
 
     @property
     def form(self) -> Form:
-        """Which slots each variable gets."""
+        """Determines the slots of each variable."""
         return self._form
 
     @form.setter
@@ -85,9 +85,9 @@ class SlotStore:
         self.changed()
 
     def changed(self) -> None:
-        """Say that what is known of a variable has changed, and plans of steps must be made anew.
+        """Invalidate all plans of steps, since something has changed for a known variable.
 
-        Further variables alone change nothing for those that are known.
+        Adding variables does not change anything for known ones.
         """
         self._index = None
         self.epoch[0] += 1
@@ -95,48 +95,37 @@ class SlotStore:
     # --- finding ----------------------------------------------------------------------------
 
     def find(self, variable: Any) -> Entry | None:
-        """The entry of a variable, or None where the optimizer has not seen it."""
+        """The entry of a variable, or None if the optimizer does not know it."""
         array = array_of(variable)
         if not isinstance(array, np.ndarray):
             return None
-        key = memory_key(layout_of(array).canonical(array))
+        key = array_key(array)
         if self._unmet:
             self._meet(key, array)
         entry = self.entries.get(key)
         return None if entry is None or entry.is_gone else entry
 
     def known(self, fresh: Entry, name: str) -> Entry | None:
-        """The entry that a variable has already, for one that was just made of it.
+        """The known entry of a variable for which `fresh` was just made, or None.
 
-        Parameters
-        ----------
-        fresh : Entry
-        name : str
-            How messages name the variable.
-
-        Raises
-        ------
-        ValueError
-            If its memory is known, and was resized.
+        Raises `ValueError`, which begins with `name`, if the variable was resized.
         """
         if self._unmet:
             self._meet(fresh.key, fresh.owner, name)
         former = self._refreshed().grounds.get(fresh.ground.root)
         if former is not None and former != fresh.ground:
             raise ValueError(
-                f"{name} was resized since the optimizer has seen it: resize_rows(variable) keeps "
-                f"the slots of its rows, forget(variable) lets it start anew"
+                f"{name} was resized since the optimizer last used it: call resize_rows(variable) "
+                f"to keep the slots of its rows, or forget(variable) to start again without state"
             )
         entry = self.entries.get(fresh.key)
-        if entry is None or entry.ground == fresh.ground:
-            return entry
-        if entry.is_gone:  # and something else was put in its place
-            self.drop([entry])
+        if entry is not None and entry.ground != fresh.ground and entry.is_gone:
+            self.drop([entry])  # its address was reused
             return None
         return entry
 
     def refuse_overlap(self, new: Iterable[Entry], name: Callable[[Any], str]) -> None:
-        """Raise `ValueError` if variables overlap each other, or what is known, in part."""
+        """Raise `ValueError` if new variables overlap each other or known variables or slots."""
         new = list(new)
         for entry in new:
             while (other := self._refreshed().variables.meeting(entry)) and other.is_gone:
@@ -146,10 +135,9 @@ class SlotStore:
         refuse_overlap(index.slots, new, name)
 
     def _refreshed(self) -> _Index:
-        """The index, with all that has been entered since it was last used.
+        """The index, updated with everything that was entered since its last use.
 
-        It follows from the entries and is no state of its own: where it was interrupted, or
-        another thread has it in hand, it is made anew.
+        It is rebuilt from the entries if an update was interrupted or another thread is using it.
         """
         index, self._index = self._index, None
         if index is None or not index.can_follow(self):
@@ -159,16 +147,18 @@ class SlotStore:
         return index
 
     def slot_of(self, variable: Any, slot: str) -> Variable | None:
-        """A slot with the axes of `variable`, which may be any view of the variable's memory."""
+        """A slot with the axes of `variable`, which may be any view of a known variable."""
         entry = self.find(variable)
-        if entry is None or slot not in entry.slots:
-            return None if entry is None else self.created.get((entry.key, slot))
+        if entry is None:
+            return None
+        if slot not in entry.slots:
+            return self.created.get((entry.key, slot))
         array = array_of(variable)
         shaped = layout_of(array).logical(entry.slots[slot], array.shape)
         return self._wrapped(entry, slot, shaped)
 
     def add_slot(self, variable: Any, slot: str, value: NDArray[Any]) -> Variable:
-        """A slot that the rule does not know, for a variable that is known to be good."""
+        """Add a slot that the rule does not use, for a variable that has been checked."""
         entry = self.find(variable)
         self._refuse_shared([SlotMemory(slot, value)], [entry_of(variable)])
         if entry is None:
@@ -178,13 +168,13 @@ class SlotStore:
         return self.created[entry.key, slot]
 
     def add_weight(self, name: str, value: NDArray[Any], trainable: bool) -> Variable:
-        """A weight that belongs to no variable."""
+        """Add a weight that belongs to no variable."""
         weight = Variable(value, f"{self.name}/{name}", trainable=trainable)
         self.created[(_NO_VARIABLE, len(self.created)), name] = weight
         return weight
 
     def added_slot_names(self) -> list[str]:
-        """The slots that the rule does not know, in order of creation."""
+        """The names of slots that the rule does not use, in order of creation."""
         return [
             slot
             for key, slot in self.created
@@ -194,21 +184,21 @@ class SlotStore:
     def missing(
         self, entries: Iterable[Entry], epsilon: float = 0.0
     ) -> list[tuple[Entry, str, NDArray[Any]]]:
-        """The slots that the form asks for and these entries lack, allocated but not entered."""
+        """The slots that the form requires and these entries lack, allocated but not entered."""
         entries = list({entry.key: entry for entry in entries}.values())
         fresh = [
             (entry, slot, self._memory_for(entry, slot))
             for entry, slot in self._creation_order(entries)
             if slot.name not in entry.slots
         ]
-        if self.allocator is not None:  # else the memory is new
+        if self.allocator is not None:  # otherwise the memory is new
             self._refuse_shared([SlotMemory(s.name, memory) for _, s, memory in fresh], entries)
         for entry, slot, memory in fresh:
             self._start(entry, slot, memory, epsilon)
         return [(entry, slot.name, memory) for entry, slot, memory in fresh]
 
     def _refuse_shared(self, slots: Iterable[SlotMemory], entries: Iterable[Entry]) -> None:
-        """Raise `ValueError` if slots share memory with each other or with what is known."""
+        """Raise `ValueError` if slots overlap each other, known memory or these entries."""
         index, slots = self._refreshed(), list(slots)
         new = Overlaps(entry for entry in entries if entry.key not in self.entries)
         for known in (index.variables, index.slots, new):
@@ -217,31 +207,25 @@ class SlotStore:
     def enter(self, entries: Iterable[Entry], fresh: Iterable[tuple[Entry, str, Any]]) -> bool:
         """Make new entries and slots known.
 
-        Returns
-        -------
-        bool
-            False if one of the entries has been entered by somebody else meanwhile, such as the
-            handler of a signal: then the others are known, and theirs holds.
+        Returns false if another caller, such as a signal handler, has entered one of the variables
+        in the meantime: then the other entry is kept.
         """
-        wrapped = []
+        wrapped = {}
         for entry in entries:
             if entry.key not in self.entries:
                 entry.name = entry.name or self._name_for(entry.stem or "Variable")
-        known = True
         for entry, slot, value in fresh:
             entry.slots = {**entry.slots, slot: value}
-            shaped = entry.layout.logical(value, entry.shape)
-            wrapped.append(((entry.key, slot), self._wrapped(entry, slot, shaped)))
-        for entry in entries:
-            known = known and self.entries.setdefault(entry.key, entry) is entry
+            wrapped[entry.key, slot] = self._slot(entry, slot)
+        known = all(self.entries.setdefault(entry.key, entry) is entry for entry in entries)
         if known:
             self.created.update(wrapped)
         return known
 
-    # --- letting go -------------------------------------------------------------------------
+    # --- removing and moving ----------------------------------------------------------------
 
     def remove(self, key: Key) -> dict[str, NDArray[Any]]:
-        """Forget a variable; its slots, none if it was not known."""
+        """Forget a variable and return its slots, none if it was not known."""
         entry = self.entries.get(key)
         if entry is None:
             return {}
@@ -249,13 +233,13 @@ class SlotStore:
         return entry.slots
 
     def drop(self, entries: Iterable[Entry]) -> None:
-        """Forget variables, and all slots that they have."""
+        """Forget variables and all their slots."""
         self.replace({entry.key: None for entry in entries})
 
     def replace(self, changes: Mapping[Key, Entry | None]) -> None:
-        """Put other entries in the place of some, with all their slots, or nothing.
+        """Replace entries and their slots by others, or remove them if the new entry is None.
 
-        The order of variables and slots stays as it is.
+        The order of variables and slots does not change.
         """
         entries = {
             entry.key: entry
@@ -264,30 +248,30 @@ class SlotStore:
         }
         created: dict[tuple[Key, str], Variable] = {}
         for (key, slot), variable in self.created.items():
-            entry = changes.get(key) if key in changes else self.entries.get(key)
-            if key in changes and entry is not None and slot in entry.slots:
-                shaped = entry.layout.logical(entry.slots[slot], entry.shape)
-                created[entry.key, slot] = self._wrapped(entry, slot, shaped)
-            elif key not in changes or entry is not None:
-                created[key if entry is None else entry.key, slot] = variable
+            if key not in changes:
+                created[key, slot] = variable
+            elif (entry := changes[key]) is not None:
+                if slot in entry.slots:
+                    variable = self._slot(entry, slot)
+                created[entry.key, slot] = variable
         unmet = {
             home: entry
             for home, entry in self._unmet.items()
             if entries.get(entry.key) is entry and entry.homes
         }
-        # At once, so that no handler of a signal finds one without the other.
+        # In one call, so that a signal handler sees all of the change or nothing.
         vars(self).update(entries=entries, created=created, _unmet=unmet, _index=None)
         self.changed()
 
     @property
     def is_due_for_a_sweep(self) -> bool:
-        """Whether so many variables have come that some may have gone."""
+        """Whether the number of variables has doubled since the last sweep."""
         return len(self.entries) >= self._sweep_at
 
     def sweep(self) -> None:
         """Forget variables whose memory nobody else holds any more.
 
-        It is done when their number has doubled, and costs as much as they are.
+        Takes time in proportion to the number of variables; see `is_due_for_a_sweep`.
         """
         entries = [entry for entry in self.entries.values() if not entry.homes]
         held = held_elsewhere([entry.own_views for entry in entries])
@@ -306,20 +290,8 @@ class SlotStore:
                     f"in `w -= x` or `w[...] = w - x`",
                 )
 
-    def drop_closed(self) -> None:
-        """Forget variables whose memory was closed."""
-        closed = [entry for entry in self.entries.values() if ground_of(entry.owner).is_closed]
-        if closed:
-            self.drop(closed)
-
     def named(self, variable: Any) -> Entry:
-        """The entry of a variable or of that name, also where its memory was resized.
-
-        Raises
-        ------
-        KeyError
-            If there is none.
-        """
+        """The entry of a variable or name, even if the memory was resized; or raise `KeyError`."""
         entry = None
         if isinstance(variable, str):
             name = variable.removesuffix(":0")
@@ -338,32 +310,30 @@ class SlotStore:
         return next(gone, None)
 
     def _at_origin(self, array: NDArray[Any]) -> Entry | None:
-        """In a copy, the entry of what an array is to the original."""
-        key = memory_key(layout_of(array).canonical(array))
+        """In a copy, the entry whose original variable is this array."""
+        key = array_key(array)
         return next((e for e in self.entries.values() if e.origin == key), None)
 
     def variables(self) -> list[Variable]:
-        """All variables that are known and still there, as `Variable`."""
+        """All known variables whose memory is still there."""
         there = [entry for entry in self.entries.values() if not entry.is_gone]
         return [Variable(private_view(entry.owner), entry.name) for entry in there]
 
     def moved(self, entry: Entry, variable: Any) -> Entry:
-        """An entry for other memory, of the same size and dtype, with the same slots.
+        """A new entry for another variable of the same size and dtype, with the same slots.
 
-        Where the shapes differ, elements keep their order in memory.
+        If the shapes differ, elements keep their order in memory.
         """
         new = entry_of(variable)
         new.follow(entry)
         for slot, flat in entry.slots.items():
-            ordered = flat
             if new.shape == entry.shape:
-                shaped = entry.layout.logical(flat, entry.shape)
-                ordered = new.layout.canonical(shaped).reshape(-1)
-            new.slots[slot] = self._placed(ordered, new)
+                flat = entry.layout.reordered(flat, entry.shape, new.layout)
+            new.slots[slot] = self._placed(flat, new)
         return new
 
     def _placed(self, flat: NDArray[Any], entry: Entry) -> NDArray[Any]:
-        """A slot's elements in memory that fits an entry."""
+        """A slot's elements, copied unless their memory is suitable as a slot of this entry."""
         fits = flat.flags.c_contiguous and flat.flags.writeable
         off = (address_of(flat) - address_of(entry.canonical)) % CACHE_LINE
         if fits and (self.allocator is not None or not off):
@@ -381,7 +351,7 @@ class SlotStore:
     # --- copies -----------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """What `rmsjit.state.copies` describes: a copy may lie otherwise in memory."""
+        """See `rmsjit.state.copies`: arrays may have another layout in the copy."""
         entries = list(self.entries.values())
         numbers = {entry.key: number for number, entry in enumerate(entries)}
         slots = {(e.key, slot) for e in entries for slot in e.slots}
@@ -406,40 +376,38 @@ class SlotStore:
         entries = [revived(known) for known in state["entries"]]
         for entry, known in zip(entries, state["entries"], strict=True):
             for slot, flat in known.slots.items():
-                ordered = in_order_of(entry.homes[0], flat)
+                ordered = entry.homes[0].from_original(flat)
                 memory = self.allocate(ordered.shape, ordered.dtype, entry.canonical)
                 memory[...] = ordered
                 entry.slots[slot] = memory
             if is_nowhere(entry.owner):
-                entry.homes = ()  # nobody held its variable when it was copied
-            self._unmet |= {_key_of(home): entry for home in entry.homes}
+                entry.homes = ()  # nobody held the variable when it was copied
+            self._unmet |= {home.key: entry for home in entry.homes}
         self.entries = {entry.key: entry for entry in entries}
         self._unsettled = bool(entries)
         for number, slot, variable in state["created"]:
             if number is None:
                 self.created[(_NO_VARIABLE, len(self.created)), slot] = variable
             elif variable is None:
-                entry = entries[number]
-                shaped = entry.layout.logical(entry.slots[slot], entry.shape)
-                self.created[entry.key, slot] = self._wrapped(entry, slot, shaped)
+                self.created[entries[number].key, slot] = self._slot(entries[number], slot)
             else:
                 self.created[entries[number].key, slot] = variable
 
     def _meet(self, key: Key, array: NDArray[Any], name: str = "") -> None:
-        """Find out what a variable that is met in a copy was before."""
+        """Find out which entry of a copy belongs to an array, when the copy first sees it."""
         if self._unsettled:
             self._unsettled = False
             self._settle()
         entry = self._unmet.get(key)
         if entry is not None:
-            home = next(home for home in entry.homes if _key_of(home) == key)
+            home = next(home for home in entry.homes if home.key == key)
             self._settle_at({entry.key: (entry, home)})
         elif self._unmet and key not in self.entries:
             self._meet_stranger(array, name)
 
     def _settle(self) -> None:
-        """Choose the homes that somebody else holds, where that is one for a variable."""
-        unmet = list({id(entry): entry for entry in self._unmet.values()}.values())
+        """Settle each entry that has exactly one home that somebody else holds."""
+        unmet = _distinct(self._unmet.values())
         homes = [(entry, home) for entry in unmet for home in entry.homes]
         views = [
             [home.view, *(entry.own_views[:3] if home is entry.homes[0] else ())]
@@ -453,27 +421,28 @@ class SlotStore:
         self._settle_at({key: places[0] for key, places in found.items() if len(places) == 1})
 
     def _settle_at(self, places: Mapping[Key, tuple[Entry, Home]]) -> None:
-        """Give entries of a copy the homes that were found to be theirs."""
+        """Make the given homes the variables of their entries."""
         changes: dict[Key, Entry | None] = {}
         for key, (entry, home) in places.items():
             if home is entry.homes[0]:
                 entry.homes = ()
                 continue
-            changes[key] = new = entry_of(home.view)  # a view of our own
+            changes[key] = new = entry_of(home.view)
             new.follow(entry)
             new.given = entry.given
             for slot, flat in entry.slots.items():
-                first = in_first_order(entry.homes[0], flat)
-                new.slots[slot] = self._placed(in_order_of(home, first), new)
+                original = entry.homes[0].to_original(flat)
+                new.slots[slot] = self._placed(home.from_original(original), new)
         if changes:
             self.replace(changes)
         self._unmet = {home: entry for home, entry in self._unmet.items() if entry.homes}
 
     def _meet_stranger(self, array: NDArray[Any], name: str) -> None:
-        """A variable that is none of the arrays that were copied along, though perhaps a copy."""
-        unmet = list({id(entry): entry for entry in self._unmet.values()}.values())
+        """Handle an array that was not copied with the optimizer, but may be a copied variable."""
         unmet = [
-            e for e in unmet if (e.canonical.dtype, e.canonical.size) == (array.dtype, array.size)
+            entry
+            for entry in _distinct(self._unmet.values())
+            if (entry.canonical.dtype, entry.canonical.size) == (array.dtype, array.size)
         ]
         alike = [entry for entry in unmet if entry.shape == array.shape]
         same = next((e for e in [*alike, *unmet] if _has_values(e.homes, array)), None)
@@ -482,15 +451,15 @@ class SlotStore:
         if same is not None:
             self.replace({same.key: self.moved(same, array)})
         if name and (self._apart if same is None else self._links_arrays):
-            begins = "starts anew"
+            begins = "starts without state"
             if same is not None:
-                begins = f"goes on with the state of {same.name}, whose values it has"
+                begins = f"continues with the state of {same.name}, since it has the same values"
             self._tell(
                 "stranger",
-                f"{name} is none that the optimizer was copied with, as are "
+                f"{name} is not one of the variables that the optimizer was copied with, as are "
                 f"{', '.join(entry.name for entry in (alike or unmet)[:3])} of its shape, and "
-                f"{begins}; copy optimizer and variables together, or "
-                f"give variables their state by rebind",
+                f"{begins}; copy the optimizer and its variables together, or "
+                f"assign the state to other variables with rebind",
             )
 
     def _creation_order(self, entries: list[Entry]) -> list[tuple[Entry, Slot]]:
@@ -512,7 +481,7 @@ class SlotStore:
     def allocate(
         self, shape: tuple[int, ...], dtype: DTypeLike, beside: NDArray[Any] | None = None
     ) -> NDArray[Any]:
-        """Memory for a slot, its first element as far from a cache line as that of `beside`."""
+        """Memory for a slot, with the same offset within a cache line as `beside`."""
         dtype = np.dtype(dtype)
         if self.allocator is not None:
             return _checked_allocation(self.allocator(shape, dtype), shape, dtype)
@@ -524,32 +493,28 @@ class SlotStore:
         self._stems[stem] = number + 1
         return f"{stem}_{number}" if number else stem
 
+    def _slot(self, entry: Entry, slot: str) -> Variable:
+        """A slot that the rule uses, with the axes of the entry's owner."""
+        return self._wrapped(entry, slot, entry.layout.logical(entry.slots[slot], entry.shape))
+
     def _wrapped(self, entry: Entry, slot: str, value: NDArray[Any]) -> Variable:
         return Variable(value, f"{self.name}/{entry.name}/{slot}", trainable=False)
 
 
 class _Index:
-    """What is known, sorted by memory.
-
-    Attributes
-    ----------
-    variables : Overlaps of Entry
-    slots : Overlaps of SlotMemory
-    grounds : dict of int to Ground
-        By the identity of what has the memory.
-    """
+    """The variables and slots of a store, sorted by memory."""
 
     def __init__(self) -> None:
         self.variables: Overlaps[Entry] = Overlaps()
         self.slots: Overlaps[SlotMemory] = Overlaps()
-        self.grounds: dict[int, Ground] = {}
+        self.grounds: dict[int, Ground] = {}  # by their root
         self._entries = self._created = 0
 
     def can_follow(self, store: SlotStore) -> bool:
         return self._entries <= len(store.entries) and self._created <= len(store.created)
 
     def follow(self, store: SlotStore) -> None:
-        """Take in what has been entered last."""
+        """Add what was entered since the last call."""
         more = len(store.entries) - self._entries
         for entry in list(islice(reversed(store.entries.values()), more))[::-1]:
             if not is_nowhere(entry.owner):
@@ -564,27 +529,27 @@ class _Index:
 
 
 def _title(memory: Any) -> str:
-    """How messages about slots name a slot or a variable."""
+    """The name of a slot or a variable in a message."""
     if isinstance(memory, SlotMemory):
         return f"the slot {memory.name}"
     return f"the variable {memory.name}" if memory.name else "its variable"
 
 
-def _key_of(home: Home) -> Key:
-    return memory_key(layout_of(home.view).canonical(home.view))
+def _distinct(entries: Iterable[Entry]) -> list[Entry]:
+    return list({id(entry): entry for entry in entries}.values())
 
 
 def _has_values(homes: Iterable[Home], array: NDArray[Any]) -> bool:
-    """Whether an array has the very values that a variable had when it was copied.
+    """Whether an array has exactly the values that a variable had when it was copied.
 
-    In an array of another shape they must be in the same order in memory, and not all the same.
+    If the shapes differ, the values must be in the same order in memory, and not all equal.
     """
-    canonical = layout_of(array).canonical(array)
+    canonical = canonical_view(array)
     several = bool((canonical != canonical.reshape(-1)[:1]).any())
     return any(
         home.view.tobytes() == array.tobytes()
         if home.view.shape == array.shape
-        else several and layout_of(home.view).canonical(home.view).tobytes() == canonical.tobytes()
+        else several and canonical_view(home.view).tobytes() == canonical.tobytes()
         for home in homes
     )
 
@@ -599,14 +564,11 @@ def _checked_allocation(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]
         and array.flags.aligned
     )
     if not fits:
+        got = repr(type(array).__name__)
+        if isinstance(array, np.ndarray):
+            got = f"shape {array.shape}, dtype {array.dtype}"
         raise ValueError(
             f"slot_allocator must return a writeable, C-contiguous array of shape {shape} and "
-            f"dtype {dtype}, got {_described(array)}"
+            f"dtype {dtype}, got {got}"
         )
     return array  # type: ignore[no-any-return]
-
-
-def _described(array: Any) -> str:
-    if isinstance(array, np.ndarray):
-        return f"shape {array.shape}, dtype {array.dtype}"
-    return repr(type(array).__name__)

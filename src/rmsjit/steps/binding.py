@@ -50,7 +50,7 @@ class Binding:
     ) -> None:
         count = len(addresses)
         self.gradients = np.zeros(count, np.int64)
-        self.addresses = addresses
+        self.addresses = addresses.copy()
         self.occurrences: dict[int, Occurrences] = {}
         fields = len(RuleNumbers._fields)
         self.numbers = {name: np.zeros((1, fields), name) for name in computing}
@@ -64,6 +64,11 @@ class Binding:
         self.acts: dict[tuple[Launch, bool, bool], list[Act]] = {}
         self.norm_acts: dict[tuple[Launch, float], Act] = {}
         self.totals = np.zeros((count, 2))
+
+    def move(self, addresses: NDArray[np.int64], reader: HeaderReader) -> None:
+        """Serve for other memory of the same structure; the acts stay as they are."""
+        self.addresses[...] = addresses
+        reader.direct(self._read_call)
 
     def scales_of(self, kinds: Kinds) -> NDArray[Any]:
         """Room for a scale of each gradient, in the dtype of the arithmetic."""

@@ -27,7 +27,7 @@ from rmsjit.state.slots import Member, SlotStore
 from rmsjit.steps import exact, nonfinite
 from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
-from rmsjit.steps.entering import entries_of, first_epsilon
+from rmsjit.steps.entering import entries_of, first_epsilon, known_members
 from rmsjit.steps.pairs import (
     Pairs,
     check_is_array,
@@ -38,7 +38,7 @@ from rmsjit.steps.pairs import (
     warn_of_missing,
 )
 from rmsjit.steps.plan import Draft, Plan
-from rmsjit.steps.plans import Plans, identity_of, layouts_of
+from rmsjit.steps.plans import Plans, identity_of, layouts_of, structure_of
 from rmsjit.steps.reduction import Reduction, Request, Strategy
 from rmsjit.variables import array_of
 
@@ -234,10 +234,14 @@ class Engine:
         raise RuntimeError("variables must not be changed by others while a step reads them")
 
     def _known_plan(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
-        """The plan for these variables, or for other views of the same memory."""
+        """The plan for these variables, or one that can be made to serve for them."""
         plan = self._plans.of_objects(identity_of(variables, kinds))
         if plan is not None:
             return plan if plan.is_valid else None
+        alike = self._plan_alike(variables, kinds)
+        members = None if alike is None else known_members(self.store, variables)
+        if alike is not None and members is not None:
+            return alike.moved(variables, members)
         for position, variable in enumerate(variables):
             if kinds[position] is not type(None):
                 check_variable(variable, position)
@@ -247,6 +251,11 @@ class Engine:
         if alike is None or not alike.is_valid or alike.has_gone:
             return None
         return alike.rebound(variables)
+
+    def _plan_alike(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
+        """A plan that can be moved to the memory of these variables."""
+        alike = self._plans.of_structure(structure_of(variables, kinds))
+        return alike if alike is not None and alike.is_valid else None
 
     def _drafted(
         self, variables: Sequence[Any], kinds: Sequence[type], hyperparameters: Hyperparameters
@@ -265,7 +274,11 @@ class Engine:
             slots[entry.key][slot] = value
         members = [None if entry is None else Member(entry, slots[entry.key]) for entry in entries]
         store = self.store
-        plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch)
+        alike = self._plan_alike(variables, kinds)
+        if alike is None:
+            plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch)
+        else:
+            plan = alike.moved(variables, members)
         plan.draft = Draft(present, fresh, len(store.entries))
         if plan.may_need_threads or self.exact or not self._limit:
             self._limit = self.num_threads or thread_limit()  # which reads several files

@@ -10,7 +10,7 @@ import numpy as np
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.state.entries import Entry, SlotMemory
+from rmsjit.state.entries import Entry, Member, SlotMemory
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.pairs import check_is_array, check_variable, naming
 
@@ -59,6 +59,17 @@ def entries_of(
     if new:
         store.refuse_overlap(new.values(), name)
     return entries
+
+
+def known_members(store: SlotStore, variables: Sequence[Any]) -> list[Member] | None:
+    """Entries and slots of variables, None unless all are known."""
+    names, members = store.form.slot_names, []
+    for variable in variables:
+        entry = store.find(variable)
+        if entry is None or not all(name in entry.slots for name in names):
+            return None
+        members.append(Member(entry, entry.slots))
+    return members
 
 
 def _check_slots(form: Form, precision: Precision, variable: Any, position: int) -> None:

@@ -87,16 +87,40 @@ class HeaderReader:
         reader._expected[:, headers.OWNER] = [id(owner) for owner in reader.owners] * has_gradient
         return reader
 
+    def moved(
+        self,
+        arrays: Sequence[NDArray[Any]],
+        memory: NDArray[np.int64],
+        written: NDArray[np.int64],
+    ) -> HeaderReader:
+        """The same for other arrays of the same shapes, all with a gradient."""
+        reader = object.__new__(HeaderReader)
+        vars(reader).update(vars(self))
+        reader._variables, reader.owners = tuple(arrays), list(arrays)
+        reader.own_memory, reader._written = memory.tolist(), written
+        reader._expected = expected = self._expected.copy()
+        expected[:, headers.VARIABLE_OBJECT] = ids = list(map(id, arrays))
+        expected[:, headers.OWNER] = ids
+        expected[:, headers.OWNER_DATA] = expected[:, headers.OWNER_MEMORY] = memory
+        expected[:, headers.DTYPE] = [id(array.dtype) for array in arrays]
+        return reader
+
     def call_for(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
         """The words by which `read` fills `addresses`, shape (pairs,)."""
         call = np.zeros(headers.WORDS, np.int64)
         call[headers.COUNT], call[headers.COLUMNS] = self._expected.shape
         call[headers.TUPLE_TYPE] = id(tuple)
-        call[headers.EXPECTED] = address_of(self._expected)
-        call[headers.SPAN_STARTS], call[headers.SPAN_ENDS] = map(address_of, self._written)
-        call[headers.SPANS] = self._written.shape[1]
         call[headers.ADDRESSES] = address_of(addresses)
+        self.direct(call)
         return call
+
+    def direct(self, call: NDArray[np.int64]) -> None:
+        """Have a call look for what this reader expects."""
+        starts, spans = address_of(self._written), self._written.shape[1]
+        call[headers.EXPECTED] = address_of(self._expected)
+        call[headers.SPAN_STARTS] = starts
+        call[headers.SPAN_ENDS] = starts + spans * self._written.itemsize
+        call[headers.SPANS] = spans
 
     def read(self, pairs: Pairs, addresses: NDArray[np.int64], call_address: int) -> int:
         """Write the address of every dense gradient to `addresses`.

@@ -6,6 +6,7 @@ code checks on the way, and runs one act for all of them.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.norms import NormPass, Norms
 from rmsjit.steps.occurrences import Occurrences
 from rmsjit.steps.pairs import Pairs, dense_gradient, is_sparse, naming
-from rmsjit.steps.plans import identity_of, layouts_of
+from rmsjit.steps.plans import identity_of, layouts_of, structure_of
 from rmsjit.steps.sparse import SparseGroup
 from rmsjit.variables import Variable
 
@@ -74,8 +75,9 @@ class Plan:
     identity : tuple
         The ids of the variables and the types of their gradients, by which a plan is found again;
         the plan keeps the variables alive, so that no id can become another's.
-    layouts : tuple
-        The same for all views of the same memory.
+    structure : tuple or None
+        The dtypes and shapes of the variables, by which a plan is found that can be moved to other
+        memory; None if this one can't.
     count : int
         The number of pairs.
     dropped : list of str
@@ -133,11 +135,12 @@ class Plan:
         self.reader = HeaderReader(variables, kinds, own_memory, self._written)
         self._take_names(variables)
         self.draft: Draft | None = None
+        movable = self._same_calls and not (exact or self.may_need_threads)
+        self.structure = structure_of(variables, kinds) if movable else None
 
     def _take_names(self, variables: Sequence[Any]) -> None:
         self._variables = tuple(variables)
         self.identity = identity_of(variables, self._kinds)
-        self.layouts = layouts_of(variables, self._kinds)
         self.owners = self.reader.owners
         self.dropped = _dropped(variables, self._members)
         self.constrained = _constrained(variables, self._members)
@@ -190,6 +193,30 @@ class Plan:
         plan.reader = self.reader.rebound(variables)
         plan._take_names(variables)
         return plan
+
+    def moved(self, arrays: Sequence[NDArray[Any]], members: Sequence[Member | None]) -> Plan:
+        """This plan for other memory of the same structure.
+
+        A free binding goes along, with the acts that were put together of its arrays.
+        """
+        plan = object.__new__(Plan)  # copy.copy takes longer than the step
+        vars(plan).update(vars(self))
+        plan._members = tuple(members)
+        plan._addresses = entry_addresses(self.form, members)
+        plan._written = merged_spans(_spans(members))
+        plan._variables, plan.identity = tuple(arrays), identity_of(arrays, self._kinds)
+        plan.reader = self.reader.moved(arrays, plan._addresses[:, 0], plan._written)
+        plan.owners, plan.free, plan.draft = plan.reader.owners, [], None
+        with contextlib.suppress(IndexError):
+            binding = self.free.pop()
+            binding.move(plan._addresses, plan.reader)
+            plan.free.append(binding)
+        return plan
+
+    @property
+    def layouts(self) -> tuple[Any, ...]:
+        """Like `identity`, but the same for all views of the same memory."""
+        return layouts_of(self._variables, self._kinds)
 
     def name(self, position: int) -> str:
         """How messages name a variable."""

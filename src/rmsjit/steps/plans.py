@@ -6,7 +6,9 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from rmsjit.arrays.layout import layout_of, memory_key
+import numpy as np
+
+from rmsjit.arrays.layout import address_of, layout_of, memory_key
 from rmsjit.variables import Variable, array_of
 
 MOST = 16  # lists of variables; a training loop has one, a GAN a few
@@ -17,13 +19,15 @@ class _Keyed(Protocol):
     def identity(self) -> Any: ...
     @property
     def layouts(self) -> Any: ...
+    @property
+    def structure(self) -> Any: ...
 
 
 P = TypeVar("P", bound=_Keyed)
 
 
 class Plans(Generic[P]):
-    """Plans by the objects that they were made of, and by the memory of these.
+    """Plans by the objects they were made of, and by what they can serve for besides.
 
     Attributes
     ----------
@@ -35,6 +39,7 @@ class Plans(Generic[P]):
         self.last: P | None = None
         self._by_identity: OrderedDict[Any, P] = OrderedDict()
         self._by_layouts: OrderedDict[Any, P] = OrderedDict()
+        self._by_structure: OrderedDict[Any, P] = OrderedDict()
 
     def of_objects(self, identity: Any) -> P | None:
         """The plan that was made of these very objects."""
@@ -44,6 +49,10 @@ class Plans(Generic[P]):
         """A plan that was made of other views of the same memory."""
         return self._by_layouts.get(layouts)
 
+    def of_structure(self, structure: Any) -> P | None:
+        """The last plan for arrays of these shapes and dtypes, whatever their memory."""
+        return None if structure is None else self._by_structure.get(structure)
+
     def keep(self, plan: P) -> None:
         """Make a plan the last one, which is tried before all others."""
         self.last = plan
@@ -51,17 +60,25 @@ class Plans(Generic[P]):
 
     def add(self, plan: P) -> None:
         """Keep a plan; the oldest goes where there are too many."""
-        for plans, key in ((self._by_identity, plan.identity), (self._by_layouts, plan.layouts)):
-            plans[key] = plan
-            plans.move_to_end(key)
-            while len(plans) > MOST:
-                plans.popitem(last=False)
+        _put(self._by_identity, plan.identity, plan)
+        if plan.structure is None:
+            _put(self._by_layouts, plan.layouts, plan)
+        else:
+            _put(self._by_structure, plan.structure, plan)
 
     def clear(self) -> None:
         """Forget all plans."""
         self.last = None
         self._by_identity.clear()
         self._by_layouts.clear()
+        self._by_structure.clear()
+
+
+def _put(plans: OrderedDict[Any, P], key: Any, plan: P) -> None:
+    plans[key] = plan
+    plans.move_to_end(key)
+    while len(plans) > MOST:
+        plans.popitem(last=False)
 
 
 def layouts_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
@@ -79,3 +96,17 @@ def _view_of(variable: Any) -> tuple[Any, ...]:
 def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
     """What must be the same for a plan to serve again."""
     return (tuple(map(id, variables)), tuple(kinds))
+
+
+def structure_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...] | None:
+    """What must be the same for a plan to be moved to other memory.
+
+    None unless all variables and gradients are plain arrays, no variable comes twice, and kernels
+    can run on them in place.
+    """
+    for array, kind in zip(variables, kinds, strict=True):
+        if kind is not np.ndarray or type(array) is not np.ndarray or not array.flags.carray:
+            return None
+    if len(set(map(address_of, variables))) < len(variables):
+        return None
+    return tuple((array.dtype, array.shape) for array in variables)
