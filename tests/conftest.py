@@ -72,8 +72,8 @@ def loaded(monkeypatch):
 @pytest.fixture
 def always_parallel(monkeypatch, loaded):
     """Threads for work of any size; what was loaded."""
-    from rmsjit.runtime import threads
+    from rmsjit.runtime import trials
 
-    monkeypatch.setattr(threads, "LAUNCH_BYTES", 0)
-    monkeypatch.setattr(threads, "IDLE_LAUNCH_BYTES", 0)
+    monkeypatch.setattr(trials, "LEAST_BYTES", 0)
+    monkeypatch.setattr(trials.Trials, "choose", lambda self: max(self.candidates))
     return loaded

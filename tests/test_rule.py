@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 import rmsjit
 from reference import reference_step
+from rmsjit.runtime import trials
 from strategies import (
     BOTH,
     COMPLEX,
@@ -268,13 +269,14 @@ def test_threads_give_the_same_norms(dtype, clip, always_parallel):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
 def test_threads_start_by_themselves_for_large_arrays(dtype, loaded):
-    from rmsjit.runtime import threads
-
-    size = threads.IDLE_LAUNCH_BYTES // np.dtype(dtype).itemsize
-    serial = run(BOTH, 5, dtype, sizes=(size,), steps=1, num_threads=1)
-    assert run(BOTH, 5, dtype, sizes=(size,), steps=1, num_threads=2) == serial
-    run(BOTH, 5, dtype, sizes=(5,), steps=1, num_threads=2)
-    assert loaded == [False, True, False]
+    size = trials.LEAST_BYTES // np.dtype(dtype).itemsize
+    serial = run(BOTH, 5, dtype, sizes=(size,), steps=16, num_threads=1)
+    assert loaded == [False]
+    assert run(BOTH, 5, dtype, sizes=(size,), steps=16, num_threads=2) == serial
+    assert set(loaded[1:]) == {False, True}  # both were tried
+    loaded.clear()
+    run(BOTH, 5, dtype, sizes=(5,), steps=16, num_threads=2)
+    assert set(loaded) == {False}
 
 
 @every_slot_set

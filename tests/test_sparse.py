@@ -18,7 +18,7 @@ from reference import (
     sum_duplicates,
 )
 from rmsjit import IndexedSlices
-from rmsjit.runtime import threads
+from rmsjit.runtime import trials
 from strategies import (
     BOTH,
     COMPLEX,
@@ -504,11 +504,11 @@ def test_values_that_lie_in_another_variable_of_the_step():
 # --- Threads ---------------------------------------------------------------------------------
 
 
-def run(form, dtype, *, shape, count, num_threads, zipf=False, **arguments):
+def run(form, dtype, *, shape, count, num_threads, steps=3, zipf=False, **arguments):
     rng = np.random.default_rng(16)
     table = random_array(rng, shape, dtype, 1)
     optimizer = form.optimizer(num_threads=num_threads, **arguments)
-    for _ in range(3):
+    for _ in range(steps):
         optimizer.apply_gradients([(random_slices(rng, table, count, zipf=zipf), table)])
     return state_of(optimizer, [table])
 
@@ -561,12 +561,13 @@ def test_threads_give_the_same_norms(dtype, clip, always_parallel):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
 def test_threads_start_by_themselves_for_many_rows(dtype, loaded):
     width = 64
-    rows = threads.IDLE_LAUNCH_BYTES // (width * np.dtype(dtype).itemsize) + 1
-    sizes = {"shape": (rows, width), "count": 8 * rows}
-    assert run(BOTH, dtype, num_threads=2, **sizes) == run(BOTH, dtype, num_threads=1, **sizes)
-    assert loaded == [True, True, True, False, False, False]
-    run(BOTH, dtype, num_threads=2, shape=(rows, width), count=2)
-    assert loaded[6:] == [False, False, False]
+    rows = trials.LEAST_BYTES // (width * np.dtype(dtype).itemsize) + 1
+    sizes = {"shape": (rows, width), "count": 8 * rows, "steps": 16}
+    serial = run(BOTH, dtype, num_threads=1, **sizes)
+    assert set(loaded) == {False}
+    loaded.clear()
+    assert run(BOTH, dtype, num_threads=2, **sizes) == serial
+    assert set(loaded) == {False, True}  # both were tried
 
 
 def test_python_threads_that_step_at_once():

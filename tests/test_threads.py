@@ -18,14 +18,14 @@ every_layer = pytest.mark.parametrize(
     "layer", ["tbb", *(pytest.param(layer, marks=pytest.mark.slow) for layer in LAYERS[1:])]
 )
 
-# Few elements, so that the tests are quick: less than what a launch pays for.
+# Few elements, so that the tests are quick, and threads whether they pay or not.
 COMMON = """
 import sys, threading, warnings
 import numpy as np
 import rmsjit
-from rmsjit.runtime import threads
+from rmsjit.runtime import threads, trials
 
-threads.LAUNCH_BYTES = threads.IDLE_LAUNCH_BYTES = 1 << 17
+trials.Trials.choose = lambda self: max(self.candidates)
 
 def gradients(seed, steps=10, size=300_000):
     random = np.random.default_rng(seed)
@@ -539,31 +539,3 @@ def test_no_step_is_lost_from_the_count(dtype):
     for worker in workers:
         worker.join()
     assert int(counter) == 2 * rounds * steps
-
-
-# --- when threads pay -----------------------------------------------------------------------
-
-
-def test_threads_are_used_where_they_save_more_than_their_start(monkeypatch):
-    from rmsjit.runtime import threads
-
-    clock = [100.0]
-    monkeypatch.setattr(threads.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(threads, "_last_use", float("-inf"))
-    tight, after_pause = 2 * threads.LAUNCH_BYTES, 2 * threads.IDLE_LAUNCH_BYTES
-    assert threads.worth(2, tight - 1) == 1
-    assert threads.worth(2, tight) == 1  # the threads sleep
-    clock[0] += 0.0005
-    assert threads.worth(2, tight) == 2  # the first call was 0.5 ms ago
-    clock[0] += 0.01
-    assert threads.worth(2, after_pause - 1) == 1
-    clock[0] += 0.01
-    assert threads.worth(2, after_pause) == 2
-    assert threads.worth(1, 100 * after_pause) == 1
-
-
-def test_many_threads_pay_for_less_work_than_two():
-    from rmsjit.runtime import threads
-
-    assert not threads.may_pay(2, 1.5 * threads.LAUNCH_BYTES)
-    assert threads.may_pay(16, 1.5 * threads.LAUNCH_BYTES)

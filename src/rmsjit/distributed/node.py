@@ -80,22 +80,22 @@ def load_kernels(
     their norms, or to find NaN), `clipped` whether the update clips or scales them.
     """
     from rmsjit.kernels import loader
-    from rmsjit.runtime.threads import may_pay
+    from rmsjit.runtime.trials import LEAST_BYTES
 
     precisions, arrays = incoming.precisions, incoming.arrays
     written = sum(arrays[k].nbytes for k in incoming.dense) * (1 + len(form.slots))
-    parallel = may_pay(threads, written)
     form = form.arithmetic
     dtypes = tuple(slot.dtype for slot in form.slots)
-    for precision in {precisions[k] for k in incoming.dense}:
-        loader.update_dense(form, kinds_of(precision, dtypes), clipped, parallel)
-    for precision in {precisions[k] for k in incoming.sparse}:
-        loader.update_rows(form, kinds_of(precision, dtypes), exact, parallel)
-        if exact:
-            loader.catch_up_rows(form, kinds_of(precision, dtypes), parallel)
-    if norms:
-        for precision in set(precisions.values()):
-            loader.sums_of_squares(precision.real, precision.computing, parallel)
+    for parallel in (False, True) if threads > 1 and written >= LEAST_BYTES else (False,):
+        for precision in {precisions[k] for k in incoming.dense}:
+            loader.update_dense(form, kinds_of(precision, dtypes), clipped, parallel)
+        for precision in {precisions[k] for k in incoming.sparse}:
+            loader.update_rows(form, kinds_of(precision, dtypes), exact, parallel)
+            if exact:
+                loader.catch_up_rows(form, kinds_of(precision, dtypes), parallel)
+        if norms:
+            for precision in set(precisions.values()):
+                loader.sums_of_squares(precision.real, precision.computing, parallel)
     if not all(arrays[k].flags.c_contiguous for k in incoming.present):
         loader.copy_strided()
     if exact and incoming.sparse:

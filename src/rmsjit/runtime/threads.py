@@ -1,4 +1,4 @@
-"""The number of threads that a step uses, and when it must use only one.
+"""Starting threads, and when a process must use only one.
 
 The serial kernels are the fallback for what a threading layer can't do: see
 `rmsjit.runtime.threading_layer` for the layers and `rmsjit.runtime.forks` for the effects of a
@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from typing import NamedTuple
 
 from rmsjit.runtime import forks, threading_layer
 from rmsjit.runtime.warning import warn
 
-# The bytes that one thread moves in the time it takes to start the others: while they are awake,
-# and after a pause, when they are asleep and their caches are cold.
-LAUNCH_BYTES = 1 << 21
-IDLE_LAUNCH_BYTES = 1 << 22
-_PAUSE = 1e-3  # seconds
 _STALL = 4e-3  # seconds a launch may take beyond its work: one or two scheduler ticks
 _SLOWEST = 4e9  # bytes per second; every machine is faster
 _STALLS = 16  # an excess of stalled over good launches that is no coincidence
@@ -30,33 +24,12 @@ _serial_because = ""  # why this process must not launch threads; empty if it ma
 _warned = False
 _stalls = 0
 _launchers: set[int] = set()  # the threads that have launched, some of which may have ended
-_last_use = float("-inf")  # when there last was work for several threads
 _crowded = False  # whether other launchers were alive at the last fork
 
 
 def layer_name() -> str:
     """The threading layer in use ("tbb", "omp" or "workqueue"), started if necessary."""
     return _started().name
-
-
-def worth(limit: int, nbytes: float) -> int:
-    """The number of threads for work that moves `nbytes`: `limit` or one."""
-    global _last_use
-    if not may_pay(limit, nbytes):
-        return 1
-    now = time.perf_counter()
-    awake, _last_use = now - _last_use < _PAUSE, now
-    return limit if awake or _pays(limit, nbytes, IDLE_LAUNCH_BYTES) else 1
-
-
-def may_pay(limit: int, nbytes: float) -> bool:
-    """Whether threads that are awake save time on work that moves `nbytes`."""
-    return _pays(limit, nbytes, LAUNCH_BYTES)
-
-
-def _pays(limit: int, nbytes: float, launch_bytes: int) -> bool:
-    """Whether the other threads save more time than starting them takes."""
-    return limit > 1 and nbytes * (limit - 1) >= launch_bytes * limit
 
 
 class Launch(NamedTuple):
@@ -84,12 +57,12 @@ def launch(wanted: int) -> Launch:
     return Launch(granted, layer.get_address, layer.set_address)
 
 
-def prepare(limit: int, nbytes: float) -> None:
-    """Start threads if such work may use them; warn once if there are none.
+def prepare() -> None:
+    """Start threads; warn once if there are none.
 
     Called before anything is written, because the user may have turned warnings into errors.
     """
-    if (_layer is None or _serial_because) and may_pay(limit, nbytes):
+    if _layer is None or _serial_because:
         start()
         if _serial_because:
             _warn_once()
@@ -97,8 +70,6 @@ def prepare(limit: int, nbytes: float) -> None:
 
 def launched(seconds: float, nbytes: int) -> None:
     """Record the time of a launch that moved `nbytes`; zero if unknown."""
-    global _last_use
-    _last_use = time.perf_counter()
     if nbytes and _layer is not None and _layer.spins:
         _watch(seconds, nbytes)
 

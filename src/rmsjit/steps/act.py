@@ -15,6 +15,7 @@ from rmsjit.kernels import act, loader
 from rmsjit.runtime import forks, threads
 from rmsjit.runtime.cache import Kernel
 from rmsjit.runtime.threads import ONE_THREAD, Launch
+from rmsjit.runtime.trials import Trials
 
 _GATE = address_of(forks.gate)
 
@@ -53,9 +54,11 @@ class Act:
         How many threads the parallel kernels among them run on.
     nbytes : int
         The memory that they move, by which stalls are told from work.
+    trials : Trials, optional
+        Told how long the calls took.
     """
 
-    __slots__ = ("_address", "_alive", "_nbytes", "_run", "counter", "threads", "words")
+    __slots__ = ("_address", "_alive", "_nbytes", "_run", "_trials", "counter", "threads", "words")
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Act:
         epoch: NDArray[np.int64] | None = None,
         launch: Launch = ONE_THREAD,
         nbytes: int = 0,
+        trials: Trials | None = None,
     ) -> None:
         kernels = [word for call in calls for word in (call.kernel.address, address_of(call.words))]
         self.words = words = np.array([0] * act.WORDS + kernels, np.int64)
@@ -78,7 +82,7 @@ class Act:
             words[act.COUNTER_LIMIT] = _highest(counter.dtype)
         self.counter = counter
         self.threads = launch.threads
-        self._nbytes = nbytes
+        self._nbytes, self._trials = nbytes, trials
         self._address = address_of(words)
         self._alive = calls, epoch
         self._run = loader.run_act().call
@@ -92,12 +96,16 @@ class Act:
             DONE; or CLOSED, FULL or STALE, with nothing done: threads must not be launched now,
             the counter can't count further, or the epoch has changed.
         """
-        if self.threads == 1:
+        trials = self._trials
+        if self.threads == 1 and (trials is None or not trials.timing):
             return self._run(self._address)  # type: ignore[no-any-return]
         start = time.perf_counter()
         status: int = self._run(self._address)
-        if status == DONE:
-            threads.launched(time.perf_counter() - start, self._nbytes)
+        seconds = time.perf_counter() - start
+        if status == DONE and self.threads > 1:
+            threads.launched(seconds, self._nbytes)
+        if status == DONE and trials is not None:
+            trials.took(self.threads, seconds, self._nbytes)
         return status
 
 

@@ -22,6 +22,7 @@ from rmsjit.rule.numbers import StepNumbers
 from rmsjit.runtime import threads
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
+from rmsjit.runtime.trials import Trials
 from rmsjit.state.entries import Entry
 from rmsjit.state.slots import Member, SlotStore
 from rmsjit.steps import exact, nonfinite
@@ -160,7 +161,7 @@ class Engine:
             if plan.dropped or plan.may_need_threads or plan.draft or self.exact:
                 if not self._is_ready(plan):
                     continue
-                launch = self._launch(plan, binding) if may_launch else ONE_THREAD
+                launch = self._launch(plan) if may_launch else ONE_THREAD
             if plan.complex_dtype:
                 refuse_complex(plan.complex_dtype, clipping, plan.form)
             if accepted is None and (
@@ -282,6 +283,8 @@ class Engine:
         plan.draft = Draft(present, fresh, len(store.entries))
         if plan.may_need_threads or self.exact or not self._limit:
             self._limit = self.num_threads or thread_limit()  # which reads several files
+        if plan.may_need_threads and self._limit > 1:
+            plan.trials = Trials(self._limit)
         return plan
 
     def _entered(self, plan: Plan) -> bool:
@@ -302,13 +305,13 @@ class Engine:
             warn_of_missing(plan.dropped)
         return not self.exact or exact.settled(plan.sparse, self.store, self._limit)
 
-    def _launch(self, plan: Plan, binding: Binding) -> Launch:
-        """Leave for as many threads as the update is worth."""
-        if self._limit <= 1 or not plan.may_need_threads:
+    def _launch(self, plan: Plan) -> Launch:
+        """Permission for the number of threads that has proved fastest."""
+        wanted = 1 if plan.trials is None else plan.trials.choose()
+        if wanted == 1:
             return ONE_THREAD
-        nbytes = plan.nbytes(binding)
-        threads.prepare(self._limit, nbytes)
-        return threads.launch(threads.worth(self._limit, nbytes))
+        threads.prepare()
+        return threads.launch(wanted)
 
     # --- clip -------------------------------------------------------------------------------
 

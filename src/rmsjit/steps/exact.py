@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.owners import private_view
 from rmsjit.rule.form import Form
-from rmsjit.runtime import threads
+from rmsjit.runtime import threads, trials
+from rmsjit.runtime.threads import ONE_THREAD
 from rmsjit.state.clock import Clock
 from rmsjit.state.slots import Entry, Member, SlotStore
 from rmsjit.steps.act import DONE, Act, Call
@@ -101,10 +103,19 @@ def _behind(clock: Clock, rows: NDArray[np.int64] | None) -> Any:
 
 
 def _run(calls: Callable[[int], list[Call]], nbytes: int, limit: int) -> None:
-    """Run calls for as many threads as are worth while, or for one where they may not start."""
-    launch = threads.launch(threads.worth(limit, nbytes))
-    if Act(calls(launch.threads), launch=launch, nbytes=nbytes).run() != DONE:
+    """Run calls on the number of threads that has proved fastest, or on one if they must."""
+    tried = None
+    if limit > 1 and nbytes >= trials.LEAST_BYTES:
+        tried = _trials(limit, nbytes.bit_length())
+    launch = ONE_THREAD if tried is None else threads.launch(tried.choose())
+    if Act(calls(launch.threads), launch=launch, nbytes=nbytes, trials=tried).run() != DONE:
         Act(calls(1)).run()
+
+
+@functools.lru_cache(maxsize=64)
+def _trials(limit: int, magnitude: int) -> trials.Trials:
+    """The trials for catching up with so much work, to a factor of two."""
+    return trials.Trials(limit)
 
 
 def _table_of(entry: Entry, form: Form) -> Table:

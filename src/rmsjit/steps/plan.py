@@ -18,7 +18,7 @@ from rmsjit.arrays.layout import Key, address_of, is_dense, layout_of, span_of
 from rmsjit.arrays.overlap import merged_spans, span_that_meets
 from rmsjit.kernels import headers
 from rmsjit.rule.form import Form
-from rmsjit.runtime import threads
+from rmsjit.runtime import trials
 from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.state.slots import Entry, Member
 from rmsjit.steps.act import DONE, Act, Call
@@ -95,6 +95,8 @@ class Plan:
         Those that no step uses at the moment.
     may_need_threads : bool
         Whether a step can be enough work for more than one thread.
+    trials : Trials or None
+        Chooses the number of threads; None for one thread.
     draft : Draft or None
         What is not known to the store yet.
     """
@@ -122,7 +124,7 @@ class Plan:
         self.sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
         self._computing = {group.kinds.computing for group in self.groups}
         self._dense_nbytes = sum(group.nbytes for group in self._dense)
-        self.may_need_threads = bool(self.sparse) or self._dense_nbytes >= threads.LAUNCH_BYTES
+        self.may_need_threads = bool(self.sparse) or self._dense_nbytes >= trials.LEAST_BYTES
         complex_names = [g.precision.name for g in self.groups if g.precision.components == 2]
         self.complex_dtype = complex_names[0] if complex_names else ""
         copied = any(group.copied for group in self._dense)
@@ -135,6 +137,7 @@ class Plan:
         self.reader = HeaderReader(variables, kinds, own_memory, self._written)
         self._take_names(variables)
         self.draft: Draft | None = None
+        self.trials: trials.Trials | None = None
         movable = self._same_calls and not (exact or self.may_need_threads)
         self.structure = structure_of(variables, kinds) if movable else None
 
@@ -351,7 +354,7 @@ class Plan:
         clipped = clipped or factors is not None
         first, *later = self.rounds
         calls = self._calls(first, binding, factors, clipped, launch.threads)
-        acts = [Act(calls, counter, self.epoch, launch, self.nbytes(binding))]
+        acts = [Act(calls, counter, self.epoch, launch, self.nbytes(binding), self.trials)]
         acts += [Act(self._calls(groups, binding, factors, clipped, 1)) for groups in later]
         if self._same_calls:
             binding.acts[key] = acts
