@@ -1,4 +1,4 @@
-"""An act: calls of kernels that are run as one, with all that they need kept alive."""
+"""An act: kernel calls that are run as one."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ DONE, CLOSED, FULL, STALE = act.DONE, act.CLOSED, act.FULL, act.STALE
 
 
 class Call(NamedTuple):
-    """A kernel and the words that it is called with.
+    """A kernel and the words to call it with.
 
     Attributes
     ----------
     kernel : Kernel
     words : int64 array
     alive : object
-        Keeps the memory behind the addresses among the words.
+        Keeps the memory behind the addresses in the words alive.
     """
 
     kernel: Kernel
@@ -39,21 +39,19 @@ class Call(NamedTuple):
 
 
 class Act:
-    """Calls of kernels.
+    """Kernel calls that are run one after the other, without a return to Python.
 
     Parameters
     ----------
     calls : sequence of Call
-        In turn.
     counter : integer 0-d array, optional
-        What is counted up with them, so that there is no instant at which one is done and the
-        other is not.
+        Incremented in the same act, so that no other code sees one done without the other.
     epoch : int64 array, shape (1,), optional
-        What must still have the value that it has now; see `rmsjit.state.slots.SlotStore.epoch`.
+        The act refuses to run once this changes; see `rmsjit.state.slots.SlotStore.epoch`.
     launch : Launch
-        How many threads the parallel kernels among them run on.
+        The threads of parallel kernels.
     nbytes : int
-        The memory that they move, by which stalls are told from work.
+        The memory traffic, by which a stall is told from much work.
     trials : Trials, optional
         Told how long the calls took.
     """
@@ -93,8 +91,8 @@ class Act:
         Returns
         -------
         int
-            DONE; or CLOSED, FULL or STALE, with nothing done: threads must not be launched now,
-            the counter can't count further, or the epoch has changed.
+            DONE; or, with nothing done, CLOSED if threads must not be launched now, FULL if the
+            counter has reached its maximum, or STALE if the epoch has changed.
         """
         trials = self._trials
         if self.threads == 1 and (trials is None or not trials.timing):
@@ -111,6 +109,6 @@ class Act:
 
 @functools.cache
 def _highest(dtype: np.dtype[Any]) -> int:
-    """The highest number of an integer dtype, as its bits read as a signed number."""
+    """The maximum of an integer dtype, its bits read as a signed number."""
     highest = np.array(np.iinfo(dtype).max, dtype)
     return int(highest.view(f"i{dtype.itemsize}"))

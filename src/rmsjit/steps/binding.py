@@ -1,4 +1,4 @@
-"""One step of a plan: its gradients, numbers and scales, where kernels find them."""
+"""The memory of one step of a plan: its gradients, numbers and scales, as kernels read them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from rmsjit.steps.occurrences import Occurrences
 
 
 class Binding:
-    """Memory for one step at a time, which the plan keeps from step to step.
+    """Memory for one step at a time; the plan reuses it from step to step.
 
-    Everything that kernels are called with is here, so that a step of known variables allocates
-    nothing; several threads that step at once have a binding each.  It knows nothing of its plan,
-    lest the two keep each other alive.
+    It holds everything that kernels are called with, so a step of known variables allocates
+    nothing.  Threads that step at the same time have a binding each.  A binding has no reference
+    to its plan, which would be a reference cycle.
 
     Attributes
     ----------
     gradients : int64 array, shape (pairs,)
-        Addresses of the gradients; of a sparse one, of its values.
+        Addresses of the gradients; for a sparse one, of its values.
     addresses : int64 array, shape (pairs, 1 + slots)
         Of the variables and their slots.
     occurrences : dict of int to Occurrences
-        By position, what each sparse gradient names.
+        The rows that each sparse gradient names, by position.
     numbers : dict of str to ndarray, shape (groups, fields)
         The numbers of the step, by the dtype of the arithmetic.
     lapse_numbers : dict of str to float64 array
         What they do to rows that are not named; see `rmsjit.rule.numbers.lapsed`.
     totals : float64 array, shape (pairs, 2)
-        What a pass over the gradients leaves of each; see `rmsjit.steps.norms.Norms`.
+        The result of a pass over the gradients; see `rmsjit.steps.norms.Norms`.
     acts, norm_acts : dict
-        Acts that have been put together of these arrays, and can be run again.
+        Acts made of these arrays, to be run again.
     alive : object
-        Keeps the memory behind the addresses.
+        Keeps the memory behind the addresses alive.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Binding:
         self.totals = np.zeros((count, 2))
 
     def move(self, addresses: NDArray[np.int64], reader: HeaderReader) -> None:
-        """Serve for other memory of the same structure; the acts stay as they are."""
+        """Switch to other memory of the same structure; the acts stay valid."""
         self.addresses[...] = addresses
         reader.direct(self._read_call)
 
     def scales_of(self, kinds: Kinds) -> NDArray[Any]:
-        """Room for a scale of each gradient, in the dtype of the arithmetic."""
+        """An array for a scale of each gradient, in the dtype of the arithmetic."""
         if kinds.computing not in self._scales:
             self._scales[kinds.computing] = np.ones(len(self.gradients), kinds.computing)
         return self._scales[kinds.computing]
@@ -82,7 +82,7 @@ class Binding:
         Raises
         ------
         ValueError
-            If a number has no place in a dtype of the arithmetic.
+            If a number overflows, or epsilon vanishes, in a dtype of the arithmetic.
         """
         rules = {name: packed(values, limit, name, form) for name in self.numbers}
         for name, rule in rules.items():

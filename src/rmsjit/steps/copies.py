@@ -1,4 +1,4 @@
-"""Calls that copy what kernels can't run over in place to contiguous memory, and back."""
+"""Copying strided arrays to contiguous memory and back, for kernels that can't run in place."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def copy_call(
     outwards: bool,
     rows: NDArray[np.int64] | None = None,
 ) -> Call:
-    """The call that copies an array, or some of its rows, into contiguous memory or out of it.
+    """The call that copies an array, or some of its rows, to or from contiguous memory.
 
     Parameters
     ----------
     array : ndarray
-        Of any strides.
+        With any strides.
     contiguous : ndarray
-        Of the same dtype and of the shape of what is copied.
+        Of the same dtype, and of the shape of the copied part.
     outwards : bool
-        Whether `array` is written.
+        Whether to copy from `contiguous` to `array`.
     rows : int64 array, optional
         Which rows are copied; all by default.
     """

@@ -17,16 +17,16 @@ from rmsjit.steps.binding import Binding
 from rmsjit.steps.copies import copy_call
 from rmsjit.steps.partition import Partition, backwards, cut_evenly, pieces_of
 
-BACKWARD_PIECE = 1 << 15  # elements, small beside any cache that is worth running backwards for
+BACKWARD_PIECE = 1 << 15  # elements; much smaller than a cache for which running backwards pays
 
 
 class DenseGroup:
-    """Variables of one dtype, none of them twice, that one call updates.
+    """Different variables of one dtype, which one call updates.
 
     Parameters
     ----------
     positions : sequence of int
-        Of their pairs in the list.
+        The positions of their pairs in the list.
     members : sequence of Member
         Their memory and slots.
     form : Form
@@ -35,7 +35,7 @@ class DenseGroup:
     ----------
     kinds : Kinds
     nbytes : int
-        The bytes that an update writes.
+        How many bytes an update writes.
     """
 
     def __init__(self, positions: Sequence[int], members: Sequence[Member], form: Form) -> None:
@@ -68,8 +68,8 @@ class DenseGroup:
         clipped : bool
             Whether gradients are clipped or scaled.
         after_norms : bool
-            Whether the gradients have just been read: then the update runs backwards, so that it
-            begins with what that pass has left in the cache.
+            Whether a pass has just read the gradients: then the update runs backwards, to begin
+            with what that pass left in the cache.
         """
         part = self._partitioned(bins, after_norms)
         kernel = loader.update_dense(self._form, self.kinds, clipped, bins > 1)
@@ -94,7 +94,7 @@ class DenseGroup:
         return [*before, update, *after]
 
     def _partitioned(self, bins: int, after_norms: bool) -> Partition:
-        """The pieces for a number of threads, their rows the positions in the list."""
+        """The pieces for a number of threads."""
         known = self._partitions.get((bins, after_norms))
         if known is not None:
             return known
@@ -107,12 +107,12 @@ class DenseGroup:
 
 
 def entry_addresses(form: Form, members: Sequence[Member | None]) -> NDArray[np.int64]:
-    """Addresses of the memory and slots of each variable, as kernels take them.
+    """The addresses of each variable's memory and slots, as kernels read them.
 
     Returns
     -------
     int64 array, shape (variables, 1 + slots)
-        Slots in the order of the form's `arithmetic`; zero where there is no gradient.
+        Slots in the order of the form's `arithmetic`; zeros without a gradient.
     """
     names = form.arithmetic.slot_names
     rows = [

@@ -1,9 +1,9 @@
 """The engine: every step of an optimizer, dense or sparse, on one process or many.
 
-A step is bind, reduce, clip, update.  To bind is to check every gradient and find its memory; a
-strategy reduces gradients over processes; clipping finds the factors of gradients; and the update
-is one act of compiled code.  All that can fail or that runs other Python code comes before the act,
-so an error leaves everything as it was, and a signal finds a step either not begun or done.
+A step binds, reduces, clips and updates.  Binding checks every gradient and finds its memory; a
+strategy reduces the gradients over processes; clipping finds a factor for each gradient; the update
+is one act of compiled code.  Everything that can fail or that runs other Python code comes before
+the act, so an error changes nothing, and a signal never sees a step half done.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from rmsjit.arrays.layout import rows_key
 from rmsjit.autodiff import hooks
 from rmsjit.rule.clipping import Clipping, refuse_complex
 from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.rule.numbers import StepNumbers
 from rmsjit.runtime import threads
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
@@ -48,22 +47,27 @@ def _full(counter: Any) -> OverflowError:
     return OverflowError(f"the count of steps, {counter}, can't be any higher")
 
 
-_ATTEMPTS = 3  # to plan a step while other threads or handlers change what is known
+def _check_room(counter: NDArray[Any] | None) -> None:
+    if counter is not None and counter == np.iinfo(counter.dtype).max:
+        raise _full(counter)
+
+
+_ATTEMPTS = 3  # at planning a step while other threads or signal handlers change the store
 
 
 class Engine:
-    """Applies the rule to lists of variables, whose plans it keeps.
+    """Applies the rule to lists of variables, and keeps the plans of the last ones.
 
     Parameters
     ----------
     store : SlotStore
         The state that steps read and write.
     num_threads : int, optional
-        The most threads to use; by default as many as the process may keep busy.
+        The most threads to use; by default, as many as the process may keep busy.
     exact : bool
-        Whether rows that a sparse gradient does not name get a zero gradient, in effect.
+        Whether rows that a sparse gradient does not name are updated as by a zero gradient.
     nonfinite : {"propagate", "skip", "raise"}
-        What a NaN or an infinity in a gradient does.
+        What to do about a NaN or an infinity in a gradient.
     strategy : Strategy, optional
         Shares the steps with other processes.
     """
@@ -82,7 +86,7 @@ class Engine:
         self.nonfinite = nonfinite
         self.strategy = strategy
         self._plans: Plans[Plan] = Plans()
-        self._limit = num_threads or 0  # found out at the first step
+        self._limit = num_threads or 0  # 0 until the first step that asks for the number
 
     def step(
         self,
@@ -92,17 +96,17 @@ class Engine:
         counter: NDArray[Any] | None = None,
         aggregate: bool = True,
     ) -> bool:
-        """Update the variables of `pairs` by their gradients, some of which may be None.
+        """Update the variables of `pairs` by their gradients; None leaves a variable unchanged.
 
         Parameters
         ----------
         pairs : tuple
-            Pairs of a gradient and a variable; it may be empty where there is a strategy.
+            Pairs of a gradient and a variable; may be empty if there is a strategy.
         hyperparameters : Hyperparameters
-            Asked for its numbers once all gradients have been found good.
+            Evaluated after all gradients have been checked.
         clipping : Clipping
         counter : integer 0-d array, optional
-            Counts the step, in the same act.
+            Incremented in the same act.
         aggregate : bool
             Whether a strategy reduces the gradients.
 
@@ -114,15 +118,15 @@ class Engine:
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError, FloatingPointError, OverflowError
-            Before anything has been written; see `rmsjit.steps.pairs`.
+            Before anything is written; see `rmsjit.steps.pairs`.
         """
         if self.strategy is not None:
             request = Request(pairs, hyperparameters, clipping, counter, aggregate)
             return self._reduced_step(self.strategy, request)
         if self.exact:
             with self.store.lock.lock:
-                return self._update(pairs, hyperparameters, None, clipping, counter, None)
-        return self._update(pairs, hyperparameters, None, clipping, counter, None)
+                return self._update(pairs, hyperparameters, clipping, counter)
+        return self._update(pairs, hyperparameters, clipping, counter)
 
     def _reduced_step(self, strategy: Strategy, request: Request) -> bool:
         with self.store.lock.lock:
@@ -130,28 +134,26 @@ class Engine:
             if stage is None:
                 return False
             return self._update(
-                stage.pairs,
-                request.hyperparameters,
-                stage.values,
-                stage.clipping,
-                request.counter,
-                stage,
+                stage.pairs, request.hyperparameters, stage.clipping, request.counter, stage
             )
 
     def _update(
         self,
         pairs: Pairs,
         hyperparameters: Hyperparameters,
-        values: StepNumbers | None,
         clipping: Clipping,
         counter: NDArray[Any] | None,
-        stage: Reduction | None,
+        stage: Reduction | None = None,
     ) -> bool:
-        """Bind, clip and update, until no other code has come in between."""
-        scale = 1.0 if stage is None else stage.scale
+        """Bind, clip and update; start over if other code has changed the store meanwhile.
+
+        Small steps spend their time here, so what they need is written out, not called.
+        """
+        values, scale = (None, 1.0) if stage is None else (stage.values, stage.scale)
         limit = clipping.limit / scale
+        must_judge = clipping.by_norm or self.nonfinite != nonfinite.PROPAGATE or scale != 1.0
+        factors = None
         may_launch = True
-        accepted, factors = None, None  # found once: ranks find them together
         while True:
             plan = self._plans.last
             binding = None if plan is None else plan.bind(pairs)
@@ -161,24 +163,24 @@ class Engine:
             if plan.dropped or plan.may_need_threads or plan.draft or self.exact:
                 if not self._is_ready(plan):
                     continue
-                launch = self._launch(plan) if may_launch else ONE_THREAD
+                if may_launch:
+                    launch = self._launch(plan)
             if plan.complex_dtype:
                 refuse_complex(plan.complex_dtype, clipping, plan.form)
-            if accepted is None and (
-                clipping.by_norm or self.nonfinite != nonfinite.PROPAGATE or scale != 1.0
-            ):
-                accepted, factors = self._factors(plan, binding, clipping, launch, stage, scale)
+            if must_judge:
+                accepted, factors = self._judged(plan, binding, clipping, launch, stage, scale)
                 if not accepted:
                     return False
+                must_judge = False  # ranks judge a step together, so only once
             if values is None:
                 values = hyperparameters.constant or hyperparameters.at(counter)
             if values is not binding.values or limit != binding.limit:
                 binding.pack(values, limit, plan.form)
+
             counted = counter
-            if plan.constrained:  # the step is counted after the constraints
-                if counter is not None and counter == np.iinfo(counter.dtype).max:
-                    raise _full(counter)
-                counted = None
+            if plan.constrained:
+                counted = None  # until the constraints have been applied
+                _check_room(counter)
             acts = plan.acts(binding, factors, clipping.clipvalue is not None, launch, counted)
             if plan.draft is not None and not self._entered(plan):
                 continue
@@ -190,20 +192,19 @@ class Engine:
             if status == FULL:
                 raise _full(counter)
             may_launch = may_launch and status != CLOSED
+
         if plan.constrained:
             self._constrain(plan, acts[1:], counter)
-        binding.alive = None
-        if binding.occurrences:
-            binding.occurrences = {}
+        binding.alive, binding.occurrences = None, {}
         plan.free.append(binding)
         if stage is not None:
             stage.share()
         return True
 
     def _constrain(self, plan: Plan, later: Sequence[Act], counter: NDArray[Any] | None) -> None:
-        """Apply constraints, and the updates that come after them; then count the step.
+        """Apply the constraints, and the updates that follow them; then count the step.
 
-        It has been taken, and so is counted, even where a constraint raises.
+        The variables have been updated, so the step counts even if a constraint raises.
         """
         try:
             for groups, act in zip(plan.rounds, [*later, None], strict=True):
@@ -216,7 +217,7 @@ class Engine:
     # --- bind -------------------------------------------------------------------------------
 
     def _bound(self, pairs: Pairs, hyperparameters: Hyperparameters) -> tuple[Plan, Binding, Pairs]:
-        """A plan that is known or new, its binding, and the pairs as they were bound."""
+        """A known or a new plan, its binding, and the pairs as they were bound."""
         pairs = checked_pairs(pairs)
         variables = [variable for _, variable in pairs]
         kinds = [type(gradient) for gradient, _ in pairs]
@@ -235,7 +236,7 @@ class Engine:
         raise RuntimeError("variables must not be changed by others while a step reads them")
 
     def _known_plan(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
-        """The plan for these variables, or one that can be made to serve for them."""
+        """The plan of these variables, or another one adapted to them; None if there is none."""
         plan = self._plans.of_objects(identity_of(variables, kinds))
         if plan is not None:
             return plan if plan.is_valid else None
@@ -254,27 +255,27 @@ class Engine:
         return alike.rebound(variables)
 
     def _plan_alike(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
-        """A plan that can be moved to the memory of these variables."""
+        """A plan that can be moved to the memory of these variables, if there is one."""
         alike = self._plans.of_structure(structure_of(variables, kinds))
         return alike if alike is not None and alike.is_valid else None
 
     def _drafted(
         self, variables: Sequence[Any], kinds: Sequence[type], hyperparameters: Hyperparameters
     ) -> Plan:
-        """A plan for variables that may be new, which have not been entered yet."""
-        if self.store.is_due_for_a_sweep:
-            self._plans.clear()  # they hold variables, as the store does
-            self.store.sweep()
-        entries = entries_of(self.store, variables, kinds)
+        """A new plan; variables that are new are not entered into the store yet."""
+        store = self.store
+        if store.is_due_for_a_sweep:
+            self._plans.clear()  # they keep variables alive, as the store does
+            store.sweep()
+        entries = entries_of(store, variables, kinds)
         present = [entry for entry in entries if entry is not None]
         if variables and not present:
             raise no_gradient([naming(v, k) for k, v in enumerate(variables)])
-        fresh = self.store.missing(present, first_epsilon(self.store.form, hyperparameters))
+        fresh = store.missing(present, first_epsilon(store.form, hyperparameters))
         slots = {entry.key: dict(entry.slots) for entry in present}
         for entry, slot, value in fresh:
             slots[entry.key][slot] = value
         members = [None if entry is None else Member(entry, slots[entry.key]) for entry in entries]
-        store = self.store
         alike = self._plan_alike(variables, kinds)
         if alike is None:
             plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch)
@@ -288,7 +289,7 @@ class Engine:
         return plan
 
     def _entered(self, plan: Plan) -> bool:
-        """Make new variables known; False if others have become known meanwhile."""
+        """Enter new variables into the store; False if it has changed meanwhile."""
         assert plan.draft is not None
         entries, slots, known = plan.draft
         with self.store.lock.lock:
@@ -300,7 +301,7 @@ class Engine:
         return entered
 
     def _is_ready(self, plan: Plan) -> bool:
-        """Warn of what must be said; False if clocks had to be started, so that plans are new."""
+        """Warn of missing gradients and start clocks; False if that needs a new plan."""
         if plan.dropped:
             warn_of_missing(plan.dropped)
         return not self.exact or exact.settled(plan.sparse, self.store, self._limit)
@@ -315,7 +316,7 @@ class Engine:
 
     # --- clip -------------------------------------------------------------------------------
 
-    def _factors(
+    def _judged(
         self,
         plan: Plan,
         binding: Binding,
@@ -325,26 +326,25 @@ class Engine:
         scale: float,
     ) -> tuple[bool, NDArray[Any] | None]:
         """Whether the step is taken, and what to multiply each gradient by."""
+        factors: NDArray[Any] | None = None if scale == 1.0 else np.full(plan.count, scale)
         if not clipping.by_norm and self.nonfinite == nonfinite.PROPAGATE:
-            return True, np.full(plan.count, scale)
-        norms = plan.norms(binding, clipping.limit / scale, launch)
-        name = plan.name
+            return True, factors
+        norms, name = plan.norms(binding, clipping.limit / scale, launch), plan.name
         if stage is not None:
             norms, name = stage.whole(norms), stage.name
         if not nonfinite.accepts(self.nonfinite, norms.finite, name):
             return False, None
-        factors: NDArray[Any] | None = None
         if clipping.by_norm:
             finite = bool(norms.finite.all())
             factors = scale * clipping.factors(scale**2 * norms.squares, finite)
-        elif scale != 1.0:
-            factors = np.full(len(norms.squares), scale)
-        return True, factors if factors is None or stage is None else stage.own(factors)
+            if stage is not None:
+                factors = stage.own(factors)
+        return True, factors
 
     # --- beside steps -----------------------------------------------------------------------
 
     def clear(self) -> None:
-        """Forget all plans, which keep the variables of the last steps alive."""
+        """Forget all plans, which keep the variables of recent steps alive."""
         self._plans.clear()
 
     def catch_up(self, entry: Entry) -> None:
@@ -352,12 +352,12 @@ class Engine:
         exact.catch_up(entry, self.store.form, None, self._limit)
 
     def sync(self, variable: Any = None, indices: Any = None) -> None:
-        """Bring rows of a table, all of its rows, or all tables to the last step.
+        """Bring some rows of a table, all of its rows, or all tables to the last step.
 
         Raises
         ------
         IndexError
-            If an index is no row.
+            If an index is out of range.
         """
         if not self.exact:
             return
@@ -372,5 +372,5 @@ class Engine:
                 rows = exact.checked_rows(indices, variable)
                 clock = known.clock
                 if clock is not None and clock.rows_key != rows_key(array_of(variable)):
-                    rows = None  # those of another view of the table
+                    rows = None  # the indices belong to another view of the table
                 exact.catch_up(known, self.store.form, rows, self._limit)

@@ -1,4 +1,4 @@
-"""Variables on their way into the state: checked, found or made, and entered."""
+"""Entering variables into the store: check them, then find or make their entries and slots."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rmsjit.steps.pairs import check_is_array, check_variable, naming
 def entries_of(
     store: SlotStore, variables: Sequence[Any], kinds: Sequence[type]
 ) -> list[Entry | None]:
-    """The entry of every variable that has a gradient, known or new; new ones are not entered.
+    """An entry for every variable with a gradient, None for the others; enters nothing.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def entries_of(
     Raises
     ------
     TypeError, ValueError
-        If a variable can't be trained, or a new one shares a part of its memory with another.
+        If a variable can't be trained, or a new one overlaps another in memory.
     """
     entries: list[Entry | None] = []
     new: dict[Any, Entry] = {}
@@ -62,7 +62,7 @@ def entries_of(
 
 
 def known_members(store: SlotStore, variables: Sequence[Any]) -> list[Member] | None:
-    """Entries and slots of variables, None unless all are known."""
+    """The entries and slots of variables; None unless all are known."""
     names, members = store.form.slot_names, []
     for variable in variables:
         entry = store.find(variable)
@@ -73,7 +73,7 @@ def known_members(store: SlotStore, variables: Sequence[Any]) -> list[Member] | 
 
 
 def _check_slots(form: Form, precision: Precision, variable: Any, position: int) -> None:
-    """Raise `TypeError` for a complex variable where a slot has a dtype of its own."""
+    """Raise `TypeError` for a complex variable if a slot has a dtype of its own."""
     if precision.components == 2:
         for slot in form.slots:
             if slot.dtype is not None:
@@ -84,13 +84,13 @@ def _check_slots(form: Form, precision: Precision, variable: Any, position: int)
 
 
 def first_epsilon(form: Form, hyperparameters: Hyperparameters) -> float:
-    """Epsilon where a slot starts from it, else any number."""
+    """Epsilon, if a slot starts from it; otherwise any number will do."""
     starts = [slot.start for slot in form.slots]
     return hyperparameters.now("epsilon") if "epsilon" in starts else 0.0
 
 
 def build(store: SlotStore, variables: Sequence[Any], hyperparameters: Hyperparameters) -> None:
-    """Create the slots of `variables` without a step, and without Numba."""
+    """Create the slots of `variables` without a step and without importing Numba."""
     with store.lock.lock:
         if store.is_due_for_a_sweep:
             store.sweep()

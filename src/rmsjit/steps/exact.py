@@ -1,9 +1,10 @@
-"""``sparse="exact"``: rows that a gradient did not name catch up with steps that they missed."""
+"""``sparse="exact"``: rows catch up with the steps whose gradients did not name them."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,28 +21,24 @@ from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.sparse import SparseGroup, Table, reset_call
 from rmsjit.variables import array_of
 
-_ROWS_AT_ONCE = 1 << 14  # that are copied of a table whose rows are not contiguous
+_ROWS_AT_ONCE = 1 << 14  # that are copied from a table whose rows are not contiguous
 
 
 def settled(groups: Sequence[SparseGroup], store: SlotStore, limit: int) -> bool:
-    """Start clocks that are needed, and wind up those that are full or count other rows.
+    """Start the clocks that are missing, and reset those that are full or count other rows.
 
     Returns
     -------
     bool
-        False if that has changed a table that was known, so that plans have to be made anew.
+        False if a table that was known got a new clock: then plans must be made again.
     """
-    ticks: dict[int, int] = {}
-    for group in groups:
-        ticks[id(group.entry)] = ticks.get(id(group.entry), 0) + 1
+    ticks = Counter(id(group.entry) for group in groups)
     fine = True
     for group in groups:
         entry, steps = group.entry, ticks[id(group.entry)]
-        clock = entry.clock
-        fits = clock is not None and clock.rows_key == group.table.rows_key
-        if clock is not None and not (fits and clock.has_room(steps)):
-            catch_up(entry, store.form, None, limit)
-        if clock is None or not fits or not clock.has_room(steps):
+        if entry.clock is not None and not _can_count(entry.clock, group, steps):
+            catch_up(entry, store.form, None, limit)  # which resets the clock
+        if entry.clock is None or not _can_count(entry.clock, group, steps):
             entry.clock = Clock(group.table.rows, group.table.rows_key, steps)
             entry.table = private_view(array_of(group.variable))
             fine = fine and entry.key not in store.entries
@@ -50,8 +47,12 @@ def settled(groups: Sequence[SparseGroup], store: SlotStore, limit: int) -> bool
     return fine
 
 
+def _can_count(clock: Clock, group: SparseGroup, steps: int) -> bool:
+    return clock.rows_key == group.table.rows_key and clock.has_room(steps)
+
+
 def settling_calls(members: Sequence[Member], form: Form, bins: int) -> list[Call]:
-    """The calls that bring tables up to date before a dense gradient changes all their rows."""
+    """The calls that bring tables up to date before a dense gradient updates all their rows."""
     calls: list[Call] = []
     for member in members:
         clock = member.entry.clock
@@ -69,7 +70,7 @@ def catch_up(entry: Entry, form: Form, rows: NDArray[np.int64] | None, limit: in
     entry : Entry
     form : Form
     rows : int64 array or None
-        Each once; None for all.
+        Without duplicates; None for all.
     limit : int
         The most threads.
     """
@@ -77,24 +78,16 @@ def catch_up(entry: Entry, form: Form, rows: NDArray[np.int64] | None, limit: in
     if clock is None or clock.now == 0:
         return
     table = _table_of(entry, form)
-    if table.in_place and rows is None:
-        calls = lambda bins: [*table.catch_up_calls(clock, None, bins), reset_call(clock)]  # noqa: E731
-        _run(calls, table.bytes_of(table.rows), limit)
-        return
-    for behind in _behind(clock, rows):
-        _run(_catching_up(table, clock, behind), table.bytes_of(len(behind)), limit)
+    pieces = [None] if rows is None and table.in_place else _behind(clock, rows)
+    for piece in pieces:
+        count = table.rows if piece is None else len(piece)
+        _run(functools.partial(table.catch_up_calls, clock, piece), table.bytes_of(count), limit)
     if rows is None:
-        _run(lambda bins: [reset_call(clock)], 0, limit)
+        Act([reset_call(clock)]).run()
 
 
-def _catching_up(
-    table: Table, clock: Clock, behind: NDArray[np.int64]
-) -> Callable[[int], list[Call]]:
-    return lambda bins: table.catch_up_calls(clock, behind, bins)
-
-
-def _behind(clock: Clock, rows: NDArray[np.int64] | None) -> Any:
-    """The rows among these, or all, that have missed steps; a piece at a time."""
+def _behind(clock: Clock, rows: NDArray[np.int64] | None) -> Iterator[NDArray[np.int64]]:
+    """Those of some rows, or of all in pieces, that have missed steps."""
     if rows is not None:
         yield rows[clock.done[rows] != clock.now]
         return
@@ -119,20 +112,20 @@ def _trials(limit: int, magnitude: int) -> trials.Trials:
 
 
 def _table_of(entry: Entry, form: Form) -> Table:
-    # A momentum that has just been set has no slot yet.
+    # If momentum has just been switched on, its slot does not exist yet.
     slots = tuple(slot for slot in form.slots if slot.name in entry.slots)
     return Table(entry.table, Member(entry, entry.slots), replace(form, slots=slots))
 
 
 def checked_rows(indices: Any, variable: Any) -> NDArray[np.int64] | None:
-    """Different rows of a table, ascending; None for all.
+    """Indices of rows, sorted and without duplicates; None for all.
 
     Raises
     ------
     TypeError
-        If indices are no integers.
+        If the indices are not integers.
     IndexError
-        If one is no row.
+        If one is out of range.
     """
     if indices is None:
         return None

@@ -1,4 +1,4 @@
-"""Finding the data of gradients through the headers of their objects, checked on the way."""
+"""Reading the data addresses of gradients from their object headers, and checking them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rmsjit.variables import array_of
 
 
 class HeaderReader:
-    """Reads a list of pairs whose variables and types of gradients are known.
+    """Reads lists of pairs with the same variables and types of gradients.
 
     Parameters
     ----------
@@ -26,17 +26,17 @@ class HeaderReader:
     kinds : sequence of type
         The types of their gradients.
     own_memory : sequence of int or None
-        For each pair, the address that its gradient may have although it is written, or 0; None
-        where there is no gradient.
+        For each pair, the address that its gradient may have although the step writes there, or
+        0; None without a gradient.
     written : int64 array, shape (2, spans)
-        The memory that is written while gradients are read (`rmsjit.arrays.overlap.merged_spans`).
+        The memory that the step writes (`rmsjit.arrays.overlap.merged_spans`).
 
     Attributes
     ----------
     owners : list of ndarray
         The arrays of the variables.
     compiled : callable or None
-        The reader itself, where object headers can be read.
+        The compiled reader; None where object headers can't be read.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class HeaderReader:
         self.compiled = None if compiled is None else compiled.call
 
     def _expected_headers(self) -> NDArray[np.int64]:
-        """What `rmsjit.kernels.headers.read_pairs` must find."""
+        """What `rmsjit.kernels.headers.read_pairs` must find, a row for each pair."""
         most = max((owner.ndim for owner in self.owners), default=0)
         expected = np.zeros((len(self.owners), headers.FIRST_DIMENSION + most), np.int64)
         for k, (row, owner) in enumerate(zip(expected, self.owners, strict=True)):
@@ -77,7 +77,7 @@ class HeaderReader:
         return expected
 
     def rebound(self, variables: Sequence[Any]) -> HeaderReader:
-        """The same for other views, or other `Variable` objects, of the same memory."""
+        """A reader for other views, or other `Variable` objects, of the same memory."""
         reader = copy.copy(self)
         reader._variables = tuple(variables)
         reader.owners = [array_of(variable) for variable in variables]
@@ -93,7 +93,7 @@ class HeaderReader:
         memory: NDArray[np.int64],
         written: NDArray[np.int64],
     ) -> HeaderReader:
-        """The same for other arrays of the same shapes, all with a gradient."""
+        """A reader for other arrays of the same shapes, all with a gradient."""
         reader = object.__new__(HeaderReader)
         vars(reader).update(vars(self))
         reader._variables, reader.owners = tuple(arrays), list(arrays)
@@ -106,7 +106,7 @@ class HeaderReader:
         return reader
 
     def call_for(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The words by which `read` fills `addresses`, shape (pairs,)."""
+        """The words of a call of `read` that fills `addresses`, shape (pairs,)."""
         call = np.zeros(headers.WORDS, np.int64)
         call[headers.COUNT], call[headers.COLUMNS] = self._expected.shape
         call[headers.TUPLE_TYPE] = id(tuple)
@@ -115,7 +115,7 @@ class HeaderReader:
         return call
 
     def direct(self, call: NDArray[np.int64]) -> None:
-        """Have a call look for what this reader expects."""
+        """Point a call at what this reader expects."""
         starts, spans = address_of(self._written), self._written.shape[1]
         call[headers.EXPECTED] = address_of(self._expected)
         call[headers.SPAN_STARTS] = starts
@@ -130,13 +130,12 @@ class HeaderReader:
         pairs : tuple
         addresses : int64 array, shape (pairs,)
         call_address : int
-            Of what `call_for` made for them.
+            The address of the words that `call_for` made for them.
 
         Returns
         -------
         int
-            As `rmsjit.kernels.headers.read_pairs`: how many gradients can't be read in place, or
-            NOT_AS_EXPECTED.
+            How many gradients can't be read in place, or NOT_AS_EXPECTED.
         """
         if self.compiled is None:
             return self.read_in_python(pairs, addresses)
@@ -144,7 +143,7 @@ class HeaderReader:
         return found
 
     def read_in_python(self, pairs: Pairs, addresses: NDArray[np.int64]) -> int:
-        """The same where objects are laid out otherwise: every gradient needs a closer look."""
+        """`read` without compiled code, which finds no gradient that can be read in place."""
         addresses[:] = headers.NOT_READABLE
         if len(pairs) != len(self.owners):
             return headers.NOT_AS_EXPECTED
@@ -168,7 +167,7 @@ class HeaderReader:
 
 
 def _reading(owner: NDArray[Any], kind: type) -> int:
-    """How gradients of a type are read for a variable's array."""
+    """How gradients of a type are read: in place, through a copy, or by rows."""
     if is_sparse(kind):
         return headers.NAMED_ROWS
     readable = issubclass(kind, np.ndarray) and not is_masked(kind)
@@ -177,7 +176,7 @@ def _reading(owner: NDArray[Any], kind: type) -> int:
 
 
 def _flags(owner: NDArray[Any]) -> int:
-    """The flags that a variable has, and a gradient must have to be read in place."""
+    """The flags of a variable that a gradient must have to be read in place."""
     flags = headers.ALIGNED if owner.flags.aligned else 0
     if owner.flags.c_contiguous:
         return flags | headers.C_CONTIGUOUS

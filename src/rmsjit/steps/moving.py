@@ -1,4 +1,4 @@
-"""State that goes to other memory, or goes: what is known of a variable changed on purpose."""
+"""Forgetting variables, and moving their state to other memory, at the user's request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CatchUp = Callable[[Entry], None]
 
 
 def forget(store: SlotStore, variable: Any) -> None:
-    """Let go of a variable, and of all others on the same memory if that was resized.
+    """Drop a variable, and all others on the same memory if that was resized.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def forget(store: SlotStore, variable: Any) -> None:
 
 
 def rebind(store: SlotStore, old: Any, new: Any, catch_up: CatchUp) -> None:
-    """Give the state of variables to other memory; see `Optimizer.rebind`."""
+    """Move the state of variables to other memory; see `Optimizer.rebind`."""
     with store.lock.lock:
         pairs = _pairs(store, old, new)
         for position, (entry, variable) in enumerate(pairs):
@@ -79,11 +79,11 @@ def _check_alike(entry: Entry, variable: Any, position: int) -> None:
 
 
 def _move_clock(entry: Entry, moved: Entry, catch_up: CatchUp) -> None:
-    """Have rows that missed steps catch up in the new memory, to which they were copied so."""
+    """Let rows that missed steps catch up in the new memory, which has copies of them."""
     clock = entry.clock
     if clock is None or clock.now == 0:
         return
-    if entry.table.shape != entry.shape:  # its rows are counted in another view
+    if entry.table.shape != entry.shape:  # the clock counts the rows of another view
         catch_up(entry)
         return
     clock.rows_key = rows_key(moved.owner)
@@ -91,7 +91,7 @@ def _move_clock(entry: Entry, moved: Entry, catch_up: CatchUp) -> None:
 
 
 def _exchange(store: SlotStore, changes: list[tuple[Entry, Entry]]) -> None:
-    """Put entries in the place of others."""
+    """Replace entries of the store by others."""
     old = {entry.key for entry, _ in changes}
     new = {moved.key: moved for _, moved in changes}
     if len(new) < len(changes):
@@ -131,7 +131,7 @@ def _check_rows(entry: Entry, table: Any) -> None:
 
 
 def _with_rows(store: SlotStore, entry: Entry, table: Any, epsilon: float) -> Entry:
-    """An entry for a table with other rows, the slots of those that stay as they were."""
+    """An entry for a table with more or fewer rows; rows that stay keep their slots."""
     resized = Entry(table, entry.precision)
     resized.follow(entry)
     kept = min(entry.shape[0], resized.shape[0])
@@ -146,7 +146,7 @@ def _with_rows(store: SlotStore, entry: Entry, table: Any, epsilon: float) -> En
 
 
 def _catch_up_rows(entry: Entry, resized: Entry, catch_up: CatchUp) -> None:
-    """Have rows that missed steps catch up, which those that stay may have done only here."""
+    """Let the rows of the resized table catch up with the steps that they missed."""
     clock = entry.clock
     if clock is None or clock.now == 0:
         return
@@ -160,7 +160,7 @@ def _catch_up_rows(entry: Entry, resized: Entry, catch_up: CatchUp) -> None:
 
 
 def _up_to_date(clock: Clock, count: int) -> Clock:
-    """A clock of so many rows: the first as they are, new ones at the last step."""
+    """A clock of `count` rows: known ones as they are, new ones at the last step."""
     own = np.arange(min(count, len(clock.done)))
     part: NDArray[np.int64] = np.zeros(count, np.int64)
     part[: len(own)] = own

@@ -1,4 +1,4 @@
-"""What a NaN or an infinity in a gradient does: the one policy for every way to take a step."""
+"""The policy for NaN and infinity in gradients, shared by all ways to take a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROPAGATE, SKIP, RAISE = "propagate", "skip", "raise"
 
 
 def accepts(policy: str, finite: NDArray[np.bool_], name: Callable[[int], str]) -> bool:
-    """Whether a step is taken whose gradients are finite or not.
+    """Whether to take a step, given which gradients are finite.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def accepts(policy: str, finite: NDArray[np.bool_], name: Callable[[int], str]) 
     Raises
     ------
     FloatingPointError
-        If it must not be, and that is an error.
+        If a gradient is not finite and the policy is "raise".
     """
     if policy == PROPAGATE or finite.all():
         return True
@@ -35,5 +35,5 @@ def accepts(policy: str, finite: NDArray[np.bool_], name: Callable[[int], str]) 
 
 
 def finite_gradients(gradients: list[Any]) -> NDArray[np.bool_]:
-    """Which of some gradients, arrays or slices, are finite."""
+    """Which gradients, arrays or slices, are finite."""
     return np.array([np.isfinite(getattr(g, "values", g)).all() for g in gradients], np.bool_)

@@ -1,4 +1,4 @@
-"""Squared norms of gradients, and whether they are finite, through the compiled kernel."""
+"""Squared norms of gradients, and whether they are finite, by a compiled kernel."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from rmsjit.variables import array_of
 
 
 class Norms(NamedTuple):
-    """What one pass over gradients tells.
+    """The result of one pass over gradients.
 
     Attributes
     ----------
     squares : float64 array, shape (gradients,)
-        Squared norms, of values clipped first.
+        Squared norms, after clipping by value.
     finite : bool array, shape (gradients,)
-        Whether all values are finite, before they are clipped.
+        Whether all values are finite, before clipping.
     """
 
     squares: NDArray[Any]
@@ -35,12 +35,12 @@ class Norms(NamedTuple):
 
     @classmethod
     def of_totals(cls, totals: NDArray[Any]) -> Norms:
-        """What the two numbers say that a pass leaves of each gradient."""
+        """The norms from the two numbers that the kernel leaves for each gradient."""
         return cls(totals[:, 0], totals[:, 1] == 0)
 
 
 class NormPass:
-    """The pass over gradients of some sizes.
+    """The pass over gradients of given sizes.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class NormPass:
     precision : Precision
         Of the gradients.
     positions : int array, shape (gradients,)
-        Of these gradients among those whose addresses and totals are given.
+        Their rows in the addresses and totals of a call.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class NormPass:
         gradients : int64 array
             Addresses, by position.
         totals : float64 array, shape (positions, 2)
-            Filled where these gradients are; see `Norms.of_totals`.
+            Zeros, to which the results are added; see `Norms.of_totals`.
         limit : float
-            Bound on the values in the norms.
+            Elements are clipped to this bound first.
         bins : int
             The number of threads.
         """
@@ -89,7 +89,7 @@ class NormPass:
         return Call(kernel, words, (part, bound, sums, gradients, totals))
 
     def _partition(self, bins: int) -> Partition:
-        """Pieces of a fixed length, which no number of threads changes."""
+        """Pieces whose length does not depend on the number of threads."""
         known = self._partitions.get(bins)
         if known is None:
             part = cut_by_length(self._sizes, norms.NORM_PIECE, bins)
@@ -98,7 +98,7 @@ class NormPass:
 
 
 def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[Any, Any]]:
-    """Pairs with clipped copies of the gradients, for code that needs to see them.
+    """Pairs with clipped copies of the gradients, for user code that is given them.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[
     clipping : Clipping
     """
     values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
-    with np.errstate(all="ignore"):  # what is not finite is no news to who asked for it
+    with np.errstate(all="ignore"):  # NaN and infinity are handled elsewhere
         if clipping.clipvalue is not None:
             values = [_clipped_by_value(value, clipping.limit) for value in values]
         if clipping.by_norm:
@@ -131,7 +131,7 @@ def _clipped_by_value(value: NDArray[Any], limit: float) -> NDArray[Any]:
 
 
 def _square(value: NDArray[Any], gradient: Any, variable: Any) -> float:
-    """The squared norm of a gradient, with the bits of the norm that rides along in a step."""
+    """The squared norm of a gradient, with the same bits as in a step."""
     if not isinstance(gradient, IndexedSlices):  # elements in the order of the variable's memory
         value = layout_of(array_of(variable)).canonical(value)
     value = np.ascontiguousarray(value)

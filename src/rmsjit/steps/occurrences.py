@@ -12,7 +12,7 @@ from rmsjit.kernels import loader
 
 
 class Occurrences(NamedTuple):
-    """A sparse gradient, checked, its rows found.
+    """A sparse gradient that has been checked, and its rows.
 
     Attributes
     ----------
@@ -35,9 +35,9 @@ class Occurrences(NamedTuple):
 def found_rows(
     values: NDArray[Any], indices: NDArray[np.int64], marks: NDArray[np.int32]
 ) -> Occurrences:
-    """Search for the rows that a gradient names, by zeros for each row of the table.
+    """Find the rows that a gradient names; `marks` is a zero for each row of the table.
 
-    `distinct` is negative where an index is no row; see `rmsjit.kernels.rows.find_rows`.
+    `distinct` is negative if an index is out of range; see `rmsjit.kernels.rows.find_rows`.
     """
     order, starts = np.empty(len(indices), np.int32), np.empty(len(indices) + 1, np.int32)
     arrays: list[Any] = [indices, marks, starts, order]

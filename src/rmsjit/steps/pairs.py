@@ -1,4 +1,4 @@
-"""Reading (gradient, variable) pairs and checking each against the contract, before any write."""
+"""Reading (gradient, variable) pairs and checking each of them, before anything is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rmsjit.arrays.layout import layout_of, overlaps_itself
 from rmsjit.arrays.masked import refuse_masked
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.runtime.warning import warn
-from rmsjit.variables import Variable, array_of
+from rmsjit.variables import Variable, array_of, brief
 
 _MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits
 
@@ -22,18 +22,18 @@ Pairs = tuple[Any, ...]
 
 
 def pairs_of(grads_and_vars: Iterable[Any]) -> Pairs:
-    """What an iterable of pairs holds, as a tuple that nobody else can change.
+    """The items of an iterable as a tuple, which no other code can change.
 
     Raises
     ------
     TypeError
-        If it is no iterable.
+        If it is not iterable.
     """
     try:
         return tuple(grads_and_vars)
     except TypeError:
         if hasattr(grads_and_vars, "__iter__"):
-            raise  # by what it iterates over
+            raise  # the error comes from the iterator itself
         raise TypeError(
             f"grads_and_vars must be an iterable of (gradient, variable) pairs, "
             f"got {type(grads_and_vars).__name__}"
@@ -41,30 +41,29 @@ def pairs_of(grads_and_vars: Iterable[Any]) -> Pairs:
 
 
 def checked_pairs(pairs: Pairs) -> Pairs:
-    """The same with every pair as a plain tuple of two.
+    """The same pairs, each as a plain tuple.
 
     Raises
     ------
     TypeError
-        If one is no tuple or list of two.
+        If one is not a tuple or list of two.
     """
     for position, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(
-                f"grads_and_vars[{position}] must be a (gradient, variable) pair, "
-                f"got {_brief(pair)}"
+                f"grads_and_vars[{position}] must be a (gradient, variable) pair, got {brief(pair)}"
             )
     return tuple((gradient, variable) for gradient, variable in pairs)
 
 
 def check_counter(counter: NDArray[Any] | None) -> None:
-    """Raise `ValueError` where what counts the steps can't be written."""
+    """Raise `ValueError` if the counter of steps is read-only."""
     if counter is not None and not counter.flags.writeable:
         raise ValueError("iterations must be writeable, got a read-only Variable")
 
 
 def present_pairs(given: Pairs) -> list[tuple[Any, Any]]:
-    """The pairs that have a gradient, each checked; the others are named in one warning.
+    """The pairs with a gradient, each checked; one warning names the others.
 
     Raises
     ------
@@ -95,31 +94,31 @@ def present_pairs(given: Pairs) -> list[tuple[Any, Any]]:
 
 
 def no_gradient(names: Sequence[str]) -> ValueError:
-    """The error for a step without any gradient."""
+    """The error for a step without a single gradient."""
     return ValueError(f"no gradient was given for any variable: {', '.join(names)}")
 
 
 def warn_of_missing(names: Sequence[str]) -> None:
-    """Say which variables a step leaves alone."""
+    """Warn about the variables that a step leaves unchanged."""
     warn(f"no gradient for {', '.join(names)}: left unchanged")
 
 
 def check_is_array(variable: Any, position: int) -> None:
-    """Raise `TypeError` unless a variable is an array or holds one."""
+    """Raise `TypeError` unless a variable is or holds an array."""
     if not isinstance(array_of(variable), np.ndarray):
         raise TypeError(
             f"{naming(variable, position)} must be a NumPy array or an rmsjit.Variable, "
-            f"got {_brief(variable)}"
+            f"got {brief(variable)}"
         )
 
 
 def check_variable(variable: Any, position: int) -> Precision:
-    """The precision of a variable that can be trained.
+    """Check that a variable can be trained; its precision.
 
     Raises
     ------
     TypeError
-        If it is no array, or of a dtype that rmsjit does not train.
+        If it is not an array, or has a dtype that rmsjit does not support.
     ValueError
         If it is read-only, or its elements share memory.
     """
@@ -147,12 +146,12 @@ def check_variable(variable: Any, position: int) -> Precision:
 
 
 def dense_gradient(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
-    """The gradient as an array of its variable's shape, its dtype one that may be cast.
+    """The gradient as an array, of its variable's shape and of a dtype that can be cast.
 
     Raises
     ------
     TypeError
-        If it is no array of numbers, or casting its dtype would lose more than precision.
+        If it is not an array of numbers, or casting its dtype would lose more than precision.
     ValueError
         If its shape is not the variable's.
     """
@@ -178,17 +177,17 @@ def dense_gradient(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
 def sparse_gradient(
     gradient: IndexedSlices, variable: Any, position: int
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Values and indices of a sparse gradient that fits its variable.
+    """The values and indices of a sparse gradient that fits its variable.
 
-    The range of the indices is left to compiled code.  They are a copy, which is checked and then
-    used: nobody can change it in between.
+    Compiled code checks the range of the indices.  They are a copy, so that no other code can
+    change them between the check and their use.
 
     Raises
     ------
     TypeError
         If casting the dtype of the values would lose more than precision.
     ValueError
-        If the shapes do not fit, or there are 2**31 indices or more.
+        If the shapes do not fit, or there are too many indices.
     RuntimeError
         If the variable has a constraint.
     """
@@ -216,7 +215,7 @@ def sparse_gradient(
 
 
 def index_error(gradient: IndexedSlices, k: int, variable: Any, position: int) -> IndexError:
-    """The error for an index that is no row."""
+    """The error for an index that is out of range."""
     rows = array_of(variable).shape[0]
     return IndexError(
         f"{_gradient_of(variable, position)} must have indices from 0 to {rows - 1} "
@@ -232,7 +231,7 @@ def _as_array(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
     if not (known or hasattr(gradient, "__array__")):
         raise TypeError(
             f"{_gradient_of(variable, position)} must be an array or a nested list, "
-            f"got {_brief(gradient)}"
+            f"got {brief(gradient)}"
         )
     try:
         return np.asarray(gradient)
@@ -244,7 +243,7 @@ def _as_array(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
 
 
 def is_sparse(kind: type) -> bool:
-    """Whether gradients of this type name rows."""
+    """Whether gradients of this type are sparse."""
     return issubclass(kind, IndexedSlices)
 
 
@@ -257,8 +256,3 @@ def naming(variable: Any, position: int) -> str:
     if isinstance(variable, Variable):
         return f"variable {position} ({variable.name})"
     return f"variable {position}"
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

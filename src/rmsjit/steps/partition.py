@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.placement import CACHE_LINE
 
-_LONG = 1 << 12  # elements, for which it pays to begin on a cache line
+_LONG = 1 << 12  # elements; shorter pieces need not begin on a cache line
 
 
 class Partition(NamedTuple):
@@ -31,11 +31,11 @@ class Partition(NamedTuple):
 def cut_evenly(
     sizes: NDArray[np.int64], addresses: NDArray[np.int64], itemsize: int, bins: int
 ) -> Partition:
-    """Cut all variables, laid end to end, into `bins` parts of about equal size.
+    """Cut the concatenation of all variables into `bins` parts of about equal size.
 
-    Cuts within a variable fall on its cache lines, so that no two threads write to one line, and
-    so that vectors do not straddle lines, which costs a tenth or more of the time.  A long variable
-    that does not begin on a line is cut at its first one for that reason.
+    Cuts within a variable are on cache lines, so that no two threads write to the same line and no
+    vector straddles two, which would cost 10 % or more of the time.  For the same reason a long
+    variable that does not begin on a cache line is cut at the first one.
     """
     ends = np.cumsum(sizes)
     total = int(ends[-1]) if len(ends) else 0
@@ -63,12 +63,9 @@ def cut_evenly(
 
 
 def pieces_of(part: Partition, positions: NDArray[np.int64]) -> Partition:
-    """The same as kernels take it: variables by their positions in the list, and their groups.
+    """The partition as kernels read it, with variables numbered by their positions in the list.
 
-    Returns
-    -------
-    Partition
-        Its pieces of shape (pieces, 4); the last column is the row of the step's numbers.
+    Its pieces have a fourth column: the row of the step's numbers.
     """
     rows, starts, counts = part.pieces.T
     group = np.zeros_like(rows)
@@ -83,7 +80,7 @@ def _on_line(
     addresses: NDArray[np.int64],
     itemsize: int,
 ) -> int:
-    """`position`, moved back to the start of a cache line of its variable."""
+    """`position`, moved back to the start of a cache line within its variable."""
     if position == 0:
         return 0
     row = int(np.searchsorted(ends, position, side="right"))
@@ -95,12 +92,12 @@ def _on_line(
 
 
 def _up_to_line(first: int, address: int, itemsize: int) -> int:
-    """How many elements from `first` on lie before the next cache line."""
+    """The number of elements from `first` to the next cache line."""
     return -(address + first * itemsize) % CACHE_LINE // itemsize
 
 
 def cut_by_length(sizes: NDArray[np.int64], length: int, bins: int) -> Partition:
-    """Cut every variable into pieces of `length` elements, its last one shorter."""
+    """Cut every variable into pieces of `length` elements; its last one may be shorter."""
     counts = -(-sizes // length)
     rows = np.repeat(np.arange(len(sizes)), counts)
     starts = (np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)) * length
@@ -109,7 +106,7 @@ def cut_by_length(sizes: NDArray[np.int64], length: int, bins: int) -> Partition
 
 
 def backwards(part: Partition, length: int) -> Partition:
-    """The same bins, their work cut into pieces of at most `length` and turned round."""
+    """The same bins, with their work cut into pieces of at most `length` and reversed."""
     row, start, count = part.pieces.T
     cuts = np.maximum(1, -(-count // length))
     source = np.repeat(np.arange(len(cuts)), cuts)

@@ -1,7 +1,7 @@
-"""A plan: a list of variables validated and laid out once, and the calls that update them.
+"""A plan: a list of variables checked and laid out once, and the kernel calls that update them.
 
 A later step with the same variables only reads the addresses of their gradients, which compiled
-code checks on the way, and runs one act for all of them.
+code checks at the same time, and runs one act.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.layout import Key, address_of, is_dense, layout_of, span_of
+from rmsjit.arrays.layout import address_of, is_dense, layout_of, span_of
 from rmsjit.arrays.overlap import merged_spans, span_that_meets
 from rmsjit.kernels import headers
 from rmsjit.rule.form import Form
@@ -25,27 +25,27 @@ from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.dense import DenseGroup, entry_addresses
 from rmsjit.steps.exact import settling_calls
+from rmsjit.steps.groups import Group, rounds_of, turns_of
 from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.norms import NormPass, Norms
 from rmsjit.steps.occurrences import Occurrences
-from rmsjit.steps.pairs import Pairs, dense_gradient, is_sparse, naming
+from rmsjit.steps.pairs import Pairs, dense_gradient, naming
 from rmsjit.steps.plans import identity_of, layouts_of, structure_of
 from rmsjit.steps.sparse import SparseGroup
 from rmsjit.variables import Variable
 
-Group = DenseGroup | SparseGroup
-_NORM_ACTS = 8  # that are kept for further steps
+_NORM_ACTS = 8  # kept for later steps
 
 
 class Draft(NamedTuple):
-    """What becomes known to the store with the first step.
+    """What the first step enters into the store.
 
     Attributes
     ----------
     entries : list of Entry
     slots : list of (Entry, str, ndarray)
     known : int
-        How many variables were known when they were found not to overlap.
+        How many variables the store knew when these were found not to overlap them.
     """
 
     entries: list[Entry]
@@ -54,7 +54,7 @@ class Draft(NamedTuple):
 
 
 class Plan:
-    """All groups of one list of variables.
+    """One list of variables, and how they are updated.
 
     Parameters
     ----------
@@ -66,39 +66,38 @@ class Plan:
         Their memory and slots; None where there is no gradient.
     form : Form
     exact : bool
-        Whether rows that a sparse gradient does not name get a zero gradient, in effect.
+        Whether rows that a sparse gradient does not name are updated as by a zero gradient.
     epoch : int64 array, shape (1,)
         See `rmsjit.state.slots.SlotStore.epoch`.
 
     Attributes
     ----------
     identity : tuple
-        The ids of the variables and the types of their gradients, by which a plan is found again;
-        the plan keeps the variables alive, so that no id can become another's.
+        The ids of the variables and the types of their gradients, by which the plan is found
+        again.  It keeps the variables alive, so their ids are not reused.
     structure : tuple or None
-        The dtypes and shapes of the variables, by which a plan is found that can be moved to other
-        memory; None if this one can't.
+        The dtypes and shapes of the variables, by which it is found as a plan that can be moved to
+        other memory; None if it can't.
     count : int
         The number of pairs.
     dropped : list of str
         Names of the variables without a gradient.
     constrained : dict of int to Variable
-        By position, the variables to which a constraint applies after each update.
+        The variables with a constraint, by position.
     rounds : list of list of Group
-        In the order in which they are updated: all in one act, but for a variable with a
-        constraint that comes several times, whose updates have the constraint between them.
+        In the order of their updates; constraints are applied after each round.
     groups : list of Group
         Those of all rounds.
     complex_dtype : str
-        That of a complex variable, if there is one.
+        The dtype of a complex variable, empty if there is none.
     free : list of Binding
-        Those that no step uses at the moment.
+        Those that no step is using.
     may_need_threads : bool
         Whether a step can be enough work for more than one thread.
     trials : Trials or None
         Chooses the number of threads; None for one thread.
     draft : Draft or None
-        What is not known to the store yet.
+        What is not in the store yet.
     """
 
     def __init__(
@@ -116,9 +115,10 @@ class Plan:
         self._kinds, self._members = tuple(kinds), tuple(members)
         self._addresses = entry_addresses(form, members)
         self._written = merged_spans(_spans(members))
-        turns = _turns(members)
-        self.constrained = _constrained(variables, members)
-        self.rounds = self._in_rounds(self._grouped(variables, turns))
+        own_memory = [_own_memory(*pair) for pair in zip(members, turns_of(members), strict=True)]
+        self.reader = HeaderReader(variables, kinds, own_memory, self._written)
+        self._take_names(variables)
+        self.rounds = rounds_of(variables, kinds, members, self.constrained, form)
         self.groups = [group for groups in self.rounds for group in groups]
         self._dense = [group for group in self.groups if isinstance(group, DenseGroup)]
         self.sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
@@ -133,9 +133,6 @@ class Plan:
         self._dense_passes = [
             NormPass(group.sizes, group.precision, group.positions) for group in self._dense
         ]
-        own_memory = [_own_memory(*pair) for pair in zip(members, turns, strict=True)]
-        self.reader = HeaderReader(variables, kinds, own_memory, self._written)
-        self._take_names(variables)
         self.draft: Draft | None = None
         self.trials: trials.Trials | None = None
         movable = self._same_calls and not (exact or self.may_need_threads)
@@ -149,42 +146,18 @@ class Plan:
         self.constrained = _constrained(variables, self._members)
         self.free: list[Binding] = []
 
-    def _grouped(self, variables: Sequence[Any], turns: Sequence[int]) -> list[list[Group]]:
-        """By turn, a group for each dtype and for each sparse gradient."""
-        together: dict[tuple[int, Any], list[int]] = {}
-        for position, member in enumerate(self._members):
-            if member is not None:
-                sparse = is_sparse(self._kinds[position])
-                sort = position if sparse else member.entry.precision.name
-                together.setdefault((turns[position], sort), []).append(position)
-        groups: list[list[Group]] = [[] for _ in range(max(turns, default=0) + 1)]
-        for (turn, sort), positions in together.items():
-            members = [member for member in map(self._members.__getitem__, positions) if member]
-            if isinstance(sort, int):
-                groups[turn].append(SparseGroup(sort, variables[sort], members[0], self.form))
-            else:
-                groups[turn].append(DenseGroup(positions, members, self.form))
-        return groups
-
-    def _in_rounds(self, by_turn: list[list[Group]]) -> list[list[Group]]:
-        """All groups in one round, but that constraints come between two updates of a variable."""
-        keys = [self._members[k].entry.key for k in self.constrained]  # type: ignore[union-attr]
-        if len(set(keys)) < len(keys):
-            return by_turn
-        return [[group for groups in by_turn for group in groups]]
-
     @property
     def is_valid(self) -> bool:
-        """Whether nothing that the plan rests on has changed since it was made."""
+        """Whether nothing that the plan depends on has changed since it was made."""
         return bool(self._valid_epoch == self.epoch[0])
 
     @property
     def has_gone(self) -> bool:
-        """Whether the memory of one of its variables was closed, resized or mapped anew."""
+        """Whether the memory of one of its variables was closed, resized or remapped."""
         return any(member is not None and member.entry.is_gone for member in self._members)
 
     def was_met_again(self) -> None:
-        """Note that a second step has named these variables, and the objects that it named."""
+        """Note that a second step uses these variables, and the objects it was given."""
         for variable, member in zip(self._variables, self._members, strict=True):
             if member is not None:
                 member.entry.met_again = True
@@ -200,7 +173,7 @@ class Plan:
     def moved(self, arrays: Sequence[NDArray[Any]], members: Sequence[Member | None]) -> Plan:
         """This plan for other memory of the same structure.
 
-        A free binding goes along, with the acts that were put together of its arrays.
+        It takes over a free binding, with the acts that were made of its arrays.
         """
         plan = object.__new__(Plan)  # copy.copy takes longer than the step
         vars(plan).update(vars(self))
@@ -228,18 +201,18 @@ class Plan:
     # --- one step ---------------------------------------------------------------------------
 
     def bind(self, pairs: Pairs) -> Binding | None:
-        """Check the gradients of a step; nothing is written.
+        """Check the gradients of a step, writing nothing.
 
         Returns
         -------
         Binding or None
-            None if variables or types of gradients are not those of the plan, or if a variable
-            has moved or become read-only: then another plan must be made.
+            None if another plan is needed: if variables or types of gradients are not those of
+            this plan, or a variable has moved or become read-only.
 
         Raises
         ------
         TypeError, ValueError, RuntimeError, IndexError
-            If a gradient is not as it must be; see `rmsjit.steps.pairs`.
+            If a gradient is not valid; see `rmsjit.steps.pairs`.
         """
         try:
             binding = self.free.pop()
@@ -273,7 +246,8 @@ class Plan:
             gradient = dense_gradient(pairs[k][0], self._variables[k], k)
             canonical = layout_of(self.owners[k]).canonical(gradient)
             if not self._readable(canonical, k, member.entry):
-                canonical = _copied(canonical, member.entry.canonical.dtype)
+                with np.errstate(all="ignore"):  # a number too large for the dtype is infinite
+                    canonical = canonical.astype(member.entry.canonical.dtype, order="C")
             gradients[k] = address_of(canonical)
             copies.append(canonical)
         binding.alive = pairs, copies
@@ -288,7 +262,7 @@ class Plan:
         return span is None or (start == own and span == (start, start + canonical.nbytes))
 
     def nbytes(self, binding: Binding) -> int:
-        """The bytes that could be written in sequence in the time that the update takes."""
+        """How many bytes could be written sequentially in the time that the update takes."""
         rows = (
             group.table.bytes_of(binding.occurrences[group.position].distinct)
             for group in self.sparse
@@ -296,13 +270,13 @@ class Plan:
         return self._dense_nbytes + sum(rows)
 
     def norms(self, binding: Binding, limit: float, launch: Launch) -> Norms:
-        """Norms and finiteness of all gradients; a missing one is zero.
+        """The norms of all gradients, and whether they are finite; a missing one is zero.
 
         Parameters
         ----------
         binding : Binding
         limit : float
-            Bound on the values in the norms.
+            Elements are clipped to this bound first.
         launch : Launch
         """
         act = binding.norm_acts.get((launch, limit))
@@ -312,7 +286,7 @@ class Plan:
             calls = [p.call(gradients, totals, limit, launch.threads) for p in passes]
             act = Act(calls, launch=launch, nbytes=sum(p.nbytes for p in passes))
             if not binding.occurrences:
-                if len(binding.norm_acts) >= _NORM_ACTS:  # by a bound that changes at every step
+                if len(binding.norm_acts) >= _NORM_ACTS:  # as with a bound that changes every step
                     binding.norm_acts.clear()
                 binding.norm_acts[launch, limit] = act
         binding.totals[:] = 0.0
@@ -328,9 +302,9 @@ class Plan:
         launch: Launch,
         counter: NDArray[Any] | None,
     ) -> list[Act]:
-        """The update of all variables, ready to run: an act for each round.
+        """The update of all variables as acts, one for each round.
 
-        The first may refuse to run; the others can't, and only they come after a constraint.
+        Only the first may refuse to run.
 
         Parameters
         ----------
@@ -361,7 +335,7 @@ class Plan:
         return acts
 
     def _norm_passes(self, occurrences: Mapping[int, Occurrences]) -> list[NormPass]:
-        """The passes over all gradients; those over sparse ones change their size."""
+        """The passes over all gradients; the sizes of sparse ones change with each step."""
         sparse = [
             NormPass(
                 np.array([occurrences[group.position].values.size]),
@@ -380,7 +354,7 @@ class Plan:
         clipped: bool,
         bins: int,
     ) -> list[Call]:
-        """The calls of kernels that update the variables of some groups, one after the other."""
+        """The kernel calls that update the variables of some groups, one after the other."""
         after_norms = factors is not None
         calls: list[Call] = []
         for group in groups:
@@ -395,7 +369,7 @@ class Plan:
         return calls
 
     def constrain(self, groups: Sequence[Group]) -> None:
-        """Apply the constraints of the variables of some groups, after their update."""
+        """Apply the constraints to the variables of some groups, after their update."""
         for group in groups:
             for position in np.atleast_1d(group.positions).tolist():
                 variable = self.constrained.get(position)
@@ -411,9 +385,9 @@ def _spans(members: Sequence[Member | None]) -> list[tuple[int, int]]:
 
 
 def _own_memory(member: Member | None, turn: int) -> int | None:
-    """Where a gradient may be although the step writes there: in its own variable.
+    """The address that a gradient may have although the step writes there: its own variable's.
 
-    Only in the first turn, since later the variable has changed already.
+    0 after the first turn, when the variable has changed already; None without a gradient.
     """
     if member is None:
         return None
@@ -431,22 +405,3 @@ def _constrained(variables: Sequence[Any], members: Sequence[Member | None]) -> 
         for k, (variable, member) in enumerate(zip(variables, members, strict=True))
         if member is not None and isinstance(variable, Variable) and variable.constraint
     }
-
-
-def _copied(canonical: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    copy = np.empty(canonical.shape, dtype)
-    with np.errstate(all="ignore"):  # a number too large for the dtype becomes infinite
-        np.copyto(copy, canonical, casting="same_kind")
-    return copy
-
-
-def _turns(members: Sequence[Member | None]) -> list[int]:
-    """For each pair, how many earlier ones have the same variable: these come first."""
-    seen: dict[Key, int] = {}
-    turns = []
-    for member in members:
-        turn = seen.get(member.entry.key, 0) if member else 0
-        if member:
-            seen[member.entry.key] = turn + 1
-        turns.append(turn)
-    return turns

@@ -1,4 +1,4 @@
-"""The plans of lists of variables that were stepped last."""
+"""A cache of the plans that recent steps used."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from rmsjit.arrays.layout import address_of, layout_of, memory_key
+from rmsjit.arrays.layout import address_of, array_key
 from rmsjit.variables import Variable, array_of
 
-MOST = 16  # lists of variables; a training loop has one, a GAN a few
+MOST = 16  # plans of each sort; a training loop has one list of variables, a GAN a few
 
 
 class _Keyed(Protocol):
@@ -27,12 +27,12 @@ P = TypeVar("P", bound=_Keyed)
 
 
 class Plans(Generic[P]):
-    """Plans by the objects they were made of, and by what they can serve for besides.
+    """Plans, found by the objects they were made for or by what else they can be adapted to.
 
     Attributes
     ----------
     last : plan or None
-        The one that was used last.
+        The one that was used last; tried before all others.
     """
 
     def __init__(self) -> None:
@@ -42,11 +42,11 @@ class Plans(Generic[P]):
         self._by_structure: OrderedDict[Any, P] = OrderedDict()
 
     def of_objects(self, identity: Any) -> P | None:
-        """The plan that was made of these very objects."""
+        """The plan that was made for these very objects."""
         return self._by_identity.get(identity)
 
     def of_memory(self, layouts: Any) -> P | None:
-        """A plan that was made of other views of the same memory."""
+        """A plan that was made for other views of the same memory."""
         return self._by_layouts.get(layouts)
 
     def of_structure(self, structure: Any) -> P | None:
@@ -54,12 +54,12 @@ class Plans(Generic[P]):
         return None if structure is None else self._by_structure.get(structure)
 
     def keep(self, plan: P) -> None:
-        """Make a plan the last one, which is tried before all others."""
+        """Add a plan and make it the last one."""
         self.last = plan
         self.add(plan)
 
     def add(self, plan: P) -> None:
-        """Keep a plan; the oldest goes where there are too many."""
+        """Add a plan; drop the oldest if there are too many."""
         _put(self._by_identity, plan.identity, plan)
         if plan.structure is None:
             _put(self._by_layouts, plan.layouts, plan)
@@ -82,26 +82,25 @@ def _put(plans: OrderedDict[Any, P], key: Any, plan: P) -> None:
 
 
 def layouts_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
-    """What must be the same for a plan to serve for other views of the same memory."""
+    """What must be equal for a plan to be rebound to other views of the same memory."""
     return (tuple(map(_view_of, variables)), tuple(kinds))
 
 
 def _view_of(variable: Any) -> tuple[Any, ...]:
     array = array_of(variable)
     constrained = isinstance(variable, Variable) and variable.constraint is not None
-    key = memory_key(layout_of(array).canonical(array))
-    return (key, array.shape, array.strides, constrained)
+    return (array_key(array), array.shape, array.strides, constrained)
 
 
 def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
-    """What must be the same for a plan to serve again."""
+    """What must be equal for a plan to be used again as it is."""
     return (tuple(map(id, variables)), tuple(kinds))
 
 
 def structure_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...] | None:
-    """What must be the same for a plan to be moved to other memory.
+    """What must be equal for a plan to be moved to other memory.
 
-    None unless all variables and gradients are plain arrays, no variable comes twice, and kernels
+    None unless all variables and gradients are plain arrays, no variable occurs twice, and kernels
     can run on them in place.
     """
     for array, kind in zip(variables, kinds, strict=True):

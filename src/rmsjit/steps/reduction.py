@@ -1,7 +1,7 @@
-"""What an engine asks of a strategy that shares its steps with other processes.
+"""The protocol of a strategy, which shares the steps of an engine with other processes.
 
-A strategy is a stage of the step, between its gradients and the update: ranks agree that they take
-the same step, reduce their gradients, and afterwards share what each has updated.
+Before the update, all ranks agree to take the same step and reduce their gradients; after it, they
+share what each has updated.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.numbers import StepNumbers
 from rmsjit.steps.pairs import Pairs
 
-if TYPE_CHECKING:  # these bring Numba along
+if TYPE_CHECKING:  # these import Numba
     from rmsjit.steps.engine import Engine
     from rmsjit.steps.norms import Norms
 
 
 class Request(NamedTuple):
-    """A step that is asked for.
+    """The arguments of a step.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class Request(NamedTuple):
     hyperparameters : Hyperparameters
     clipping : Clipping
     counter : integer 0-d array or None
-        What counts the steps.
+        Counts the steps.
     aggregate : bool
         Whether gradients are reduced over processes.
     """
@@ -47,29 +47,29 @@ class Reduction(Protocol):
     pairs: Pairs
     values: StepNumbers
     clipping: Clipping
-    scale: float  # what gradients are still to be multiplied by
+    scale: float  # the gradients must still be multiplied by this
 
     def whole(self, norms: Norms) -> Norms:
-        """Norms of whole gradients, where this rank has parts of them."""
+        """The norms of whole gradients, from those of the parts that this rank has."""
 
     def own(self, factors: NDArray[Any]) -> NDArray[Any]:
-        """Those of the parts of this rank, of factors for whole gradients."""
+        """The factors of the parts that this rank has, from those of whole gradients."""
 
     def name(self, position: int) -> str:
         """How messages name the variable of a whole gradient."""
 
     def share(self) -> None:
-        """Give all ranks what this one has updated."""
+        """Send all ranks what this one has updated."""
 
 
 class Strategy(Protocol):
-    """Makes the stage of every step."""
+    """Reduces the gradients of every step."""
 
     def reduced(self, engine: Engine, request: Request) -> Reduction | None:
-        """Agree with all ranks and reduce the gradients; None where nobody has any.
+        """Agree with all ranks and reduce the gradients; None if no rank has any.
 
         Raises
         ------
         Exception
-            On every rank, where one can't take the step or they disagree.
+            On every rank, if one can't take the step or they disagree.
         """

@@ -27,7 +27,7 @@ _APART = 32  # elements between what two threads write, more than a pair of cach
 
 
 class Table:
-    """A table and its slots, as kernels for rows take them.
+    """A table and its slots, as the kernels for rows need them.
 
     Parameters
     ----------
@@ -40,9 +40,9 @@ class Table:
     Attributes
     ----------
     rows, width : int
-        How many rows it has, and how many elements a row has.
+        The number of rows, and of elements in a row.
     rows_key : tuple
-        What tells its rows from those of other views of the memory.
+        See `rmsjit.arrays.layout.rows_key`.
     in_place : bool
         Whether kernels can run over its rows in place.
     """
@@ -63,13 +63,13 @@ class Table:
         self.addresses = np.array([address_of(array) for array in self.arrays], np.int64)
 
     def bytes_of(self, count: int) -> int:
-        """The bytes that could be written in sequence in the time of an update of some rows."""
+        """How many bytes could be written sequentially while some rows are updated."""
         return int(_RANDOM_ROW_COST * count * self.width * sum(a.itemsize for a in self.arrays))
 
     def on_copies(
         self, numbers: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], list[Call], list[Call]]:
-        """Addresses of copies of some rows, or of all, and the calls that make and return them."""
+        """The addresses of copies of some rows, or of all; the calls that copy in and out."""
         count = self.rows if numbers is None else len(numbers)
         copies = [np.empty((count, *array.shape[1:]), array.dtype) for array in self.arrays]
         inwards, outwards = (
@@ -90,7 +90,7 @@ class Table:
         ----------
         clock : Clock
         numbers : int64 array or None
-            Which rows, each once; None for all.
+            Which rows, without duplicates; None for all.
         bins : int
             The number of threads.
         """
@@ -116,12 +116,12 @@ class Table:
 
 
 class SparseGroup:
-    """One table whose gradient names rows.
+    """One table with a sparse gradient.
 
     Parameters
     ----------
     position : int
-        Of its pair in the list.
+        The position of its pair in the list.
     variable : ndarray or Variable
         The table as it was given.
     member : Member
@@ -139,18 +139,20 @@ class SparseGroup:
         self.kinds = self.table.kinds
 
     def bind(self, gradient: IndexedSlices, written: NDArray[np.int64]) -> Occurrences:
-        """Check a gradient and find its rows; writes nothing but scratch.
+        """Check a gradient and find its rows; writes only scratch memory.
 
         Parameters
         ----------
         gradient : IndexedSlices
         written : int64 array
-            The memory that the step writes; values within it are copied.
+            The memory that the step writes; values that overlap it are copied.
 
         Raises
         ------
-        TypeError, ValueError, RuntimeError, IndexError
-            See `rmsjit.steps.pairs.sparse_gradient`; IndexError for an index that is no row.
+        TypeError, ValueError, RuntimeError
+            See `rmsjit.steps.pairs.sparse_gradient`.
+        IndexError
+            If an index is out of range.
         """
         values, indices = sparse_gradient(gradient, self.variable, self.position)
         values = converted(np.ascontiguousarray(values), self.table.array.dtype)
@@ -174,7 +176,7 @@ class SparseGroup:
             The numbers of the step.
         occurrences : Occurrences
         factor : float
-            What a clipped norm multiplies the gradient by, else 1.
+            What the gradient is multiplied by: 1 unless its norm was clipped.
         bins : int
             The number of threads.
         exact : bool
@@ -196,9 +198,8 @@ class SparseGroup:
         bins: int,
         clock: Clock | None,
     ) -> list[Call]:
-        table = self.table
+        table, numbers = self.table, binding.numbers[self.kinds.computing]
         if table.in_place:
-            numbers = binding.numbers[self.kinds.computing]
             return [self._update(table.addresses, numbers, occurrences, factor, bins, clock)]
         named, places = np.unique(occurrences.indices, return_inverse=True)
         places = places.reshape(-1).astype(np.int64)
@@ -206,11 +207,10 @@ class SparseGroup:
         addresses, before, after = table.on_copies(named)
         own = None if clock is None else clock.of_rows(named)
         if own is not None and clock is not None:
-            # The act may tick before it comes to this call, so `now` is the clock's own.
+            # The act may tick the clock before this call, so the copy reads `now` then.
             before.append(copy_call(clock.done, own.done, False, named))
             before.append(copy_call(clock.words[:1], own.words[:1], False))
             after.append(copy_call(clock.done, own.done, True, named))
-        numbers = binding.numbers[self.kinds.computing]
         return [*before, self._update(addresses, numbers, compact, factor, bins, own), *after]
 
     def _update(
@@ -243,12 +243,12 @@ class SparseGroup:
 
 
 def tick_call(clock: Clock, numbers: NDArray[Any]) -> Call:
-    """The call that counts a step, with the numbers of `rmsjit.rule.numbers.lapsed`."""
+    """The call that counts a step; `numbers` come from `rmsjit.rule.numbers.lapsed`."""
     words = np.array([1, address_of(clock.words), address_of(numbers)], np.int64)
     return Call(loader.tick(), words, (clock, numbers))
 
 
 def reset_call(clock: Clock) -> Call:
-    """The call that starts a clock again, once all rows are up to date."""
+    """The call that resets a clock, once all rows are up to date."""
     words = np.array([1, address_of(clock.words), 0], np.int64)
     return Call(loader.reset(), words, clock)

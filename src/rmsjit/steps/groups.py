@@ -1,0 +1,58 @@
+"""Which variables of a list are updated together, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from rmsjit.arrays.layout import Key
+from rmsjit.rule.form import Form
+from rmsjit.state.slots import Member
+from rmsjit.steps.dense import DenseGroup
+from rmsjit.steps.pairs import is_sparse
+from rmsjit.steps.sparse import SparseGroup
+
+Group = DenseGroup | SparseGroup
+
+
+def turns_of(members: Sequence[Member | None]) -> list[int]:
+    """For each pair, how many earlier pairs have the same variable and are updated before it."""
+    seen: dict[Key, int] = {}
+    turns = []
+    for member in members:
+        turn = seen.get(member.entry.key, 0) if member else 0
+        if member:
+            seen[member.entry.key] = turn + 1
+        turns.append(turn)
+    return turns
+
+
+def rounds_of(
+    variables: Sequence[Any],
+    kinds: Sequence[type],
+    members: Sequence[Member | None],
+    constrained: Collection[int],
+    form: Form,
+) -> list[list[Group]]:
+    """The groups of each round: for each turn, one for each dtype and each sparse gradient.
+
+    All turns are one round, unless a variable with a constraint occurs several times: then each
+    turn is a round, because the constraint is applied between the updates.
+    """
+    turns = turns_of(members)
+    together: dict[tuple[int, Any], list[int]] = {}
+    for position, member in enumerate(members):
+        if member is not None:
+            sort = position if is_sparse(kinds[position]) else member.entry.precision.name
+            together.setdefault((turns[position], sort), []).append(position)
+    by_turn: list[list[Group]] = [[] for _ in range(max(turns, default=0) + 1)]
+    for (turn, sort), positions in together.items():
+        found = [member for member in map(members.__getitem__, positions) if member]
+        if isinstance(sort, int):
+            by_turn[turn].append(SparseGroup(sort, variables[sort], found[0], form))
+        else:
+            by_turn[turn].append(DenseGroup(positions, found, form))
+    keys = [member.entry.key for k in constrained if (member := members[k])]
+    if len(set(keys)) < len(keys):
+        return by_turn
+    return [[group for groups in by_turn for group in groups]]
