@@ -1,7 +1,7 @@
-"""What runs compiled: the rule, the kernels that apply it, and the loader that compiles them.
+"""Compiled code: the rule, the kernels that apply it, and the loader that compiles them.
 
-All modules that Numba's decorators appear in are imported here, in one place, so that a user's
-``NUMBA_DISABLE_JIT`` can't turn their functions into plain Python, which they are not written for.
+All modules that use Numba's decorators are imported here, so that ``NUMBA_DISABLE_JIT`` can't turn
+their functions into plain Python, which would not work.
 """
 
 from rmsjit.runtime.settings import compilable

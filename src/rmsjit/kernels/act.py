@@ -1,9 +1,9 @@
-"""One act: all kernels of a step called in turn, then its counter, without a return to Python.
+"""One act: all kernels of a step, then its counter, without a return to Python.
 
-Python code can run wherever a step returns to the interpreter: a signal handler, an exception for
-Ctrl-C, another thread.  So nothing that belongs together is written in two calls.  Whatever can
-fail, or must wait for Python, has been done when the act begins; what may still refuse it (a
-counter that is full, another thread that is about to fork) is asked before the first write.
+Wherever a step returns to the interpreter, other Python code can run: a signal handler, an
+exception for Ctrl-C, another thread.  So everything that belongs together is written in one call.
+All that can fail or needs Python is done before the act; what may still refuse it (a full counter,
+another thread that is about to fork) is checked before the first write.
 """
 
 from llvmlite import ir
@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 from rmsjit.kernels.views import WORD_BYTES, words
 from rmsjit.runtime.flags import INLINED
 
-# Words of an act; after them come address and call of each kernel.
+# Words of an act; they are followed by the address of each kernel and of its call.
 (
     KERNELS,
     EPOCH,
@@ -27,7 +27,7 @@ from rmsjit.runtime.flags import INLINED
     GATE,
 ) = range(10)
 WORDS = 10
-# Words of the gate, which all threads share.
+# Words of the gate, which is shared by all threads.
 IN_FLIGHT, FORKING, EXCLUSIVE, BUSY = range(4)
 GATE_WORDS = 4
 DONE, CLOSED, FULL, STALE = range(4)  # what an act returns
@@ -66,31 +66,30 @@ def _set_threads(typing_context, function, count):
     return types.none(types.int64, types.int64), codegen
 
 
-@intrinsic
-def _add(typing_context, address, amount):
-    """Add to a word that other threads write too; what it held before."""
+def _atomic(operation, bits=64):
+    """A function ``(address, operand)`` that changes an integer atomically; its former value."""
 
-    def codegen(context, builder, signature, args):
-        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", place, args[1], "seq_cst")
+    @intrinsic
+    def change(typing_context, address, operand):
+        def codegen(context, builder, signature, args):
+            kind = ir.IntType(bits)
+            place = builder.inttoptr(args[0], kind.as_pointer())
+            narrow = builder.trunc(args[1], kind)
+            before = builder.atomic_rmw(operation, place, narrow, "seq_cst")
+            return builder.sext(before, ir.IntType(64))
 
-    return types.int64(types.int64, types.int64), codegen
+        return types.int64(types.int64, types.int64), codegen
+
+    return change
 
 
-@intrinsic
-def _exchange(typing_context, address, value):
-    """Write a word that other threads write too; what it held before."""
-
-    def codegen(context, builder, signature, args):
-        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("xchg", place, args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
+_exchange = _atomic("xchg")
+_add, _add_4, _add_2, _add_1 = (_atomic("add", bits) for bits in (64, 32, 16, 8))
 
 
 @njit(**INLINED)
 def _enter(gate):
-    """Whether threads may be launched now; if so, no fork begins until `_leave`."""
+    """Whether threads may be launched now; if so, no fork can begin until `_leave`."""
     _add(gate + WORD_BYTES * IN_FLIGHT, 1)
     any_number = words(gate)[EXCLUSIVE] == 0
     if _add(gate + WORD_BYTES * FORKING, 0) == 0 and (
@@ -108,46 +107,26 @@ def _leave(gate):
     _add(gate + WORD_BYTES * IN_FLIGHT, -1)
 
 
-def _counting(bits):
-    """A function that adds to an integer of some width, which other threads add to as well."""
-
-    @intrinsic
-    def add(typing_context, address, amount):
-        def codegen(context, builder, signature, args):
-            kind, word = ir.IntType(bits), ir.IntType(64)
-            place = builder.inttoptr(args[0], kind.as_pointer())
-            more = builder.trunc(args[1], kind) if bits < 64 else args[1]
-            after = builder.add(builder.atomic_rmw("add", place, more, "seq_cst"), more)
-            return builder.sext(after, word) if bits < 64 else after
-
-        return types.int64(types.int64, types.int64), codegen
-
-    return add
-
-
-_count_8, _count_4, _count_2, _count_1 = map(_counting, (64, 32, 16, 8))
-
-
 @njit(**INLINED)
 def _count(address, nbytes, amount):
-    """Add to an integer of some width; its value then."""
+    """Add to an integer of some width; its former value."""
     if nbytes == 8:
-        return _count_8(address, amount)
+        return _add(address, amount)
     if nbytes == 4:
-        return _count_4(address, amount)
+        return _add_4(address, amount)
     if nbytes == 2:
-        return _count_2(address, amount)
-    return _count_1(address, amount)
+        return _add_2(address, amount)
+    return _add_1(address, amount)
 
 
 def run_act(act_address):
-    """Call the kernels of an act in turn, then count.
+    """Call the kernels of an act one after the other, then count.
 
     Returns
     -------
     int
-        DONE; or with nothing written CLOSED, where threads must not be launched now, FULL, where
-        the counter can hold no larger number, or STALE, where what was prepared has changed since.
+        DONE; or, with nothing written, CLOSED if threads must not be launched now, FULL if the
+        counter has reached its maximum, or STALE if the epoch has changed since the act was made.
     """
     act = words(act_address)
     if act[EPOCH] and words(act[EPOCH])[0] != act[EXPECTED_EPOCH]:

@@ -1,4 +1,4 @@
-"""Copying: parts of many arrays into one stretch of memory or out of it, and strided arrays."""
+"""Copying parts of many arrays, and strided arrays, to and from contiguous memory."""
 
 from numba import njit, uint8, uint16, uint32, uint64
 
@@ -21,11 +21,11 @@ def _copy(target, source, count):
 
 
 def copy_parts(call_address):
-    """Copy parts of arrays, laid end to end.
+    """Copy parts of arrays to contiguous memory, or back.
 
     Words of the call: ``PARTS``, how many; ``ARRAYS``, the addresses of the arrays; ``PART_ROWS``,
     for each part the number of its array, its first byte and its length in bytes; ``PACKED``, the
-    address where they lie end to end; ``OUTWARDS``, whether that is the source.
+    address of the contiguous memory; ``OUTWARDS``, whether that is the source.
     """
     call = words(call_address)
     arrays, packed = words(call[ARRAYS]), call[PACKED]
@@ -55,11 +55,11 @@ def _move(target, source, nbytes):
 
 @njit(**INLINED)
 def copy_strided(call_address, b):
-    """Copy a strided array to contiguous memory, or back: the work of a kernel of one bin.
+    """Copy a strided array to contiguous memory, or back; for a kernel of one bin.
 
     Words of the call: ``SOURCE_IS_STRIDED``; the addresses of both; ``ITEM_BYTES``; ``NDIM``, at
-    least 1; ``ROW_NUMBERS``, which rows of the first axis are copied (int64), or 0 for all; then
-    the shape, in which the first length is that of the copy, and the strides.
+    least 1; ``ROW_NUMBERS``, the rows of the first axis to copy (int64), or 0 for all; then the
+    shape of the copy, and the strides.
     """
     call = words(call_address)
     nbytes, ndim, flat = call[ITEM_BYTES], call[NDIM], call[CONTIGUOUS]

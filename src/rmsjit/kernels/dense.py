@@ -1,7 +1,7 @@
 """The dense kernel: the rule over whole variables, all of one dtype in one call.
 
-Work comes in pieces ``(row, first element, number of elements, group)``, and pieces in bins of
-about equal size, each of which one thread works off.
+The work is divided into pieces ``(row, first element, number of elements, group)``, and the pieces
+into bins of about equal size, one for each thread.
 """
 
 from numba import njit
@@ -33,18 +33,18 @@ def update_pieces(form, kinds, clipped):
     kinds : Kinds
         The types of memory and arithmetic.
     clipped : bool
-        Whether gradients are clipped and scaled on their way.
+        Whether gradients are clipped and scaled first.
 
     Notes
     -----
     Words of the call:
 
-    - ``CUTS``: int64 (bins + 1,), where the pieces of each bin start, and their end.
+    - ``CUTS``: int64 (bins + 1,), the first piece of each bin, and the number of pieces.
     - ``PIECES``: int64 (pieces, PIECE_WORDS).
     - ``ADDRESSES``: int64 (variables, 1 + slots), of each variable's memory and of its slots.
-    - ``GRADIENTS``: int64 (variables,), addresses of the gradients, laid out as their variables.
+    - ``GRADIENTS``: int64 (variables,), of the gradients, which have the layout of the variables.
     - ``NUMBERS``: (groups, FIELDS), see `rmsjit.rule.numbers.RuleNumbers`.
-    - ``SCALES``: (variables,), what a clipped norm multiplies each gradient by, else 1.
+    - ``SCALES``: (variables,), what to multiply each gradient by; read only if `clipped`.
     """
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     COLUMNS, NBYTES, NUMBER_BYTES = 1 + len(kinds.slots), size_of(STORAGE), size_of(COMPUTING)

@@ -1,8 +1,8 @@
-"""What every kernel has in common: bins of work, shared out to threads.
+"""The frame of every kernel: bins of work, distributed to threads.
 
 A kernel is called with the address of its call, a block of words that begins with the number of
-bins.  Serial and parallel kernels are this one function, compiled without threads and with them;
-only the address crosses from thread to thread.
+bins.  Serial and parallel kernels are the same function, compiled without and with threads; only
+the address is passed from thread to thread.
 """
 
 from numba import njit, prange
@@ -13,7 +13,7 @@ from rmsjit.runtime.flags import INLINED
 
 @njit(**INLINED)
 def nothing(call_address):
-    """For kernels with nothing to do before or after their bins."""
+    """The default of `before` and `after`."""
 
 
 def over_bins(work, before=nothing, after=nothing):

@@ -1,14 +1,14 @@
-"""Reading a step's pairs from the headers of their Python objects, checked on the way.
+"""Reading and checking the pairs of a step from the headers of their Python objects.
 
-``a.ctypes.data`` takes microseconds for each array.  Here the headers that every C extension is
-compiled against are read directly, in nanoseconds: of the tuple of pairs, of the pairs, and of the
-arrays in them.  A tuple's items follow its head, whose size is ``tuple.__basicsize__``, and its
-length follows the object head, whose size is ``object.__basicsize__``.  There an array has: data,
-number of dimensions, dimensions, strides, base, dtype, flags.
+``a.ctypes.data`` takes microseconds for each array.  Reading the object headers directly takes
+nanoseconds; every C extension is compiled against them, so they are stable.  The length of a tuple
+is at offset ``object.__basicsize__``, its items at ``tuple.__basicsize__``.  An array has, from
+offset ``object.__basicsize__`` on: data, number of dimensions, dimensions, strides, base, dtype,
+flags.
 
-Another thread that may run meanwhile could free what is read (``a.shape = ...`` replaces the
-dimensions), so all this is done with the GIL held, and only where there is one.
-`headers_readable` compares what is read once with what Python and NumPy say.
+Another thread could free what is being read (``a.shape = ...`` replaces the dimensions), so the GIL
+is held meanwhile; without a GIL, headers are not read.  `headers_readable` checks once that the
+layout is the expected one.
 """
 
 import sys
@@ -33,9 +33,9 @@ C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
 COUNT, TUPLE_TYPE, EXPECTED, COLUMNS, SPAN_STARTS, SPAN_ENDS, SPANS, ADDRESSES = range(8)
 WORDS = 8
 
-# Columns of `expected`: the variable's object, its array (0 where there is no gradient), and the
-# array's data and memory; the gradient's type, and how it is read; then what both arrays have:
-# dtype object, flags that must be set, size in bytes, number of dimensions, and the dimensions.
+# Columns of `expected`: the variable's object, its array (0 without a gradient), and the array's
+# data and memory; the gradient's type, and how it is read; then what both arrays must have: dtype
+# object, flags that must be set, size in bytes, number of dimensions, and the dimensions.
 (
     VARIABLE_OBJECT,
     OWNER,
@@ -53,7 +53,7 @@ IN_PLACE, COPIED, NAMED_ROWS = range(3)  # ways to read: in place, through a cop
 NOT_READABLE = 0  # in place of an address
 NOT_AS_EXPECTED = -1
 
-# The helpers take whole blocks and positions, not slices of arrays, which would count references.
+# The helpers take pointers, not arrays, whose references would be counted.
 
 
 @njit(**INLINED)
@@ -73,7 +73,7 @@ def _as_expected(header, expected):
 
 @njit(**INLINED)
 def _last_not_above(starts, count, address):
-    """The position of the last span that starts at `address` or before it, or -1."""
+    """The position of the last span that starts at or before `address`, or -1."""
     low, high = 0, count
     while low < high:
         middle = (low + high) // 2
@@ -86,10 +86,9 @@ def _last_not_above(starts, count, address):
 
 @njit(**INLINED)
 def _clear_of_writes(start, expected, call):
-    """Whether reading this memory is safe while the step writes.
+    """Whether a gradient can be read while the step writes.
 
-    That is so where it meets none of the written spans, or is exactly the memory of its own
-    variable.
+    It must not overlap any of the written spans, or be exactly the memory of its own variable.
     """
     size, own = expected[NBYTES], expected[OWNER_MEMORY]
     starts, ends = words(call[SPAN_STARTS]), words(call[SPAN_ENDS])
@@ -105,24 +104,24 @@ def _is_tuple_of(header, call, length):
 
 
 def read_pairs(pairs, call_address):
-    """Write the data address of every dense gradient, and check each pair on the way.
+    """Check every pair, and write the data address of every dense gradient.
 
     Words of the call: ``COUNT``, how many pairs are expected; ``TUPLE_TYPE``, ``id(tuple)``;
     ``EXPECTED``, a row of ``COLUMNS`` words for each pair; ``SPAN_STARTS`` and ``SPAN_ENDS``, all
-    memory that the step writes, ``SPANS`` ascending spans that do not meet; ``ADDRESSES``, filled
-    with NOT_READABLE where a gradient can't be read in place.
+    memory that the step writes, as ``SPANS`` sorted and disjoint spans; ``ADDRESSES``, filled, with
+    NOT_READABLE for a gradient that can't be read in place.
 
     Parameters
     ----------
     pairs : int
-        ``id`` of a tuple, which the caller keeps alive, as it does the pairs.
+        ``id`` of a tuple; the caller keeps it and the pairs alive.
     call_address : int
 
     Returns
     -------
     int
-        How many gradients can't be read in place; NOT_AS_EXPECTED if the pairs are no tuples, a
-        variable or the type of a gradient is another, or a variable has moved or become read-only.
+        How many gradients can't be read in place; NOT_AS_EXPECTED if the pairs are not tuples, a
+        variable or the type of a gradient differs, or a variable has moved or become read-only.
     """
     call = words(call_address)
     count, addresses, outer = call[COUNT], words(call[ADDRESSES]), words(pairs)
@@ -159,7 +158,7 @@ def read_pairs(pairs, call_address):
 
 
 def headers_readable(read):
-    """Whether compiled `read_pairs` sees what Python and NumPy say of an array of odd shape."""
+    """Whether compiled `read_pairs` agrees with Python and NumPy about an array."""
     if sys.implementation.name != "cpython" or not _has_gil():
         return False
     gradient = np.zeros((2, 3, 5), np.float32)

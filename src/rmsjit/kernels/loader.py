@@ -1,4 +1,4 @@
-"""Every kernel by what it is made for: from the cache, or compiled.
+"""All kernels: each is loaded from the cache, or compiled.
 
 Kernels check nothing; `rmsjit.steps` prepares their calls.
 """
@@ -21,15 +21,12 @@ def _over_bins(
     key: str,
     parallel: bool,
     make: Callable[[], Any],
-    before: Any = None,
-    after: Any = None,
+    before: Any = driver.nothing,
+    after: Any = driver.nothing,
 ) -> Kernel:
-    """A kernel of bins, whose work `make` gives; see `rmsjit.kernels.driver.over_bins`."""
-
-    def made() -> Any:
-        return driver.over_bins(make(), before or driver.nothing, after or driver.nothing)
-
-    return compile_kernel(name, key, made, flags=PARALLEL if parallel else FLAGS)
+    """A kernel of bins, whose work `make` returns; see `rmsjit.kernels.driver.over_bins`."""
+    flags = PARALLEL if parallel else FLAGS
+    return compile_kernel(name, key, lambda: driver.over_bins(make(), before, after), flags=flags)
 
 
 @functools.cache
@@ -63,13 +60,13 @@ def tick() -> Kernel:
 
 @functools.cache
 def reset() -> Kernel:
-    """Start a clock again."""
+    """Reset a clock."""
     return _over_bins("reset", "", False, lambda: rows.reset)
 
 
 @functools.cache
 def sums_of_squares(real: str, computing: str, parallel: bool) -> Kernel:
-    """The norms of gradients that are made of `real` numbers."""
+    """The norms of gradients; complex ones are read as twice as many `real` numbers."""
     make = functools.partial(norms.sums_of_pieces, real, computing)
     return _over_bins("sums_of_squares", f"{real} {computing}", parallel, make, after=norms.add_up)
 
@@ -82,7 +79,7 @@ def copy_strided() -> Kernel:
 
 @functools.cache
 def copy_parts() -> Kernel:
-    """Copy parts of arrays into one stretch of memory, or out of it."""
+    """Copy parts of arrays to contiguous memory, or back."""
     return compile_kernel("copy_parts", "", lambda: copies.copy_parts)
 
 
@@ -94,7 +91,7 @@ def first_outside() -> Kernel:
 
 @functools.cache
 def find_rows() -> Kernel:
-    """Search for the occurrences of each row."""
+    """Find the occurrences of each row."""
     return compile_kernel("find_rows", "", lambda: rows.find_rows)
 
 
@@ -106,7 +103,7 @@ def run_act() -> Kernel:
 
 @functools.cache
 def read_pairs() -> Kernel | None:
-    """The reader of object headers, or None where they are not laid out as it expects."""
+    """The reader of object headers; None if they do not have the layout that it expects."""
     read = compile_kernel(
         "read_pairs", "", lambda: headers.read_pairs, arguments=2, flags=HOLDING_GIL
     )

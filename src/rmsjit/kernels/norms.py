@@ -1,11 +1,11 @@
-"""Sums of squares of gradients, the same to the bit for every number of threads.
+"""Sums of squares of gradients, with the same bits for every number of threads.
 
-A piece is summed in float64 over `LANES` running sums, which are added up in a fixed order.  The
-pieces have a fixed length and are added up in their order, so nothing depends on how they are dealt
-out to threads.  The loop is written in LLVM's own vectors: the vectoriser would
-need leave to reorder a sum, and could then choose another order for another kernel.
+A piece is summed in float64, in `LANES` running sums that are added up in a fixed order.  Pieces
+have a fixed length and are added up in their order, so the result does not depend on which thread
+sums which.  The loop is written in LLVM vectors, because LLVM vectorises a sum only if it may
+reorder it, and could then choose a different order for each kernel.
 
-The same pass tells whether a gradient is finite: zero times each element adds up to zero or NaN.
+The same pass finds out whether a gradient is finite: its elements times zero add up to zero or NaN.
 """
 
 import numpy as np
@@ -30,9 +30,9 @@ from rmsjit.runtime.flags import INLINED
 BINS, CUTS, PIECES, GRADIENTS, BOUND, SUMS, TOTALS = range(7)
 WORDS = 7
 
-NORM_PIECE = 8192  # elements: long enough to hide the call, short enough to share out evenly
+NORM_PIECE = 8192  # elements: long enough to hide the overhead, short enough for even bins
 LANES = 32
-_AHEAD = 8192  # bytes; the processor's own prefetching stays closer, and waits for memory
+_AHEAD = 8192  # bytes; hardware prefetching is not that far ahead, and waits for memory
 _WIDTH = 8  # elements of a vector; LANES / _WIDTH of them hide the latency of the addition
 _FLOATS = ir.VectorType(ir.FloatType(), _WIDTH)
 _DOUBLES = ir.VectorType(ir.DoubleType(), _WIDTH)
@@ -58,7 +58,7 @@ def _splat(builder, scalar):
 
 
 def _clipped(builder, vector, upper, lower):
-    """`vector` between two bounds; a NaN compares false and stays."""
+    """`vector` clipped to two bounds; a NaN compares false and stays."""
     vector = builder.select(builder.fcmp_ordered(">", vector, upper), upper, vector)
     return builder.select(builder.fcmp_ordered("<", vector, lower), lower, vector)
 
@@ -72,7 +72,7 @@ def _added_up(builder, vector):
 
 
 class _Loop:
-    """A counted LLVM loop that carries vectors from one turn to the next, in registers."""
+    """A counted LLVM loop that carries vectors from one iteration to the next, in registers."""
 
     def __init__(self, builder, count, starts):
         self._builder, self._count = builder, count
@@ -93,7 +93,7 @@ class _Loop:
         return phi
 
     def finish(self, results):
-        """Close the loop; the values of `results` after the last turn."""
+        """Close the loop; the values of `results` after the last iteration."""
         following = self._builder.add(self.index, self.index.type(1))
         self.index.add_incoming(following, self._body)
         for phi, result in zip(self.carried, results, strict=True):
@@ -109,7 +109,7 @@ class _Loop:
 
 @intrinsic
 def _sum_groups(typing_context, gradient, groups, bound):
-    """The sum of squares of ``groups * LANES`` elements, and zero, or NaN if one is not finite."""
+    """The sum of squares of ``groups * LANES`` elements; zero, or NaN if one is not finite."""
     dtype = gradient.dtype
     pair = types.UniTuple(types.float64, 2)
 
@@ -151,14 +151,14 @@ def sums_of_pieces(real, computing):
     Parameters
     ----------
     real, computing : str
-        The storage of the real numbers that gradients are made of, and the type of the bound.
+        The storage type of the (real parts of the) gradients, and the type of the bound.
 
     Notes
     -----
-    Words of the call: ``CUTS``, ``PIECES`` and ``GRADIENTS`` as in `rmsjit.kernels.dense`, complex
-    gradients as real ones of twice the length; ``BOUND``, the bound on each value first; ``SUMS``,
-    room for two float64 of each piece; ``TOTALS``, zeros, to which two of each gradient are added:
-    the sum of squares, and its poison.
+    Words of the call: ``CUTS``, ``PIECES`` and ``GRADIENTS`` as in `rmsjit.kernels.dense`, with
+    complex gradients as real ones of twice the length; ``BOUND``, to which each value is clipped
+    first; ``SUMS``, memory for two float64 per piece; ``TOTALS``, zeros, to which two float64 per
+    gradient are added: the sum of squares, and zero, or NaN if the gradient is not finite.
     """
     STORAGE, COMPUTING = number_type(real), number_type(computing)
     NBYTES = size_of(STORAGE)
@@ -185,7 +185,7 @@ def sums_of_pieces(real, computing):
 
 @njit(**INLINED)
 def add_up(call_address):
-    """Add up the sums of all pieces in their order, whatever thread has made them."""
+    """Add up the sums of all pieces in their order."""
     call = words(call_address)
     sums, totals = pointer(call[SUMS], float64), pointer(call[TOTALS], float64)
     for p in range(words(call[CUTS])[call[BINS]]):

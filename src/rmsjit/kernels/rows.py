@@ -1,12 +1,11 @@
 """The sparse kernels: the rule over the rows of a table that a gradient names.
 
-A gradient is `values`, a row for each of `indices`, where an index may come several times.  First
-`find_rows` brings the occurrences of every row together, in their order; then the update sums
-them and applies the rule once.  A row belongs to one thread, so there is nothing to lock, and the
-sums do not depend on the number of threads.
+A gradient is `values`, one row for each of `indices`, which may contain duplicates.  First
+`find_rows` groups the occurrences of each row, in their order; then the update sums them and
+applies the rule once.  Each row belongs to one thread, so there are no locks, and the sums do not
+depend on the number of threads.
 
-Rows that a gradient does not name can be brought up to date later, by a clock: see
-`rmsjit.state.clock` for what it counts.
+Rows that a gradient does not name can catch up later, by a clock; see `rmsjit.state.clock`.
 """
 
 import numpy as np
@@ -26,10 +25,10 @@ from rmsjit.kernels.views import (
 from rmsjit.runtime.flags import INLINED
 from rmsjit.state.clock import CAPACITY, DONE, LAPSES, NOW, ROWS
 
-# Words of a search for rows.
+# Words of a search.
 SEARCHED, INDICES, MARKS, STARTS, ORDER, TABLE_ROWS = range(6)
 SEARCH_WORDS = 6
-# Words of an update of rows, which begins like a search but for its first.
+# Words of an update: after the first, those of the search come first.
 BINS, DISTINCT, CUTS, VALUES, TABLE, WIDTH, NUMBERS, FACTOR, TOTALS, TOTAL_WIDTH, CLOCK = (
     0,
     *range(SEARCH_WORDS, SEARCH_WORDS + 10),
@@ -42,17 +41,17 @@ CATCH_UP_WORDS = 6
 TICKED, TICK_NUMBERS = range(1, 3)
 TICK_WORDS = 3
 
-_ROWS_AHEAD = 8  # far enough for memory to answer, near enough for the lines to be there still
+_ROWS_AHEAD = 8  # to prefetch: early enough, but not evicted from the cache before use
 _OCCURRENCES_AHEAD = 8
 _INDICES_AHEAD = 96
-_ROW_COST = 3  # of updating a row, in reads of a gradient's row
+_ROW_COST = 3  # of updating a row, relative to reading a row of the gradient
 _MARK_BYTES = 4
-_NEGLIGIBLE = 1e-300  # denormal numbers would slow every later step down
+_NEGLIGIBLE = 1e-300  # smaller factors become 0, since denormal numbers are slow
 
 
 @njit(**INLINED)
 def _first_outside(indices, count, rows):
-    """The position of the first index that is no row, or -1."""
+    """The position of the first index that is out of range, or -1."""
     least, most = 0, 0
     for k in range(count):
         least = min(least, indices[k])
@@ -66,26 +65,26 @@ def _first_outside(indices, count, rows):
 
 
 def first_outside(indices_address, count, rows):
-    """The position of the first of `count` indices that is no row, or -1."""
+    """The position of the first of `count` indices that is out of range, or -1."""
     return _first_outside(words(indices_address), count, rows)
 
 
 def find_rows(search_address):
-    """Sort the occurrences of each row together, in their order, by a count of them.
+    """Group the occurrences of each row, in their order, by a counting sort.
 
     Words of the search, with ``n`` in the first:
 
-    - ``INDICES``: int64 (n,), and ``TABLE_ROWS``, how many rows the table has.
-    - ``MARKS``: int32 (rows,), all zeros, on return as well.  Meanwhile the number of each row
-      that is named, from 1 in order of first occurrence.
-    - ``STARTS``: int32 (n + 1,), filled with the place in ``ORDER`` where the occurrences of each
-      of these rows start, and their end.
+    - ``INDICES``: int64 (n,), and ``TABLE_ROWS``, the number of rows of the table.
+    - ``MARKS``: int32 (rows,), all zeros before and after.  Meanwhile it numbers the rows that are
+      named, from 1, in order of first occurrence.
+    - ``STARTS``: int32 (n + 1,), filled with the positions in ``ORDER`` where the occurrences of
+      each of these rows start, and the end of the last.
     - ``ORDER``: int32 (n,), filled with the occurrences.
 
     Returns
     -------
     int
-        How many rows are named; or ``-1 - k`` where index `k` is the first that is no row.
+        How many rows are named; or ``-1 - k`` if index `k` is the first that is out of range.
     """
     search = words(search_address)
     n, indices = search[SEARCHED], words(search[INDICES])
@@ -107,7 +106,7 @@ def find_rows(search_address):
             starts[number] = 0
         starts[number] += 1
     end = 0
-    for number in range(1, count + 1):  # now the ends, from which they are filled backwards
+    for number in range(1, count + 1):  # counts become ends, from which rows are filled backwards
         end += starts[number]
         starts[number] = end
     for k in range(n - 1, -1, -1):
@@ -126,7 +125,7 @@ def find_rows(search_address):
 
 @njit(**INLINED)
 def cut_rows(call_address):
-    """Write to ``CUTS`` where bins of about equal work start among the rows, and their end."""
+    """Cut the rows into bins of about equal work: write the first row of each to ``CUTS``."""
     call = words(call_address)
     bins, count = call[BINS], call[DISTINCT]
     cuts, starts = words(call[CUTS]), pointer(call[STARTS], int32)
@@ -157,15 +156,15 @@ def update_rows(form, kinds, exact):
     Words of the call, after those of the search:
 
     - ``DISTINCT``: how many rows are named.
-    - ``CUTS``: int64 (bins + 1,), room for the borders of the bins.
+    - ``CUTS``: int64 (bins + 1,), memory for the borders of the bins.
     - ``VALUES``: the rows of the gradient.
     - ``TABLE``: int64 (1 + slots,), addresses of the table and its slots.
     - ``WIDTH``: elements of a row.
     - ``NUMBERS``: the `RuleNumbers` of the table.
-    - ``FACTOR``: what a clipped norm multiplies the gradient by, else 1.
-    - ``TOTALS``: (bins, ``TOTAL_WIDTH``), room for the sum of a row, in the dtype of the
-      arithmetic (complex for complex tables).  Where bins share a cache line, their threads wait
-      for each other at every row.
+    - ``FACTOR``: what to multiply the gradient by.
+    - ``TOTALS``: (bins, ``TOTAL_WIDTH``), memory for the sum of a row, in the dtype of the
+      arithmetic (complex for complex tables).  Bins must not share a cache line, or their threads
+      wait for each other at every row.
     - ``CLOCK``: the words of the clock.
     """
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
@@ -174,14 +173,13 @@ def update_rows(form, kinds, exact):
     SIZES = tuple(size_of(number_type(name)) for name in (kinds.variable, *kinds.slots))
     slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
     update_element, catch_up_row = element_rule(form), _catch_up(form, kinds)
-    sum_occurrences = _occurrences_sum(STORAGE)
 
     @njit(**INLINED)
     def update_bin(call_address, b):
         call = words(call_address)
         cuts, indices, table = words(call[CUTS]), words(call[INDICES]), words(call[TABLE])
         starts, order = pointer(call[STARTS], int32), pointer(call[ORDER], int32)
-        width = call[WIDTH]
+        width, values = call[WIDTH], call[VALUES]
         h = read_numbers(pointer(call[NUMBERS], COMPUTING))
         factor = pointer(call[FACTOR], COMPUTING)[0]
         total = pointer(call[TOTALS] + b * call[TOTAL_WIDTH] * TOTAL_BYTES, TOTAL)
@@ -197,10 +195,19 @@ def update_rows(form, kinds, exact):
                     prefetch_row(table[column] + ahead * nbytes, nbytes)
                 if exact:
                     prefetch_to_write(clock[DONE] + ahead * CLOCK_BYTES)
-            row = indices[order[starts[k]]]
-            sum_occurrences(
-                total, call[VALUES], order, starts[k], starts[k + 1], last, width, factor, h
-            )
+            start, row = starts[k], indices[order[starts[k]]]
+            for p in range(start, starts[k + 1]):
+                if p + _OCCURRENCES_AHEAD < last:
+                    occurrence = order[p + _OCCURRENCES_AHEAD]
+                    prefetch_row(values + occurrence * width * NBYTES, width * NBYTES)
+                gradient = pointer(values + order[p] * width * NBYTES, STORAGE)
+                if p == start:
+                    for i in range(width):
+                        total[i] = scale(clip(load(gradient, i), h.clipvalue), factor)
+                else:
+                    for i in range(width):
+                        more = scale(clip(load(gradient, i), h.clipvalue), factor)
+                        total[i] = bounded_sum(total[i], more, h.largest)
             variable = pointer(table[0] + row * width * NBYTES, STORAGE)
             slots = slots_at(table, 1, row * width)
             if exact:
@@ -213,33 +220,11 @@ def update_rows(form, kinds, exact):
     return update_bin
 
 
-def _occurrences_sum(STORAGE):
-    """The function that sums the clipped rows of a gradient that `order` names."""
-    NBYTES = size_of(STORAGE)
-
-    @njit(**INLINED)
-    def sum_occurrences(total, values, order, start, stop, last, width, factor, h):
-        for p in range(start, stop):
-            if p + _OCCURRENCES_AHEAD < last:
-                ahead = order[p + _OCCURRENCES_AHEAD]
-                prefetch_row(values + ahead * width * NBYTES, width * NBYTES)
-            row = pointer(values + order[p] * width * NBYTES, STORAGE)
-            if p == start:
-                for i in range(width):
-                    total[i] = scale(clip(load(row, i), h.clipvalue), factor)
-            else:
-                for i in range(width):
-                    more = scale(clip(load(row, i), h.clipvalue), factor)
-                    total[i] = bounded_sum(total[i], more, h.largest)
-
-    return sum_occurrences
-
-
 # --- rows that have missed steps ------------------------------------------------------------
 
 
 def _catch_up(form, kinds):
-    """The function that brings a row to the last step of its clock, as zero gradients would."""
+    """The function that brings a row to the last step of its clock, as by zero gradients."""
     COMPUTING = number_type(kinds.computing)
     LARGEST = np.finfo(np.dtype(kinds.computing)).max
     lapse_element = lapse_rule(form)
@@ -254,7 +239,7 @@ def _catch_up(form, kinds):
         kept = COMPUTING(lapses[KEPT * capacity + since])
         if decay == 1 and carry == 1 and drift == 0 and kept == 1:
             return
-        # An average that has overflowed must not meet a factor of 0, which would make it NaN.
+        # An average that has overflowed, times a factor of 0, would be NaN.
         bound = COMPUTING(np.inf if decay != 0 else LARGEST)
         for i in range(width):
             lapse_element(i, variable, slots, decay, carry, kept, drift, bound)
@@ -263,9 +248,9 @@ def _catch_up(form, kinds):
 
 
 def catch_up_rows(form, kinds):
-    """The work of one bin of rows that are brought up to date.
+    """The work of one bin of rows that catch up.
 
-    Words of the call: ``BEHIND``, the rows (int64, different), or 0 for the first
+    Words of the call: ``BEHIND``, the rows (int64, without duplicates), or 0 for the first
     ``BEHIND_COUNT`` of the table; ``CATCH_TABLE``, ``CATCH_WIDTH`` and ``CATCH_CLOCK`` as in an
     update.
     """
@@ -293,10 +278,9 @@ def catch_up_rows(form, kinds):
 
 @njit(**INLINED)
 def tick(call_address, b):
-    """Count a step on a clock: the work of a kernel of one bin.
+    """Count a step on a clock; for a kernel of one bin.
 
-    ``TICK_NUMBERS`` are four float64: rho, the momentum factor, what a variable is multiplied by
-    and its move per unit of the new momentum.
+    ``TICK_NUMBERS`` are four float64; see `rmsjit.rule.numbers.lapsed`.
     """
     call = words(call_address)
     clock, numbers = words(call[TICKED]), pointer(call[TICK_NUMBERS], float64)
@@ -315,7 +299,7 @@ def tick(call_address, b):
 
 @njit(**INLINED)
 def reset(call_address, b):
-    """Start a clock again if every row is up to date: the work of a kernel of one bin."""
+    """Reset a clock if every row is up to date; for a kernel of one bin."""
     clock = words(words(call_address)[TICKED])
     done, now = pointer(clock[DONE], uint16), uint16(clock[NOW])
     for row in range(clock[ROWS]):

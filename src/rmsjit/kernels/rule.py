@@ -1,8 +1,8 @@
-"""The RMSprop rule, for one element, made from a form: the only place where it is written.
+"""The RMSprop rule for one element, made from a form: the only place where it is written.
 
-`element_rule` gives the update by a gradient and `lapse_rule` the effect of several steps without
-one.  Both close over what `rmsjit.rule.form.Form` says: a term that a form lacks is not compiled.
-With ``g`` the clipped gradient and ``h`` the numbers of the step::
+`element_rule` returns the update by a gradient, `lapse_rule` the effect of several steps with a
+zero gradient.  Both close over the settings of a `rmsjit.rule.form.Form`, so a term that the form
+lacks is not compiled.  With ``g`` the clipped gradient and ``h`` the numbers of the step::
 
     rms <- rho*rms + (1 - rho)*g*g
     mg  <- rho*mg  + (1 - rho)*g                          centered
@@ -11,7 +11,7 @@ With ``g`` the clipped gradient and ``h`` the numbers of the step::
     momentum <- momentum_factor*momentum + u ;  variable <- variable - momentum
     variable <- variable - u                              without a momentum slot
 
-Drivers choose what an index is: an element of a dense variable, or of a row of a table.
+An index may be an element of a dense variable or of a row of a table.
 """
 
 from numba import njit
@@ -38,7 +38,7 @@ from rmsjit.rule.numbers import RuleNumbers
 from rmsjit.runtime.flags import INLINED
 
 FIELDS = len(RuleNumbers._fields)
-read_numbers = fields_of(RuleNumbers)  # as scalars, which loops keep in registers
+read_numbers = fields_of(RuleNumbers)  # into scalars, which loops keep in registers
 
 
 def element_rule(form: Form):
@@ -54,13 +54,8 @@ def element_rule(form: Form):
     SHRINKS = form.weight_decay == "decoupled"
     SUBTRACTED = form.weight_decay == "subtracted"
     CLIPS_WEIGHTS = form.clip_weights
-    average_square, average, denominator, quotient = (
-        _square_average(form),
-        _average(form.mg_average, form.fused),
-        _denominator(form.epsilon),
-        _quotient(form.quotient),
-    )
-
+    average_square, average = _square_average(form), _average(form.mg_average, form.fused)
+    denominator, quotient = _denominator(form.epsilon), _quotient(form.quotient)
     variance_of = _variance(form)
     clamped = real_nonnegative if form.complex_square == "modulus" else nonnegative
 
@@ -76,7 +71,7 @@ def element_rule(form: Form):
             value = value * h.keep
         if SUBTRACTED:
             value = value - value * h.decay * h.lr
-        # Neither an average that has overflowed nor a square that would may meet a factor of 0.
+        # An average or a square that has overflowed, times a factor of 0, would be NaN.
         mean_square = average_square(at_most(load(slots[RMS], i), h.rms_bound), g, h)
         store(slots[RMS], i, mean_square)
         if CORRECTED:
@@ -111,7 +106,7 @@ def element_rule(form: Form):
 
 
 def _square_average(form: Form):
-    """The function that carries ``rms`` on by a gradient."""
+    """The function that updates ``rms`` by a gradient."""
     MODULUS, FUSED = form.complex_square == "modulus", form.fused
     if form.rms_average == "difference" or form.square == "first":
         square = modulus_squared if MODULUS else squared
@@ -136,7 +131,7 @@ def _square_average(form: Form):
 
 
 def _variance(form: Form):
-    """The function that takes the square of the mean from the mean of squares."""
+    """The function that subtracts the square of the mean from the mean of squares."""
     MODULUS, FUSED = form.complex_square == "modulus", form.fused
     square = modulus_squared if MODULUS else squared
 
@@ -168,7 +163,7 @@ def _average(kind: str, fused: bool):
 
 
 def _denominator(epsilon: str):
-    """The function that keeps the root of the variance from zero."""
+    """The function for the root of the variance, which epsilon keeps above zero."""
 
     @njit(**INLINED)
     def outside(variance, eps):
@@ -182,7 +177,7 @@ def _denominator(epsilon: str):
 
 
 def _quotient(order: str):
-    """The function for ``lr*g/d``; as the rate is small, ``lr*(g/d)`` overflows last."""
+    """The function for ``lr*g/d``; ``lr*(g/d)`` is the least likely to overflow."""
 
     @njit(**INLINED)
     def rate_last(lr, g, size):
@@ -207,9 +202,9 @@ def _quotient(order: str):
 def lapse_rule(form: Form):
     """The function that applies several steps with a zero gradient to an element at once.
 
-    It takes what has become, over these steps, of 1 in an average (`decay`) and in the momentum
-    (`carry`), of 1 in the variable (`kept`), and the variable's move per unit of the momentum
-    (`drift`).  An average that has overflowed is brought to `bound` first.
+    Over these steps, averages are multiplied by `decay`, the momentum by `carry` and the variable
+    by `kept`, and the variable moves by `drift` per unit of the momentum.  Averages above `bound`
+    are reduced to it first.
     """
     HAS_MOMENTUM = form.has_momentum
     MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
@@ -231,7 +226,7 @@ def lapse_rule(form: Form):
 
 
 def _slot_lapses(changes: list[str]):
-    """The same for every slot; put together slot by slot, as `views.pointers_to` is."""
+    """The function that changes all slots; one function per slot, as their types differ."""
     if not changes:
         return _no_lapse
     DECAYS, CARRIES, LAST = changes[-1] == DECAY, changes[-1] == CARRY, len(changes) - 1

@@ -1,10 +1,12 @@
-"""Reading, writing and bounding single elements, for every dtype that a variable may have.
+"""Loads, stores and arithmetic on single elements of every dtype that a variable may have.
 
-NumPy's half types are not Numba's, so their elements travel as integers of the same width:
-float16 as uint16 and bfloat16 as int16.  They are widened to float32 when loaded and rounded once,
-to nearest even, when stored.  Real functions with a complex counterpart are here as well, so that
-the rule needs no branch on the dtype.
+Numba has no half types, so their elements are integers of the same width here: float16 is uint16
+and bfloat16 is int16.  They are widened to float32 when loaded, and rounded once, to nearest even,
+when stored.  Functions that differ for real and complex numbers are here as well, so that the rule
+needs no branch on the dtype.
 """
+
+import functools
 
 import numpy as np
 from llvmlite import ir
@@ -13,6 +15,17 @@ from numba.extending import intrinsic, overload
 
 FLOAT16_BITS = types.uint16
 BFLOAT16_BITS = types.int16
+
+
+def _by_type(implementation_for):
+    """A function for compiled code; `implementation_for` takes types and gives what to compile."""
+
+    @functools.wraps(implementation_for)
+    def stub(*arguments):
+        raise NotImplementedError("compiled code only")
+
+    overload(stub)(implementation_for)
+    return stub
 
 
 @intrinsic
@@ -60,13 +73,9 @@ def _float32_to_bfloat16(typing_context, value):
     return types.int16(value), codegen
 
 
+@_by_type
 def load(array, i):
     """Element `i` of `array`, in the type that the rule computes in."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(load)
-def _load(array, i):
     if array.dtype == FLOAT16_BITS:
         return lambda array, i: _float16_to_float32(array[i])
     if array.dtype == BFLOAT16_BITS:
@@ -74,13 +83,9 @@ def _load(array, i):
     return lambda array, i: array[i]
 
 
+@_by_type
 def store(array, i, value):
     """Write `value` to element `i` of `array`, rounded once to its dtype."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(store)
-def _store(array, i, value):
     if array.dtype == FLOAT16_BITS:
 
         def store_float16(array, i, value):
@@ -100,90 +105,64 @@ def _store(array, i, value):
     return store_same
 
 
+@_by_type
 def nonnegative(value):
-    """`value`, or zero where it is below; a NaN stays NaN; a complex number is left alone."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(nonnegative)
-def _nonnegative(value):
+    """`value`, or zero if it is negative; NaN stays NaN; complex numbers are unchanged."""
     if isinstance(value, types.Complex):
         return lambda value: value
-    return lambda value: max(value, type(value)(0))  # the other order would hide a NaN
+    return lambda value: max(value, type(value)(0))  # the other order would drop a NaN
 
 
+@_by_type
 def real_nonnegative(value):
-    """`value`, or zero where its real part is below; for numbers that are real in any case."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(real_nonnegative)
-def _real_nonnegative(value):
+    """`value`, or zero if its real part is negative; for numbers without an imaginary part."""
     if isinstance(value, types.Complex):
         return lambda value: complex(max(value.real, type(value.real)(0)), type(value.real)(0))
     return lambda value: max(value, type(value)(0))
 
 
+@_by_type
 def at_most(value, bound):
-    """The smaller of `value` and `bound`; a NaN stays NaN; a complex number is left alone."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(at_most)
-def _at_most(value, bound):
+    """The minimum of `value` and `bound`; NaN stays NaN; complex numbers are unchanged."""
     if isinstance(value, types.Complex):
         return lambda value, bound: value
     return lambda value, bound: min(value, bound)
 
 
+@_by_type
 def bounded_sum(left, right, largest):
-    """``left + right``, at most `largest` in magnitude where both are finite."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(bounded_sum)
-def _bounded_sum(left, right, largest):
+    """``left + right``, at most `largest` in magnitude if both are finite."""
     if isinstance(left, types.Complex):
         return lambda left, right, largest: left + right
 
     def real_sum(left, right, largest):
         total = left + right
-        # Where both are finite the sum can be too large, but not by as much as a factor of two.
+        # The sum of two finite numbers may overflow; one with an infinity or a NaN stays.
         finite = (left - left) + (right - right) == 0
         return max(min(total, largest), -largest) if finite else total
 
     return real_sum
 
 
+@_by_type
 def root(value):
-    """The square root; of a complex number the principal one, above the negative axis on it."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(root)
-def _root(value):
+    """The principal square root; a negative real part without imaginary part gives +i."""
     if isinstance(value, types.Complex):
-        return lambda value: np.sqrt(value + type(value)(0))  # no negative zero as imaginary part
+        return lambda value: np.sqrt(
+            value + type(value)(0)
+        )  # without a negative zero as imaginary part
     return lambda value: np.sqrt(value)
 
 
+@_by_type
 def squared(value):
     """``value**2``."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(squared)
-def _squared(value):
     return lambda value: value * value
 
 
+@_by_type
 def modulus_squared(value):
     """``|value|**2``, of the type of `value`."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(modulus_squared)
-def _modulus_squared(value):
     if isinstance(value, types.Complex):
         return lambda value: complex(
             value.real * value.real + value.imag * value.imag, type(value.real)(0)
@@ -191,25 +170,17 @@ def _modulus_squared(value):
     return lambda value: value * value
 
 
+@_by_type
 def weighted_square(weight, value):
-    """``weight * value**2``, which for a weight of 0 is 0 even where the square overflows."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(weighted_square)
-def _weighted_square(weight, value):
+    """``weight * value**2``, which is 0 for a weight of 0 even if the square overflows."""
     if isinstance(value, types.Complex):
         return lambda weight, value: weight * (value * value)
     return lambda weight, value: weight * value * value
 
 
+@_by_type
 def weighted_modulus(weight, value):
-    """``weight * |value|**2``; of a real number the same as `weighted_square`."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(weighted_modulus)
-def _weighted_modulus(weight, value):
+    """``weight * |value|**2``; `weighted_square` for real numbers."""
     if isinstance(value, types.Complex):
         return lambda weight, value: weight * modulus_squared(value)
     return lambda weight, value: weight * value * value
@@ -223,25 +194,17 @@ def _fma(typing_context, left, right, addend):
     return left(left, left, left), codegen
 
 
+@_by_type
 def add_weighted_modulus(weight, value, addend):
-    """``weight * |value|**2 + addend``, fused as ``(weight*value)*value`` for a real number."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(add_weighted_modulus)
-def _add_weighted_modulus(weight, value, addend):
+    """``weight * |value|**2 + addend``; for real numbers fused, as ``(weight*value)*value``."""
     if isinstance(value, types.Complex):
         return lambda weight, value, addend: weight * modulus_squared(value) + addend
     return lambda weight, value, addend: multiply_add(weight * value, value, addend)
 
 
+@_by_type
 def multiply_add(left, right, addend):
-    """``left*right + addend``, rounded once; complex numbers, which have no such, as they come."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(multiply_add)
-def _multiply_add(left, right, addend):
+    """``left*right + addend``, rounded once for real numbers."""
     kinds = (left, right, addend)
     if all(isinstance(kind, types.Float) for kind in kinds):
         WIDEST = max(kinds, key=lambda kind: kind.bitwidth)
@@ -249,25 +212,17 @@ def _multiply_add(left, right, addend):
     return lambda left, right, addend: left * right + addend
 
 
+@_by_type
 def clip(value, bound):
-    """`value` within plus and minus `bound`; a NaN stays NaN; a complex number is left alone."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(clip)
-def _clip(value, bound):
+    """`value` clipped to plus and minus `bound`; NaN stays NaN; complex numbers are unchanged."""
     if isinstance(value, types.Complex):
         return lambda value, bound: value
     return lambda value, bound: max(min(value, bound), -bound)
 
 
+@_by_type
 def scale(value, factor):
-    """`value` times a real `factor`, each part of a complex number by itself."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(scale)
-def _scale(value, factor):
+    """`value` times a real `factor`, for complex numbers part by part."""
     if isinstance(value, types.Complex):
         # A product of two complex numbers would turn infinity times zero into NaN.
         return lambda value, factor: complex(value.real * factor, value.imag * factor)

@@ -1,8 +1,8 @@
-"""Typed access to memory whose address is known.
+"""Typed access to memory at a known address.
 
-Kernels are not given arrays but one address: that of a block of words (int64), which hold further
-addresses and counts.  One call can so update any number of variables, at the cost of converting one
-argument.  A pointer is indexed as an array is; it has no length, and counts no references.
+Kernels do not take arrays but one address: that of a block of words (int64), which hold further
+addresses and counts.  So one call can update any number of variables, and converts one argument
+only.  A pointer is indexed like an array; it has no length and no reference count.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ WORD_BYTES = 8
 
 @intrinsic
 def pointer(typing_context, address, dtype):
-    """`address` as a pointer to numbers of a dtype, which must be a constant."""
+    """`address` as a pointer to numbers of a type, which must be a constant."""
     kind = types.CPointer(dtype.dtype)
 
     def codegen(context, builder, signature, args):
@@ -34,20 +34,20 @@ def words(address):
 
 
 def number_type(name):
-    """Numba's type of a dtype by its name, as a constant that kernels may close over."""
+    """Numba's type for the name of a dtype, as a constant that kernels can close over."""
     return from_dtype(np.dtype(name))
 
 
 def size_of(kind):
-    """The bytes of a number of a type."""
+    """How many bytes a number of this type has."""
     return kind.bitwidth // 8
 
 
 def pointers_to(kinds):
-    """A function ``(addresses, first, start)`` for as many arrays as there are `kinds`.
+    """A function ``(addresses, first, start)`` for arrays of these types.
 
-    It gives a tuple of pointers to element `start` of each array, whose addresses are the words
-    from `first` on.  (A loop could not make a tuple that has a type for each place.)
+    It returns a tuple of pointers to element `start` of each array; their addresses are the words
+    from `first` on.  (A loop could not make a tuple of different types.)
     """
     pointers = types.Tuple([types.CPointer(kind) for kind in kinds])
 
@@ -69,7 +69,7 @@ def pointers_to(kinds):
 
 
 def fields_of(named):
-    """A function that gives as many numbers behind a pointer as a named tuple, and as that."""
+    """A function that reads the fields of a named tuple from a pointer."""
 
     @intrinsic
     def fields_at(typing_context, numbers):
@@ -86,7 +86,7 @@ def fields_of(named):
 
 
 def emit_prefetch(builder, address, write):
-    """Ask for the cache line at an LLVM pointer, to be written or only read; never faults."""
+    """Prefetch the cache line at an LLVM pointer, to write or to read; never faults."""
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     name = "llvm.prefetch.p0i8"
@@ -96,7 +96,7 @@ def emit_prefetch(builder, address, write):
 
 @intrinsic
 def prefetch_to_write(typing_context, address):
-    """Ask for the cache line at `address`, which will be written; never faults."""
+    """Prefetch the cache line at `address` to write it; never faults."""
 
     def codegen(context, builder, signature, args):
         emit_prefetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), write=1)
@@ -107,7 +107,7 @@ def prefetch_to_write(typing_context, address):
 
 @njit(**INLINED)
 def prefetch_row(address, nbytes):
-    """Ask for the lines of a row, which may straddle one line more than it fills."""
+    """Prefetch the cache lines of a row, which need not begin on a line."""
     line = address - address % CACHE_LINE
     while line < address + nbytes:
         prefetch_to_write(line)

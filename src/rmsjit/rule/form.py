@@ -1,7 +1,7 @@
-"""`Form` and `Slot`: a published form of RMSprop, written down as a value.
+"""`Form` and `Slot`: a published form of RMSprop, as a value.
 
-Every library computes RMSprop in its own way.  A `Form` says which way: where epsilon and the
-learning rate enter, what is remembered, how each operation is rounded.  Kernels are made from it
+Every library computes RMSprop in its own way.  A `Form` describes it: where epsilon and the
+learning rate enter, which slots there are, how each operation is rounded.  Kernels are made from it
 (`rmsjit.kernels.rule`), so what a form lacks costs nothing.
 """
 
@@ -29,19 +29,19 @@ def _is_finite(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Slot:
-    """One array that the rule keeps beside each variable.
+    """One array that the rule keeps for each variable.
 
     Parameters
     ----------
     name : str
     start : float or "epsilon", default 0.0
-        What every element starts from.
+        The initial value of every element.
     dtype : str, optional
-        Such as "float64"; that of the variable if left out.
+        Such as "float64"; by default, that of the variable.
     zero_gradient : {"decay", "carry", "stay", "no closed form"}
         What a step with a zero gradient does to it: multiplies it by rho, multiplies it by the
-        momentum factor, or leaves it alone; "no closed form" for anything else, which
-        ``sparse="exact"`` refuses.
+        momentum factor, or nothing; "no closed form" for anything else, which ``sparse="exact"``
+        refuses.
 
     Examples
     --------
@@ -61,7 +61,7 @@ class Slot:
             raise ValueError(f'start must be a finite number or "epsilon", got {self.start!r}')
 
     def first_value(self, epsilon: float) -> float:
-        """What every element starts from, in an optimizer with this epsilon."""
+        """The initial value of every element, in an optimizer with this epsilon."""
         return epsilon if isinstance(self.start, str) else self.start
 
 
@@ -104,27 +104,27 @@ class Form:
     Parameters
     ----------
     slots : tuple of Slot
-        What is kept beside each variable, in the order of creation.  "rms" must be among them;
-        "mg" makes the form centered.
+        In the order of creation.  "rms" must be among them; "mg" makes the form centered.
     epsilon : {"outside", "inside"}
         ``sqrt(v) + epsilon``, or ``sqrt(v + epsilon)``.
     learning_rate : {"inside", "outside"}
-        Whether the momentum accumulates ``lr*g/d``, or ``g/d`` and is multiplied when it is used.
+        Whether the momentum accumulates ``lr*g/d``, or ``g/d`` and is multiplied by ``lr`` when
+        it is used.
     nesterov : bool
         Step by ``factor*momentum + lr*g/d`` instead of by the new momentum.
     bias_correction : bool
         Divide ``rms`` and ``mg`` by ``1 - rho**t`` at step ``t``, before ``v``.
     weight_decay : None or {"coupled", "decoupled", "subtracted", "independent"}
-        Added to the gradient; or the variable shrinks before the step, by ``p * (1 - lr*wd)``,
-        by ``p - p*wd*lr`` (the same but for rounding), or by ``p * (1 - wd)``.
+        Added to the gradient; or the variable shrinks before the step, to ``p * (1 - lr*wd)``,
+        ``p - p*wd*lr`` (the same except for rounding), or ``p * (1 - wd)``.
     clip_weights : bool
-        Bring every element of the variable into a range after the step.
+        Clip every element of the variable after the step.
     clamp : bool
-        Keep ``rms - mg*mg`` from falling below zero by rounding, which gives NaN without.
+        Replace ``rms - mg*mg`` by 0 if rounding makes it negative, which would give NaN.
     complex_square : {"product", "modulus"}
         ``g*g``, as TensorFlow computes, or ``|g|**2``, which descends.
     one_minus_rho : {"rounded", "exact"}
-        Subtracted in the dtype of the arithmetic, or in float64 and then rounded.
+        Computed in the dtype of the arithmetic, or in float64 and then rounded.
     rms_average, mg_average : {"weighted", "difference"}
         ``rho*a + c*b``, or ``a + (b - a)*c``.
     square : {"weighted", "first"}
@@ -132,15 +132,15 @@ class Form:
     quotient : {"rate_last", "rate_first", "reciprocal", "rate_over"}
         ``lr*(g/d)``, ``(lr*g)/d``, ``lr*(g*(1/d))``, or ``(lr/d)*g``.
     fused : bool
-        Round a product and the sum that follows it once (FMA), where libraries do.
+        Round a product and the following sum once (FMA), where libraries do.
     creation : {"by_slot", "by_variable"}
-        Whether one slot is created for all variables before the next slot is, or all slots of one
+        Whether the first slot of all variables is created before their second, or all slots of one
         variable before those of the next; the order of weights and checkpoints.
 
     Raises
     ------
     ValueError
-        If a setting is none of those, or two contradict each other.
+        If a setting has another value, or two contradict each other.
 
     Examples
     --------
@@ -191,26 +191,26 @@ class Form:
             )
 
     def __repr__(self) -> str:
-        """The settings that differ from the defaults; kernels are kept under this name as well."""
+        """The settings that differ from the defaults; also part of the key of cached kernels."""
         slots = f"slots={self.slots}"
         if all(slot == _KNOWN.get(slot.name) for slot in self.slots):
             return _call("Form.with_slots", map(repr, self.slot_names), self._changed())
         return _call("Form", [slots], self._changed())
 
     def _changed(self) -> dict[str, Any]:
-        """The settings, other than slots, that are not the defaults."""
+        """The settings other than slots that differ from the defaults."""
         settings = {one.name: one.default for one in fields(self) if one.name != "slots"}
         return {k: getattr(self, k) for k, v in settings.items() if getattr(self, k) != v}
 
     @classmethod
     def with_slots(cls, *names: str, rms_start: float | str = 0.0, **settings: Any) -> Form:
-        """A form with some of the slots "rms", "mg" and "momentum", in this order of creation.
+        """A form with some of the slots "rms", "mg" and "momentum", created in this order.
 
         Parameters
         ----------
         *names : str
         rms_start : float or "epsilon", default 0.0
-            What ``rms`` starts from.
+            The initial value of ``rms``.
         **settings
             As for `Form`.
         """
@@ -247,16 +247,16 @@ class Form:
         return self.slots[self.index(name)]
 
     def with_momentum(self) -> Form:
-        """This form with a momentum slot, its epsilon where it was."""
+        """This form with a momentum slot, otherwise unchanged."""
         if self.has_momentum:
             return self
         return replace(self, slots=(*self.slots, MOMENTUM))
 
     @functools.cached_property
     def arithmetic(self) -> Form:
-        """This form without all that kernels need not know, so that like forms share them.
+        """This form without what kernels do not depend on, so that forms can share them.
 
-        Slots come in the order of their names here, and so in every table that kernels read.
+        Its slots are sorted by name, as in every table that kernels read.
         """
         slots = sorted((replace(slot, start=0.0) for slot in self.slots), key=lambda s: s.name)
         decay = "decoupled" if self.weight_decay == "independent" else self.weight_decay
@@ -270,7 +270,7 @@ class Form:
 
     @property
     def without_closed_form(self) -> str | None:
-        """Why several steps with a zero gradient can't be taken as one; None where they can."""
+        """Why several steps with a zero gradient can't be taken as one; None if they can."""
         for slot in self.slots:
             if slot.zero_gradient == NO_CLOSED_FORM:
                 return f"the slot {slot.name!r} has no closed form under a zero gradient"
@@ -281,23 +281,23 @@ class Form:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that differ from the defaults, and the slots, as JSON can hold them."""
+        """The slots and the settings that differ from the defaults, as values for JSON."""
         return {"slots": [_slot_to_json(slot) for slot in self.slots], **self._changed()}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Form:
-        """The form that `to_dict` wrote.
+        """The form from a result of `to_dict`.
 
         Raises
         ------
         TypeError, ValueError, KeyError
-            If it is none.
+            If `settings` is not one.
         """
         slots = [_slot_from_json(slot) for slot in settings["slots"]]
         return cls(tuple(slots), **{k: v for k, v in settings.items() if k != "slots"})
 
     def differences(self, other: Form) -> Iterator[tuple[str, Any, Any]]:
-        """The settings in which two forms differ: name, value here, value there."""
+        """The settings in which two forms differ: the name, and the value in each."""
         for name in (one.name for one in fields(self)):
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
@@ -309,7 +309,7 @@ def _call(name: str, arguments: Iterable[str], settings: Mapping[str, Any]) -> s
 
 
 def _slot_to_json(slot: Slot) -> str | dict[str, Any]:
-    """A slot by its name alone where that says everything."""
+    """A slot as a dict, or as its name if it is one of ours."""
     if slot == _KNOWN.get(slot.name):
         return slot.name
     return {one.name: getattr(slot, one.name) for one in fields(Slot)}

@@ -1,8 +1,8 @@
-"""The numbers of one step: as hyperparameters give them, and as kernels take them.
+"""The numbers of one step: as hyperparameters give them, and as kernels read them.
 
-`StepNumbers` are what a step is taken with, plain floats that ranks of a cluster can send to each
-other; `RuleNumbers` what the compiled rule reads, in the dtype of its arithmetic.  A further number
-is a field of both and a line of `packed`.
+`StepNumbers` are plain floats, which processes can send to each other; `RuleNumbers` are what the
+compiled rule reads, in the dtype of its arithmetic.  To add a number, add a field to both and a
+line to `packed`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class StepNumbers(NamedTuple):
         Positive.
     weight_decay : float
     clip_weights : float
-        The bound on every element of a variable; infinite where there is none.
+        The bound on every element of a variable; infinite if there is none.
     step : float
         The number of the step, from 1.
     """
@@ -44,10 +44,10 @@ class StepNumbers(NamedTuple):
 
 
 class RuleNumbers(NamedTuple):
-    """What the compiled rule reads, in the type that it computes in.
+    """What the compiled rule reads, in the type of its arithmetic.
 
-    A Python float among them would silently double the width of a float32 loop, and so would
-    ``1 - rho`` inside it, so all arrive ready made.
+    A Python float, or ``1 - rho`` inside the loop, would silently turn a float32 loop into a
+    float64 loop, so all numbers are computed before it.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class RuleNumbers(NamedTuple):
     largest : float
         The largest finite number.
     rms_bound : float
-        The most that ``rms`` may be before it is multiplied by rho: infinity times 0 is NaN.
+        ``rms`` is reduced to this before it is multiplied by rho: infinity times 0 is NaN.
     clipvalue, clip_weights : float
         Bounds on elements of gradients and of variables.
     """
@@ -83,8 +83,8 @@ class RuleNumbers(NamedTuple):
 def packed(numbers: StepNumbers, clipvalue: float, computing: str, form: Form) -> NDArray[Any]:
     """The fields of `RuleNumbers` for each group of variables; today there is one group.
 
-    ``1 - rho`` is taken in the dtype of the arithmetic from the rounded rho, as TensorFlow takes
-    it, or in float64, as the form says.
+    The form says whether ``1 - rho`` is computed from the rounded rho in the dtype of the
+    arithmetic, as in TensorFlow, or in float64.
 
     Returns
     -------
@@ -94,11 +94,11 @@ def packed(numbers: StepNumbers, clipvalue: float, computing: str, form: Form) -
     Raises
     ------
     ValueError
-        If epsilon rounds to zero there: a zero gradient would then give 0/0; or if a number
-        overflows.
+        If epsilon rounds to zero in that dtype, so that a zero gradient would give 0/0; or if the
+        learning rate or epsilon overflows.
     """
     dtype = np.dtype(computing).type
-    with np.errstate(all="ignore"):  # a bound beyond the dtype bounds nothing
+    with np.errstate(all="ignore"):  # a bound may overflow to infinity
         rho, epsilon, rate = dtype(numbers.rho), dtype(numbers.epsilon), numbers.learning_rate
         for name, given in (("learning_rate", rate), ("epsilon", numbers.epsilon)):
             if not np.isfinite(dtype(given)):
@@ -140,13 +140,13 @@ def kept(numbers: StepNumbers, form: Form) -> float:
 
 
 def lapsed(rule: NDArray[Any], form: Form) -> NDArray[np.float64]:
-    """What a step with a zero gradient does, by the packed numbers of one group.
+    """What a step with a zero gradient does, from the packed numbers of one group.
 
     Returns
     -------
     float64 array, shape (4,)
-        What it multiplies averages, the momentum and a variable by, and how far it moves the
-        variable per unit of the new momentum.
+        The factors of averages, momentum and variable, and how far the variable moves per unit of
+        the new momentum.
     """
     h = RuleNumbers(*rule.astype(np.float64).tolist())
     move = h.momentum if form.nesterov else 1.0

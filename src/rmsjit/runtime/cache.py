@@ -1,10 +1,9 @@
-"""Compiling kernels once per machine type, or loading them from the cache.
+"""Compiling each kernel once per type of machine, or loading it from the cache.
 
-Numba's own cache has one index per function, which processes can leave pointing at the wrong code,
-and it needs all of Numba's compiler in memory before it loads anything.  Here the result of a
-compilation is stored whole (`rmsjit.runtime.store`) under an identity that holds everything the
-code depends on, so an edit of any kernel source never meets stale code.  A kernel is made from a
-form only where it must be compiled.
+Numba's own cache has one index per function, which concurrent processes can leave pointing at the
+wrong code, and it needs all of Numba's compiler in memory before it can load anything.  Here the
+result of a compilation is stored (`rmsjit.runtime.store`) under an identity with everything that
+the code depends on, so editing a kernel's source never leads to stale code.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from rmsjit.runtime.settings import compilable, numba_config
 from rmsjit.runtime.store import cache_folder
 
 _ROOT = Path(__file__).parents[1]
-_OTHER_SOURCES = (  # that kernels are made from
+_OTHER_SOURCES = (  # that kernels depend on
     "rule/form.py",
     "rule/numbers.py",
     "runtime/cache.py",
     "runtime/flags.py",
     "state/clock.py",
 )
-_SETTINGS_IN_CODE = (  # those of Numba that change the code it makes
+_SETTINGS_IN_CODE = (  # the settings of Numba that machine code depends on
     "OPT",
     "LOOP_VECTORIZE",
     "SLP_VECTORIZE",
@@ -44,7 +43,7 @@ _SETTINGS_IN_CODE = (  # those of Numba that change the code it makes
 )
 
 _lock = forks.RenewedLock()
-_kernels: dict[Any, tuple[Kernel, Any]] = {}  # with what keeps their machine code alive
+_kernels: dict[Any, tuple[Kernel, Any]] = {}  # each with what keeps its machine code alive
 
 
 class Kernel(NamedTuple):
@@ -53,9 +52,9 @@ class Kernel(NamedTuple):
     Attributes
     ----------
     call : callable
-        The function for Python; it checks nothing, and must be called with integers.
+        The function for Python; it checks nothing and must be called with integers.
     address : int
-        The same as a C function, for other compiled code.
+        The address of the same as a C function, for other compiled code.
     """
 
     call: Callable[..., Any]
@@ -69,26 +68,27 @@ def compile_kernel(
     arguments: int = 1,
     flags: Mapping[str, Any] = FLAGS,
 ) -> Kernel:
-    """The kernel of an identity, from the cache where it is there.
+    """Load a kernel from the cache, or compile it and store it there.
 
     Parameters
     ----------
     name : str
-        Of the file that it is kept in.
+        The name of its file in the cache.
     key : str
-        All that `make` depends on, besides the sources of rmsjit.
+        Everything that `make` depends on besides the sources of rmsjit.
     make : callable
-        Gives the function to compile, of int64 numbers, which returns one.
+        Returns the function to compile, which takes int64 numbers and returns one; called only if
+        it must be compiled.
     arguments : int
-        How many it takes.
+        How many numbers it takes.
     flags : mapping
-        How it is compiled; see `rmsjit.runtime.flags`.
+        Options of Numba; see `rmsjit.runtime.flags`.
     """
     identity = (name, key, arguments, *flags.items())
     with forks.undisturbed(), _lock.lock:
         if identity not in _kernels:
             parallel = flags.get("parallel", False)
-            # A parallel kernel starts Numba's threads, on a layer of our choice if we are first.
+            # A parallel kernel starts Numba's threads; by starting them first, we choose the layer.
             with compilable():
                 if parallel:
                     threads.start()
@@ -109,13 +109,13 @@ def _obtain(
         return _as_kernel(_compiled(make, arguments, flags))
     try:
         identity = _identity(key)
-    except Exception as error:  # where there is neither a source nor code of a module
+    except Exception as error:  # a module has neither a source nor code
         store.warn_once(None, error)
         return _as_kernel(_compiled(make, arguments, flags))
     try:
         path = store.path_for(folder, name, identity)
         found = _loaded(path, identity)
-    except Exception as error:  # whatever the folder holds, it must not keep anybody from training
+    except Exception as error:  # nothing in the folder may prevent training
         store.warn_once(folder, error)
         return _as_kernel(_compiled(make, arguments, flags))
     if found is not None:
@@ -123,7 +123,7 @@ def _obtain(
     result = _compiled(make, arguments, flags)
     try:
         store.write(path, identity, _packed(result))
-    except Exception as error:  # a full disk, a folder that can only be read
+    except Exception as error:  # such as a full disk or a read-only folder
         store.warn_once(folder, error)
     return _as_kernel(result)
 
@@ -154,10 +154,10 @@ def _packed(result: Any) -> bytes:
 
 
 def _loaded(path: Path, identity: str) -> Any:
-    """The stored result, or None where there is none.
+    """The stored result, or None if there is none.
 
-    Only as much of Numba is set up as machine code needs to run, which is a fifth of the time that
-    it takes to get the compiler ready.
+    This initialises only what machine code needs to run, in a fifth of the time that Numba's
+    compiler takes.
     """
     content = store.read(path, identity)
     if content is None:
@@ -175,7 +175,7 @@ def _loaded(path: Path, identity: str) -> Any:
 
 
 def _identity(key: str) -> str:
-    """All that the machine code depends on."""
+    """Everything that the machine code depends on."""
     from numba.core.registry import cpu_target
 
     machine = cpu_target.target_context.codegen().magic_tuple()
@@ -186,7 +186,7 @@ def _identity(key: str) -> str:
 
 @functools.cache
 def _digest_of_sources() -> str:
-    """Of all that kernels are made from, and of how they are compiled."""
+    """A digest of the sources that kernels depend on."""
     spec = importlib.util.find_spec("rmsjit.kernels")
     folders = spec.submodule_search_locations if spec else None
     names = sorted(f"kernels/{module.name}.py" for module in pkgutil.iter_modules(folders or []))
@@ -197,7 +197,7 @@ def _digest_of_sources() -> str:
 
 
 def _content_of(name: str) -> bytes:
-    """A source, or what a program without sources (zipped, frozen, .pyc only) has of it."""
+    """A source file, or its code in a program without sources (zipped, frozen, .pyc only)."""
     path = _ROOT / name
     if path.is_file():
         return path.read_bytes()
@@ -211,14 +211,14 @@ def _content_of(name: str) -> bytes:
 
 
 def _described(value: Any) -> Any:
-    """A code object, and what it holds, by all that can change what it does."""
+    """A code object as a tuple of everything that its behaviour depends on."""
     if isinstance(value, types.CodeType):
         parts = (value.co_consts, value.co_names, value.co_varnames, value.co_freevars)
         numbers = value.co_argcount, value.co_kwonlyargcount, value.co_flags
         return value.co_name, value.co_code, numbers, *map(_described, parts)
     if isinstance(value, tuple):
         return tuple(map(_described, value))
-    if isinstance(value, frozenset):  # in an order that differs from process to process
+    if isinstance(value, frozenset):  # whose order differs from process to process
         return sorted(map(repr, value))
     return value
 
