@@ -148,9 +148,7 @@ def bounded_sum(left, right, largest):
 def root(value):
     """The principal square root; a negative real part without imaginary part gives +i."""
     if isinstance(value, types.Complex):
-        return lambda value: np.sqrt(
-            value + type(value)(0)
-        )  # without a negative zero as imaginary part
+        return lambda value: np.sqrt(value + type(value)(0))  # no negative zero as imaginary part
     return lambda value: np.sqrt(value)
 
 
