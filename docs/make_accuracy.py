@@ -2,9 +2,9 @@
 
     python docs/make_accuracy.py --python torch=PYTHON --python tensorflow=PYTHON
 
-measures rmsjit and NumPy here, and each library named in an interpreter of its own that has it
-(besides NumPy and ml_dtypes); without `--python` those columns are left out.  The page tells what
-is measured.  `tests/test_accuracy.py` uses the same code on fewer elements.
+measures rmsjit and NumPy in this interpreter, and each other library in the given interpreter,
+which must have it, NumPy and ml_dtypes; without `--python`, their columns are left out.  The page
+explains what is measured.  `tests/test_accuracy.py` uses this code on fewer elements.
 """
 
 import argparse
@@ -27,7 +27,7 @@ DIGITS = 60
 STEPS = 10
 LR, RHO, MOMENTUM, EPSILON = 0.01, 0.9, 0.9, 1e-7
 CONSTANT_STEPS = (1, 10, 50, 100, 150, 200)
-KEPT = 0.5  # the part of a difference that must be left for its result to count in the tables
+KEPT = 0.5  # results count in the tables if at least this part of a difference is left
 HALF = ("float16", "bfloat16")
 DTYPES = (*HALF, "float32", "float64", "complex64", "complex128")
 QUANTITIES = ("rms", "mg", "momentum", "update")
@@ -66,7 +66,7 @@ VARIANTS = [
 
 
 class Complex:
-    """A complex number of two decimals."""
+    """A complex number whose parts are decimals."""
 
     def __init__(self, real, imag):
         self.real, self.imag = real, imag
@@ -92,7 +92,7 @@ class Complex:
         return (self.real * self.real + self.imag * self.imag).sqrt()
 
     def sqrt(self):
-        """The root with a real part that is not negative."""
+        """The principal root."""
         if not abs(self):
             return self
         larger = ((abs(self) + abs(self.real)) / 2).sqrt()
@@ -125,21 +125,21 @@ def _largest(*arrays):
 
 @dataclass(frozen=True)
 class Numbers:
-    """The hyperparameters as a library holds them, and where its form has them."""
+    """The hyperparameters as a library holds them."""
 
     lr: float = LR
     rho: float = RHO
     one_minus_rho: float = 1 - RHO
     momentum: float = MOMENTUM
     epsilon: float = EPSILON
-    mg_rho: float | None = None  # where it is not rho
-    lr_last: bool = False  # whether momentum gathers steps that lr has not multiplied yet
+    mg_rho: float | None = None  # if it is not rho
+    lr_last: bool = False  # whether lr multiplies the momentum, not what it accumulates
 
     @classmethod
     def rounded(cls, dtype, first="float64"):
-        """To the dtype of the arithmetic, with ``1 - rho`` taken there from the rounded rho.
+        """The defaults, rounded to `first` and then to the dtype of the arithmetic.
 
-        `first` is a dtype in which a library keeps them meanwhile.
+        ``1 - rho`` is computed in that dtype.
         """
         real = np.zeros((), dtype).real.dtype.type
         lr, rho, momentum, epsilon = np.array([LR, RHO, MOMENTUM, EPSILON], first).astype(real)
@@ -148,7 +148,7 @@ class Numbers:
 
 @dataclass
 class ExactStep:
-    """What a step must give.
+    """The exact result of a step.
 
     Attributes
     ----------
@@ -157,9 +157,9 @@ class ExactStep:
     update : array of decimals
         What is subtracted from the variable.
     scales : dict of str to array of decimals
-        The largest of the terms and the sum that made each slot and the update.
+        The size of the largest term, or of the sum, behind each slot and the update.
     kept : float array
-        How much of the terms of the radicand is left after they cancel.
+        Which part of the terms of the radicand is left after cancellation.
     """
 
     state: dict
@@ -222,9 +222,9 @@ def in_ulps(got, expected, scale, dtype):
 
 
 class Library:
-    """A variable of a library, its optimizer, and what they hold.
+    """A variable of a library and its optimizer.
 
-    `state` gives copies of the slots and the variable; before the first step slots stand at
+    `state` returns copies of the slots and the variable; before the first step, the slots are
     `rms_start` and zeros.
     """
 
@@ -289,7 +289,7 @@ class Rmsjit(Library):
 
 
 class NumPy(Library):
-    """The formulas as one writes them, all in the dtype of the arrays."""
+    """The plain formulas, all in the dtype of the arrays."""
 
     def __init__(self, variant, variable):
         super().__init__(variant, variable)
@@ -329,7 +329,7 @@ class PyTorch(Library):
         import torch
 
         torch.set_num_threads(1)
-        # Python's double 1 - 0.9 is rounded, not subtracted again, and weighs `lerp`.
+        # 1 - 0.9 is computed in double precision, rounded, and the weight of `lerp`.
         real = variable.dtype.type
         rest = float(real(1 - RHO))
         self.numbers = Numbers(
@@ -391,7 +391,7 @@ class _TensorFlow(Library):
 class TfKeras(_TensorFlow):
     def __init__(self, variant, variable):
         super().__init__(variant, variable)
-        epsilon = Numbers.rounded(variable.dtype).epsilon  # the only one that is converted at once
+        epsilon = Numbers.rounded(variable.dtype).epsilon  # not rounded to float32 first
         self.numbers = replace(self.numbers, epsilon=epsilon)
 
     @classmethod
@@ -447,10 +447,10 @@ VERSIONS = {
 
 
 def gradients_of(dtype, elements, seed=0):
-    """Gradients for the steps of a run, and where its variable starts.
+    """The start of the variable, and the gradients of all steps of a run.
 
-    Each element has a magnitude of its own, over 20 decades (2 in float16, whose squares must
-    fit), and another sign and size at every step.
+    Each element has a magnitude of its own, over 20 decades (2 in float16, so that squares fit);
+    its sign and size change at every step.
     """
     rng = np.random.default_rng(seed)
     low, high = (-0.5, 1.5) if dtype == "float16" else (-10, 10)
@@ -466,7 +466,7 @@ def gradients_of(dtype, elements, seed=0):
 
 
 def single_steps(library, variant, dtype, elements, seed=0):
-    """Errors of each step by itself, from the state in which the library really was.
+    """Errors of each step by itself, from the state that the library was in.
 
     The variable is set to zero before a step, so that afterwards it is minus the update.
 
@@ -503,9 +503,9 @@ def drift(library, variant, dtype, elements, seed=0):
     Returns
     -------
     errors : dict of str to float array
-        In ulps of the largest size that the element has had, by quantity.
+        In ulps of the largest value that the element has had, by quantity.
     kept : float array
-        The least of `ExactStep` over the steps.
+        See `ExactStep`; the minimum over the steps.
     """
     start, gradients = gradients_of(dtype, elements, seed)
     run = library(variant, start)
@@ -525,7 +525,7 @@ def drift(library, variant, dtype, elements, seed=0):
 
 
 def measure(names, elements):
-    """Rows of plain numbers: worst and median error of everything that these libraries have."""
+    """Worst and median errors, as rows of plain values, for all dtypes and forms of libraries."""
     rows = []
     for name in names:
         library = LIBRARIES[name]
@@ -563,7 +563,7 @@ def summary(library, dtype, variant, kind, errors, kept):
 
 
 def vanishing_variance(name, elements=64):
-    """The worst error of a centered update under a constant gradient, after more and more steps.
+    """The worst error of a centered update under a constant gradient, by the number of steps.
 
     Returns
     -------
@@ -590,7 +590,7 @@ def vanishing_variance(name, elements=64):
 
 
 def measured_elsewhere(python, names, elements):
-    """What another interpreter measures."""
+    """The result of measuring in another interpreter."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "result.json")
         command = [python, __file__, "--only", ",".join(names), "--json", str(path)]
@@ -614,9 +614,9 @@ def result(names, elements):
 TEXT = """\
 # Accuracy
 
-How far one step, and ten, are from the rule in exact arithmetic, for rmsjit and for other
-implementations of RMSprop. Made by `docs/make_accuracy.py`; `tests/test_accuracy.py` checks bounds
-for rmsjit on fewer elements.
+The rounding errors of one step and of ten, against the rule in exact arithmetic, for rmsjit and
+other implementations of RMSprop. This page is generated by `docs/make_accuracy.py`;
+`tests/test_accuracy.py` checks bounds for rmsjit on fewer elements.
 
 ## In short
 
@@ -627,34 +627,34 @@ for rmsjit on fewer elements.
 The exact rule is computed with {digits} decimal digits from the gradients, the state and the
 hyperparameters that a library really holds: learning rate {lr}, rho {rho}, momentum {momentum} and
 epsilon {epsilon}, rounded to the dtype of its arithmetic. TensorFlow rounds all of them (tf-keras
-all but epsilon) to float32 first, for float64 as well: 1e-8 away from the numbers that were meant,
-which is not counted here. Each library is compared with its own form of the rule: the place of
-epsilon, the start of the slots, PyTorch's momentum that is multiplied by the learning rate later.
+all but epsilon) to float32 first, even for float64; this error of about 1e-8 is not counted here.
+Each library is compared with its own form of the rule: the place of epsilon, the start of the
+slots, and PyTorch's momentum, which is multiplied by the learning rate only when it is used.
 
-{elements:,} elements take {steps} steps. Each element's gradients have a magnitude of its own
-between 1e-10 and 1e10 (float16: 0.3 to 30, so that squares fit), with another sign and size at
-every step.
+{elements:,} elements take {steps} steps. The gradients of each element have a magnitude of
+their own between 1e-10 and 1e10 (float16: 0.3 to 30, so that squares fit); their sign and size
+change at every step.
 
 A unit in the last place (ulp) is the distance between neighbouring numbers of the variable's dtype;
-a correctly rounded result is within 0.5. For complex numbers unit and error are those of the
-modulus. Where a result is a sum whose terms may cancel (mg, momentum, update with momentum), the
-unit is that of the largest term: what cancels leaves the rounding of the terms behind.
+a correctly rounded result is within 0.5. For complex numbers, unit and error are those of the
+modulus. If a result is a sum whose terms may cancel (mg, momentum, update with momentum), the unit
+is that of the largest term, because the rounding errors of the terms do not cancel.
 
-- **One step** is each step by itself, from the state in which the library was. The variable is set
-  to zero before it, so that afterwards it holds minus the update, in full. A variable that is
-  large beside its update has its own rounding of 0.5 ulp and little else.
-- **Ten steps** end in errors against the exact run from the same start, in ulps of the largest size
-  that the element has had. The variable starts near 1.
+- **One step**: each step is measured by itself, from the state that the library was in. The
+  variable is set to zero before it, so that afterwards it is exactly minus the update. (A variable
+  that is much larger than its update has an error of 0.5 ulp and little else.)
+- **Ten steps**: errors against the exact run from the same start, in ulps of the largest value that
+  the element has had. The variable starts near 1.
 
-Cells read **worst (median)**, over all elements, steps and places of epsilon; the median of several
-forms is that of their medians. `-`: the library has no such form or dtype.
+Cells show **worst (median)** over all elements, steps and places of epsilon; for several forms, the
+median of their medians. `-`: the library has no such form or dtype.
 
 ## The update of one step
 
 {updates}
 
-The centered form and complex numbers take the root of a difference. Counted here are elements where
-at least half of its terms is left, {used} of all; the last table is about the others.
+The centered form and complex numbers take the root of a difference. These tables count elements for
+which at least half of its terms is left, {used} of all; the last table is about the others.
 
 ## Slots after one step → after ten; the variable after ten
 
@@ -664,16 +664,16 @@ The worst of all forms.
 
 ## Where the variance vanishes
 
-In the centered form `rms - mg²` loses as many digits as cancel. Where a fraction k of its terms is
-left, the update is off by some 1/k ulp, in every library, and under a constant gradient k goes
-to zero: there is no bound. Worst error of the update in ulp, float32, under gradients from 1 to
-10 that never change:
+In the centered form, `rms - mg²` loses the digits that cancel. If a fraction k of its terms is
+left, the error of the update is about 1/k ulp, in every library. Under a constant gradient k goes
+to zero, so there is no bound. Worst error of the update in ulp, float32, for constant gradients
+from 1 to 10:
 
 {constant}
 
-One million ulp are some 10 %.{nan} rmsjit's variance is never below zero, so its update stays a
-number, but is no better: it tends to `lr*g/eps`. The same holds for complex numbers without
-centering, whose squares may cancel in `rms` already.
+One million ulp are some 10 %.{nan} rmsjit's variance is never negative, so its update stays a
+number, but it is no better: it tends to `lr*g/eps`. The same holds for complex numbers without
+centering, because their squares may cancel in `rms`.
 
 ## Versions
 
@@ -682,7 +682,7 @@ centering, whose squares may cancel in `rms` already.
 
 
 def cell(rows, median=True):
-    """Worst and median of a few rows."""
+    """The worst and the median error of some rows."""
     if not rows:
         return "-"
     worst = max(row["worst"] for row in rows)
@@ -766,7 +766,7 @@ def page(results, elements):
 
 
 def short(select):
-    """The figures of rmsjit, in sentences."""
+    """The figures of rmsjit in sentences."""
 
     def worst(dtypes, quantities=QUANTITIES, library="rmsjit"):
         found = [
@@ -784,8 +784,8 @@ def short(select):
   update within {worst(pairs)}.
 - **float16, bfloat16**: {worst(HALF)} ulp, since rmsjit computes in float32 and rounds once.
   Arithmetic in half, as NumPy and TensorFlow do it, comes to {worst(HALF, library="NumPy")}.
-- In the other dtypes all libraries are alike: so much comes of rounding each operation once.
-- Where the variance of a centered form vanishes, no library's update has any correct digits."""
+- In the other dtypes, all libraries have about the same error, that of rounding each operation.
+- If the variance of a centered form vanishes, no library's update has any correct digits."""
 
 
 def main():
