@@ -17,6 +17,7 @@ HALF = ("float16", "bfloat16")
 REAL = (*HALF, "float32", "float64")
 COMPLEX = ("complex64", "complex128")
 DTYPES = (*REAL, *COMPLEX)
+QUICK = ("bfloat16", "float32", "complex64")  # the others have kernels of their own to compile
 
 # Round the vectors of any machine, the pieces of norms (32 lanes), and a cache line or two.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129)
@@ -69,7 +70,10 @@ BOTH = Form("keras", True, 0.9)  # every slot there is
 
 every_form = pytest.mark.parametrize("form", FORMS, ids=str)
 every_slot_set = pytest.mark.parametrize("form", KERAS, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+every_dtype = pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in DTYPES],
+)
 
 
 def computing(dtype):

@@ -32,7 +32,7 @@ import pytest
 import rmsjit
 import rmsjit.train
 from rmsjit import IndexedSlices, schedules
-from strategies import BOTH, COMPLEX, DTYPES, KERAS, REAL, TRAIN
+from strategies import BOTH, COMPLEX, DTYPES, KERAS, QUICK, REAL, TRAIN
 
 STORED = pathlib.Path(__file__).parent / "golden" / "bits.json"
 STEPS = 4
@@ -503,7 +503,6 @@ def stored():
 
 
 # Kernels for rows apply the rule that the dense ones apply, so few forms need them in every dtype.
-QUICK = ("bfloat16", "float32", "complex64")
 FORMS_OF_ROWS = {"keras-plain-0", *(name for name in FORMS if name.startswith("train-centered"))}
 ROWS = {*EXACT, *SIZES, "nonfinite", "twice", *(name for name in KINDS if name.startswith("rows"))}
 

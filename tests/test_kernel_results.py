@@ -15,7 +15,7 @@ from rmsjit.rule.numbers import StepNumbers, packed
 from rmsjit.rule.presets import keras_legacy
 from rmsjit.runtime import cache
 from rmsjit.state import clock as clocks
-from strategies import COMPLEX, DTYPES, HALF, wide
+from strategies import COMPLEX, DTYPES, HALF, every_dtype, wide
 
 COUNT = 45  # enough to fill vectors and leave a rest
 LEARNING_RATES = (0.5, 0.25)  # of two groups
@@ -30,11 +30,6 @@ FORMS = {
 }
 BOTH = FORMS["both"]
 
-QUICK = ("bfloat16", "float32", "complex64")
-every_dtype = pytest.mark.parametrize(
-    "dtype",
-    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in DTYPES],
-)
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 all_or_in_parallel = pytest.mark.parametrize("bins", [1, 2], ids=["serial", "parallel"])
 

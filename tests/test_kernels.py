@@ -228,7 +228,8 @@ def compilations():
 def a_few_steps(dtype, form, size=33, **arguments):
     rng = np.random.default_rng(0)
     optimizer = form.optimizer(**arguments)
-    variables = [random_array(rng, size, dtype), random_array(rng, (3, size), dtype)]
+    variables = [random_array(rng, shape, dtype) for shape in (size, (3, size))]
+    variables.append(random_array(rng, size, dtype)[::2])
     for _ in range(2):
         optimizer.apply_gradients([(random_array(rng, v.shape, dtype), v) for v in variables])
     return optimizer, variables

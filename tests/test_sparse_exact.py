@@ -20,11 +20,11 @@ from rmsjit.steps import sparse
 from strategies import (
     BOTH,
     COMPLEX,
-    DTYPES,
     HALF,
     KERAS,
     TRAIN,
     Form,
+    every_dtype,
     every_form,
     every_slot_set,
     random_array,
@@ -219,7 +219,7 @@ def test_the_clock_counts_in_numbers_that_are_large_enough():
 
 
 @every_slot_set
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_rows_that_are_named_in_every_step_are_those_of_rows_mode(form, dtype):
     rng = np.random.default_rng(3)
     tables = [random_array(rng, (5, 3), dtype, 1)] * 2
@@ -234,7 +234,7 @@ def test_rows_that_are_named_in_every_step_are_those_of_rows_mode(form, dtype):
     assert state_of(optimizers[0], []) == state_of(optimizers[1], [])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@every_dtype
 def test_threads_give_the_same_bits(dtype, always_parallel):
     results = []
     for count in (1, 2, 4):
