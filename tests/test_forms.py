@@ -310,6 +310,7 @@ def test_pairs_that_do_not_meet_contradict_each_other():
     assert len(COVERING) < 40
 
 
+@pytest.mark.slow  # since each row has a kernel of its own
 @pytest.mark.parametrize("row", COVERING, ids=range(len(COVERING)))
 def test_every_pair_of_settings(row):
     settings = dict(row)
@@ -612,7 +613,16 @@ def assert_exact_is_dense(form):
     check(71)
 
 
-@pytest.mark.parametrize("form", CLOSED_FORMS.values(), ids=CLOSED_FORMS)
+QUICK = {"lr outside, a slot that stays", "subtracted"}  # each form needs three kernels
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, marks=[pytest.mark.slow] * (name not in QUICK), id=name)
+        for name, form in CLOSED_FORMS.items()
+    ],
+)
 def test_exact_tables_are_those_of_the_dense_rule_with_zero_gradients(form):
     assert_exact_is_dense(form)
 
@@ -1193,6 +1203,7 @@ def assert_has_peak_steps(form, variable, steps=3):
         slots = now
 
 
+@pytest.mark.slow
 def test_to_add_a_slot_is_to_name_it_and_to_write_its_arithmetic(peak_form, tmp_path):
     form, rng = peak_form, np.random.default_rng(0)
     # Dense variables of every layout, in several dtypes.
