@@ -266,15 +266,18 @@ KERAS_3 = LATER | {"loss_scale_factor": None, "gradient_accumulation_steps": Non
 TF_KERAS = LATER | {"jit_compile": True, "is_legacy_optimizer": False}
 
 
-@pytest.mark.parametrize("config", [KERAS_3, TF_KERAS], ids=["Keras 3", "tf_keras"])
-def test_configuration_of_a_later_keras_says_what_it_is(config):
-    with pytest.raises(TypeError) as caught:
+@pytest.mark.parametrize(
+    ("config", "title", "form"),
+    [
+        (KERAS_3, r"keras\.optimizers\.RMSprop of Keras 3", "keras"),
+        (TF_KERAS, r"tf_keras\.optimizers\.RMSprop since 2\.11", "tf_keras"),
+    ],
+    ids=["Keras 3", "tf_keras"],
+)
+def test_configuration_of_a_later_keras_says_what_it_is(config, title, form):
+    match = rf"the configuration of {title} .*rmsjit\.forms\.from_config.*rmsjit\.forms\.{form},"
+    with pytest.raises(TypeError, match=match):
         rmsjit.RMSprop.from_config(config)
-    text = str(caught.value)
-    assert "keras.optimizers.RMSprop of Keras 3" in text
-    assert "tf_keras.optimizers.RMSprop since 2.11" in text
-    call = text[text.index("rmsjit.Form") :]
-    assert eval(call) == rmsjit.Form.with_slots("rms", "momentum", "mg", epsilon="inside")
 
 
 def test_configuration_of_the_legacy_optimizer_of_a_later_keras_is_taken():

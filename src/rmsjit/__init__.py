@@ -11,7 +11,7 @@ from rmsjit.rule.form import Form, Slot
 from rmsjit.variables import Variable
 
 if _TYPE_CHECKING:
-    from rmsjit import distributed, interop, schedules
+    from rmsjit import distributed, forms, interop, schedules
     from rmsjit.arrays.placement import empty_like_aligned
     from rmsjit.autodiff.gather import gather
     from rmsjit.autodiff.tape import GradientTape
@@ -23,6 +23,7 @@ _ON_DEMAND = {  # imported at first use, because each import takes time
     "GradientTape": "rmsjit.autodiff.tape",
     "distributed": "rmsjit",
     "empty_like_aligned": "rmsjit.arrays.placement",
+    "forms": "rmsjit",
     "gather": "rmsjit.autodiff.gather",
     "interop": "rmsjit",
     "load": "rmsjit.checkpoints.save",
@@ -40,6 +41,7 @@ __all__ = [
     "Variable",
     "distributed",
     "empty_like_aligned",
+    "forms",
     "gather",
     "interop",
     "load",

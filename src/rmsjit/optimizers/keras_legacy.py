@@ -254,7 +254,9 @@ class RMSprop(WeightedOptimizer):
         elif not isinstance(form, Form):
             raise TypeError(f"form must be a Form or None, got {form!r}")
         _check_form(form, bool(centered), uses_momentum, numbers)
-        hyperparameters = Hyperparameters(numbers, counts_steps=form.bias_correction)
+        hyperparameters = Hyperparameters(
+            numbers, counts_steps=form.bias_correction, in_float32=form.float32_numbers
+        )
         super().__init__(
             name, form, hyperparameters, sparse, nonfinite, num_threads, slot_allocator, strategy
         )
@@ -507,8 +509,14 @@ class RMSprop(WeightedOptimizer):
         form = self.form
         if name == "weight_decay" and _is_used(value) and form.weight_decay is None:
             raise ValueError(f"weight_decay is not for a form without it, got {form}")
+        adds_slot = name == "momentum" and _is_used(value) and not form.has_momentum
+        if adds_slot and form != keras_legacy(centered=form.centered, momentum=False):
+            raise ValueError(
+                f"momentum is not for a form without it, got {form}; such a form has momentum "
+                f"from construction or not at all"
+            )
         self._hyperparameters[name] = value
-        if name == "momentum" and _is_used(value) and not form.has_momentum:
+        if adds_slot:
             self._store.form = form.with_momentum()
             self._momentum_came_later = True
 
@@ -627,13 +635,14 @@ def _refuse_newer_keras(config: dict[str, Any], known: Iterable[str]) -> None:
     if not unknown or config.get("is_legacy_optimizer"):
         config.pop("is_legacy_optimizer", None)
         return
-    centered, momentum = bool(config.get("centered")), bool(config.get("momentum"))
-    form = replace(keras_legacy(centered=centered, momentum=momentum), epsilon="inside")
+    if "jit_compile" in unknown or "is_legacy_optimizer" in unknown:
+        title, form = "tf_keras.optimizers.RMSprop since 2.11", "tf_keras"
+    else:
+        title, form = "keras.optimizers.RMSprop of Keras 3", "keras"
     raise TypeError(
-        f"this is the configuration of keras.optimizers.RMSprop of Keras 3, or of "
-        f"tf_keras.optimizers.RMSprop since 2.11 (it has {', '.join(unknown)}), and not of the "
-        f"legacy optimizer: it always has epsilon inside the root, for which pass its numbers to "
-        f"RMSprop with form=rmsjit.{form}"
+        f"this is the configuration of {title} (it has {', '.join(unknown)}), and not of the "
+        f"legacy optimizer: rmsjit.forms.from_config(config) makes an optimizer of its form, "
+        f"rmsjit.forms.{form}, which always has epsilon inside the root"
     )
 
 

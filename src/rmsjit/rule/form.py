@@ -84,6 +84,7 @@ _CHOICES = {
 }
 
 _SWITCHES = ("nesterov", "bias_correction", "clip_weights", "clamp", "fused")
+_NUMBERS = ("learning_rate", "decay", "rho", "momentum", "epsilon", "weight_decay")
 
 
 @dataclass(frozen=True, repr=False)
@@ -133,6 +134,10 @@ class Form:
         ``lr*(g/d)``, ``(lr*g)/d``, ``lr*(g*(1/d))``, or ``(lr/d)*g``.
     fused : bool
         Round a product and the following sum once (FMA), where libraries do.
+    float32_numbers : tuple of str
+        The hyperparameters that a library keeps in float32 whatever the dtype of the variable, so
+        that a float64 variable is updated with a rate of 0.0010000000474974513 instead of 0.001.
+        "decay" is that of the learning rate.
     creation : {"by_slot", "by_variable"}
         Whether the first slot of all variables is created before their second, or all slots of one
         variable before those of the next; the order of weights and checkpoints.
@@ -167,6 +172,7 @@ class Form:
     square: str = "weighted"
     quotient: str = "rate_last"
     fused: bool = False
+    float32_numbers: tuple[str, ...] = ()
     creation: str = "by_slot"
 
     def __post_init__(self) -> None:
@@ -178,6 +184,7 @@ class Form:
             raise ValueError(f'slots must have different names, "rms" among them, got {names}')
         for name in _SWITCHES:
             _check(self, name, (False, True))
+        self._check_float32_numbers()
         for slot in self.slots:
             known = _KNOWN.get(slot.name, slot)
             if slot.zero_gradient not in (known.zero_gradient, NO_CLOSED_FORM):
@@ -189,6 +196,14 @@ class Form:
             raise ValueError(
                 f'nesterov and learning_rate="outside" need a slot "momentum", got slots {names}'
             )
+
+    def _check_float32_numbers(self) -> None:
+        given: Any = self.float32_numbers
+        if isinstance(given, str) or not set(given) <= set(_NUMBERS):
+            raise ValueError(
+                f"float32_numbers must be some of {', '.join(map(repr, _NUMBERS))}, got {given!r}"
+            )
+        object.__setattr__(self, "float32_numbers", tuple(given))
 
     def __repr__(self) -> str:
         """The settings that differ from the defaults; also part of the key of cached kernels."""
@@ -265,6 +280,7 @@ class Form:
             slots=tuple(slots),
             weight_decay=decay,
             one_minus_rho="rounded",
+            float32_numbers=(),
             creation="by_slot",
         )
 

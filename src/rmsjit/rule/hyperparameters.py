@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ class Hyperparameters:
         The names in error messages, where the optimizer's arguments are named differently.
     counts_steps : bool
         Whether the rule needs the step number.
+    in_float32 : collection of str
+        The names of those that are rounded to float32 before they are used.
 
     Attributes
     ----------
@@ -38,11 +40,13 @@ class Hyperparameters:
         given: Mapping[str, Any],
         names: Mapping[str, str] | None = None,
         counts_steps: bool = False,
+        in_float32: Collection[str] = (),
     ) -> None:
         self._given = {"decay": 0.0, "weight_decay": 0.0, "clip_weights": math.inf, **given}
         self._names = dict(names or {})
         self._used: dict[str, float] = {}  # what each function last returned
         self._counts_steps = counts_steps
+        self._in_float32 = frozenset(in_float32)
         self.constant: StepNumbers | None = None
 
     def __getitem__(self, name: str) -> Any:
@@ -67,12 +71,13 @@ class Hyperparameters:
             return self.constant
         given = self._given
         iterations = 0 if counter is None else int(counter)
+        decay = self._rounded("decay")
         numbers = StepNumbers(
-            self.now("learning_rate", iterations) / (1.0 + given["decay"] * iterations),
-            in_unit_interval(self._name("rho"), self.now("rho")),
-            in_unit_interval(self._name("momentum"), self.now("momentum")),
-            positive(self._name("epsilon"), self.now("epsilon")),
-            nonnegative("weight_decay", self.now("weight_decay")),
+            self._rounded("learning_rate", iterations) / (1.0 + decay * iterations),
+            in_unit_interval(self._name("rho"), self._rounded("rho")),
+            in_unit_interval(self._name("momentum"), self._rounded("momentum")),
+            positive(self._name("epsilon"), self._rounded("epsilon")),
+            nonnegative("weight_decay", self._rounded("weight_decay")),
             given["clip_weights"],
             iterations + 1.0 if self._counts_steps else 1.0,
         )
@@ -102,6 +107,14 @@ class Hyperparameters:
         """
         used = self._used.get(name)
         return self.now(name) if used is None else used
+
+    def _rounded(self, name: str, iterations: int = 0) -> float:
+        """The current value, rounded to float32 if the form has it so."""
+        value = self.now(name, iterations)
+        if name not in self._in_float32:
+            return value
+        with np.errstate(all="ignore"):  # one that overflows is refused where it is packed
+            return float(np.float32(value))
 
     def _name(self, name: str) -> str:
         return self._names.get(name, name)

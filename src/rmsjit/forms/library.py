@@ -1,0 +1,292 @@
+"""What a row of the table of forms is made of: a library, and its arguments.
+
+An argument says by its class what it is for: a number of the rule, a setting of the form, or
+nothing that rmsjit computes with.  `Library.chosen` puts the form and the numbers together that a
+call with the library's own arguments stands for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from rmsjit.optimizers.arguments import (
+    checked_clip_weights,
+    checked_factor,
+    checked_nonnegative,
+    checked_rate,
+    checked_weight_decay,
+)
+from rmsjit.rule.form import Form
+from rmsjit.rule.hyperparameters import as_number, positive
+
+REQUIRED = inspect.Parameter.empty
+ALWAYS, WHEN_USED, NEVER = "always", "when used", "never"  # whether there is a momentum slot
+SLOT_ORDER = ("rms", "momentum", "mg")
+_NEED_MOMENTUM = ("learning_rate", "nesterov")  # settings of a form
+
+
+def _checked_epsilon(name: str, value: Any) -> float:
+    return positive(name, as_number(name, value))
+
+
+def _unchecked(name: str, value: Any) -> Any:
+    return value
+
+
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "learning_rate": checked_rate,
+    "rho": checked_factor,
+    "momentum": checked_factor,
+    "epsilon": _checked_epsilon,
+    "weight_decay": checked_weight_decay,
+    "decay": checked_nonnegative,
+    "clip_weights": checked_clip_weights,
+}
+_NONE_MEANS = {"momentum": 0.0, "weight_decay": 0.0}  # where a library writes None for nothing
+
+
+class Chosen(NamedTuple):
+    """What the arguments of a call stand for.
+
+    Attributes
+    ----------
+    form : Form
+    numbers : dict
+        Arguments of `rmsjit.RMSprop`.
+    """
+
+    form: Form
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a library that changes no number.
+
+    Parameters
+    ----------
+    name : str
+        As the library spells it.
+    default : object
+        Required if left out.
+    keyword_only : bool
+    """
+
+    name: str
+    default: Any = REQUIRED
+    keyword_only: bool = False
+
+    @property
+    def meaning(self) -> str:
+        """What it is, in a line of documentation."""
+        return "Accepted as there; changes no number here."
+
+    def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Enter what `value` stands for among the numbers and the settings.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it may not have this value.
+        """
+
+
+@dataclass(frozen=True)
+class Number(Argument):
+    """An argument that is a number of the rule.
+
+    Parameters
+    ----------
+    number : str
+        The argument of `rmsjit.RMSprop`; the same name if left out.
+    off : object
+        A value, besides None, by which the library says that there is no such bound.
+    """
+
+    number: str = ""
+    off: Any = None
+
+    @property
+    def of(self) -> str:
+        """The argument of `rmsjit.RMSprop` that it is."""
+        return self.number or self.name
+
+    @property
+    def meaning(self) -> str:
+        return f"`{self.of}` of `rmsjit.RMSprop`."
+
+    def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
+        if value is None or (self.off is not None and value == self.off):
+            value = _NONE_MEANS.get(self.of)
+        if value is not None:
+            _CHECKS.get(self.of, _unchecked)(self.name, value)
+        numbers[self.of] = value
+
+
+@dataclass(frozen=True)
+class Setting(Argument):
+    """An argument whose value is a setting of the form.
+
+    Parameters
+    ----------
+    setting : str
+        The setting; the same name if left out.
+    """
+
+    setting: str = ""
+
+    @property
+    def meaning(self) -> str:
+        return f"`{self.setting or self.name}` of the form."
+
+    def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
+        settings[self.setting or self.name] = value
+
+
+@dataclass(frozen=True)
+class Choice(Argument):
+    """An argument whose values stand for settings of the form.
+
+    Parameters
+    ----------
+    settings : mapping
+        The settings by value.
+    """
+
+    settings: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def meaning(self) -> str:
+        said = (
+            f"{value!r}: {', '.join(f'{k} {v}' for k, v in chosen.items())}"
+            for value, chosen in self.settings.items()
+            if chosen
+        )
+        return "; ".join(said) + "."
+
+    def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
+        if not isinstance(value, Hashable) or value not in self.settings:
+            allowed = ", ".join(map(repr, self.settings))
+            raise ValueError(f"{self.name} must be one of {allowed}, got {value!r}")
+        settings.update(self.settings[value])
+
+
+def centered(name: str = "centered", **more: Any) -> Choice:
+    """The usual argument that normalises by the variance, and what else that changes."""
+    return Choice(name, False, settings={False: {}, True: {"centered": True, **more}})
+
+
+@dataclass(frozen=True)
+class Unsupported(Argument):
+    """An argument that rmsjit has only one value for.
+
+    Parameters
+    ----------
+    instead : str
+        What to do for another one.
+    """
+
+    instead: str = ""
+
+    @property
+    def meaning(self) -> str:
+        return f"Only {self.default!r}: {self.instead}."
+
+    def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
+        if value is not self.default and value != self.default:
+            raise ValueError(f"{self.name} must be {self.default!r}, got {value!r}: {self.instead}")
+
+
+@dataclass(frozen=True)
+class Library:
+    """One RMSprop of the field: a row of the table of forms.
+
+    Parameters
+    ----------
+    name : str
+        Of the function in `rmsjit.forms`.
+    title : str
+        What it is called there.
+    source : str
+        Where its arithmetic stands.
+    arguments : tuple of Argument
+        In the library's order.
+    settings : mapping
+        Settings of `Form`, and "centered", "rms_start", "slots" (their order of creation) and
+        "momentum": whether the momentum slot is there "when used", "always" or "never".
+    with_momentum : mapping
+        Settings that hold where there is a momentum slot.
+    note : str
+        What else a user should know.
+    """
+
+    name: str
+    title: str
+    source: str
+    arguments: tuple[Argument, ...]
+    settings: Mapping[str, Any]
+    with_momentum: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The arguments that have a default."""
+        return {a.name: a.default for a in self.arguments if a.default is not REQUIRED}
+
+    @property
+    def numbers(self) -> dict[str, Number]:
+        """The arguments that are numbers, by those of `rmsjit.RMSprop`."""
+        return {a.of: a for a in self.arguments if isinstance(a, Number)}
+
+    def chosen(self, given: Mapping[str, Any]) -> Chosen:
+        """The form and the numbers that a call stands for.
+
+        Parameters
+        ----------
+        given : mapping
+            Every argument that has no default, and any others.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument may not have its value.
+        """
+        numbers: dict[str, Any] = {}
+        settings: dict[str, Any] = dict(self.settings)
+        values = {**self.defaults, **given}
+        for argument in self.arguments:
+            argument.read(values[argument.name], numbers, settings)
+        return self._put_together(numbers, settings)
+
+    def _put_together(self, numbers: dict[str, Any], settings: dict[str, Any]) -> Chosen:
+        kept = settings.pop("momentum", WHEN_USED)
+        has_momentum = kept == ALWAYS or (kept == WHEN_USED and _is_used(numbers, "momentum"))
+        if has_momentum:
+            settings.update(self.with_momentum)
+        else:
+            numbers.pop("momentum", None)
+            settings = {k: v for k, v in settings.items() if k not in _NEED_MOMENTUM}
+        if not _is_used(numbers, "weight_decay"):  # so that sparse="exact" has its closed form
+            settings.pop("weight_decay", None)
+        settings["clip_weights"] = numbers.get("clip_weights") is not None
+        wanted = {"rms": True, "momentum": has_momentum, "mg": settings.pop("centered", False)}
+        slots = [name for name in settings.pop("slots", SLOT_ORDER) if wanted[name]]
+        return Chosen(Form.with_slots(*slots, **settings), numbers)
+
+
+def _is_used(numbers: Mapping[str, Any], name: str) -> bool:
+    value = numbers.get(name, 0.0)
+    return callable(value) or bool(value != 0)
+
+
+def roles(libraries: Iterable[Library]) -> dict[str, set[str]]:
+    """What each argument of any library is in `rmsjit.RMSprop`; some names are several things."""
+    found: dict[str, set[str]] = {}
+    for library in libraries:
+        for number, argument in library.numbers.items():
+            found.setdefault(argument.name, set()).add(number)
+            found.setdefault(number, set()).add(number)
+    return found
