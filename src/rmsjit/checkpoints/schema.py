@@ -181,7 +181,7 @@ _SLOT: dict[str, Check] = {
 assert _SLOT.keys() == {one.name for one in fields(Slot)}
 _FORM: dict[str, Check] = {  # `Form` itself checks which strings are valid
     one.name: _flag if isinstance(one.default, bool) else _optional(_string) for one in fields(Form)
-} | {"slots": _list}
+} | {"slots": _list, "float32_numbers": _list}
 _FORM_1: dict[str, Check] = {
     "epsilon_inside": _flag,
     "rms_start": _number,

@@ -139,11 +139,16 @@ class Setting(Argument):
     setting: str = ""
 
     @property
+    def of(self) -> str:
+        """The setting that it is."""
+        return self.setting or self.name
+
+    @property
     def meaning(self) -> str:
-        return f"`{self.setting or self.name}` of the form."
+        return f"`{self.of}` of the form."
 
     def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
-        settings[self.setting or self.name] = value
+        settings[self.of] = value
 
 
 @dataclass(frozen=True)

@@ -23,14 +23,10 @@ _NEGATE = "give the negated gradients"
 _SCALE = "scale the loss or the gradients before"
 _OWN_VARIABLES = "variables come with their gradients, in apply_gradients"
 
-# PyTorch's arithmetic on a CPU; other libraries for PyTorch differ from it in a few settings.
-_TORCH = {
-    "learning_rate": "outside",
-    "weight_decay": "coupled",
-    "one_minus_rho": "exact",
-    "quotient": "rate_first",
-    "fused": True,
-}
+# How operations of PyTorch are rounded on a CPU, and its form, from which other libraries for it
+# differ in a few settings.
+_TORCH_ROUNDING = {"one_minus_rho": "exact", "quotient": "rate_first", "fused": True}
+_TORCH = _TORCH_ROUNDING | {"learning_rate": "outside", "weight_decay": "coupled"}
 _TORCH_NUMBERS = (
     Number("lr", 0.01, number="learning_rate"),
     Number("alpha", 0.99, number="rho"),
@@ -40,14 +36,15 @@ _TORCH_NUMBERS = (
     centered(),
 )
 
-# Keras's arithmetic since 2.11; a rate is a variable of float32 there.
+# Keras's arithmetic since 2.11.  A rate is a variable of float32 there, and TensorFlow makes a
+# tensor of float32 of the weight decay before it casts it; on JAX, Keras does not.
 _KERAS = {
     "epsilon": "inside",
     "weight_decay": "subtracted",
     "one_minus_rho": "exact",
     "square": "first",
     "quotient": "rate_first",
-    "float32_numbers": ("learning_rate",),
+    "float32_numbers": ("learning_rate", "weight_decay"),
 }
 _KERAS_NUMBERS = (
     Number("learning_rate", 0.001),
@@ -154,7 +151,6 @@ LIBRARIES = (
             "epsilon": "inside",
             "rms_average": "difference",
             "mg_average": "difference",
-            "square": "first",
             "quotient": "rate_first",
             "float32_numbers": _ALL_FLOAT32,
             "creation": "by_variable",
@@ -219,7 +215,7 @@ LIBRARIES = (
             ),
             Unsupported("caution", False, instead="cautious steps look at all elements at once"),
         ),
-        _TORCH
+        _TORCH_ROUNDING
         | {
             "rms_start": 1.0,
             "epsilon": "inside",
@@ -274,7 +270,7 @@ LIBRARIES = (
                 settings={False: {"epsilon": "outside"}, True: {"epsilon": "inside"}},
             ),
         ),
-        {"momentum": NEVER, "one_minus_rho": "exact", "quotient": "rate_first"},
+        {"one_minus_rho": "exact", "quotient": "rate_first"},
         note="Weight decay and clipping are hooks there.",
     ),
     Library(
@@ -306,9 +302,7 @@ LIBRARIES = (
             Number("eps", 1e-8, number="epsilon"),
         ),
         {
-            "momentum": NEVER,
             "rms_start": 1.0,
-            "one_minus_rho": "exact",
             "square": "first",
             "quotient": "rate_first",
         },
@@ -329,7 +323,6 @@ LIBRARIES = (
             "one_minus_rho": "exact",
             "square": "first",
             "quotient": "rate_first",
-            "complex_square": "product",
         },
         note="With momentum 0 this is `rmsprop` of that module.",
     ),
@@ -361,7 +354,7 @@ LIBRARIES = (
     Library(
         "paddle",
         "PaddlePaddle, `paddle.optimizer.RMSProp`",
-        "paddle 3, paddle/phi/kernels/impl/rmsprop_kernel_impl.h, RmsFunctor",
+        "paddle 3.3, paddle/phi/kernels/cpu/rmsprop_kernel.cc, RmsFunctor",
         (
             Number("learning_rate"),
             Number("rho", 0.95),
@@ -378,8 +371,9 @@ LIBRARIES = (
             "epsilon": "inside",
             "weight_decay": "coupled",
             "quotient": "rate_first",
-            "float32_numbers": _ALL_FLOAT32,
+            "float32_numbers": ("rho", "momentum", "epsilon"),
         },
+        note="In float32 the root there is an approximate one.",
     ),
     Library(
         "mindspore",
@@ -414,7 +408,6 @@ LIBRARIES = (
             Number("eps", 1e-8, number="epsilon"),
         ),
         {
-            "momentum": NEVER,
             "one_minus_rho": "exact",
             "square": "first",
             "quotient": "rate_first",
@@ -436,7 +429,6 @@ LIBRARIES = (
             ),
         ),
         {
-            "momentum": NEVER,
             "square": "first",
             "quotient": "rate_first",
             "complex_square": "modulus",
@@ -474,7 +466,6 @@ LIBRARIES = (
             Number("epsilon", 1e-8),
         ),
         {
-            "momentum": NEVER,
             "rms_start": "epsilon",
             "one_minus_rho": "exact",
             "square": "first",
@@ -495,7 +486,6 @@ LIBRARIES = (
             Unsupported("iter_size", 1, instead="add gradients up before"),
         ),
         {
-            "momentum": NEVER,
             "weight_decay": "coupled",
             "square": "first",
             "float32_numbers": ("learning_rate", "rho", "epsilon", "weight_decay"),
@@ -514,7 +504,6 @@ LIBRARIES = (
             Number("weightDecay", 0.0, number="weight_decay"),
         ),
         {
-            "momentum": NEVER,
             "weight_decay": "coupled",
             "one_minus_rho": "exact",
             "quotient": "rate_first",
@@ -531,7 +520,6 @@ LIBRARIES = (
             Number("epsilon", 1e-6),
         ),
         {
-            "momentum": NEVER,
             "epsilon": "inside",
             "square": "first",
             "quotient": "rate_first",
@@ -552,7 +540,6 @@ LIBRARIES = (
             Argument("resetPolicy", True),
         ),
         {
-            "momentum": NEVER,
             "one_minus_rho": "exact",
             "square": "first",
             "quotient": "rate_first",
@@ -568,7 +555,6 @@ LIBRARIES = (
             Number("eps", 1e-8, number="epsilon"),
         ),
         {
-            "momentum": NEVER,
             "epsilon": "inside",
             "one_minus_rho": "exact",
             "square": "first",
@@ -587,7 +573,6 @@ LIBRARIES = (
             centered("use_first"),
         ),
         {
-            "momentum": NEVER,
             "weight_decay": "independent",
             "quotient": "rate_first",
             "float32_numbers": ("learning_rate", "rho", "epsilon", "weight_decay"),
@@ -604,7 +589,6 @@ LIBRARIES = (
             Number("rho", 0.95),
         ),
         {
-            "momentum": NEVER,
             "epsilon": "inside",
             "square": "first",
             "float32_numbers": ("learning_rate", "rho", "epsilon"),
