@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 
 import rmsjit
-from rmsjit.cli import bench, demo, info, schedule, warmup
+from rmsjit.cli import bench, demo, forms, info, schedule, warmup
 
 # In the order of --help.  A command is a module of `rmsjit.cli` whose `add_parser(subparsers)`
 # sets the default `run`, which takes the parsed arguments and returns the exit status.  Slow
 # imports (Numba, matplotlib, scikit-learn) belong in `run`, not at the top of the module.
-COMMANDS = (demo, info, schedule, warmup, bench)
+COMMANDS = (demo, info, schedule, forms, warmup, bench)
 
 INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports a program killed by a signal
 
