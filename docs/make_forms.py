@@ -90,7 +90,7 @@ def figures_table():
 def figures_by_reason(name):
     """The figures of variables and momentum, by the reason why they need not have every bit."""
     found = {}
-    for case in form_cases.cases_of(name):
+    for case in form_figures.cases_of(name):
         figures = form_figures.figures_of(case, form_figures.twin_steps(case))
         for array in ("variable", "momentum"):
             if array in figures:

@@ -85,6 +85,14 @@ def _promise_of_optax(arguments):
     return BITS
 
 
+def cases_of(form):
+    """All cases of a form, live or transcribed."""
+    variants = form_cases.LIVE.get(form)
+    if variants is None:
+        variants = form_transcriptions.RUNS[form].variants
+    return form_cases.cases_of(form, variants)
+
+
 def expected_states(case):
     """The library's states, by step: stored, or written down in NumPy."""
     if case.form in form_cases.LIVE:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+from golden import form_transcriptions
 from rmsjit import forms
 from rmsjit.forms.formula import formula
 from rmsjit.forms.functions import example_arguments
@@ -24,49 +25,34 @@ SIGNATURES = {
     "torch": "lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=False, "
     "capturable=False, foreach=None, maximize=False, differentiable=False",
     "keras": "learning_rate=0.001, rho=0.9, momentum=0.0, epsilon=1e-07, centered=False, "
-    "weight_decay=None, clipnorm=None, clipvalue=None, global_clipnorm=None, use_ema=False, "
-    "ema_momentum=0.99, ema_overwrite_frequency=None, loss_scale_factor=None, "
-    "gradient_accumulation_steps=None, name=None",
+    "weight_decay=None, clipnorm=None, clipvalue=None, global_clipnorm=None, "
+    "use_ema=False, ema_momentum=0.99, ema_overwrite_frequency=None, "
+    "loss_scale_factor=None, gradient_accumulation_steps=None, name=None",
     "tf_keras": "learning_rate=0.001, rho=0.9, momentum=0.0, epsilon=1e-07, centered=False, "
-    "weight_decay=None, clipnorm=None, clipvalue=None, global_clipnorm=None, use_ema=False, "
-    "ema_momentum=0.99, ema_overwrite_frequency=100, jit_compile=True, name='RMSprop'",
-    "tf_keras_legacy": "learning_rate=0.001, rho=0.9, momentum=0.0, epsilon=1e-07, "
-    "centered=False, name='RMSprop'",
+    "weight_decay=None, clipnorm=None, clipvalue=None, global_clipnorm=None, "
+    "use_ema=False, ema_momentum=0.99, ema_overwrite_frequency=100, jit_compile=True, "
+    "name='RMSprop'",
+    "tf_keras_legacy": "learning_rate=0.001, rho=0.9, momentum=0.0, epsilon=1e-07, centered=False, "
+    "name='RMSprop'",
     "tf1": "learning_rate, decay=0.9, momentum=0.0, epsilon=1e-10, use_locking=False, "
     "centered=False, name='RMSProp'",
     "optax": "learning_rate, decay=0.9, eps=1e-08, initial_scale=0.0, eps_in_sqrt=True, "
     "centered=False, momentum=None, nesterov=False, bias_correction=False",
     "timm": "lr=0.01, alpha=0.9, eps=1e-10, weight_decay=0.0, momentum=0.0, centered=False, "
     "decoupled_decay=False, lr_in_momentum=True, caution=False",
-    "stable_baselines3": "lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, "
-    "centered=False",
+    "stable_baselines3": "lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, "
+    "momentum=0.0, centered=False",
     "pfrl": "lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=False",
     "torchopt": "lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=False",
     "chainer": "lr=0.01, alpha=0.99, eps=1e-08, eps_inside_sqrt=False",
     "chainer_graves": "lr=0.0001, alpha=0.95, momentum=0.9, eps=0.0001",
     "autograd": "step_size=0.1, gamma=0.9, eps=1e-08",
     "jax_example_libraries": "step_size, gamma=0.9, eps=1e-08, momentum=0.9",
-    "mxnet": "learning_rate=0.001, rho=0.9, momentum=0.9, epsilon=1e-08, centered=False, "
-    "clip_weights=None, use_fused_step=True",
     "paddle": "learning_rate, rho=0.95, epsilon=1e-06, momentum=0.0, centered=False, "
     "parameters=None, weight_decay=None, grad_clip=None, name=None",
-    "mindspore": "learning_rate=0.1, decay=0.9, momentum=0.0, epsilon=1e-10, "
-    "use_locking=False, centered=False, loss_scale=1.0, weight_decay=0.0",
     "mlx": "learning_rate, alpha=0.99, eps=1e-08",
-    "optimisers_jl": "eta=0.001, rho=0.9, epsilon=1e-08",
-    "burn": "lr, alpha=0.99, momentum=0.9, epsilon=1e-05, centered=False, weight_decay=None, "
-    "grad_clipping=None",
-    "dl4j": "learningRate=0.1, rmsDecay=0.95, epsilon=1e-08",
-    "caffe": "base_lr, rms_decay=0.99, delta=1e-08, weight_decay=0.0, "
-    "regularization_type='L2', clip_gradients=-1, iter_size=1",
-    "torch7": "learningRate=0.01, alpha=0.99, epsilon=1e-08, initialMean=0.0, weightDecay=0.0",
-    "lasagne": "learning_rate=1.0, rho=0.9, epsilon=1e-06",
-    "ensmallen": "stepSize=0.01, batchSize=32, alpha=0.99, epsilon=1e-08, "
-    "maxIterations=100000, tolerance=1e-05, shuffle=True, resetPolicy=True",
     "river": "lr=0.1, rho=0.9, eps=1e-08",
-    "flashlight": "learningRate, rho=0.99, epsilon=1e-08, weightDecay=0.0, use_first=False",
-    "dynet": "learning_rate=0.1, eps=1e-20, rho=0.95",
-}
+} | {name: run.signature for name, run in form_transcriptions.RUNS.items()}
 
 
 def optimizer_of(library, **arguments):
@@ -82,7 +68,7 @@ def by_position(function):
 
 
 def test_signatures_are_those_of_the_libraries():
-    assert list(SIGNATURES) == [library.name for library in LIBRARIES]
+    assert SIGNATURES.keys() == BY_NAME.keys()
     for name, expected in SIGNATURES.items():
         assert ", ".join(map(str, by_position(getattr(forms, name)))) == expected, name
 

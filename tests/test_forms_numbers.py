@@ -22,16 +22,14 @@ from rmsjit.forms.library import ALWAYS, NEVER, WHEN_USED
 from rmsjit.forms.table import BY_NAME, LIBRARIES
 from strategies import same_bits
 
-CASES = [case for library in LIBRARIES for case in form_cases.cases_of(library.name)]
+CASES = [case for library in LIBRARIES for case in figures.cases_of(library.name)]
 EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 BITS = [case for case in CASES if figures.promise_of(case) == figures.BITS]
 
 
 def test_every_form_has_cases():
-    known = form_cases.LIVE | form_cases.TRANSCRIBED
-    assert known.keys() == BY_NAME.keys()
     assert form_cases.LIVE.keys() == form_libraries.RUNS.keys()
-    assert form_cases.TRANSCRIBED.keys() == form_transcriptions.RUNS.keys()
+    assert form_cases.LIVE.keys() ^ form_transcriptions.RUNS.keys() == BY_NAME.keys()
     assert {path.stem for path in form_vectors.FOLDER.glob("*.npz")} == form_cases.LIVE.keys()
 
 
@@ -57,12 +55,12 @@ def test_the_twin_has_the_bits_of_the_kernels(case):
 @pytest.mark.parametrize("name", BY_NAME)
 def test_no_promise_is_looser_than_it_must_be(name):
     worst = {}
-    for case in form_cases.cases_of(name):
+    for case in figures.cases_of(name):
         found = figures.figures_of(case, figures.twin_steps(case))
         units = max(figure.units for figure in found.values())
         why = figures.promise_of(case).why
         worst[why] = max(worst.get(why, 0.0), units)
-    promised = {p.why: p.units for p in map(figures.promise_of, form_cases.cases_of(name))}
+    promised = {p.why: p.units for p in map(figures.promise_of, figures.cases_of(name))}
     assert all(worst[why] > units - 1 for why, units in promised.items()), worst
 
 
@@ -192,7 +190,7 @@ def test_all_settings_are_flipped_or_tested_elsewhere():
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 def test_flips(library):
     """Of every setting that changes what any case computes; the tests above would fail."""
-    cases = form_cases.cases_of(library.name)
+    cases = figures.cases_of(library.name)
     as_it_is = effects(library, cases)
     unnoticed = [
         label
@@ -206,7 +204,7 @@ def test_flips(library):
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 def test_no_setting_of_a_row_is_idle(library):
     """Without any one of them some case would be computed otherwise."""
-    cases = form_cases.cases_of(library.name)
+    cases = figures.cases_of(library.name)
     as_it_is = effects(library, cases)
     for kind in ("settings", "with_momentum"):
         for name in getattr(library, kind).keys() - _NOT_IN_STEPS:

@@ -4,8 +4,8 @@ A case is a run of ten steps with a changing learning rate, given by the argumen
 `rmsjit.forms`, which are the library's own.  The generator (which runs the libraries), the tests
 and the page of forms all read this file, so it imports neither a library nor rmsjit.
 
-To add a form is to add its cases: to `LIVE` where the library can be run, and then a function to
-`form_libraries.py`; otherwise to `TRANSCRIBED`, and then a function to `form_transcriptions.py`.
+These are the forms whose libraries can be run, by functions of `form_libraries.py`.  The others are
+written down in `form_transcriptions.py`, each with its cases.
 """
 
 import random
@@ -29,7 +29,7 @@ USUAL = (  # of libraries whose arguments have the usual names
 NO_DECAY = USUAL[:4]
 
 # An epsilon whose place is seen, as it is not small beside a gradient.
-EPS, EPSILON = {"eps": 0.01}, {"epsilon": 0.01}
+EPS = {"eps": 0.01}
 
 LIVE = {
     "torch": (*USUAL, EPS),
@@ -65,23 +65,6 @@ LIVE = {
     "river": ({},),
 }
 
-TRANSCRIBED = {
-    "mxnet": (
-        {},
-        {"centered": True, "wd": 0.1},
-        {"clip_weights": 0.05, "clip_gradient": 0.5, "wd": 0.1},
-    ),
-    "mindspore": USUAL,
-    "optimisers_jl": ({}, {"centred": True}),
-    "burn": (*USUAL, {"momentum": 0.0}),
-    "dl4j": ({},),
-    "caffe": ({}, {"weight_decay": 0.1}),
-    "torch7": ({}, {"initialMean": 1.0, "weightDecay": 0.1}),
-    "lasagne": ({},),
-    "ensmallen": ({},),
-    "flashlight": ({}, {"use_first": True, "weightDecay": 0.01}),
-    "dynet": ({}, EPS),
-}
 # What the library has in one precision only: autograd makes all parameters float64, and MLX has
 # no square root of float64.
 ONLY = {"autograd": ("float64",), "mlx": ("float32",)}
@@ -100,9 +83,8 @@ class FormCase:
         return "-".join([self.form, self.dtype, *given])
 
 
-def cases_of(form):
+def cases_of(form, variants):
     """All cases of a form, in float32 and in float64."""
-    variants = (LIVE | TRANSCRIBED)[form]
     dtypes = ONLY.get(form, ("float32", "float64"))
     return [FormCase(form, arguments, dtype) for dtype in dtypes for arguments in variants]
 
