@@ -263,3 +263,21 @@ def dynet(p, s, g, learning_rate, eps=1e-20, rho=0.95):
     s["rms"][:] = s["rms"] * rho + (g * g) * (1 - rho)
     p -= rate * (g / np.sqrt(s["rms"] + eps))
     return ["rms"]
+
+
+@of(
+    "bitsandbytes",
+    "csrc/kernels.cu, kOptimizer32bit1State, whose quotient is a fast one on a GPU",
+    "lr=0.01, alpha=0.99, eps=1e-08, weight_decay=0.0, momentum=0.0, centered=False, "
+    "optim_bits=32, args=None, min_8bit_size=4096, percentile_clipping=100, block_wise=True",
+    {},
+    {"weight_decay": 0.1, "eps": 0.01},
+)
+def bitsandbytes(p, s, g, lr, alpha=0.99, eps=1e-8, weight_decay=0.0):
+    number = p.dtype.type
+    lr, alpha, eps, decay = map(number, float32(lr, alpha, eps, weight_decay))
+    if decay:
+        g = g + p * decay
+    s["rms"][:] = s["rms"] * alpha + (1 - alpha) * g * g
+    p -= lr * (g / (np.sqrt(s["rms"]) + eps))
+    return ["rms"]

@@ -595,6 +595,29 @@ LIBRARIES = (
         },
         note="A trainer there clips by a norm of 5 unless told otherwise: `global_clipnorm=5`.",
     ),
+    Library(
+        "bitsandbytes",
+        "bitsandbytes, `bitsandbytes.optim.RMSprop`",
+        "bitsandbytes 0.4x, csrc/kernels.cu, kOptimizer32bit1State",
+        (
+            Number("lr", 0.01, number="learning_rate"),
+            Number("alpha", 0.99, number="rho"),
+            Number("eps", 1e-8, number="epsilon"),
+            Number("weight_decay", 0.0),
+            Argument("momentum", 0.0),
+            Unsupported("centered", False, instead="it is an error there as well"),
+            Unsupported("optim_bits", 32, instead="slots have the dtype of the variable"),
+            Argument("args", None),
+            Argument("min_8bit_size", 4096),
+            Unsupported("percentile_clipping", 100, instead="pass clipnorm"),
+            Argument("block_wise", True),
+        ),
+        {
+            "weight_decay": "coupled",
+            "float32_numbers": ("learning_rate", "rho", "epsilon", "weight_decay"),
+        },
+        note="Momentum is accepted and never used, there as here.",
+    ),
 )
 
 BY_NAME = {library.name: library for library in LIBRARIES}
