@@ -93,18 +93,23 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) 
 
     Raises `ValueError` and changes nothing if the checkpoint does not fit.
     """
-    found = differences(checkpoint, optimizer, variables)
-    if found:
-        listed = found[:_DIFFERENCES_LISTED]
-        if len(found) > len(listed):
-            listed.append(f"and {len(found) - len(listed)} more")
-        raise ValueError("it does not fit; nothing was changed:\n- " + "\n- ".join(listed))
+    refuse_differences(checkpoint, optimizer, variables)
     writing = _planned(checkpoint, optimizer, variables)
     # From here on there are only writes, which can't fail; an interrupt is raised after them.
     clocks = [partial(setattr, e, "clock", None) for e in optimizer._store.entries.values()]
     skipped = partial(setattr, optimizer, "skipped_steps", checkpoint.optimizer.skipped_steps)
     copies = copying([*writing.starts, *writing.values])
     completed([*copies, *clocks, skipped], lambda: _enter(writing, optimizer))
+
+
+def refuse_differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> None:
+    """Raise `ValueError` where `restore` would."""
+    found = differences(checkpoint, optimizer, variables)
+    if found:
+        listed = found[:_DIFFERENCES_LISTED]
+        if len(found) > len(listed):
+            listed.append(f"and {len(found) - len(listed)} more")
+        raise ValueError("it does not fit; nothing was changed:\n- " + "\n- ".join(listed))
 
 
 def _planned(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> _Writing:

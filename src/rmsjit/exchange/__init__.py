@@ -1,0 +1,1 @@
+"""The optimizer's state in the formats of other libraries."""

@@ -1,0 +1,134 @@
+"""An optimizer's state without the optimizer: read from one, written into one.
+
+Every format of another library is made from a `State`, or gives one.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rmsjit.arrays.layout import layout_of
+from rmsjit.checkpoints.compare import (
+    Variables,
+    check_all_named,
+    check_optimizer,
+    check_variables,
+    class_of,
+    sharing_of,
+)
+from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
+from rmsjit.checkpoints.restore import refuse_differences, restore
+from rmsjit.optimizers.base import Optimizer
+from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.rule.numbers import StepNumbers
+from rmsjit.variables import array_of
+
+
+@dataclass(frozen=True)
+class State:
+    """What an optimizer remembers.
+
+    Attributes
+    ----------
+    slots : dict of str to dict of str to ndarray
+        The arrays by slot ("rms", "mg", "momentum") and name of the variable.  A variable that
+        has taken no step may be absent.
+    iterations : int or None
+        None where they are not counted.
+    """
+
+    slots: dict[str, dict[str, NDArray[Any]]]
+    iterations: int | None
+
+    def of(self, name: str) -> dict[str, NDArray[Any]]:
+        """The slots of one variable; empty where it has taken no step."""
+        return {slot: arrays[name] for slot, arrays in self.slots.items() if name in arrays}
+
+
+def check_arguments(optimizer: Any, variables: Any) -> None:
+    """Raise `TypeError` or `ValueError` unless these are an optimizer and variables by name."""
+    check_optimizer(optimizer)
+    check_variables(variables)
+
+
+def state_of(optimizer: Optimizer, variables: Variables) -> State:
+    """The state of an optimizer, all rows of tables up to date.
+
+    Returns
+    -------
+    State
+        Of views of the very slots, in the shapes of the variables.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong type.
+    ValueError
+        If the optimizer has state for a variable that is not among `variables`.
+    """
+    check_arguments(optimizer, variables)
+    check_all_named(optimizer, variables)
+    optimizer.sync()
+    slots: dict[str, dict[str, NDArray[Any]]] = {}
+    for slot in optimizer._store.form.slot_names:
+        held = {name: optimizer._store.slot_of(v, slot) for name, v in variables.items()}
+        slots[slot] = {name: value.array for name, value in held.items() if value is not None}
+    return State(slots, _iterations_of(optimizer))
+
+
+def _iterations_of(optimizer: Optimizer) -> int | None:
+    return int(optimizer.iterations) if isinstance(optimizer, RMSprop) else None
+
+
+def write_state(state: State, optimizer: Optimizer, variables: Variables) -> None:
+    """Replace the state of an optimizer; its hyperparameters and the variables stay.
+
+    Slots that `state` lacks start anew.  Iterations stay where they are None.
+
+    Raises
+    ------
+    ValueError
+        If shapes or dtypes differ, each of which is named.  Nothing has been changed then.
+    """
+    optimizer.sync()  # what rows of variables have missed is theirs, not the state's
+    restore(_checkpoint(state, optimizer, variables), optimizer, variables)
+
+
+def check_fit(state: State, optimizer: Optimizer, variables: Variables) -> None:
+    """Raise `ValueError` where `write_state` would."""
+    refuse_differences(_checkpoint(state, optimizer, variables), optimizer, variables)
+
+
+def _checkpoint(state: State, optimizer: Optimizer, variables: Variables) -> Checkpoint:
+    """What a checkpoint of rmsjit would hold; the values of the variables are those they have."""
+    name, form = class_of(optimizer).__name__, optimizer._store.form
+    iterations = _iterations_of(optimizer) if state.iterations is None else state.iterations
+    saved = SavedOptimizer(name, name, {}, form, iterations)
+    places: Iterator[tuple[str, str]] = itertools.product(form.slot_names, variables)
+    if form.creation == "by_variable":
+        places = ((s, v) for v, s in itertools.product(variables, form.slot_names))
+    weights = [
+        SavedWeight(variable, slot, state.slots[slot][variable])
+        for slot, variable in places
+        if variable in state.slots.get(slot, {})
+    ]
+    return Checkpoint(saved, _as_they_are(variables), weights)
+
+
+def _as_they_are(variables: Variables) -> dict[str, SavedVariable]:
+    sharing = sharing_of(variables, variables)
+    return {
+        name: SavedVariable(array, layout_of(array), sharing[name])
+        for name, array in ((name, array_of(v)) for name, v in variables.items())
+    }
+
+
+def next_numbers(optimizer: Optimizer) -> StepNumbers:
+    """The numbers of the optimizer's next step."""
+    counter = optimizer.iterations.array if isinstance(optimizer, RMSprop) else None
+    return optimizer._hyperparameters.at(counter)

@@ -1,0 +1,90 @@
+"""Record runs of other libraries whose state travels, for `tests/test_interop_*.py`.
+
+``python tests/golden/make_exchange.py torch`` needs that library, and writes ``exchange/``.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from runs import GOLDEN, MORE, STEPS, gradients_of, new_variables
+
+
+def write(name, settings, **parts):
+    """One file: settings, and dicts of arrays, each under its name and a slash."""
+    arrays = {f"{part}/{key}": np.asarray(v) for part, d in parts.items() for key, v in d.items()}
+    GOLDEN.mkdir(exist_ok=True)
+    np.savez_compressed(GOLDEN / f"{name}.npz", settings=json.dumps(settings), **arrays)
+
+
+# --- torch and what is like it --------------------------------------------------------------
+
+CENTERED = {"lr": 0.05, "momentum": 0.9, "centered": True, "weight_decay": 0.1}
+
+
+def torch_class(library):
+    if library == "torch":
+        from torch.optim import RMSprop
+
+        return RMSprop
+    if library == "timm":
+        from timm.optim.rmsprop_tf import RMSpropTF
+
+        return RMSpropTF
+    if library == "stable_baselines3":
+        from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+        return RMSpropTFLike
+    from pfrl.optimizers.rmsprop_eps_inside_sqrt import RMSpropEpsInsideSqrt
+
+    return RMSpropEpsInsideSqrt
+
+
+def make_torch(library):
+    """Two groups with settings of their own, and a parameter that never has a gradient."""
+    import torch
+
+    variables = {**new_variables("float32"), "idle": np.ones(2, "float32")}
+    parameters = {n: torch.nn.Parameter(torch.from_numpy(v.copy())) for n, v in variables.items()}
+    groups = [["w", "b"], ["scale", "idle"]]
+    optimizer = torch_class(library)(
+        [
+            {"params": [parameters[name] for name in names], **settings}
+            for names, settings in zip(groups, (CENTERED, {"lr": 0.02}), strict=True)
+        ]
+    )
+
+    def train(steps):
+        for step in steps:
+            for names in groups:
+                stepped = {name: variables[name] for name in names if name != "idle"}
+                for name, g in zip(stepped, gradients_of(stepped, step), strict=True):
+                    parameters[name].grad = torch.from_numpy(np.array(g))
+            optimizer.step()
+
+    def values():
+        return {name: p.detach().numpy().copy() for name, p in parameters.items()}
+
+    train(STEPS)
+    taken, before = optimizer.state_dict(), values()
+    state = {
+        f"{k}/{name}": torch.as_tensor(v).numpy().copy()
+        for k, one in taken["state"].items()
+        for name, v in one.items()
+    }
+    train(MORE)
+    settings = {"param_groups": taken["param_groups"]}
+    write(library, settings, state=state, before=before, after=values())
+
+
+MAKERS = dict.fromkeys(["torch", "timm", "stable_baselines3", "pfrl"], make_torch)
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("library", nargs="+", choices=MAKERS)
+    for library in parser.parse_args().library:
+        MAKERS[library](library)
