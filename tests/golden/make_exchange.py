@@ -81,7 +81,68 @@ def make_torch(library):
     write(library, settings, state=state, before=before, after=values())
 
 
+# --- Keras ----------------------------------------------------------------------------------
+
+KERAS = {"learning_rate": 0.05, "momentum": 0.9, "centered": True}
+
+
+def make_keras(library):
+    """A model of one layer: its files, and the optimizer's variables by name."""
+    if library == "keras":
+        import keras
+
+        decay = {"weight_decay": 0.1}
+    else:
+        import tf_keras as keras
+
+        decay = {}
+    layer = keras.layers.Dense(4, name="dense")
+    model = keras.Sequential([keras.layers.Input((3,)), layer], name="model")
+    model.compile(keras.optimizers.RMSprop(**KERAS, **decay))
+    train_keras(library, model.optimizer, model.trainable_variables, model)
+
+
+def make_keras_legacy(library):
+    import tensorflow as tf
+    import tf_keras
+
+    variables = {f"layer/{name}": v for name, v in new_variables("float32").items()}
+    held = [tf.Variable(value, name=name) for name, value in variables.items()]
+    train_keras(library, tf_keras.optimizers.legacy.RMSprop(**KERAS), held)
+
+
+def train_keras(library, optimizer, held, model=None):
+    import tensorflow as tf
+
+    def values(variables):
+        return {title(v): np.array(v.numpy()) for v in variables}
+
+    def title(v):
+        return getattr(v, "path", v.name)
+
+    def train(steps):
+        for step in steps:
+            gradients = gradients_of({title(v): v.numpy() for v in held}, step)
+            optimizer.apply_gradients(zip(map(tf.constant, gradients), held, strict=True))
+
+    for variable, value in zip(held, new_variables("float32").values(), strict=False):
+        variable.assign(value)
+    train(STEPS)
+    before, config = values(held), optimizer.get_config()
+    variables = optimizer.variables
+    state = values(variables() if callable(variables) else variables)
+    if model is not None:
+        model.save(GOLDEN / f"{library}.keras")
+        model.save_weights(GOLDEN / f"{library}.weights.h5")
+    train(MORE)
+    config = {
+        key: value.item() if hasattr(value, "item") else value for key, value in config.items()
+    }
+    write(library, {"config": config}, state=state, before=before, after=values(held))
+
+
 MAKERS = dict.fromkeys(["torch", "timm", "stable_baselines3", "pfrl"], make_torch)
+MAKERS |= {"keras": make_keras, "tf_keras": make_keras, "tf_keras_legacy": make_keras_legacy}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,0 +1,264 @@
+"""The optimizer's variables in ``.keras`` and ``.weights.h5`` files.
+
+Such a file numbers the variables of the optimizer and does not name them.  Keras skips all of them,
+with a warning, where their number is not the expected one; here that is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.dtypes import dtype_named
+from rmsjit.checkpoints.atomic_file import replacing
+from rmsjit.checkpoints.compare import Variables
+from rmsjit.exchange.keras_variables import (
+    SLOTS,
+    check_kind,
+    form_of,
+    keras_form,
+    refuse_other_form,
+    refuse_unbuilt,
+)
+from rmsjit.exchange.state import State, check_arguments, state_of, write_state
+from rmsjit.optimizers.base import Optimizer
+from rmsjit.rule.form import Form
+
+_WEIGHTS, _CONFIG, _GROUP = "model.weights.h5", "config.json", "optimizer/vars"
+_LIBRARY = "keras.optimizers.RMSprop"
+
+Path = str | os.PathLike[str]
+
+
+def from_keras_file(path: Path, variables: Variables, optimizer: Any) -> Any:
+    """Go on here with the optimizer's state in a file of Keras 3 or tf-keras.
+
+    Parameters
+    ----------
+    path : path_like
+        Ends in ``.keras`` or ``.weights.h5``.
+    variables : dict of str to ndarray or Variable
+        In the order of ``model.trainable_variables``, and all of them: such files number the
+        optimizer's variables.  Their values are left alone.
+    optimizer : RMSprop or train.RMSPropOptimizer
+        Of the same form, with the same slots: its state is replaced, its hyperparameters stay.
+
+    Returns
+    -------
+    RMSprop or train.RMSPropOptimizer
+        `optimizer`.
+
+    Raises
+    ------
+    ImportError
+        If h5py is not installed.
+    OSError
+        If the file can't be opened.
+    TypeError
+        If an argument is of a wrong type, or a ``.keras`` file holds another optimizer.
+    ValueError
+        If the form is another: all that would be lost is named; or if there are more variables
+        there, or fewer, or of other shapes.  Nothing has been changed then.
+
+    See Also
+    --------
+    to_keras_file : The other way.
+    from_keras_optimizer : From an optimizer of Keras, by names.
+
+    Notes
+    -----
+    A ``.weights.h5`` file does not say which optimizer it is of.
+
+    Examples
+    --------
+    ::
+
+        named = {v.path: v.numpy() for v in model.trainable_variables}
+        opt = rmsjit.RMSprop(0.001, form=rmsjit.Form(epsilon="inside"))
+        rmsjit.interop.from_keras_file("model.keras", named, opt)
+    """
+    check_arguments(optimizer, variables)
+    try:
+        with _opened(path) as (config, held):
+            _check_config(config, optimizer)
+            state = _read(held, optimizer._store.form, variables)
+        write_state(state, optimizer, variables)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be loaded: {error}") from error
+    return optimizer
+
+
+def to_keras_file(optimizer: Any, variables: Variables, path: Path) -> None:
+    """Put the state of an optimizer into a file that Keras has saved.
+
+    Parameters
+    ----------
+    optimizer : RMSprop or train.RMSPropOptimizer
+    variables : dict of str to ndarray or Variable
+        In the order of ``model.trainable_variables``, and all of them.
+    path : path_like
+        A ``.keras`` or ``.weights.h5`` file of a model whose optimizer is of that form, and was
+        built.  All else in it stays, the learning rate and the model's own weights too.
+
+    Raises
+    ------
+    ImportError
+        If h5py is not installed.
+    OSError
+        If the file can't be read or written; the old one is still there, whole.
+    TypeError, ValueError
+        As `from_keras_file` does; or if a variable has taken no step and is not built.  The file
+        has not been changed then.
+
+    See Also
+    --------
+    from_keras_file : The other way.
+    """
+    state = state_of(optimizer, variables)
+    refuse_unbuilt(state, optimizer, variables)
+    try:
+        with _opened(path) as (config, held):
+            _check_config(config, optimizer)
+            changes = _changes(held, state, optimizer._store.form, variables)
+    except ValueError as error:
+        raise ValueError(f"{path} can't be written to: {error}") from error
+    with replacing(path) as draft:
+        if os.fspath(path).endswith(".keras"):
+            _copy_archive(path, draft, changes)
+        else:
+            shutil.copyfile(path, draft)
+            _overwrite(draft, changes)
+
+
+def _check_config(config: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Raise an error if the file's optimizer, as far as it tells, has another form."""
+    ours = optimizer._store.form
+    there = keras_form(centered=ours.centered, momentum=ours.has_momentum)
+    refuse_other_form(config, form_of(config) if config else there, _LIBRARY, optimizer)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The configuration of the optimizer, empty where there is none, and the variables it had."""
+    h5py = _h5py()
+    with contextlib.ExitStack() as stack:
+        config: dict[str, Any] = {}
+        file: Any = os.fspath(path)
+        if file.endswith(".keras"):
+            archive = stack.enter_context(_archive(path))
+            config = _optimizer_config(archive)
+            file = stack.enter_context(archive.open(_WEIGHTS))
+        elif not file.endswith(".weights.h5"):
+            raise ValueError("its name must end in .keras or .weights.h5")
+        weights = stack.enter_context(h5py.File(file, "r"))
+        if _GROUP not in weights:
+            raise ValueError("it was saved without an optimizer, or before that was compiled")
+        yield config, dict(weights[_GROUP])
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError("files of Keras need h5py: pip install h5py") from error
+    return h5py
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"it is no .keras file: {error}") from error
+    if not {_WEIGHTS, _CONFIG} <= set(archive.namelist()):
+        archive.close()
+        raise ValueError(f"it must hold {_CONFIG} and {_WEIGHTS}, got {archive.namelist()}")
+    return archive
+
+
+def _optimizer_config(archive: zipfile.ZipFile) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(archive.read(_CONFIG))["compile_config"]["optimizer"]
+        return dict(config["config"])
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"its {_CONFIG} tells of no optimizer: {error!r}") from error
+
+
+def _places(
+    held: Mapping[str, Any], form: Form, variables: Variables
+) -> dict[str, tuple[str, str]]:
+    """The slot and variable that each number stands for, where all are as they must be."""
+    keys = [(slot, name) for slot in SLOTS if slot in form.slot_names for name in variables]
+    first = len(held) - len(keys)
+    if first not in (1, 2) or held.keys() != set(map(str, range(len(held)))):
+        slots = ", ".join(SLOTS[slot] for slot in SLOTS if slot in form.slot_names)
+        raise ValueError(
+            f"it has {len(held)} variables of the optimizer, and there must be {1 + len(keys)}, "
+            f"or {2 + len(keys)} with the learning rate: iteration, and {slots} of each of the "
+            f"{len(variables)} variables"
+        )
+    places = dict(zip(map(str, range(first, len(held))), keys, strict=True))
+    for number, (slot, name) in places.items():
+        _check_stored(f"{SLOTS[slot]} of {name!r}", held[number], variables[name].shape)
+    for number in map(str, range(first)):
+        _check_stored("iteration and learning rate", held[number], ())
+    return places
+
+
+def _check_stored(title: str, dataset: Any, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless a dataset lies in this file and has this shape."""
+    if getattr(dataset, "shape", None) != shape:
+        raise ValueError(f"{title} must be of shape {shape}, got {dataset!r}")
+    if dataset.external or dataset.is_virtual:
+        raise ValueError(f"{title} is stored in another file")
+
+
+def _read(held: Mapping[str, Any], form: Form, variables: Variables) -> State:
+    slots: dict[str, dict[str, NDArray[Any]]] = {}
+    for number, (slot, name) in _places(held, form, variables).items():
+        slots.setdefault(slot, {})[name] = _value(held[number])
+    return State(slots, int(held["0"][()]))
+
+
+def _value(dataset: Any) -> NDArray[Any]:
+    value = np.asarray(dataset[()])
+    if dataset.attrs.get("dtype") == "bfloat16":  # which HDF5 does not know
+        return value.view(dtype_named("bfloat16"))
+    return value
+
+
+def _changes(
+    held: Mapping[str, Any], state: State, form: Form, variables: Variables
+) -> dict[str, NDArray[Any]]:
+    """The new values of the file's variables, by number."""
+    places = _places(held, form, variables)
+    changes = {"0": np.array(state.iterations or 0, held["0"].dtype)}
+    for number, (slot, name) in places.items():
+        value = state.slots[slot][name]
+        check_kind(f"{SLOTS[slot]} of {name!r}", value, _value(held[number]))
+        changes[number] = value
+    return changes
+
+
+def _overwrite(file: Any, changes: Mapping[str, NDArray[Any]]) -> None:
+    with _h5py().File(file, "r+") as weights:
+        for number, value in changes.items():
+            dataset = weights[_GROUP][number]
+            dataset[...] = value if value.dtype == dataset.dtype else value.view(dataset.dtype)
+
+
+def _copy_archive(path: Path, draft: Path, changes: Mapping[str, NDArray[Any]]) -> None:
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(draft, "w") as copy:
+        for member in archive.infolist():
+            content = io.BytesIO(archive.read(member))
+            if member.filename == _WEIGHTS:
+                _overwrite(content, changes)
+            copy.writestr(member, content.getvalue())

@@ -1,0 +1,245 @@
+"""The variables of Keras's RMSprop optimizers: what each is called, and what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.tensors import array_of_tensor
+from rmsjit.checkpoints.compare import Variables
+from rmsjit.exchange.losses import refuse_losses
+from rmsjit.exchange.state import State, check_arguments, next_numbers, state_of, write_state
+from rmsjit.optimizers.base import Optimizer
+from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.presets import keras_legacy
+
+SLOTS = {RMS.name: "velocity", MOMENTUM.name: "momentum", MG.name: "average_gradient"}
+_LEGACY_SLOTS = {name: name for name in SLOTS}
+_OF_RMSPROP = {"rho", "momentum", "epsilon", "centered"}  # in the configuration; Adam has others
+_REFUSED = {
+    "use_ema": "the averages of variables",
+    "gradient_accumulation_steps": "the gradients accumulated since the last update",
+}
+_NO_VALUE = {"learning_rate"}  # a hyperparameter that Keras keeps in a variable
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """How one of the Keras optimizers calls its variables, without its own name before them."""
+
+    library: str
+    pattern: str
+    slots: Mapping[str, str]
+    counter: str = "iteration"
+    separator: str = "/"
+
+    def title(self, variable: str, slot: str) -> str:
+        name = variable.removesuffix(":0").replace("/", self.separator)
+        return self.pattern.format(variable=name, slot=self.slots[slot])
+
+
+_KERAS = _Naming("keras.optimizers.RMSprop", "{variable}_{slot}", SLOTS, separator="_")
+_TF_KERAS = _Naming("tf_keras.optimizers.RMSprop", "{slot}/{variable}", SLOTS)
+_LEGACY = _Naming(
+    "tf_keras.optimizers.legacy.RMSprop", "{variable}/{slot}", _LEGACY_SLOTS, counter="iter"
+)
+
+
+def from_keras_optimizer(keras_optimizer: Any, variables: Variables, optimizer: Any) -> Any:
+    """Go on here with the state of an optimizer of Keras 3 or tf-keras, by names.
+
+    Parameters
+    ----------
+    keras_optimizer : keras.optimizers.RMSprop
+        Or ``tf_keras.optimizers.RMSprop``, or its ``legacy.RMSprop``; built, or after a step.
+    variables : dict of str to ndarray or Variable
+        By the names that they have in Keras: ``v.path`` in Keras 3, ``v.name`` in tf-keras.
+        Their values are left alone.
+    optimizer : RMSprop or train.RMSPropOptimizer
+        Of the same form, with the same slots: its state is replaced, its hyperparameters stay.
+
+    Returns
+    -------
+    RMSprop or train.RMSPropOptimizer
+        `optimizer`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of a wrong type, or `keras_optimizer` no RMSprop.
+    ValueError
+        If the form is another: all that would be lost is named; or if there are other variables
+        here than there, or of other shapes.  Nothing has been changed then.
+
+    See Also
+    --------
+    to_keras_optimizer : The other way, with an example.
+    from_keras_file : From a file.
+    """
+    check_arguments(optimizer, variables)
+    naming, found = _variables_of(keras_optimizer)
+    config = keras_optimizer.get_config()
+    refuse_other_form(config, form_of(config, naming is _LEGACY), naming.library, optimizer)
+    places = _places(naming, found, optimizer._store.form, variables)
+    slots: dict[str, dict[str, NDArray[Any]]] = {}
+    for (slot, name), title in places.items():
+        slots.setdefault(slot, {})[name] = array_of_tensor(found[title])
+    iterations = int(array_of_tensor(found[naming.counter]))
+    write_state(State(slots, iterations), optimizer, variables)
+    return optimizer
+
+
+def to_keras_optimizer(optimizer: Any, variables: Variables, keras_optimizer: Any) -> None:
+    """Go on in Keras 3 or tf-keras with the state of an optimizer of rmsjit, by names.
+
+    Parameters
+    ----------
+    optimizer : RMSprop or train.RMSPropOptimizer
+    variables : dict of str to ndarray or Variable
+        All that the optimizer has stepped, by the names that they have in Keras, as for
+        `from_keras_optimizer`.
+    keras_optimizer : keras.optimizers.RMSprop
+        Built, with the same slots; its state is replaced, its hyperparameters stay.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `from_keras_optimizer` does; or if a variable has taken no step and is not built.
+
+    See Also
+    --------
+    from_keras_optimizer : The other way.
+
+    Examples
+    --------
+    ::
+
+        named = {v.path: v.numpy() for v in model.trainable_variables}  # train these, then
+        model.optimizer.build(model.trainable_variables)
+        rmsjit.interop.to_keras_optimizer(opt, named, model.optimizer)
+    """
+    state = state_of(optimizer, variables)
+    naming, found = _variables_of(keras_optimizer)
+    config = keras_optimizer.get_config()
+    refuse_other_form(config, form_of(config, naming is _LEGACY), naming.library, optimizer)
+    refuse_unbuilt(state, optimizer, variables)
+    places = _places(naming, found, optimizer._store.form, variables)
+    values = {title: state.slots[slot][name] for (slot, name), title in places.items()}
+    for title, value in values.items():
+        check_kind(title, value, found[title])
+    counter = found[naming.counter]
+    counter.assign(np.array(state.iterations or 0, _dtype_name(counter)))
+    for title, value in values.items():
+        found[title].assign(value)
+
+
+def form_of(config: Mapping[str, Any], is_legacy: bool = False) -> Form:
+    """The form that a Keras optimizer of this configuration has.
+
+    Raises
+    ------
+    TypeError
+        If it is the configuration of no RMSprop.
+    """
+    if not config.keys() >= _OF_RMSPROP:
+        raise TypeError(
+            f"the optimizer of Keras must be an RMSprop, got one with the settings {[*config]}"
+        )
+    momentum, centered = float(config["momentum"]) > 0, bool(config["centered"])
+    if is_legacy:
+        return keras_legacy(centered=centered, momentum=momentum)
+    return keras_form(centered=centered, momentum=momentum)
+
+
+def keras_form(*, centered: bool, momentum: bool) -> Form:
+    """The form of RMSprop in Keras 3, and in tf-keras since 2.11."""
+    names = [RMS.name, *[MOMENTUM.name] * momentum, *[MG.name] * centered]
+    return Form.with_slots(*names, epsilon="inside", weight_decay="decoupled")
+
+
+def refuse_other_form(
+    config: Mapping[str, Any], there: Form, library: str, optimizer: Optimizer
+) -> None:
+    """Raise `ValueError` if the state would not go on between the two as it was."""
+    for setting, lost in _REFUSED.items():
+        if config.get(setting):
+            raise ValueError(f"{library} has {setting}, and {lost} would be lost")
+    numbers = next_numbers(optimizer)
+    refuse_losses(
+        optimizer._store.form,
+        there,
+        library,
+        momentum=numbers.momentum or float(config.get("momentum", 0)),
+        weight_decay=numbers.weight_decay or float(config.get("weight_decay") or 0),
+    )
+
+
+def refuse_unbuilt(state: State, optimizer: Optimizer, variables: Variables) -> None:
+    """Raise `ValueError` if a variable lacks a slot, since Keras has all of them."""
+    complete = set(optimizer._store.form.slot_names)
+    unbuilt = [name for name in variables if state.of(name).keys() != complete]
+    if unbuilt:
+        raise ValueError(
+            f"{', '.join(map(repr, unbuilt))} took no step yet: optimizer.build makes the slots"
+        )
+
+
+def check_kind(title: str, value: NDArray[Any], target: Any) -> None:
+    """Raise `ValueError` if a value has not the shape and dtype of what it is to be put into."""
+    theirs = (tuple(target.shape), _dtype_name(target))
+    if theirs != (value.shape, value.dtype.name):
+        raise ValueError(
+            f"{title} must be {theirs[1]} of shape {theirs[0]}, got {value.dtype} of {value.shape}"
+        )
+
+
+def _dtype_name(variable: Any) -> str:
+    return str(getattr(variable.dtype, "name", variable.dtype))
+
+
+def _variables_of(keras_optimizer: Any) -> tuple[_Naming, dict[str, Any]]:
+    """How a Keras optimizer calls its variables, and each by that name."""
+    if not hasattr(keras_optimizer, "variables") or not hasattr(keras_optimizer, "get_config"):
+        raise TypeError(
+            f"keras_optimizer must be an optimizer of Keras, got {type(keras_optimizer).__name__}"
+        )
+    held = keras_optimizer.variables
+    held = list(held() if callable(held) else held)
+    scope = f"{keras_optimizer.get_config()['name']}/"
+    titles = [
+        getattr(v, "path", v.name).removesuffix(":0").removeprefix(scope)  # Keras 3 has paths
+        for v in held
+    ]
+    if len(set(titles)) != len(titles):
+        twice = sorted({title for title in titles if titles.count(title) > 1})
+        raise ValueError(
+            f"variables in Keras need names of their own, got {', '.join(twice)} twice"
+        )
+    if _LEGACY.counter in titles:
+        naming = _LEGACY
+    else:
+        naming = _KERAS if all(hasattr(v, "path") for v in held) else _TF_KERAS
+    return naming, dict(zip(titles, held, strict=True))
+
+
+def _places(
+    naming: _Naming, found: Iterable[str], form: Form, variables: Variables
+) -> dict[tuple[str, str], str]:
+    """The name in Keras of each slot of each variable, all of which there must be."""
+    places = {
+        (slot, name): naming.title(name, slot) for slot in form.slot_names for name in variables
+    }
+    known = {*places.values(), naming.counter, *_NO_VALUE}
+    missing = sorted({*places.values(), naming.counter} - set(found))
+    unknown = sorted(set(found) - known)
+    if missing or unknown or len(set(places.values())) != len(places):
+        raise ValueError(
+            f"the variables of {naming.library} must be those of the slots here; only here: "
+            f"{', '.join(missing) or 'none'}; only there: {', '.join(unknown) or 'none'} "
+            f"(build() makes slots there; variables here go by their names there)"
+        )
+    return places
