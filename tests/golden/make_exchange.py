@@ -141,8 +141,48 @@ def train_keras(library, optimizer, held, model=None):
     write(library, {"config": config}, state=state, before=before, after=values(held))
 
 
+# --- optax ----------------------------------------------------------------------------------
+
+
+def make_optax(library):
+    """Every field that a state of `optax.rmsprop` can have, and a tree of parameters."""
+    import jax
+    import optax
+
+    settings = {"decay": 0.9, "eps": 1e-8, "momentum": 0.9}
+    settings |= {"centered": True, "nesterov": True, "bias_correction": True}
+    rule = optax.rmsprop(optax.cosine_decay_schedule(0.05, 20), **settings)
+    variables = new_variables("float32")
+    params = {"layer": {"w": variables["w"], "b": variables["b"]}, "scale": variables["scale"]}
+    state = rule.init(params)
+
+    def named(tree):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {"/".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves}
+
+    def train(steps, params, state):
+        tree = jax.tree_util.tree_structure(params)
+        for step in steps:
+            gradients = tree.unflatten(gradients_of(named(params), step))
+            updates, state = rule.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    params, state = train(STEPS, params, state)
+    fields = {
+        f"{number}/{type(part).__name__}/{field}{path and '/' + path}": leaf
+        for number, part in enumerate(state)
+        for field in part._fields
+        for path, leaf in named(getattr(part, field)).items()
+    }
+    before = named(params)
+    params, _ = train(MORE, params, state)
+    write(library, settings, state=fields, before=before, after=named(params))
+
+
 MAKERS = dict.fromkeys(["torch", "timm", "stable_baselines3", "pfrl"], make_torch)
 MAKERS |= {"keras": make_keras, "tf_keras": make_keras, "tf_keras_legacy": make_keras_legacy}
+MAKERS |= {"optax": make_optax}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

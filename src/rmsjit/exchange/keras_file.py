@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.checkpoints.atomic_file import replacing
 from rmsjit.checkpoints.compare import Variables
-from rmsjit.exchange.keras_variables import (
-    SLOTS,
+from rmsjit.exchange.keras_variables import SLOTS, form_of, keras_form, refuse_other_form
+from rmsjit.exchange.state import (
+    State,
+    check_arguments,
     check_kind,
-    form_of,
-    keras_form,
-    refuse_other_form,
     refuse_unbuilt,
+    state_of,
+    write_state,
 )
-from rmsjit.exchange.state import State, check_arguments, state_of, write_state
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.form import Form
 

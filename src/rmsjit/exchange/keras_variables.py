@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from rmsjit.arrays.tensors import array_of_tensor
 from rmsjit.checkpoints.compare import Variables
 from rmsjit.exchange.losses import refuse_losses
-from rmsjit.exchange.state import State, check_arguments, next_numbers, state_of, write_state
+from rmsjit.exchange.state import (
+    State,
+    check_arguments,
+    check_kind,
+    dtype_name,
+    next_numbers,
+    refuse_unbuilt,
+    state_of,
+    write_state,
+)
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
 from rmsjit.rule.presets import keras_legacy
@@ -132,7 +141,7 @@ def to_keras_optimizer(optimizer: Any, variables: Variables, keras_optimizer: An
     for title, value in values.items():
         check_kind(title, value, found[title])
     counter = found[naming.counter]
-    counter.assign(np.array(state.iterations or 0, _dtype_name(counter)))
+    counter.assign(np.array(state.iterations or 0, dtype_name(counter)))
     for title, value in values.items():
         found[title].assign(value)
 
@@ -176,29 +185,6 @@ def refuse_other_form(
         momentum=numbers.momentum or float(config.get("momentum", 0)),
         weight_decay=numbers.weight_decay or float(config.get("weight_decay") or 0),
     )
-
-
-def refuse_unbuilt(state: State, optimizer: Optimizer, variables: Variables) -> None:
-    """Raise `ValueError` if a variable lacks a slot, since Keras has all of them."""
-    complete = set(optimizer._store.form.slot_names)
-    unbuilt = [name for name in variables if state.of(name).keys() != complete]
-    if unbuilt:
-        raise ValueError(
-            f"{', '.join(map(repr, unbuilt))} took no step yet: optimizer.build makes the slots"
-        )
-
-
-def check_kind(title: str, value: NDArray[Any], target: Any) -> None:
-    """Raise `ValueError` if a value has not the shape and dtype of what it is to be put into."""
-    theirs = (tuple(target.shape), _dtype_name(target))
-    if theirs != (value.shape, value.dtype.name):
-        raise ValueError(
-            f"{title} must be {theirs[1]} of shape {theirs[0]}, got {value.dtype} of {value.shape}"
-        )
-
-
-def _dtype_name(variable: Any) -> str:
-    return str(getattr(variable.dtype, "name", variable.dtype))
 
 
 def _variables_of(keras_optimizer: Any) -> tuple[_Naming, dict[str, Any]]:

@@ -60,7 +60,7 @@ def _slot_losses(here: Form, there: Form, momentum: float) -> Iterator[str]:
         has = "here" if here.centered else "there"
         yield f"the average of gradients, by which the form {has} is centered"
     if momentum and here.has_momentum != there.has_momentum:
-        yield f"the momentum {momentum}, which is {'here' if here.has_momentum else 'there'} only"
+        yield f"the momentum, which is {'here' if here.has_momentum else 'there'} only"
     for name in set(here.slot_names) - _RULES_SLOTS:
         yield f"the slot {name!r}, which is here only"
 

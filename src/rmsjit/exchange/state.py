@@ -128,6 +128,30 @@ def _as_they_are(variables: Variables) -> dict[str, SavedVariable]:
     }
 
 
+def refuse_unbuilt(state: State, optimizer: Optimizer, variables: Variables) -> None:
+    """Raise `ValueError` if a variable lacks a slot, for formats that have all of them."""
+    complete = set(optimizer._store.form.slot_names)
+    unbuilt = [name for name in variables if state.of(name).keys() != complete]
+    if unbuilt:
+        raise ValueError(
+            f"{', '.join(map(repr, unbuilt))} took no step yet: optimizer.build makes the slots"
+        )
+
+
+def check_kind(title: str, value: NDArray[Any], target: Any) -> None:
+    """Raise `ValueError` if a value has not the shape and dtype of what it is to be put into."""
+    theirs = (tuple(target.shape), dtype_name(target))
+    if theirs != (value.shape, value.dtype.name):
+        raise ValueError(
+            f"{title} must be {theirs[1]} of shape {theirs[0]}, got {value.dtype} of {value.shape}"
+        )
+
+
+def dtype_name(variable: Any) -> str:
+    """The name of a variable's dtype, whichever library it is of."""
+    return str(getattr(variable.dtype, "name", variable.dtype))
+
+
 def next_numbers(optimizer: Optimizer) -> StepNumbers:
     """The numbers of the optimizer's next step."""
     counter = optimizer.iterations.array if isinstance(optimizer, RMSprop) else None
