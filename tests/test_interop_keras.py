@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+from rmsjit.checkpoints.save import load, save
 from rmsjit.interop import (
     from_keras_file,
     from_keras_optimizer,
@@ -449,6 +450,29 @@ def test_runs_travel_both_ways(library, settings, dtype):
     train_keras(again, held, range(10, 15))
     train(optimizer, named, range(10, 15))
     assert_close(values_of(held).values(), named, ulps=8)
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_lists_of_weights_of_the_legacy_optimizer(settings, tmp_path):
+    """`get_weights` and `set_weights` have its order; and a checkpoint in between."""
+    theirs, held = keras_run("tf_keras_legacy", new_variables("float32"), **settings)
+    train_keras(theirs, held, STEPS)
+    variables, optimizer = values_of(held), like_keras("tf_keras_legacy", **settings)
+    optimizer.build(list(variables.values()))
+    optimizer.set_weights(theirs.get_weights())
+    save(tmp_path / "run.npz", optimizer, variables)
+    optimizer, variables = load(tmp_path / "run.npz")
+    train_keras(theirs, held, MORE)
+    train(optimizer, variables, MORE)
+    assert_close(values_of(held).values(), variables)
+
+    again, held = keras_run("tf_keras_legacy", variables, **settings)
+    again.set_weights(optimizer.get_weights())
+    train_keras(again, held, range(10, 15))
+    train(optimizer, variables, range(10, 15))
+    assert_close(values_of(held).values(), variables)
 
 
 @pytest.mark.live

@@ -180,9 +180,45 @@ def make_optax(library):
     write(library, settings, state=fields, before=before, after=named(params))
 
 
+# --- Chainer --------------------------------------------------------------------------------
+
+
+def make_chainer(library):
+    """What Chainer saves, with a parameter that takes no step."""
+    import chainer
+
+    variables = {**new_variables("float32"), "idle": np.ones(2, "float32")}
+    link = chainer.Link()
+    with link.init_scope():
+        for name, value in variables.items():
+            setattr(link, name, chainer.Parameter(value.copy()))
+    cls = {"chainer": "RMSprop", "chainer_graves": "RMSpropGraves"}[library]
+    optimizer = getattr(chainer.optimizers, cls)(lr=0.05)
+    optimizer.setup(link)
+    link.idle.update_rule.enabled = False
+    del variables["idle"]
+
+    def train(steps):
+        for step in steps:
+            for name, gradient in zip(variables, gradients_of(variables, step), strict=True):
+                getattr(link, name).grad = np.array(gradient)
+            optimizer.update()
+
+    def values():
+        return {name: parameter.array.copy() for name, parameter in link.namedparams()}
+
+    train(STEPS)
+    state = chainer.serializers.DictionarySerializer()
+    state.save(optimizer)
+    settings = {key: getattr(optimizer, key) for key in ("lr", "alpha", "eps")}
+    before, state = values(), {key: np.array(v) for key, v in state.target.items()}
+    train(MORE)
+    write(library, settings, state=state, before=before, after=values())
+
+
 MAKERS = dict.fromkeys(["torch", "timm", "stable_baselines3", "pfrl"], make_torch)
 MAKERS |= {"keras": make_keras, "tf_keras": make_keras, "tf_keras_legacy": make_keras_legacy}
-MAKERS |= {"optax": make_optax}
+MAKERS |= {"optax": make_optax, "chainer": make_chainer, "chainer_graves": make_chainer}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
