@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.arrays.dtypes import precision_of
 from rmsjit.arrays.masked import refuse_masked
+from rmsjit.arrays.tensors import array_of_tensor
 from rmsjit.variables import array_of
 
 
@@ -109,6 +110,73 @@ class IndexedSlices:
         by_rows = matrix.tocsr()
         rows = np.flatnonzero(np.diff(by_rows.indptr))
         return cls(by_rows[rows].toarray(), rows, matrix.shape)
+
+    @classmethod
+    def from_tensorflow(cls, slices: Any) -> IndexedSlices:
+        """A ``tf.IndexedSlices``, as TensorFlow gives the gradient of ``tf.gather``.
+
+        Parameters
+        ----------
+        slices : tf.IndexedSlices
+            Whose tensors have values (eager mode).
+
+        Raises
+        ------
+        TypeError
+            If `slices` is something else.
+
+        Examples
+        --------
+        ::
+
+            gradient = tape.gradient(loss, table)
+            opt.apply_gradients([(rmsjit.IndexedSlices.from_tensorflow(gradient), array)])
+        """
+        if not all(hasattr(slices, name) for name in ("values", "indices", "dense_shape")):
+            raise TypeError(f"slices must be a tf.IndexedSlices, got {type(slices).__name__}")
+        shape = slices.dense_shape
+        return cls(
+            array_of_tensor(slices.values),
+            array_of_tensor(slices.indices),
+            None if shape is None else array_of_tensor(shape).tolist(),
+        )
+
+    @classmethod
+    def from_torch(cls, tensor: Any) -> IndexedSlices:
+        """The rows of a ``torch.sparse_coo`` tensor in which something is stored, as dense rows.
+
+        Such a tensor is the gradient of ``torch.nn.Embedding(..., sparse=True)``.
+
+        Parameters
+        ----------
+        tensor : torch.Tensor, shape (rows, ...)
+            Of the layout ``torch.sparse_coo``, coalesced or not.  One with single elements stored
+            (``sparse_dim`` above 1) gives whole rows, the other elements of which are 0.
+
+        Raises
+        ------
+        TypeError
+            If `tensor` is of another layout.
+
+        Examples
+        --------
+        ::
+
+            loss.backward()
+            gradient = rmsjit.IndexedSlices.from_torch(embedding.weight.grad)
+            opt.apply_gradients([(gradient, embedding.weight.detach().numpy())])
+        """
+        if not getattr(tensor, "is_sparse", False):
+            layout = getattr(tensor, "layout", type(tensor).__name__)
+            raise TypeError(f"tensor must be of the layout torch.sparse_coo, got {layout}")
+        places = array_of_tensor(tensor._indices())  # those of indices() must be coalesced
+        values = array_of_tensor(tensor._values())
+        if len(places) == 1:
+            return cls(values, places[0], tuple(tensor.shape))
+        rows, numbers = np.unique(places[0], return_inverse=True)
+        whole = np.zeros((len(rows), *tensor.shape[1:]), values.dtype)
+        np.add.at(whole, (numbers, *places[1:]), values)
+        return cls(whole, rows, tuple(tensor.shape))
 
     @property
     def values(self) -> NDArray[Any]:
