@@ -28,7 +28,7 @@ def train(optimizer, variables, steps):
         optimizer.apply_gradients(zip(gradients, variables.values(), strict=True))
 
 
-def assert_close(trained, variables, ulps=16):
+def assert_close(trained, variables, ulps=2):
     """Whether arrays are those of `variables`, to units in the last place of the largest."""
     for values, variable in zip(trained, variables.values(), strict=True):
         values = np.asarray(values).astype(np.float64)

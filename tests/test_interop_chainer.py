@@ -48,7 +48,7 @@ def test_a_recorded_run_goes_on(library):
     assert from_chainer_arrays(arrays, variables, optimizer) is optimizer
     assert int(optimizer.iterations) == 5
     train(optimizer, {name: variables[f"/{name}"] for name in new_variables()}, MORE)
-    assert_close((after[name] for name in variables), variables, ulps=8)
+    assert_close((after[name] for name in variables), variables)
 
 
 @pytest.mark.parametrize("library", RULES)
@@ -71,6 +71,11 @@ def test_a_recorded_state_comes_back(library):
             "chainer_graves",
             like_chainer("chainer_graves", epsilon="outside"),
             "the place of epsilon: outside of the root here, inside there",
+        ),
+        (
+            "chainer",
+            rmsjit.RMSprop(form=rmsjit.Form.with_slots("rms", rms_start=1.0)),
+            "the start of rms: 1.0 here, 0.0 there, and '/idle' took no step yet",
         ),
         (
             "chainer",
@@ -142,7 +147,7 @@ def test_runs_travel_both_ways(library, tmp_path):
         from_chainer_arrays(arrays, variables, optimizer)
     train_chainer(link, theirs, MORE)
     train(optimizer, variables, MORE)
-    assert_close((getattr(link, name).array for name in variables), variables, ulps=8)
+    assert_close((getattr(link, name).array for name in variables), variables)
 
     link, theirs = run()
     np.savez(path, **to_chainer_arrays(optimizer, variables))
@@ -150,4 +155,4 @@ def test_runs_travel_both_ways(library, tmp_path):
     assert theirs.t == 10
     train_chainer(link, theirs, range(10, 15))
     train(optimizer, variables, range(10, 15))
-    assert_close((getattr(link, name).array for name in variables), variables, ulps=8)
+    assert_close((getattr(link, name).array for name in variables), variables)

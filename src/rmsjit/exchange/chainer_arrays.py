@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,8 @@ def from_chainer_arrays(arrays: Mapping[str, Any], variables: Variables, optimiz
         )
     keys = {key for part in parts.values() for key in part}
     theirs = _GRAVES if keys & set(_GRAVES.values()) else _PLAIN
-    _refuse_other_form(theirs, optimizer)
+    unstepped = [names[path] for path, part in parts.items() if not part]
+    _refuse_other_form(theirs, optimizer, unstepped)
     slots: dict[str, dict[str, NDArray[Any]]] = {slot: {} for slot in theirs}
     for path, part in parts.items():
         if part and part.keys() != set(theirs.values()):
@@ -128,7 +129,7 @@ def to_chainer_arrays(optimizer: Any, variables: Variables, epoch: int = 0) -> d
     """
     state = state_of(optimizer, variables)
     theirs = _GRAVES if len(optimizer._store.form.slots) > 1 else _PLAIN
-    _refuse_other_form(theirs, optimizer)
+    _refuse_other_form(theirs, optimizer, [name for name in variables if not state.of(name)])
     steps = state.iterations or 0
     arrays: dict[str, Any] = {_STEPS: np.array(steps), _EPOCH: np.array(epoch)}
     for name in variables:
@@ -152,12 +153,13 @@ def _by_variable(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _refuse_other_form(theirs: Mapping[str, str], optimizer: Optimizer) -> None:
+def _refuse_other_form(
+    theirs: Mapping[str, str], optimizer: Optimizer, unstepped: Sequence[str]
+) -> None:
     """Raise `ValueError` if the forms differ in what Chainer's arrays tell."""
     ours, is_graves = optimizer._store.form, theirs is _GRAVES
     there = Form.with_slots(
         *theirs,
-        rms_start=0.0,
         epsilon="inside" if is_graves else ours.epsilon,
         weight_decay=ours.weight_decay,  # a hook there
     )
@@ -167,4 +169,5 @@ def _refuse_other_form(theirs: Mapping[str, str], optimizer: Optimizer) -> None:
         f"chainer.optimizers.{'RMSpropGraves' if is_graves else 'RMSprop'}",
         momentum=float(ours.has_momentum or is_graves),
         weight_decay=next_numbers(optimizer).weight_decay,
+        unstepped=unstepped,
     )

@@ -34,6 +34,7 @@ from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.form import Form
 
 _WEIGHTS, _CONFIG, _GROUP = "model.weights.h5", "config.json", "optimizer/vars"
+_LARGEST_CONFIG = 2**26  # bytes; that of a large model takes a hundredth of it
 _LIBRARY = "keras.optimizers.RMSprop"
 
 Path = str | os.PathLike[str]
@@ -162,7 +163,10 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         weights = stack.enter_context(h5py.File(file, "r"))
         if _GROUP not in weights:
             raise ValueError("it was saved without an optimizer, or before that was compiled")
-        yield config, dict(weights[_GROUP])
+        held = dict(weights[_GROUP])
+        if any(one.file != weights for one in held.values()):
+            raise ValueError("its variables are links into another file")
+        yield config, held
 
 
 def _h5py() -> Any:
@@ -185,6 +189,8 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 
 def _optimizer_config(archive: zipfile.ZipFile) -> dict[str, Any]:
+    if archive.getinfo(_CONFIG).file_size > _LARGEST_CONFIG:
+        raise ValueError(f"its {_CONFIG} must be below {_LARGEST_CONFIG} bytes")
     try:
         config: dict[str, Any] = json.loads(archive.read(_CONFIG))["compile_config"]["optimizer"]
         return dict(config["config"])

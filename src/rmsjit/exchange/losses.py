@@ -6,8 +6,7 @@ arrays fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
 
@@ -22,7 +21,7 @@ def refuse_losses(
     *,
     momentum: float,
     weight_decay: float,
-    unstepped: Any = (),
+    unstepped: Sequence[str] = (),
     is_complex: bool = False,
 ) -> None:
     """Raise `ValueError` unless two forms compute the same, but for rounding.
@@ -35,7 +34,7 @@ def refuse_losses(
         How messages call the latter.
     momentum, weight_decay : float
         Those of the run.  What a form does with a number that is 0 does not matter.
-    unstepped : iterable of str
+    unstepped : sequence of str
         The variables that have no state, and so start from what the form says.
     is_complex : bool
         Whether a variable is complex.
