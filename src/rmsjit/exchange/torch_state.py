@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import precision_of
 from rmsjit.arrays.tensors import array_of_tensor, torch_tensor
-from rmsjit.checkpoints.compare import Variables, check_variables
+from rmsjit.checkpoints.compare import Variables, check_optimizer, check_variables
 from rmsjit.exchange.losses import refuse_losses
 from rmsjit.exchange.state import (
     State,
@@ -196,11 +196,11 @@ def from_torch_state_dict(
     """
     like = _library(library)
     one_dict = isinstance(variables, Mapping)
-    pairs = [(optimizer, variables)] if one_dict else _in_pairs(optimizer, variables)
+    pairs = _in_pairs(optimizer, variables)
     for given, named in pairs:
         check_variables(named)
         if given is not None:
-            check_arguments(given, named)
+            check_optimizer(given)
     try:
         groups, states = _read(state_dict)
         if one_dict:
@@ -269,6 +269,7 @@ def _form_of(group: Mapping[str, Any], like: _Library) -> Form:
         epsilon=like.epsilon,
         learning_rate="outside" if outside else "inside",
         weight_decay=decay if group["weight_decay"] else None,
+        rms_average="difference" if like.is_timm else "weighted",
         **_ROUNDING,
     )
 
