@@ -12,21 +12,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from rmsjit.arrays.layout import layout_of
 from rmsjit.checkpoints.compare import (
     Variables,
     check_all_named,
     check_optimizer,
     check_variables,
     class_of,
-    sharing_of,
+    saved_variables,
 )
-from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
+from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight
 from rmsjit.checkpoints.restore import refuse_differences, restore
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.rule.numbers import StepNumbers
-from rmsjit.variables import array_of
 
 
 @dataclass(frozen=True)
@@ -117,15 +115,7 @@ def _checkpoint(state: State, optimizer: Optimizer, variables: Variables) -> Che
         for slot, variable in places
         if variable in state.slots.get(slot, {})
     ]
-    return Checkpoint(saved, _as_they_are(variables), weights)
-
-
-def _as_they_are(variables: Variables) -> dict[str, SavedVariable]:
-    sharing = sharing_of(variables, variables)
-    return {
-        name: SavedVariable(array, layout_of(array), sharing[name])
-        for name, array in ((name, array_of(v)) for name, v in variables.items())
-    }
+    return Checkpoint(saved, saved_variables(variables), weights)
 
 
 def refuse_unbuilt(state: State, optimizer: Optimizer, variables: Variables) -> None:
