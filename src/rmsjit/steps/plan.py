@@ -74,10 +74,10 @@ class Plan:
     ----------
     identity : tuple
         The ids of the variables and the types of their gradients, by which the plan is found
-        again.  It keeps the variables alive, so their ids are not reused.
+        again.  The plan keeps the variables alive, so their ids are not reused.
     structure : tuple or None
-        The dtypes and shapes of the variables, by which it is found as a plan that can be moved to
-        other memory; None if it can't.
+        The dtypes and shapes of the variables, by which the plan is found to be moved to other
+        memory; None if it can't be moved.
     count : int
         The number of pairs.
     dropped : list of str
