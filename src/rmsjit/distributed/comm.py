@@ -1,11 +1,15 @@
 """Communication between ranks: mpi4py on demand, and arrays of any size, layout and dtype.
 
-Every array that ranks exchange goes through this module; small pickled objects do not.
+Everything that ranks exchange goes through this module.  MPI itself doesn't compare what ranks
+send: a buffer of another dtype is added bit by bit, one of another length ends the job.  So each
+function states the dtype and the number of elements that all ranks expect, and `check_message`
+compares the buffer with that before it is sent.
 """
 
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,57 +40,114 @@ def load_mpi() -> Any:
     return MPI
 
 
+def check_message(
+    comm: Any, act: str, array: NDArray[Any], dtype: np.dtype[Any], count: int
+) -> None:
+    """Raise `RuntimeError` unless a buffer is what all ranks expect for this message.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+    act : str
+        What is done with the message, such as "sum"; the same on all ranks.
+    array : ndarray
+        The buffer.
+    dtype : dtype
+    count : int
+        The number of elements; of one slice where ranks send different numbers of slices.
+    """
+    if array.dtype != dtype or array.size != count or not array.flags.c_contiguous:
+        raise RuntimeError(
+            f"the message to {act} must hold {count} contiguous elements of {dtype}, got "
+            f"{array.size} of {array.dtype} (a fault of rmsjit)"
+        )
+
+
 # --- arrays of the same size on all ranks ---------------------------------------------------
 
 
-def all_reduce(comm: Any, array: NDArray[Any], operation: str) -> None:
+def all_reduce(comm: Any, array: NDArray[Any], operation: str, dtype: Any, count: int) -> None:
     """Reduce an array over all ranks in place; `operation` is the name of an MPI operation."""
+    check_message(comm, operation, array, np.dtype(dtype), count)
     mpi = load_mpi()
     comm.Allreduce(mpi.IN_PLACE, array, getattr(mpi, operation))
 
 
-def start_sum(comm: Any, array: NDArray[Any]) -> Any:
+def start_sum(comm: Any, array: NDArray[Any], dtype: Any, count: int) -> Any:
     """Start summing an array over all ranks in place; returns the request."""
+    check_message(comm, "sum", array, np.dtype(dtype), count)
     mpi = load_mpi()
     return comm.Iallreduce(mpi.IN_PLACE, array, mpi.SUM)
 
 
 def start_sum_of_shards(
-    comm: Any, array: NDArray[Any], own: NDArray[Any], counts: list[int]
+    comm: Any, array: NDArray[Any], own: NDArray[Any], counts: list[int], dtype: Any
 ) -> Any:
     """Start a reduce-scatter, which sums this rank's shard into `own`; returns the request."""
+    check_message(comm, "sum shards", array, np.dtype(dtype), sum(counts))
+    if own.dtype != dtype or own.size != counts[comm.rank]:
+        raise RuntimeError(f"a shard must hold {counts[comm.rank]} elements, got {own.size}")
     return comm.Ireduce_scatter(array, own, counts, load_mpi().SUM)
 
 
-def start_gathering_shards(comm: Any, array: NDArray[Any], counts: list[int]) -> Any:
+def start_gathering_shards(comm: Any, array: NDArray[Any], counts: list[int], dtype: Any) -> Any:
     """Start an all-gather into an array that has this rank's shard; returns the request."""
+    check_message(comm, "gather shards", array, np.dtype(dtype), sum(counts))
     counts = [count * array.itemsize for count in counts]
     return comm.Iallgatherv(load_mpi().IN_PLACE, [array.view(np.uint8), counts])
 
 
-def broadcast(comm: Any, array: NDArray[Any]) -> None:
-    """Overwrite `array` on every rank with that of rank 0."""
-    contiguous = np.ascontiguousarray(array)
-    for piece in _bytes_of(contiguous):
-        comm.Bcast(piece, 0)
-    if comm.rank != 0 and not array.flags.c_contiguous:
-        array[...] = contiguous
+def broadcast(
+    comm: Any, array: NDArray[Any], dtype: Any, shape: tuple[int, ...], source: int = 0
+) -> None:
+    """Overwrite a C-contiguous array on every rank with that of one rank."""
+    check_message(comm, "broadcast", array, np.dtype(dtype), math.prod(shape))
+    for piece in _bytes_of(array):
+        comm.Bcast(piece, source)
+
+
+# --- small objects --------------------------------------------------------------------------
+
+
+def gathered_objects(comm: Any, own: Any) -> list[Any]:
+    """The objects of all ranks, in order of rank; each must be small, and is pickled."""
+    packed = np.frombuffer(pickle.dumps(own), np.uint8)
+    counts = gathered_counts(comm, [len(packed)])[:, 0]
+    everything = gathered(comm, packed, counts)
+    return [pickle.loads(part.tobytes()) for part in np.split(everything, np.cumsum(counts)[:-1])]
+
+
+def broadcast_object(comm: Any, own: Any, source: int = 0) -> Any:
+    """The object of one rank, on all ranks."""
+    return gathered_objects(comm, own if comm.rank == source else None)[source]
 
 
 # --- from one rank to another ---------------------------------------------------------------
 
 
-def send(comm: Any, array: NDArray[Any], to: int) -> None:
-    """Send an array to a rank that calls `receive`."""
+def send(comm: Any, array: NDArray[Any], to: int, tag: int) -> None:
+    """Send an array to a rank that calls `receive` with the same tag."""
     for piece in _bytes_of(np.ascontiguousarray(array)):
-        comm.Send(piece, to)
+        comm.Send(piece, to, tag)
 
 
-def receive(comm: Any, array: NDArray[Any], source: int) -> None:
-    """Overwrite `array` with the one that `source` sends."""
+def receive(comm: Any, array: NDArray[Any], source: int, tag: int) -> None:
+    """Overwrite `array` with the one that `source` sends.
+
+    Raises
+    ------
+    RuntimeError
+        If less has arrived.
+    """
+    mpi = load_mpi()
     target = array if array.flags.c_contiguous else np.empty(array.shape, array.dtype)
+    status = mpi.Status()
     for piece in _bytes_of(target):
-        comm.Recv(piece, source)
+        comm.Recv(piece, source, tag, status)
+        if status.Get_count(mpi.BYTE) != piece.size:
+            raise RuntimeError(
+                f"rank {source} must send {piece.size} bytes, got {status.Get_count(mpi.BYTE)}"
+            )
     if target is not array:
         array[...] = target
 
@@ -103,14 +164,16 @@ def _bytes_of(array: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
 
 def gathered_counts(comm: Any, own: Sequence[int]) -> NDArray[np.int64]:
     """The counts of all ranks, as an array of shape (ranks, counts)."""
-    counts = np.empty((comm.size, len(own)), np.int64)
-    comm.Allgather(np.array(own, np.int64), counts)
+    counts, sent = np.empty((comm.size, len(own)), np.int64), np.array(own, np.int64)
+    check_message(comm, "gather counts", sent, np.dtype(np.int64), len(own))
+    comm.Allgather(sent, counts)
     return counts
 
 
 def exchanged_counts(comm: Any, gives: NDArray[np.int64]) -> NDArray[np.int64]:
     """The counts from each rank for this one; `gives` has a row of counts for each rank."""
     gives = np.ascontiguousarray(gives)
+    check_message(comm, "exchange counts", gives, np.dtype(np.int64), comm.size * gives.shape[1])
     takes = np.empty_like(gives)
     comm.Alltoall(gives, takes)
     return takes
@@ -120,6 +183,7 @@ def gathered(comm: Any, own: NDArray[Any], counts: NDArray[np.int64]) -> NDArray
     """The slices of all ranks in order of rank; `counts` has the number of slices of each rank."""
     everything = np.empty((int(counts.sum()), *own.shape[1:]), own.dtype)
     if everything.size:
+        _check_slices(comm, "gather slices", own, int(counts[comm.rank]))
         with _slice_type(own) as slices:
             comm.Allgatherv(
                 [np.ascontiguousarray(own), len(own), slices],
@@ -137,12 +201,21 @@ def exchanged(
     """
     arrived = np.empty((int(takes.sum()), *own.shape[1:]), own.dtype)
     if math.prod(own.shape[1:]):
+        _check_slices(comm, "exchange slices", own, int(gives.sum()))
         with _slice_type(own) as slices:
             comm.Alltoallv(
                 [np.ascontiguousarray(own), _places(gives), slices],
                 [arrived, _places(takes), slices],
             )
     return arrived
+
+
+def _check_slices(comm: Any, act: str, own: NDArray[Any], count: int) -> None:
+    """Compare a slice with what all ranks expect, and the number of slices with what was said."""
+    if len(own) != count:
+        raise RuntimeError(f"{count} slices must be sent, got {len(own)} (a fault of rmsjit)")
+    one = np.empty(own.shape[1:], own.dtype)
+    check_message(comm, act, one, own.dtype, math.prod(own.shape[1:]))
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class DenseBuffer:
         bucket_bytes: int,
     ) -> None:
         ends = np.cumsum(list(sizes.values())).tolist()
+        self._components = precision.components
         self._sums = Sums(ends[-1], precision, dtype)
         self.results = {
             k: self._sums.stored[end - size : end]
@@ -60,7 +61,8 @@ class DenseBuffer:
             packing.fill(piece, gradients)
             if len(self._requests) == IN_FLIGHT:
                 self._requests.popleft().Wait()
-            self._requests.append(start_sum(comm, reals))
+            dtype, count = self._sums.reals.dtype, packing.size * self._components
+            self._requests.append(start_sum(comm, reals, dtype, count))
 
     def finish(self, scale: float) -> None:
         """Wait for the sums and multiply them by `scale`."""

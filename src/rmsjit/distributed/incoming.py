@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.arrays.layout import Key, Layout, address_of, array_key, layout_of
 from rmsjit.arrays.overlap import merged_spans, refuse_overlap
-from rmsjit.distributed.agreement import Claim, claim
 from rmsjit.distributed.packing import wire_dtype
 from rmsjit.kernels import headers, loader
 from rmsjit.state.entries import Entry
@@ -76,7 +75,10 @@ class Incoming:
         Variables with a gradient and a constraint.
     identity : tuple
         The ids of the variables, which are kept alive, and the types of their gradients.
-    claim : Claim
+    header : str
+        The settings of the step, which must be the same on all ranks.
+    lines : list of str
+        So must these properties of each variable and its gradient.
     """
 
     def __init__(self, variables: Sequence[Any], kinds: Sequence[type], header: str) -> None:
@@ -85,7 +87,7 @@ class Incoming:
         self.names = [naming(variable, k) for k, variable in enumerate(variables)]
         self.sparse = [k for k, kind in enumerate(kinds) if is_sparse(kind)]
         self.present = [k for k, kind in enumerate(kinds) if kind is not type(None)]
-        self.dense = [k for k in self.present if k not in self.sparse]
+        self.dense = [k for k in self.present if not is_sparse(kinds[k])]
         for k, variable in enumerate(variables):
             check_is_array(variable, k)
         self.precisions: dict[int, Precision] = {
@@ -112,14 +114,17 @@ class Incoming:
             self.arrays[k].flags.c_contiguous and wire_dtype(p) == self.arrays[k].dtype
             for k, p in self.precisions.items()
         )
-        own = [0 if k in self.present else None for k in range(len(kinds))]
+        own = [None if kind is type(None) else 0 for kind in kinds]
         self._reader = HeaderReader(variables, kinds, own, merged_spans(()))
         self._addresses = np.empty(len(kinds), np.int64)
         self._call = self._reader.call_for(self._addresses)
-        lines = [self._line(k, kind) for k, kind in enumerate(kinds)]
-        self.claim: Claim = claim(header, self.names, lines)
+        firsts: dict[Key, int] = {}
+        for k, key in enumerate(self.keys):
+            firsts.setdefault(key, k)
+        self.header = header
+        self.lines = [self._line(k, kind, firsts[self.keys[k]]) for k, kind in enumerate(kinds)]
 
-    def _line(self, k: int, kind: type) -> str:
+    def _line(self, k: int, kind: type, first: int) -> str:
         """The properties of a pair that must be the same on all ranks."""
         array, variable = self.arrays[k], self.variables[k]
         name = f"{variable.name} of " if isinstance(variable, Variable) else ""
@@ -127,15 +132,14 @@ class Incoming:
         layout = self.layouts[k]
         flips = "".join("-" if flip.step else "+" for flip in layout.flips)
         order = "" if array.flags.c_contiguous else f" in memory order {layout.axes}{flips}"
-        repeated = self.keys.index(self.keys[k])
-        again = "" if repeated == k else f", the memory of variable {repeated}"
+        again = "" if first == k or array.size == 0 else f", the memory of variable {first}"
         return f"{name}shape {array.shape}, {array.dtype}{order}{again}, with {gradient} gradient"
 
     @property
     def memory(self) -> tuple[Any, ...]:
         """A key that is equal for other views of the same memory, which can use the same plan."""
         constraints = [id(getattr(variable, "constraint", None)) for variable in self.variables]
-        return (self.claim.fingerprint, tuple(self.keys), tuple(constraints))
+        return (self.header, tuple(self.lines), tuple(self.keys), tuple(constraints))
 
     def by_precision(self, positions: Iterable[int]) -> list[list[int]]:
         """Positions grouped by dtype, in order of first occurrence."""

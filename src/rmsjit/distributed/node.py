@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rmsjit.arrays.dtypes import kinds_of
-from rmsjit.distributed.comm import load_mpi
+from rmsjit.distributed.comm import gathered_objects, load_mpi
 from rmsjit.distributed.incoming import Incoming
 from rmsjit.rule.form import Form
 from rmsjit.runtime import processors
@@ -26,7 +26,7 @@ class Node:
 
     def __init__(self, comm: Any) -> None:
         self.comm = comm.Split_type(load_mpi().COMM_TYPE_SHARED)
-        masks = self.comm.allgather(_affinity_mask())
+        masks = gathered_objects(self.comm, _affinity_mask())
         sharing = sum(bool(mask & masks[self.comm.rank]) for mask in masks)
         self.threads = min(processors.thread_limit(), thread_share(sharing))
 

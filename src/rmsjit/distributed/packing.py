@@ -62,10 +62,17 @@ class Flats(NamedTuple):
 
 
 class Packing:
-    """The parts in a buffer, end to end."""
+    """The parts in a buffer, end to end.
+
+    Attributes
+    ----------
+    size : int
+        The number of elements.
+    """
 
     def __init__(self, parts: Iterable[Part], itemsize: int) -> None:
         self._parts = list(parts)
+        self.size = total_size(self._parts)
         self._rows = np.array(
             [(k, start * itemsize, (stop - start) * itemsize) for k, start, stop in self._parts],
             np.int64,

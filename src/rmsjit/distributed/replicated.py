@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.distributed.agreement import Agreed
-from rmsjit.distributed.comm import all_reduce, broadcast, gathered_counts
+from rmsjit.distributed.comm import all_reduce, gathered_counts
 from rmsjit.distributed.dense import DenseBuffer
-from rmsjit.distributed.incoming import Checked, Incoming
+from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.packing import Flats
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shards import Shards
 from rmsjit.distributed.sparse import SparseTable, needs_merging, travelling
-from rmsjit.distributed.stage import Stage, StagePlan, Terms
+from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
+from rmsjit.distributed.starting import Overwriting
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build
 from rmsjit.steps.norms import Norms
 
@@ -33,9 +34,6 @@ class ReplicatedPlan(StagePlan):
         super().__init__(comm, settings, incoming, terms)
         self._buffers: list[DenseBuffer] = []
         self._sums: dict[int, NDArray[Any]] = {}  # views of the buffers
-        if comm.size > 1 and terms.aggregate:
-            for positions in incoming.by_precision(incoming.dense):
-                self._add_buffer(positions)
         self._tables = {
             k: SparseTable(incoming.arrays[k], incoming.precisions[k], settings.bucket_bytes)
             for k in incoming.sparse
@@ -54,41 +52,52 @@ class ReplicatedPlan(StagePlan):
             self._sums[k] = incoming.layouts[k].logical(result, incoming.arrays[k].shape)
 
     def lay_out(self, shards: Shards, exact: bool) -> None:
-        """Do nothing: every rank has all variables."""
+        """Allocate the buffers; every rank has all variables."""
+        self._buffers, self._sums = [], {}
+        if self._comm.size > 1 and self.terms.aggregate:
+            for positions in self.incoming.by_precision(self.incoming.dense):
+                self._add_buffer(positions)
 
-    def prepare(self, engine: Engine, hyperparameters: Hyperparameters) -> None:
+    def has_state(self, store: SlotStore, shards: Shards, k: int) -> bool:
+        return self.incoming.keys[k] in store.entries
+
+    def prepare(self, engine: Engine, hyperparameters: Hyperparameters, fresh: Fresh) -> None:
         variables = [self.incoming.variables[k] for k in self.incoming.present]
         build(engine.store, variables, hyperparameters)
 
-    def share_slots(self, engine: Engine) -> None:
-        for key in self.incoming.distinct:
-            slots = engine.store.entries[key].slots
-            for name in engine.store.form.slot_names:
-                broadcast(self._comm, slots[name])
+    def share_slots(self, engine: Engine, fresh: Fresh) -> None:
+        names, entries = engine.store.form.slot_names, engine.store.entries
+        slots = [entries[key].slots[name] for key in fresh for name in names]
+        Overwriting(slots).run(self._comm)
 
     # --- one step ---------------------------------------------------------------------------
 
-    def reduced(self, checked: Checked, agreed: Agreed) -> Stage:
+    def outgoing(self, checked: Checked) -> Outgoing | None:
         if not self.terms.aggregate:
-            return self._stage(checked.pairs, agreed, whole=self._agreed_norms)
-        flats = Flats(
-            [np.ravel(g) if isinstance(g, np.ndarray) else None for g in checked.gradients],
-            checked.addresses,
-        )
+            return None
+        precisions = self.incoming.precisions
+        flats = [np.ravel(g) if isinstance(g, np.ndarray) else None for g in checked.gradients]
+        rows = {k: travelling(checked.gradients[k], precisions[k]) for k in self._tables}
+        return Outgoing(Flats(flats, checked.addresses), rows)
+
+    def reduced(self, checked: Checked, outgoing: Outgoing | None, step: Step) -> Stage:
+        present = self.incoming.present
+        if outgoing is None:
+            pairs = tuple(checked.pairs[k] for k in present)
+            return self._stage(pairs, step, combine=self._agreed_norms)
         for buffer in self._buffers:
-            buffer.start(self._comm, flats)
-        tables = self._reduced_tables(checked.gradients, agreed.clipping)
+            buffer.start(self._comm, outgoing.flats)
+        tables = self._reduced_tables(outgoing.rows, step.clipping)
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)
         sums = {**self._sums, **tables}
-        pairs = enumerate(checked.pairs)
-        return self._stage(tuple((sums.get(k, own), var) for k, (own, var) in pairs), agreed)
+        given = ((k, *checked.pairs[k]) for k in present)
+        return self._stage(tuple((sums.get(k, own), var) for k, own, var in given), step)
 
-    def _reduced_tables(self, gradients: list[Any], clipping: Clipping) -> dict[int, IndexedSlices]:
-        if not self._tables:
+    def _reduced_tables(self, own: dict[int, Rows], clipping: Clipping) -> dict[int, IndexedSlices]:
+        if not own:
             return {}
         precisions = self.incoming.precisions
-        own = {k: travelling(gradients[k], precisions[k]) for k in self._tables}
         counts = gathered_counts(self._comm, [len(rows.indices) for rows in own.values()])
         reduced = {}
         for (k, rows), column in zip(own.items(), counts.T, strict=True):
@@ -97,8 +106,13 @@ class ReplicatedPlan(StagePlan):
             reduced[k] = IndexedSlices(*result)
         return reduced
 
-    def _agreed_norms(self, norms: Norms) -> Norms:
+    def _agreed_norms(self, norms: Norms | None) -> Norms | None:
         """Norms that call a gradient finite only if it is finite on all ranks."""
-        finite = norms.finite.copy()
-        all_reduce(self._comm, finite, "LAND")
-        return norms._replace(finite=finite)
+        count = len(self.incoming.present)
+        finite = np.zeros(count + 1, np.bool_)  # the last says that the rank has not failed
+        if norms is not None:
+            finite[:count], finite[count] = norms.finite, True
+        all_reduce(self._comm, finite, "LAND", np.bool_, count + 1)
+        if norms is None or not finite[count]:
+            return None
+        return norms._replace(finite=finite[:count])

@@ -6,8 +6,8 @@ import os
 import platform
 from typing import Any
 
-from rmsjit.distributed.comm import load_mpi
-from rmsjit.distributed.node import Node
+from rmsjit.distributed.comm import gathered_objects, load_mpi
+from rmsjit.distributed.group import group_of
 
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
@@ -29,7 +29,8 @@ def report() -> list[dict[str, Any]] | None:
     """
     mpi = load_mpi()
     comm = mpi.COMM_WORLD
-    node = Node(comm)
+    group = group_of(comm, None)
+    node = group.node
     own = {
         "rank": comm.rank,
         "host": platform.node(),
@@ -38,5 +39,5 @@ def report() -> list[dict[str, Any]] | None:
         "compiles": node.comm.rank == 0,
         "library": " ".join(mpi.Get_library_version().splitlines()[0].strip("\0 ").split()),
     }
-    ranks: list[dict[str, Any]] | None = comm.gather(own, 0)  # a few words, once
-    return ranks
+    ranks: list[dict[str, Any]] = gathered_objects(group.comm, own)
+    return ranks if comm.rank == 0 else None

@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, array_key, layout_of
-from rmsjit.distributed.agreement import Agreed, Agreement, shared_errors
-from rmsjit.distributed.comm import broadcast
+from rmsjit.distributed.agreement import (
+    NO_CLAIM,
+    NO_FLAGS,
+    NO_WORDS,
+    Act,
+    Agreed,
+    Claim,
+    Flags,
+    Intent,
+    Numbers,
+    Place,
+    Progress,
+    claim,
+    shared_errors,
+    words_of,
+)
+from rmsjit.distributed.first_step import allocate, load, send_from_rank_0
+from rmsjit.distributed.group import Group
 from rmsjit.distributed.incoming import Checked, Incoming
-from rmsjit.distributed.node import Node, load_kernels
 from rmsjit.distributed.replicated import ReplicatedPlan
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.sharded import ShardedPlan
 from rmsjit.distributed.shards import Shards
-from rmsjit.distributed.stage import Stage, StagePlan, Terms
+from rmsjit.distributed.stage import Fresh, Stage, StagePlan, Step, Terms
+from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps import nonfinite
-from rmsjit.steps.pairs import check_counter, checked_pairs
+from rmsjit.steps.pairs import check_counter, checked_pairs, warn_of_missing
 from rmsjit.steps.plans import Plans, identity_of
 from rmsjit.variables import array_of
 
@@ -29,45 +45,221 @@ if TYPE_CHECKING:
     from rmsjit.steps.reduction import Request
 
 
+class Own(NamedTuple):
+    """What this rank has for a step, or why it has not."""
+
+    plan: StagePlan | None = None
+    checked: Checked | None = None
+    outgoing: Any = None
+    claim: Claim = NO_CLAIM
+    words: NDArray[np.int64] = NO_WORDS
+    error: BaseException | None = None
+
+
+class Roster:
+    """Numbers the sessions of a strategy in the order of their first acts.
+
+    Attributes
+    ----------
+    met : int
+        How many have taken part in an act of all ranks.
+    """
+
+    def __init__(self) -> None:
+        self.met = 0
+
+
+class _Known(NamedTuple):
+    """A variable that all ranks have the same values of; it is kept alive."""
+
+    number: int
+    variable: Any
+
+
 class Session:
     """What a strategy knows about one engine; it must not refer to the engine itself.
+
+    Parameters
+    ----------
+    group : Group
+    settings : Settings
+    place : Place
+        Of the optimizer.
+    roster : Roster
 
     Attributes
     ----------
     shards : Shards
         How variables are divided among ranks.
+    place : Place
+        Its session number counts once all ranks have agreed on a first act.
     """
 
-    def __init__(self, comm: Any, node: Node, settings: Settings) -> None:
-        self._comm = comm
-        self._node = node
+    def __init__(self, group: Group, settings: Settings, place: Place, roster: Roster) -> None:
+        self._group = group
+        self._comm = group.comm
         self._settings = settings
-        self._agreement = Agreement(comm)
         self._plans: Plans[StagePlan] = Plans()
-        self._begun: dict[Key, Any] = {}  # variables that have been broadcast, kept alive
-        self.shards = Shards(comm.size)
+        self._known: dict[Key, _Known] = {}
+        self._known_epoch = 0  # counts changes of what is known
+        self._steps = 0
+        self._numbers = Numbers()
+        self._roster = roster
+        self._has_met = False
+        self.place = place
+        self.shards = Shards(group.comm.size)
 
-    def reduced(self, engine: Engine, request: Request) -> Stage | None:
+    # --- one step ---------------------------------------------------------------------------
+
+    def reduced(self, engine: Engine, request: Request, joining: bool) -> Stage | None:
         """Make the stage of one step; see `rmsjit.steps.reduction.Strategy`."""
-        plan, checked, numbers, error = None, None, None, None
+        own = self.own(engine, request)
+        intent = self._intent(engine, request, own, joining)
+        agreed = self.agree(intent, own.error, self._flags(own, request), own.words)
+        if agreed.uneven:
+            with shared_errors(self._comm, "be followed by the others"):
+                _check_reduces(request)
+        return self._exchanged(engine, request, own, agreed)
+
+    def followed(self, engine: Engine, request: Request, own: Own, agreed: Agreed) -> Stage | None:
+        """Make the stage of a step that other ranks take, with gradients of zero from this one.
+
+        All ranks know that `check_followed` has passed.
+        """
+        return self._exchanged(engine, request, own, agreed)
+
+    def check_followed(self, engine: Engine, request: Request, own: Own, agreed: Agreed) -> None:
+        """Raise `RuntimeError` if this rank can't follow the others in a step."""
+        _check_reduces(request)
+        intent = self._intent(engine, request, own, False)
+        if intent._replace(place=self.place, claim=NO_CLAIM) != agreed.intent:
+            raise RuntimeError("this rank has not taken the same steps as the others")
+
+    def agree(
+        self,
+        intent: Intent,
+        error: BaseException | None,
+        flags: Flags = NO_FLAGS,
+        words: NDArray[np.int64] = NO_WORDS,
+    ) -> Agreed:
+        """Exchange headers; see `rmsjit.distributed.agreement.Agreement.reach`."""
+        if not self._has_met:
+            self.place = self.place._replace(session=self._roster.met)
+        intent = intent._replace(place=self.place)
+        agreed = self._group.agreement.reach(intent, error, flags, words)
+        if not self._has_met:
+            self._has_met = True
+            self._roster.met += 1
+        return agreed
+
+    def refuse(self, error: BaseException) -> None:
+        """Let the other ranks know that this one can't take the step, and raise `error`."""
+        self.agree(Intent(Act.STEP), error)
+
+    def own(self, engine: Engine, request: Request) -> Own:
+        """Do all of the step that may fail on one rank alone."""
+        plan = None
         try:
             plan, checked = self._planned(engine, request)
             numbers = request.hyperparameters.at(request.counter)
             check_counter(request.counter)
-        except Exception as problem:  # the other ranks must learn of it, whatever it is
-            error = problem
-        claim = None if plan is None else plan.incoming.claim
-        fresh = plan is not None and not self._known(plan)
-        agreed = self._agreement.reach(claim, error, fresh, numbers, request.clipping)
+            with np.errstate(all="ignore"):
+                outgoing = plan.outgoing(checked) if plan.is_prepared else None
+            words = words_of(numbers, request.clipping)
+            return Own(plan, checked, outgoing, self._claim(engine, request, plan), words)
+        except BaseException as error:  # the other ranks must learn of it, whatever it is
+            return Own(error=error)
+
+    def _exchanged(
+        self, engine: Engine, request: Request, own: Own, agreed: Agreed
+    ) -> Stage | None:
+        """What follows the agreement on all ranks."""
+        plan, checked, outgoing = own.plan, own.checked, own.outgoing
         assert plan is not None
         assert checked is not None
         if not request.pairs:
             return None
-        plan.check_numbers(agreed)
-        plan.lay_out(self.shards, engine.exact)
-        if agreed.fresh:
-            self._begin(engine, plan, agreed, request.counter)
-        return plan.reduced(checked, agreed)
+        if agreed.flags.unfit and not nonfinite.accepts(
+            engine.nonfinite, np.array([False]), lambda _: "a variable on one of the ranks"
+        ):
+            return None
+        if plan.incoming.missing:  # on all ranks
+            with shared_errors(self._comm, "go on after a warning"):
+                warn_of_missing(plan.incoming.missing)
+        numbers, clipping = self._numbers.read(agreed.words)
+        plan.check_numbers(numbers, clipping)
+        if agreed.flags.unprepared:
+            self._prepare(engine, request, plan, Hyperparameters(numbers._asdict()), clipping)
+        with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
+            if outgoing is None:
+                with shared_errors(self._comm, "convert the gradients"):
+                    outgoing = plan.outgoing(checked)
+            norms = clipping.by_norm or engine.nonfinite != nonfinite.PROPAGATE
+            return plan.reduced(checked, outgoing, Step(numbers, clipping, norms, self._completed))
+
+    def _completed(self) -> None:
+        self._steps += 1
+
+    # --- what the header says ---------------------------------------------------------------
+
+    def _intent(self, engine: Engine, request: Request, own: Own, joining: bool) -> Intent:
+        progress = Progress()
+        if own.plan is not None and request.pairs:
+            progress = self._progress(engine, request.counter, own.plan)
+        return Intent(Act.STEP, self.place, progress, own.claim, joining)
+
+    def _progress(self, engine: Engine, counter: NDArray[Any] | None, plan: StagePlan) -> Progress:
+        if self._fresh(plan):  # all start from rank 0
+            return Progress(self._steps)
+        behind = 0
+        if engine.exact:
+            entries = (
+                engine.store.entries.get(plan.incoming.keys[k]) for k in plan.incoming.sparse
+            )
+            behind = sum(e.clock.now for e in entries if e is not None and e.clock is not None)
+        return Progress(self._steps, 0 if counter is None else _as_word(counter), behind)
+
+    def _flags(self, own: Own, request: Request) -> Flags:
+        unprepared = own.plan is not None and not own.plan.is_prepared
+        return Flags(unprepared, not request.finite)
+
+    def _claim(self, engine: Engine, request: Request, plan: StagePlan) -> Claim:
+        counted = None if request.counter is None else request.counter.dtype
+        now = (self._known_epoch, int(engine.store.epoch[0]), counted)
+        made_at, known = plan.claimed
+        if made_at != now:
+            incoming = plan.incoming
+            lines = [
+                f"{line}, {self._standing(engine.store, plan, k)}"
+                for k, line in enumerate(incoming.lines)
+            ]
+            known = claim(f"{incoming.header}, counter={counted}", incoming.names, lines)
+            plan.claimed = (now, known)
+        return known
+
+    def _standing(self, store: SlotStore, plan: StagePlan, k: int) -> str:
+        """What this rank knows of a variable, in words that are the same on all ranks."""
+        number = self._number(plan.incoming.keys[k])
+        if number is None:
+            return "new to the optimizer"
+        state = "" if plan.has_state(store, self.shards, k) else " without state"
+        return f"number {number} of the optimizer{state}"
+
+    def _number(self, key: Key) -> int | None:
+        known = self._known.get(key)
+        return None if known is None else known.number
+
+    def numbers_of(self, variables: Any) -> list[str]:
+        """The standing of variables for acts other than steps."""
+        numbers = (self._number(array_key(array_of(variable))) for variable in variables)
+        return ["new" if number is None else f"number {number}" for number in numbers]
+
+    @property
+    def last_plan(self) -> StagePlan | None:
+        """The plan of the last step."""
+        return self._plans.last
+
+    # --- plans ------------------------------------------------------------------------------
 
     def _planned(self, engine: Engine, request: Request) -> tuple[StagePlan, Checked]:
         """A known or new plan, and the gradients that it has checked."""
@@ -103,46 +295,68 @@ class Session:
         cls = ShardedPlan if self._settings.shard_state else ReplicatedPlan
         return cls(self._comm, self._settings, incoming, terms)
 
-    def _known(self, plan: StagePlan) -> bool:
-        plan.begun = plan.begun or plan.incoming.distinct.keys() <= self._begun.keys()
-        return plan.begun
+    # --- the first step ---------------------------------------------------------------------
+
+    def _fresh(self, plan: StagePlan) -> Fresh:
+        """Variables that not all ranks have the same values of yet; empty ones need none."""
+        if plan.is_prepared:
+            return {}
+        incoming = plan.incoming
+        return {
+            key: k
+            for key, k in incoming.distinct.items()
+            if key not in self._known and incoming.arrays[k].size
+        }
+
+    def _prepare(
+        self,
+        engine: Engine,
+        request: Request,
+        plan: StagePlan,
+        numbers: Hyperparameters,
+        clipping: Clipping,
+    ) -> None:
+        """Allocate and compile, and start new variables from rank 0; all ranks or none."""
+        fresh = self._fresh(plan)
+        if engine.num_threads is None:
+            engine.num_threads = self._group.node.threads
+        with engine.store.undone_on_error():
+            with shared_errors(self._comm, "create the slots"):
+                values = allocate(engine, plan, self.shards, numbers, fresh, request.counter)
+            with shared_errors(self._comm, "load kernels"):
+                self._group.node.compile_first(lambda: load(engine, plan, clipping))
+            send_from_rank_0(self._comm, engine, plan, values, fresh)
+        if isinstance(plan, ShardedPlan):
+            self.shards.keep({plan.incoming.keys[k]: cut for k, cut in plan.cuts.items()})
+        for key, k in fresh.items():
+            self._known[key] = _Known(len(self._known), plan.incoming.variables[k])
+        self._known_epoch += bool(fresh)
+        plan.is_prepared = True
+
+    # --- checkpoints ------------------------------------------------------------------------
 
     def forget(self, store: SlotStore) -> None:
         """Remove the slots of parts, and make the next step start like the first one."""
         for key, cut in self.shards.cuts.items():
-            if key in self._begun:
-                array = array_of(self._begun[key])
+            if key in self._known:
+                array = array_of(self._known[key].variable)
                 store.remove(array_key(cut.part(array, layout_of(array), self._comm.rank)))
         self._plans.clear()
-        self._begun.clear()
+        self._known.clear()
+        self._known_epoch += 1
+        self._steps = 0
         self.shards.cuts.clear()
 
-    # --- the first step ---------------------------------------------------------------------
 
-    def _begin(
-        self, engine: Engine, plan: StagePlan, agreed: Agreed, counter: NDArray[Any] | None
-    ) -> None:
-        """Compile, and send the variables and slots of rank 0 to all ranks."""
-        incoming, clipping = plan.incoming, agreed.clipping
-        if engine.num_threads is None:
-            engine.num_threads = self._node.threads
-        load = partial(
-            load_kernels,
-            incoming,
-            engine.store.form,
-            exact=engine.exact,
-            norms=clipping.by_norm or engine.nonfinite != nonfinite.PROPAGATE,
-            clipped=not clipping.is_none or plan.scale != 1.0,
-            threads=engine.num_threads,
+def _check_reduces(request: Request) -> None:
+    """Raise `RuntimeError` if ranks without a batch can't know the gradients."""
+    if not request.aggregate:
+        raise RuntimeError(
+            "join() needs gradients that the strategy reduces, but the step is taken with "
+            "experimental_aggregate_gradients=False"
         )
-        self._node.compile_first(load)
-        with shared_errors(self._comm, "create the slots"):
-            engine.sync()
-            plan.prepare(engine, Hyperparameters(agreed.numbers._asdict()))
-        for k in incoming.distinct.values():
-            broadcast(self._comm, incoming.arrays[k])
-        plan.share_slots(engine)
-        if counter is not None:
-            broadcast(self._comm, counter)
-        for key, k in incoming.distinct.items():
-            self._begun[key] = incoming.variables[k]
+
+
+def _as_word(counter: NDArray[Any]) -> int:
+    """A count of steps as an int64."""
+    return int(counter.astype(np.int64))

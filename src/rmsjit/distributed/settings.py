@@ -22,6 +22,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.reduce not in ("sum", "mean"):
             raise ValueError(f'reduce must be "sum" or "mean", got {self.reduce!r}')
+        if not isinstance(self.shard_state, bool):
+            raise TypeError(f"shard_state must be True or False, got {self.shard_state!r}")
         if isinstance(self.bucket_bytes, bool) or not isinstance(self.bucket_bytes, int):
             raise TypeError(f"bucket_bytes must be an integer, got {self.bucket_bytes!r}")
         if not 1 << 10 <= self.bucket_bytes <= 1 << 30:

@@ -81,6 +81,7 @@ class ShardBuffer:
                 in_reals(buffer, self._precision),
                 in_reals(own, self._precision),
                 [count * self._precision.components for count in one.counts],
+                self._sums.reals.dtype,
             )
             requests.append(request)
         while requests:
@@ -103,7 +104,7 @@ class ShardBuffer:
             start = sum(one.counts[:rank])
             own = buffer[start : start + one.counts[rank]]
             self._shared[number][rank].fill(own, variables)
-            request = start_gathering_shards(self._comm, buffer, one.counts)
+            request = start_gathering_shards(self._comm, buffer, one.counts, self._dtype)
             requests.append((request, number))
         while requests:
             self._spread(*requests.popleft(), variables)

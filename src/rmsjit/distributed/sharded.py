@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, array_key, is_dense
 from rmsjit.autodiff import hooks
-from rmsjit.distributed.agreement import Agreed
-from rmsjit.distributed.comm import all_reduce, exchanged_counts, gathered_counts
+from rmsjit.distributed.comm import (
+    all_reduce,
+    broadcast_object,
+    exchanged_counts,
+    gathered_counts,
+)
 from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.packing import Flats, Part
 from rmsjit.distributed.settings import Settings
@@ -20,11 +24,11 @@ from rmsjit.distributed.sharded_state import Slots, move_slots
 from rmsjit.distributed.sharded_table import ShardedTable
 from rmsjit.distributed.shards import Cut, Shards
 from rmsjit.distributed.sparse import travelling
-from rmsjit.distributed.stage import Stage, StagePlan, Terms
+from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build
 from rmsjit.steps.norms import Norms
-from rmsjit.steps.pairs import warn_of_missing
 
 if TYPE_CHECKING:
     from rmsjit.steps.engine import Engine
@@ -49,15 +53,14 @@ class ShardedPlan(StagePlan):
         self._flats: Flats | None = None  # of the variables, if none has to be copied
 
     def lay_out(self, shards: Shards, exact: bool) -> None:
-        if self.cuts:
-            return
         incoming = self.incoming
         if exact and incoming.sparse:
             raise ValueError(
                 f'{incoming.names[incoming.sparse[0]]} has a sparse gradient, and sparse="exact" '
                 f"needs shard_state=False: rows catch up on every rank, which needs their slots"
             )
-        self.cuts = shards.assign(incoming)
+        self.cuts = shards.cuts_of(incoming)
+        self.pieces = {}
         for k, cut in self.cuts.items():
             piece = cut.part(incoming.arrays[k], incoming.layouts[k], self._comm.rank)
             if piece.size:
@@ -91,55 +94,69 @@ class ShardedPlan(StagePlan):
 
     # --- the first step ---------------------------------------------------------------------
 
-    def prepare(self, engine: Engine, hyperparameters: Hyperparameters) -> None:
+    def has_state(self, store: SlotStore, shards: Shards, k: int) -> bool:
+        cut = shards.cuts.get(self.incoming.keys[k])
+        if cut is None:
+            return False
+        piece = cut.part(self.incoming.arrays[k], self.incoming.layouts[k], self._comm.rank)
+        return piece.size == 0 or array_key(piece) in store.entries
+
+    def prepare(self, engine: Engine, hyperparameters: Hyperparameters, fresh: Fresh) -> None:
         """Create the slots of this rank's parts; set those of whole variables aside."""
-        incoming, store = self.incoming, engine.store
-        own = {array_key(piece) for piece in self.pieces.values()}
-        self._whole = {key: store.remove(key) for key in incoming.distinct if key not in own}
+        store = engine.store
+        self._whole = {key: store.remove(key) for key in fresh}
         build(store, list(self.pieces.values()), hyperparameters)
 
-    def share_slots(self, engine: Engine) -> None:
+    def share_slots(self, engine: Engine, fresh: Fresh) -> None:
         """Send every rank its part of the slots of whole variables on rank 0."""
         incoming, store = self.incoming, engine.store
-        names = [sorted(self._whole.get(key, {})) for key in incoming.distinct]
-        names = self._comm.bcast(names, 0)  # a short list, once
-        for (key, k), slots in zip(incoming.distinct.items(), names, strict=True):
+        names = broadcast_object(self._comm, [sorted(self._whole[key]) for key in fresh])
+        for (key, k), slots in zip(fresh.items(), names, strict=True):
             piece = store.entries[array_key(self.pieces[k])] if k in self.pieces else None
-            whole, array, cut = self._whole.get(key, {}), incoming.arrays[k], self.cuts[k]
+            whole, array, cut = self._whole[key], incoming.arrays[k], self.cuts[k]
             move_slots(self._comm, whole, array, cut, piece, slots, gather=False)
         self._whole = {}
 
     # --- one step ---------------------------------------------------------------------------
 
-    def reduced(self, checked: Checked, agreed: Agreed) -> Stage:
-        if self.incoming.missing:
-            warn_of_missing(self.incoming.missing)
-        rows = self._reduce(checked) if self.terms.aggregate else self._take(checked)
+    def outgoing(self, checked: Checked) -> Outgoing:
+        precisions = self.incoming.precisions
+        rows = {k: travelling(checked.gradients[k], precisions[k]) for k in self._tables}
+        return Outgoing(self._flat_gradients(checked), rows)
+
+    def reduced(self, checked: Checked, outgoing: Outgoing, step: Step) -> Stage:
+        rows = self._reduce(outgoing) if self.terms.aggregate else self._take(outgoing)
         tables = {k: self._tables[k].local(own) for k, own in rows.items()}
         sums = {**self._sums, **tables}
         pairs = tuple((sums[k], piece) for k, piece in self.pieces.items())
         return self._stage(
             pairs,
-            agreed,
-            whole=self._whole_norms,
+            step,
+            name=self.incoming.names.__getitem__,
             own=lambda factors: factors[self._owned],
-            share=partial(self._share, rows),
+            combine=self._whole_norms,
+            spread=partial(self._share, rows),
         )
 
-    def _whole_norms(self, norms: Norms) -> Norms:
+    def _whole_norms(self, norms: Norms | None) -> Norms | None:
         """Norms of whole gradients, from the norms of the parts on all ranks."""
-        totals = np.zeros((len(self.incoming.variables), 2))
-        totals[self._owned, 0], totals[self._owned, 1] = norms.squares, ~norms.finite
-        all_reduce(self._comm, totals, "SUM")
-        return Norms.of_totals(totals)
+        count = len(self.incoming.variables)
+        totals = np.zeros((count + 1, 2))  # the last row counts ranks that have failed
+        if norms is None:
+            totals[count] = 1
+        else:
+            totals[self._owned, 0], totals[self._owned, 1] = norms.squares, ~norms.finite
+        all_reduce(self._comm, totals, "SUM", np.float64, 2 * (count + 1))
+        if totals[count, 0]:
+            return None
+        return Norms.of_totals(totals[:count])
 
-    def _reduce(self, checked: Checked) -> dict[int, Rows]:
-        flat = self._flat_gradients(checked)
+    def _reduce(self, outgoing: Outgoing) -> dict[int, Rows]:
         for buffer in self._buffers:
-            buffer.reduce(flat, self._scales.of_sums)
-        if not self._tables:
+            buffer.reduce(outgoing.flats, self._scales.of_sums)
+        own = outgoing.rows
+        if not own:
             return {}
-        own = self._travelling_rows(checked)
         gives = np.stack([table.splits(own[k]) for k, table in self._tables.items()], axis=1)
         takes = exchanged_counts(self._comm, gives)
         return {
@@ -147,16 +164,10 @@ class ShardedPlan(StagePlan):
             for s, (k, table) in enumerate(self._tables.items())
         }
 
-    def _take(self, checked: Checked) -> dict[int, Rows]:
-        flat = self._flat_gradients(checked)
+    def _take(self, outgoing: Outgoing) -> dict[int, Rows]:
         for buffer in self._buffers:
-            buffer.take(flat)
-        own = self._travelling_rows(checked)
-        return {k: table.take(own[k]) for k, table in self._tables.items()}
-
-    def _travelling_rows(self, checked: Checked) -> dict[int, Rows]:
-        precisions = self.incoming.precisions
-        return {k: travelling(checked.gradients[k], precisions[k]) for k in self._tables}
+            buffer.take(outgoing.flats)
+        return {k: table.take(outgoing.rows[k]) for k, table in self._tables.items()}
 
     def _flat_gradients(self, checked: Checked) -> Flats:
         """Dense gradients in the order of the variables' cuts: in memory order, or by rows."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, array_key, layout_of
+from rmsjit.checkpoints.array_file import read_arrays
+from rmsjit.checkpoints.content import decoded
 from rmsjit.distributed.comm import receive, send
 from rmsjit.distributed.shards import Cut
 from rmsjit.state.entries import Entry, entry_of
 from rmsjit.state.slots import SlotStore
 from rmsjit.variables import array_of
 
+_FIRST_TAG = 1  # of messages: one for each slot of a variable
 Slots = dict[str, NDArray[Any]]
 
 
@@ -33,51 +37,105 @@ def move_slots(
     of this rank's part, if it has one.  `names` must be the same on all ranks.
     """
     layout = layout_of(array)
-    for name in names:
+    for tag, name in enumerate(names, _FIRST_TAG):
         own = None if piece is None else piece.layout.logical(piece.slots[name], piece.shape)
         if comm.rank != 0:
             if own is not None:
-                (send if gather else receive)(comm, own, 0)
+                (send if gather else receive)(comm, own, 0, tag)
             continue
         for rank in range(comm.size):
             part = cut.part_of_slot(whole[name], layout, array.shape, rank)
             if part.size == 0:
                 continue
             if rank:
-                (receive if gather else send)(comm, part, rank)
+                (receive if gather else send)(comm, part, rank, tag)
             elif own is not None:
                 source, target = (own, part) if gather else (part, own)
                 target[...] = source
 
 
-def gathered_store(
-    comm: Any, store: SlotStore, cuts: Mapping[Key, Cut], variables: Mapping[str, Any]
-) -> SlotStore:
-    """The store that one process would have, complete on rank 0.
+class Joined:
+    """The state that one process would have, about to be gathered on rank 0.
 
-    `store` has the slots of this rank's parts.  `cuts` is in the same order on all ranks, with keys
-    of this rank's memory.
+    Everything that may fail on one rank alone is done at construction.
+
+    Parameters
+    ----------
+    cuts : dict of Key to Cut
+        In the same order on all ranks, with keys of this rank's memory.
+    store : SlotStore
+        Has the slots of this rank's parts.
+    variables : dict of str to ndarray or Variable
+    rank : int
+
+    Attributes
+    ----------
+    whole : SlotStore
+        Complete on rank 0 after `gather`.
 
     Raises
     ------
     ValueError
-        If a variable that has a cut is not among `variables`.
+        If a variable that has a cut is not among `variables`, or this rank has forgotten its part.
     """
-    owners = {array_key(array_of(variable)): variable for variable in variables.values()}
-    missing = sum(key not in owners for key in cuts)
-    if missing:
+
+    def __init__(
+        self, cuts: Mapping[Key, Cut], store: SlotStore, variables: Mapping[str, Any], rank: int
+    ) -> None:
+        owners = {array_key(array_of(variable)): variable for variable in variables.values()}
+        missing = sum(key not in owners for key in cuts)
+        if missing:
+            raise ValueError(
+                f"variables must hold every variable that the optimizer has stepped, but lacks "
+                f"{missing} of {len(cuts)}"
+            )
+        self.whole = SlotStore(store.name, store.form)
+        self._entries = [entry_of(owners[key]) for key in cuts]
+        self._cuts = list(cuts.values())
+        self._names = store.form.slot_names
+        self._pieces = [
+            _piece(store, entry, cut, rank)
+            for entry, cut in zip(self._entries, self._cuts, strict=True)
+        ]
+        fresh = self.whole.missing(self._entries) if rank == 0 else []
+        self.whole.enter(self._entries, fresh)
+        for place, weight in store.created.items():
+            if place[0] not in store.entries:  # a weight that belongs to no variable
+                self.whole.created[place] = weight
+
+    def gather(self, comm: Any) -> None:
+        """Exchange the slots."""
+        for entry, cut, piece in zip(self._entries, self._cuts, self._pieces, strict=True):
+            array = array_of(entry.owner)
+            move_slots(comm, entry.slots, array, cut, piece, self._names, gather=True)
+
+
+def _piece(store: SlotStore, entry: Entry, cut: Cut, rank: int) -> Entry | None:
+    """The entry of this rank's part of a variable, None if it has no part."""
+    part = cut.part(array_of(entry.owner), entry.layout, rank)
+    if part.size == 0:
+        return None
+    piece = store.entries.get(array_key(part))
+    lacking = (
+        store.form.slot_names
+        if piece is None
+        else [name for name in store.form.slot_names if name not in piece.slots]
+    )
+    if lacking:
+        raise ValueError(f"this rank has no slots {', '.join(lacking)} of its part of a variable")
+    return piece
+
+
+def check_slots_can_be_divided(path: str | os.PathLike[str]) -> None:
+    """Raise `ValueError` if a file has slots that the rule does not use, which have no parts."""
+    checkpoint = decoded(*read_arrays(path))
+    added = {
+        weight.name
+        for weight in checkpoint.weights
+        if weight.variable is not None and weight.name not in checkpoint.optimizer.form.slot_names
+    }
+    if added:
         raise ValueError(
-            f"variables must hold every variable that the optimizer has stepped, but lacks "
-            f"{missing} of {len(cuts)}"
+            f"shard_state=True can't divide the slots {', '.join(sorted(added))}, which were added "
+            f"by add_slot: load the file with shard_state=False"
         )
-    whole = SlotStore(store.name, store.form)
-    entries = [entry_of(owners[key]) for key in cuts]
-    whole.enter(entries, whole.missing(entries) if comm.rank == 0 else [])
-    for entry, cut in zip(entries, cuts.values(), strict=True):
-        array, names = array_of(entry.owner), store.form.slot_names
-        piece = store.entries.get(array_key(cut.part(array, entry.layout, comm.rank)))
-        move_slots(comm, entry.slots, array, cut, piece, names, gather=True)
-    for place, weight in store.created.items():
-        if place[0] not in store.entries:  # a weight that belongs to no variable
-            whole.created[place] = weight
-    return whole

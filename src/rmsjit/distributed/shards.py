@@ -7,6 +7,7 @@ engine treats a part as a variable of its own, so a rank has slots only for the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -58,10 +59,10 @@ class Shards:
         self._ranks = ranks
         self.cuts: dict[Key, Cut] = {}
 
-    def assign(self, incoming: Incoming) -> dict[int, Cut]:
+    def cuts_of(self, incoming: Incoming) -> dict[int, Cut]:
         """The cut of each variable that has a gradient, by position.
 
-        A variable keeps its first cut.
+        A variable keeps its first cut, which is known here once `keep` was called.
 
         Raises
         ------
@@ -93,8 +94,11 @@ class Shards:
                     f"so its gradient can't be sparse; with shard_state a table must have a sparse "
                     f"gradient at its first step"
                 )
-        self.cuts = cuts
         return {k: cuts[incoming.keys[k]] for k in incoming.present}
+
+    def keep(self, cuts: Mapping[Key, Cut]) -> None:
+        """Make cuts known, once all ranks have made them."""
+        self.cuts = {**self.cuts, **cuts}
 
 
 def _evenly(length: int, ranks: int) -> tuple[int, ...]:

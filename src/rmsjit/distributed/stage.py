@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import kinds_of
-from rmsjit.distributed.agreement import Agreed
-from rmsjit.distributed.incoming import Checked, Incoming
+from rmsjit.arrays.layout import Key
+from rmsjit.distributed.agreement import NO_CLAIM, Claim
+from rmsjit.distributed.incoming import Checked, Incoming, Rows
+from rmsjit.distributed.packing import Flats
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shards import Shards
 from rmsjit.rule.clipping import Clipping, refuse_complex
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.numbers import StepNumbers, packed
+from rmsjit.state.slots import SlotStore
 from rmsjit.steps.norms import Norms
 from rmsjit.steps.pairs import Pairs
 
@@ -28,16 +31,63 @@ if TYPE_CHECKING:
 
 @dataclass
 class Stage:
-    """One step of all ranks: a `rmsjit.steps.reduction.Reduction`."""
+    """One step of all ranks: a `rmsjit.steps.reduction.Reduction`.
+
+    Attributes
+    ----------
+    combine : callable or None
+        Makes norms of whole gradients out of those that each rank has, given whether this rank has
+        failed; None if every rank has whole ones, or the step needs none.
+    spread : callable or None
+        Gives all ranks what this one has updated; None if every rank updates everything.
+    completed : callable
+        Called after the last exchange.
+    """
 
     pairs: Pairs
     values: StepNumbers
     clipping: Clipping
     scale: float
     name: Callable[[int], str]
-    whole: Callable[[Norms], Norms] = lambda norms: norms
-    own: Callable[[NDArray[Any]], NDArray[Any]] = lambda factors: factors
-    share: Callable[[], None] = lambda: None
+    own: Callable[[NDArray[Any]], NDArray[Any]]
+    combine: Callable[[Norms | None], Norms | None] | None
+    spread: Callable[[], None] | None
+    completed: Callable[[], None]
+
+    def whole(self, norms: Norms) -> Norms:
+        """Norms of whole gradients.
+
+        Raises
+        ------
+        RuntimeError
+            If another rank has failed after the ranks agreed; nothing has been written yet.
+        """
+        combine, self.combine = self.combine, None
+        whole = norms if combine is None else combine(norms)
+        if whole is None:
+            self.spread = None
+            raise RuntimeError("another rank has failed in the step; no rank has changed anything")
+        return whole
+
+    def share(self) -> None:
+        """Give all ranks what this one has updated."""
+        spread, self.spread = self.spread, None
+        if spread is not None:
+            spread()
+        self.completed()
+
+    def abandon(self) -> None:
+        """Take part in the exchanges that are left, so that the others need not wait for them.
+
+        Where norms are still to be exchanged, the others learn of it.  Otherwise they take the
+        step, and this rank differs from them, which the header of the next act says.
+        """
+        combine, self.combine = self.combine, None
+        spread, self.spread = self.spread, None
+        if combine is not None:
+            combine(None)
+        elif spread is not None:
+            spread()
 
 
 class Terms(NamedTuple):
@@ -45,6 +95,35 @@ class Terms(NamedTuple):
 
     form: Form
     aggregate: bool
+
+
+class Step(NamedTuple):
+    """What the plan of a step is told about it.
+
+    Attributes
+    ----------
+    numbers : StepNumbers
+    clipping : Clipping
+    needs_norms : bool
+        Whether the engine asks for norms, on all ranks.
+    completed : callable
+        Called after the last exchange.
+    """
+
+    numbers: StepNumbers
+    clipping: Clipping
+    needs_norms: bool
+    completed: Callable[[], None]
+
+
+class Outgoing(NamedTuple):
+    """What a rank sends: dense gradients, and sparse ones by position."""
+
+    flats: Flats
+    rows: dict[int, Rows]
+
+
+Fresh = dict[Key, int]  # the positions of variables that are stepped for the first time
 
 
 class StagePlan(ABC):
@@ -56,8 +135,8 @@ class StagePlan(ABC):
         Keys for `rmsjit.steps.plans.Plans`.
     scale : float
         The factor by which the update must multiply the gradients.
-    begun : bool
-        Whether all variables are known to have been broadcast.
+    is_prepared : bool
+        Whether its memory has been allocated, on all ranks.
     """
 
     def __init__(self, comm: Any, settings: Settings, incoming: Incoming, terms: Terms) -> None:
@@ -67,7 +146,8 @@ class StagePlan(ABC):
         self.scale = self._scales.of_step if terms.aggregate else 1.0
         self.incoming = incoming
         self.terms = terms
-        self.begun = False
+        self.is_prepared = False
+        self.claimed: tuple[Any, Claim] = (None, NO_CLAIM)  # the last claim and when it was made
         self._accepted: StepNumbers | None = None
 
     structure = None  # messages are laid out for the memory of the variables
@@ -84,23 +164,24 @@ class StagePlan(ABC):
         """A copy of this plan for other views of the same memory."""
         plan = copy.copy(self)
         plan.incoming = incoming
+        plan.claimed = (None, NO_CLAIM)
         return plan
 
-    def check_numbers(self, agreed: Agreed) -> None:
+    def check_numbers(self, numbers: StepNumbers, clipping: Clipping) -> None:
         """Raise what the engine would raise for these numbers, on all ranks."""
-        if agreed.numbers is self._accepted:
+        if numbers is self._accepted:
             return
-        form, limit = self.terms.form, agreed.clipping.limit
+        form = self.terms.form
         dtypes = tuple(slot.dtype for slot in form.slots)
         for precision in set(self.incoming.precisions.values()):
-            packed(agreed.numbers, limit, kinds_of(precision, dtypes).computing, form)
+            packed(numbers, clipping.limit, kinds_of(precision, dtypes).computing, form)
             if precision.components == 2:
-                refuse_complex(precision.name, agreed.clipping, form)
-        self._accepted = agreed.numbers
+                refuse_complex(precision.name, clipping, form)
+        self._accepted = numbers
 
     @abstractmethod
     def lay_out(self, shards: Shards, exact: bool) -> None:
-        """Divide the variables among ranks, once all agree that they have the same.
+        """Allocate memory for messages, and divide the variables among ranks.
 
         Raises
         ------
@@ -109,17 +190,47 @@ class StagePlan(ABC):
         """
 
     @abstractmethod
-    def prepare(self, engine: Engine, hyperparameters: Hyperparameters) -> None:
-        """Create the slots before the first step."""
+    def has_state(self, store: SlotStore, shards: Shards, k: int) -> bool:
+        """Whether this rank has what it should have of the state of the variable at a position."""
 
     @abstractmethod
-    def share_slots(self, engine: Engine) -> None:
+    def prepare(self, engine: Engine, hyperparameters: Hyperparameters, fresh: Fresh) -> None:
+        """Create the slots of variables that are stepped for the first time."""
+
+    @abstractmethod
+    def share_slots(self, engine: Engine, fresh: Fresh) -> None:
         """Send every rank its slots from rank 0."""
 
     @abstractmethod
-    def reduced(self, checked: Checked, agreed: Agreed) -> Stage:
+    def outgoing(self, checked: Checked) -> Any:
+        """What this rank sends of its gradients, converted; this may fail on one rank alone."""
+
+    @abstractmethod
+    def reduced(self, checked: Checked, outgoing: Any, step: Step) -> Stage:
         """Reduce the gradients."""
 
-    def _stage(self, pairs: Pairs, agreed: Agreed, **calls: Any) -> Stage:
-        name = self.incoming.names.__getitem__
-        return Stage(pairs, agreed.numbers, agreed.clipping, self.scale, name, **calls)
+    def _stage(self, pairs: Pairs, step: Step, **calls: Any) -> Stage:
+        if not step.needs_norms:
+            calls["combine"] = None
+        return Stage(
+            pairs,
+            step.numbers,
+            step.clipping,
+            self.scale,
+            completed=step.completed,
+            **{
+                "name": self._name,
+                "own": _unchanged,
+                "combine": None,
+                "spread": None,
+                **calls,
+            },
+        )
+
+    def _name(self, position: int) -> str:
+        """How messages name a variable with a gradient."""
+        return self.incoming.names[self.incoming.present[position]]
+
+
+def _unchanged(factors: NDArray[Any]) -> NDArray[Any]:
+    return factors

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from rmsjit.distributed.agreement import shared_errors
-from rmsjit.distributed.comm import broadcast, load_mpi
-from rmsjit.distributed.node import Node, load_readers
-from rmsjit.distributed.session import Session
+from rmsjit.checkpoints.compare import check_optimizer, check_variables
+from rmsjit.distributed.agreement import (
+    NO_CLAIM,
+    Act,
+    Claim,
+    Intent,
+    Place,
+    claim,
+    shared_errors,
+)
+from rmsjit.distributed.comm import broadcast_object, load_mpi
+from rmsjit.distributed.group import group_of
+from rmsjit.distributed.join import Join
+from rmsjit.distributed.session import Roster, Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
-from rmsjit.distributed.sharded_state import gathered_store
+from rmsjit.distributed.sharded_state import Joined, check_slots_can_be_divided
 from rmsjit.distributed.stage import Stage
+from rmsjit.distributed.starting import Overwriting
 from rmsjit.state.slots import SlotStore
 from rmsjit.variables import array_of
 
@@ -104,15 +114,22 @@ class MPIStrategy:
         shard_state: bool = False,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
     ) -> None:
-        self._settings = Settings(reduce, bool(shard_state), bucket_bytes)
-        mpi = load_mpi()
-        self._given = mpi.COMM_WORLD if comm is None else comm
-        self._comm = self._given.Dup()
-        self.rank: int = self._comm.rank
-        self.size: int = self._comm.size
-        self._node = Node(self._comm)
-        self.threads = self._node.threads
-        self._node.compile_first(load_readers)
+        self._given = checked_communicator(comm)
+        error, settings = None, Settings()
+        try:
+            settings = Settings(reduce, shard_state, bucket_bytes)
+        except (TypeError, ValueError) as problem:
+            error = problem  # for the other ranks to hear of
+        self._settings = settings
+        self._group = group_of(self._given, error)
+        self._number = self._group.enter()
+        self._is_closed = False
+        self._roster = Roster()
+        self._enrolled = 0
+        self._join: Join | None = None
+        self.rank: int = self._group.comm.rank
+        self.size: int = self._group.comm.size
+        self.threads = self._group.node.threads
         self._sessions: WeakKeyDictionary[Engine, Session] = WeakKeyDictionary()
 
     @property
@@ -140,14 +157,87 @@ class MPIStrategy:
         RuntimeError
             If ranks disagree, or another rank can't take the step.
         """
-        return self._session(engine).reduced(engine, request)
+        session = self._session(engine)
+        stage = session.reduced(engine, request, self._join is not None)
+        if self._join is not None:
+            self._join.note(session, engine, request)
+        return stage
+
+    def refused(self, engine: Engine, error: BaseException) -> None:
+        """Tell all ranks that this one has an error before its step; called by the engine.
+
+        Raises
+        ------
+        BaseException
+            `error`.
+        """
+        self._session(engine).refuse(error)
+
+    def enrol(self) -> int:
+        """The number of one more optimizer, in order of construction; called by optimizers."""
+        self._enrolled += 1
+        return self._enrolled - 1
 
     def _session(self, engine: Engine) -> Session:
+        if self._is_closed:
+            raise RuntimeError("this MPIStrategy is closed: construct another")
         session = self._sessions.get(engine)
         if session is None:
-            session = Session(self._comm, self._node, self._settings)
+            place = Place(self._number, engine.place)
+            session = Session(self._group, self._settings, place, self._roster)
             self._sessions[engine] = session
         return session
+
+    # --- uneven ends ------------------------------------------------------------------------
+
+    def join(self) -> Join:
+        """A context for a loop in which ranks have different numbers of batches.
+
+        A rank that leaves the context goes on to take part in the steps of the others, with
+        gradients of zero, until all have left it.  Then variables and `iterations` are the same on
+        all ranks.
+
+        Returns
+        -------
+        context manager
+
+        Raises
+        ------
+        RuntimeError
+            On all ranks when the context is left: if a rank leaves it with an error (which that
+            rank raises itself), if one has to follow a step that it has never taken (it needs one
+            batch at least of each kind of step), or if others do something else than to step.
+
+        Notes
+        -----
+        ``reduce="mean"`` divides by the number of all ranks, also of those without a batch, as
+        PyTorch's ``Join`` does by default.  Gradients must be reduced by the strategy.
+
+        Examples
+        --------
+        >>> with strategy.join():  # doctest: +SKIP
+        ...     for gradients in my_batches:
+        ...         opt.apply_gradients(zip(gradients, variables))
+        >>> strategy.save("run.npz", opt, named)  # doctest: +SKIP
+        """
+        return Join(self)
+
+    def close(self) -> None:
+        """Give back what MPI holds for this strategy, which can't be used after that.
+
+        Collective.  Strategies on the same communicator share two communicators of MPI, which the
+        last one gives back.  Only a program that constructs strategies on very many different
+        communicators needs this.
+
+        Raises
+        ------
+        RuntimeError
+            On all ranks, if another rank does something else.
+        """
+        if not self._is_closed:
+            self._group.leave(self._number)
+            self._is_closed = True
+            self._sessions.clear()
 
     # --- checkpoints ------------------------------------------------------------------------
 
@@ -168,12 +258,23 @@ class MPIStrategy:
         RMSprop or train.RMSPropOptimizer or None
             To be read and saved, not stepped.  With `shard_state`, None on ranks other than 0.
         """
-        optimizer.sync()
-        if not self.shard_state:
+        return self._gathered(Act.GATHER, optimizer, variables)
+
+    def _gathered(self, act: Act, optimizer: Any, variables: Mapping[str, Any]) -> Any:
+        session = self._session_of(optimizer)
+        store, joined, error = optimizer._store, None, None
+        try:
+            check_variables(variables)
+            optimizer.sync()
+            if self.shard_state:
+                joined = Joined(session.shards.cuts, store, variables, self.rank)
+        except BaseException as problem:
+            error = problem
+        session.agree(Intent(act, claim=_claim(session, optimizer, variables, error)), error)
+        if joined is None:
             return optimizer
-        cuts = self._session(optimizer._engine).shards.cuts
-        whole = gathered_store(self._comm, optimizer._store, cuts, variables)
-        return None if self.rank else _twin(optimizer, whole)
+        joined.gather(self._group.comm)
+        return None if self.rank else _twin(optimizer, joined.whole)
 
     def save(
         self, path: str | os.PathLike[str], optimizer: Any, variables: Mapping[str, Any]
@@ -196,8 +297,8 @@ class MPIStrategy:
         """
         from rmsjit.checkpoints.save import save
 
-        whole = self.gathered(optimizer, variables)
-        with shared_errors(self._comm, "save"):
+        whole = self._gathered(Act.SAVE, optimizer, variables)
+        with shared_errors(self._group.comm, "save"):
             if self.rank == 0:
                 save(path, whole, variables)
 
@@ -223,23 +324,31 @@ class MPIStrategy:
         """
         from rmsjit.checkpoints.save import load
 
-        store, target = optimizer._store, optimizer
-        if self.shard_state:
-            target = _twin(optimizer, SlotStore(store.name, store.form, store.allocator))
-        with shared_errors(self._comm, "load"):
+        session, comm = self._session_of(optimizer), self._group.comm
+        store, target, error, values = optimizer._store, optimizer, None, None
+        try:
+            check_variables(variables)
+            values = Overwriting([*map(array_of, variables.values()), *_counters(optimizer)])
+            if self.shard_state:
+                target = _twin(optimizer, SlotStore(store.name, store.form, store.allocator))
+        except BaseException as problem:
+            error = problem
+        session.agree(Intent(Act.LOAD, claim=_claim(session, optimizer, variables, error)), error)
+        with shared_errors(comm, "load"):
             if self.rank == 0:
+                if self.shard_state:
+                    check_slots_can_be_divided(path)
                 load(path, target, variables)
-        self._session(optimizer._engine).forget(store)
+        session.forget(store)
         if target is not optimizer and self.rank == 0:  # divided at the next step
-            store.entries |= target._store.entries
-            store.created |= target._store.created
-            store.changed()
-        for variable in variables.values():
-            broadcast(self._comm, array_of(variable))
-        optimizer.skipped_steps = self._comm.bcast(target.skipped_steps, 0)
-        counter = getattr(optimizer, "iterations", None)
-        if counter is not None:
-            broadcast(self._comm, counter.array)
+            store.take_over(target._store)
+        assert values is not None
+        values.run(comm)
+        optimizer.skipped_steps = broadcast_object(comm, target.skipped_steps)
+
+    def _session_of(self, optimizer: Any) -> Session:
+        check_optimizer(optimizer)
+        return self._session(optimizer._engine)
 
     # --- copies -----------------------------------------------------------------------------
 
@@ -263,8 +372,51 @@ class MPIStrategy:
         )
 
 
+def checked_communicator(comm: Any) -> Any:
+    """A communicator whose ranks are one group, ``MPI.COMM_WORLD`` by default.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none.
+    """
+    mpi = load_mpi()
+    if comm is None:
+        return mpi.COMM_WORLD
+    if not isinstance(comm, mpi.Comm):
+        raise TypeError(f"comm must be a communicator of mpi4py, got {comm!r}")
+    if comm == mpi.COMM_NULL:
+        raise ValueError("comm must have ranks, got MPI.COMM_NULL")
+    if comm.Is_inter():
+        raise ValueError("comm must be an intracommunicator, got an intercommunicator")
+    return comm
+
+
+def _claim(
+    session: Session, optimizer: Any, variables: Mapping[str, Any], error: BaseException | None
+) -> Claim:
+    """What must be the same on all ranks to save or load."""
+    if error is not None:
+        return NO_CLAIM
+    names = [f"variables[{name!r}]" for name in variables]
+    arrays = [array_of(variable) for variable in variables.values()]
+    lines = [
+        f"{name} of shape {array.shape}, {array.dtype}, {standing}"
+        for name, array, standing in zip(names, arrays, session.numbers_of(arrays), strict=True)
+    ]
+    counters = [str(counter.dtype) for counter in _counters(optimizer)]
+    return claim(f"{type(optimizer).__name__} with counter {counters}", names, lines)
+
+
+def _counters(optimizer: Any) -> list[Any]:
+    """The array that counts the steps, if the optimizer has one of its own."""
+    counter = getattr(optimizer, "iterations", None)
+    return [] if counter is None else [counter.array]
+
+
 def _twin(optimizer: Any, store: SlotStore) -> Any:
     """A copy of an optimizer with other slots, its own engine and no strategy."""
-    twin = copy.copy(optimizer)
-    twin._store, twin._strategy = store, None
+    twin = object.__new__(type(optimizer))
+    state = {name: value for name, value in vars(optimizer).items() if name != "_engine"}
+    twin.__setstate__({**state, "_store": store, "_strategy": None})
     return twin

@@ -94,9 +94,16 @@ def checked_function(name: str, value: Any) -> Any:
 
 def checked_strategy(value: Any) -> Any:
     """A strategy, recognised by its method `reduced`, or None."""
-    if value is not None and not callable(getattr(value, "reduced", None)):
+    is_one = not isinstance(value, type) and callable(getattr(value, "reduced", None))
+    if value is not None and not is_one:
         raise TypeError(f"strategy must be a strategy or None, got {value!r}")
     return value
+
+
+def enrolled(strategy: Any) -> int:
+    """The number of one more optimizer of a strategy, 0 if it does not number them."""
+    enrol = getattr(strategy, "enrol", None)
+    return 0 if enrol is None else enrol()
 
 
 def checked_functions(name: str, values: Sequence[Any] | None) -> list[Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from weakref import WeakMethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from rmsjit.optimizers.arguments import (
     checked_sparse,
     checked_strategy,
     checked_threads,
+    enrolled,
 )
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.form import Form
@@ -92,6 +94,7 @@ class Optimizer:
         self._nonfinite = checked_nonfinite(nonfinite)
         self._num_threads = checked_threads(num_threads)
         self._strategy = checked_strategy(strategy)
+        self._place = enrolled(strategy)
         allocator = checked_function("slot_allocator", slot_allocator)
         self._store = SlotStore(self._name, form, allocator)
         self.skipped_steps = 0
@@ -104,7 +107,15 @@ class Optimizer:
         """Takes the steps; made at the first one, so that only this imports Numba."""
         from rmsjit.steps.engine import Engine
 
-        return Engine(self._store, self._num_threads, self._exact, self._nonfinite, self._strategy)
+        return Engine(
+            self._store,
+            self._num_threads,
+            self._exact,
+            self._nonfinite,
+            self._strategy,
+            self._place,
+            WeakMethod(self._count_skipped),
+        )
 
     def _watch_gathers(self) -> None:
         """Bring rows up to date whenever `rmsjit.gather` is about to read them."""
@@ -112,12 +123,32 @@ class Optimizer:
             hooks.before_gather(self.sync)
 
     def _step(
-        self, pairs: Pairs, clipping: Clipping, counter: NDArray[Any] | None, aggregate: bool = True
+        self,
+        pairs: Pairs,
+        clipping: Clipping,
+        counter: NDArray[Any] | None,
+        aggregate: bool = True,
+        finite: bool = True,
     ) -> None:
         """Take one step, or skip it and count it in `skipped_steps`."""
-        taken = self._engine.step(pairs, self._hyperparameters, clipping, counter, aggregate)
-        if not taken and pairs:
-            self.skipped_steps += 1
+        self._engine.step(pairs, self._hyperparameters, clipping, counter, aggregate, finite)
+
+    def _count_skipped(self) -> None:
+        self.skipped_steps += 1
+
+    def _refuse(self, error: BaseException) -> NoReturn:
+        """Raise an error that comes before the step, where a strategy's other ranks expect one."""
+        if self._strategy is not None:
+            self._engine.refuse(error)
+        raise error
+
+    def _refuse_divided(self, what: str) -> None:
+        """Raise `NotImplementedError` where no process has a whole slot."""
+        if getattr(self._strategy, "shard_state", False):
+            raise NotImplementedError(
+                f"{what} needs whole slots, which shard_state=True has on no rank: use "
+                f"strategy.save and strategy.load, or strategy.gathered"
+            )
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the slots of `var_list` ahead of the first step.
@@ -289,6 +320,8 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle: all rows up to date, without the engine."""
+        if self._store.entries:
+            self._refuse_divided("a copy of an optimizer with state")
         self.sync()
         if "_engine" in vars(self):
             self._engine.clear()  # plans may hold the last reference to a variable

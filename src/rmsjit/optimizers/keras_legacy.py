@@ -29,7 +29,7 @@ from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters, as_number, is_schedule, positive
 from rmsjit.rule.presets import keras_legacy
 from rmsjit.state.slots import SlotAllocator
-from rmsjit.steps.nonfinite import accepts, finite_gradients
+from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
 from rmsjit.steps.pairs import check_counter, naming, pairs_of, present_pairs
 from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
@@ -301,7 +301,10 @@ class RMSprop(WeightedOptimizer):
         Everything is checked before the first write: an error leaves variables, slots and
         `iterations` unchanged.
         """
-        pairs = pairs_of(grads_and_vars)
+        try:
+            pairs = pairs_of(grads_and_vars)
+        except BaseException as error:
+            self._refuse(error)
         counter = self._counter
         if pairs and not counter.flags.writeable and self._strategy is None:
             check_counter(counter)
@@ -452,6 +455,23 @@ class RMSprop(WeightedOptimizer):
     def _step_through_hooks(
         self, given: tuple[Any, ...], counter: NDArray[Any], aggregate: bool
     ) -> None:
+        try:
+            prepared = self._through_hooks(given, aggregate)
+        except BaseException as error:
+            self._refuse(error)
+        if prepared is None:
+            self._count_skipped()
+        else:
+            pairs, clipping, aggregate, finite = prepared
+            self._step(pairs, clipping, counter, aggregate, finite)
+
+    def _through_hooks(
+        self, given: tuple[Any, ...], aggregate: bool
+    ) -> tuple[tuple[Any, ...], Clipping, bool, bool] | None:
+        """Pairs for the step, its clipping, whether a strategy sums, whether all is finite.
+
+        None if the step is to be skipped.
+        """
         pairs = present_pairs(given)
         replaced = self.gradient_aggregator is not None or _overrides(
             type(self), "_aggregate_gradients"
@@ -466,16 +486,16 @@ class RMSprop(WeightedOptimizer):
                     "sums: sum by gradient_aggregator, or before apply_gradients with "
                     "experimental_aggregate_gradients=False"
                 )
-            self._step(pairs_of(pairs), self._clipping, counter)
-            return
+            return pairs_of(pairs), self._clipping, True, True
         pairs = present_pairs(pairs_of(pairs))
-        if self._strategy is None and not self._accepts(pairs):  # ranks check this in their step
-            self.skipped_steps += 1
-            return
+        finite = self._nonfinite == PROPAGATE or self._are_finite(pairs)
+        if not finite and self._strategy is None:  # ranks skip in their step, all together
+            return None
         pairs = list(self._transform_gradients(pairs))
-        self._step(pairs_of(pairs), NO_CLIPPING, counter, aggregate=False)
+        return pairs_of(pairs), NO_CLIPPING, False, finite
 
-    def _accepts(self, pairs: Pairs) -> bool:
+    def _are_finite(self, pairs: Pairs) -> bool:
+        """Whether all gradients are finite; an error names those that must be and are not."""
         finite = finite_gradients([gradient for gradient, _ in pairs])
         return accepts(self._nonfinite, finite, lambda k: naming(pairs[k][1], k))
 

@@ -103,7 +103,10 @@ class WeightedOptimizer(Optimizer):
         ------
         TypeError, ValueError
             If the variable can't be trained, or the initializer does not fit the shape.
+        NotImplementedError
+            With a strategy that divides slots among processes.
         """
+        self._refuse_divided("add_slot")
         existing = self._slot(var, slot_name)
         if existing is not None:
             return existing

@@ -252,10 +252,13 @@ class RMSPropOptimizer(Optimizer):
         -----
         Everything is checked before the first write: an error changes nothing.
         """
-        pairs = pairs_of(grads_and_vars)
-        if not pairs and self._strategy is None:
-            raise _no_pairs()
-        counter = None if global_step is None else _checked_step(global_step)
+        try:
+            pairs = pairs_of(grads_and_vars)
+            if not pairs and self._strategy is None:
+                raise _no_pairs()
+            counter = None if global_step is None else _checked_step(global_step)
+        except BaseException as error:
+            self._refuse(error)
         if self._use_locking:
             with self._lock.lock:
                 self._step(pairs, NO_CLIPPING, counter)

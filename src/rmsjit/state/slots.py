@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -262,6 +263,28 @@ class SlotStore:
         # In one call, so that a signal handler sees all of the change or nothing.
         vars(self).update(entries=entries, created=created, _unmet=unmet, _index=None)
         self.changed()
+
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """Know the same variables and slots as before if the block raises an error."""
+        names = ("entries", "created", "_stems", "_unmet")
+        before = {name: dict(vars(self)[name]) for name in names}
+        slots = [(entry, entry.slots) for entry in self.entries.values()]
+        try:
+            yield
+        except BaseException:
+            for entry, held in slots:
+                entry.slots = held
+            vars(self).update(before)
+            self.changed()
+            raise
+
+    def take_over(self, other: SlotStore) -> None:
+        """Know what another store knows."""
+        with self.lock.lock:
+            self.entries = {**self.entries, **other.entries}
+            self.created = {**self.created, **other.created}
+            self.changed()
 
     @property
     def is_due_for_a_sweep(self) -> bool:

@@ -8,7 +8,7 @@ the act, so an error changes nothing, and a signal never sees a step half done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,10 @@ class Engine:
         What to do about a NaN or an infinity in a gradient.
     strategy : Strategy, optional
         Shares the steps with other processes.
+    place : int
+        The number of the optimizer among those of the strategy.
+    skipped : weak reference to a callable
+        Called when a step is skipped.
     """
 
     def __init__(
@@ -79,12 +83,16 @@ class Engine:
         exact: bool = False,
         nonfinite: str = nonfinite.PROPAGATE,
         strategy: Strategy | None = None,
+        place: int = 0,
+        skipped: Callable[[], Callable[[], None] | None] = lambda: None,
     ) -> None:
         self.store = store
         self.num_threads = num_threads
         self.exact = exact
         self.nonfinite = nonfinite
         self.strategy = strategy
+        self.place = place
+        self._skipped = skipped
         self._plans: Plans[Plan] = Plans()
         self._limit = num_threads or 0  # 0 until the first step that asks for the number
 
@@ -95,7 +103,8 @@ class Engine:
         clipping: Clipping,
         counter: NDArray[Any] | None = None,
         aggregate: bool = True,
-    ) -> bool:
+        finite: bool = True,
+    ) -> None:
         """Update the variables of `pairs` by their gradients; None leaves a variable unchanged.
 
         Parameters
@@ -109,11 +118,8 @@ class Engine:
             Incremented in the same act.
         aggregate : bool
             Whether a strategy reduces the gradients.
-
-        Returns
-        -------
-        bool
-            False if the step was skipped, because a gradient was not finite.
+        finite : bool
+            False if a strategy must be told that a gradient is not finite.
 
         Raises
         ------
@@ -121,21 +127,46 @@ class Engine:
             Before anything is written; see `rmsjit.steps.pairs`.
         """
         if self.strategy is not None:
-            request = Request(pairs, hyperparameters, clipping, counter, aggregate)
-            return self._reduced_step(self.strategy, request)
+            request = Request(pairs, hyperparameters, clipping, counter, aggregate, finite)
+            self.complete(request, self.strategy.reduced)
+            return
         if self.exact:
             with self.store.lock.lock:
-                return self._update(pairs, hyperparameters, clipping, counter)
-        return self._update(pairs, hyperparameters, clipping, counter)
+                taken = self._update(pairs, hyperparameters, clipping, counter)
+        else:
+            taken = self._update(pairs, hyperparameters, clipping, counter)
+        if not taken:
+            self._count_skipped()
 
-    def _reduced_step(self, strategy: Strategy, request: Request) -> bool:
+    def complete(
+        self, request: Request, reduce: Callable[[Engine, Request], Reduction | None]
+    ) -> None:
+        """Take a step of several processes, whose gradients `reduce` reduces."""
         with self.store.lock.lock:
-            stage = strategy.reduced(self, request)
-            if stage is None:
-                return False
-            return self._update(
-                stage.pairs, request.hyperparameters, stage.clipping, request.counter, stage
-            )
+            stage = reduce(self, request)
+            taken = stage is not None and self._completed(request, stage)
+        if not taken and request.pairs:
+            self._count_skipped()
+
+    def _completed(self, request: Request, stage: Reduction) -> bool:
+        hyperparameters, counter = request.hyperparameters, request.counter
+        try:
+            return self._update(stage.pairs, hyperparameters, stage.clipping, counter, stage)
+        except BaseException:
+            stage.abandon()
+            raise
+
+    def refuse(self, error: BaseException) -> None:
+        """Raise the error for which the step can't be asked for, once other processes know it."""
+        tell = getattr(self.strategy, "refused", None)
+        if tell is not None:
+            tell(self, error)
+        raise error
+
+    def _count_skipped(self) -> None:
+        count = self._skipped()
+        if count is not None:
+            count()
 
     def _update(
         self,

@@ -32,6 +32,8 @@ class Request(NamedTuple):
         Counts the steps.
     aggregate : bool
         Whether gradients are reduced over processes.
+    finite : bool
+        False if a gradient of this process is known not to be finite, and that must not be ignored.
     """
 
     pairs: Pairs
@@ -39,6 +41,7 @@ class Request(NamedTuple):
     clipping: Clipping
     counter: NDArray[Any] | None = None
     aggregate: bool = True
+    finite: bool = True
 
 
 class Reduction(Protocol):
@@ -61,9 +64,16 @@ class Reduction(Protocol):
     def share(self) -> None:
         """Send all ranks what this one has updated."""
 
+    def abandon(self) -> None:
+        """Take part in what is left of the step, which has failed on this rank."""
+
 
 class Strategy(Protocol):
-    """Reduces the gradients of every step."""
+    """Reduces the gradients of every step.
+
+    It may have two more methods: ``enrol()`` gives every optimizer a number at construction, and
+    ``refused(engine, error)`` tells the other processes why this one can't ask for a step.
+    """
 
     def reduced(self, engine: Engine, request: Request) -> Reduction | None:
         """Agree with all ranks and reduce the gradients; None if no rank has any.

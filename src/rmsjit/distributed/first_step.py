@@ -1,0 +1,60 @@
+"""What comes before the first step on a list of variables.
+
+First everything that may fail on one rank alone, then messages, which start all ranks from the
+values of rank 0.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from rmsjit.distributed.node import load_kernels
+from rmsjit.distributed.shards import Shards
+from rmsjit.distributed.stage import Fresh, StagePlan
+from rmsjit.distributed.starting import Overwriting
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.steps import nonfinite
+
+if TYPE_CHECKING:
+    from rmsjit.steps.engine import Engine
+
+
+def allocate(
+    engine: Engine,
+    plan: StagePlan,
+    shards: Shards,
+    numbers: Hyperparameters,
+    fresh: Fresh,
+    counter: NDArray[Any] | None,
+) -> Overwriting:
+    """Allocate messages and slots; returns what is to be overwritten by rank 0."""
+    engine.sync()
+    plan.lay_out(shards, engine.exact)
+    plan.prepare(engine, numbers, fresh)
+    values = [plan.incoming.arrays[k] for k in fresh.values()]
+    if fresh and counter is not None:
+        values.append(counter)
+    return Overwriting(values)
+
+
+def load(engine: Engine, plan: StagePlan, clipping: Clipping) -> None:
+    """Compile, or load, the kernels of the step."""
+    load_kernels(
+        plan.incoming,
+        engine.store.form,
+        exact=engine.exact,
+        norms=clipping.by_norm or engine.nonfinite != nonfinite.PROPAGATE,
+        clipped=not clipping.is_none or plan.scale != 1.0,
+        threads=engine.num_threads or 1,
+    )
+
+
+def send_from_rank_0(
+    comm: Any, engine: Engine, plan: StagePlan, values: Overwriting, fresh: Fresh
+) -> None:
+    """Overwrite new variables, their slots and the counter with those of rank 0."""
+    values.run(comm)
+    plan.share_slots(engine, fresh)

@@ -1,0 +1,32 @@
+"""Overwriting arrays on all ranks with those of rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.distributed.comm import broadcast
+
+
+class Overwriting:
+    """Arrays of equal shapes and dtypes on all ranks, about to be overwritten.
+
+    Memory for copies of those that are not contiguous is allocated at once, so that `run` needs
+    none: a rank that has too little fails while the others do not wait for it yet.
+    """
+
+    def __init__(self, arrays: Iterable[NDArray[Any]]) -> None:
+        self._copies = [(array, np.ascontiguousarray(array)) for array in arrays]
+        for array, _ in self._copies:
+            if not array.flags.writeable:
+                raise ValueError("arrays must be writeable to be set to the values of rank 0")
+
+    def run(self, comm: Any) -> None:
+        """Overwrite the arrays."""
+        for array, contiguous in self._copies:
+            broadcast(comm, contiguous, array.dtype, array.shape)
+            if comm.rank != 0 and not array.flags.c_contiguous:
+                array[...] = contiguous
