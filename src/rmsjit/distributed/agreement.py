@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.distributed.comm import all_reduce, broadcast, gathered_objects
+from rmsjit.distributed.comm import all_reduce, gathered_objects
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.numbers import StepNumbers
 
@@ -158,14 +158,15 @@ class Agreed(NamedTuple):
     uneven : bool
         Whether a rank has run out of batches.
     words : int64 array
-        The numbers of the step, for `Numbers`.
+        The numbers of the step, for `Numbers`; None if rank 0 has run out of batches, and so did
+        not know whose they should be.
     """
 
     intent: Intent | None
     fingerprint: int
     flags: Flags
     uneven: bool
-    words: NDArray[np.int64]
+    words: NDArray[np.int64] | None
 
 
 class Numbers:
@@ -235,7 +236,7 @@ class Agreement:
             Why this rank can't do it.
         flags : Flags
         words : int64 array
-            The numbers of the step; those of the lowest rank that has a batch are used.
+            The numbers of the step; those of rank 0 are used.
 
         Raises
         ------
@@ -262,7 +263,8 @@ class Agreement:
         act, fingerprint, *others = largest[:_EQUAL].tolist()
         places = len(Place._fields)
         intent = Intent(Act(act), Place(*others[:places]), Progress(*others[places:]))
-        return Agreed(intent, fingerprint, found, uneven, self._words(largest, words))
+        sent = largest[_FIRST_NUMBER:] if largest[_LEADER] == ~0 else None
+        return Agreed(intent, fingerprint, found, uneven, sent)
 
     def _largest(
         self, own: Intent | None, error: BaseException | None, flags: Flags, words: Any
@@ -284,14 +286,6 @@ class Agreement:
     def _is_alone(largest: NDArray[np.int64]) -> bool:
         """Whether a rank does what others can't follow."""
         return bool(largest[_ALONE] == 1 or largest[0] != Act.STEP)
-
-    def _words(self, largest: NDArray[np.int64], own: NDArray[np.int64]) -> NDArray[np.int64]:
-        leader = ~int(largest[_LEADER])
-        if leader == 0:
-            return largest[_FIRST_NUMBER:]
-        words = own.copy()
-        broadcast(self._comm, words, np.int64, NO_WORDS.shape, leader)
-        return words
 
     def _raise_errors(self, own: Intent | None, error: BaseException | None) -> None:
         doing = "follow the others" if own is None else _TEXTS[own.act]

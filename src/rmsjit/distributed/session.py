@@ -24,6 +24,7 @@ from rmsjit.distributed.agreement import (
     shared_errors,
     words_of,
 )
+from rmsjit.distributed.comm import broadcast
 from rmsjit.distributed.first_step import allocate, load, send_from_rank_0
 from rmsjit.distributed.group import Group
 from rmsjit.distributed.incoming import Checked, Incoming
@@ -186,7 +187,7 @@ class Session:
         if plan.incoming.missing:  # on all ranks
             with shared_errors(self._comm, "go on after a warning"):
                 warn_of_missing(plan.incoming.missing)
-        numbers, clipping = self._numbers.read(agreed.words)
+        numbers, clipping = self._numbers.read(self._words(own, agreed))
         plan.check_numbers(numbers, clipping)
         if agreed.flags.unprepared:
             self._prepare(engine, request, plan, Hyperparameters(numbers._asdict()), clipping)
@@ -196,6 +197,14 @@ class Session:
                     outgoing = plan.outgoing(checked)
             norms = clipping.by_norm or engine.nonfinite != nonfinite.PROPAGATE
             return plan.reduced(checked, outgoing, Step(numbers, clipping, norms, self._completed))
+
+    def _words(self, own: Own, agreed: Agreed) -> NDArray[np.int64]:
+        """The numbers of rank 0; it sends them late if it has no more batches."""
+        if agreed.words is not None:
+            return agreed.words
+        words = own.words.copy()
+        broadcast(self._comm, words, np.int64, NO_WORDS.shape)
+        return words
 
     def _completed(self) -> None:
         self._steps += 1

@@ -64,7 +64,7 @@ class Joined:
     cuts : dict of Key to Cut
         In the same order on all ranks, with keys of this rank's memory.
     store : SlotStore
-        Has the slots of this rank's parts.
+        Has the slots of this rank's parts, and of whole variables that were not stepped yet.
     variables : dict of str to ndarray or Variable
     rank : int
 
@@ -99,9 +99,16 @@ class Joined:
         ]
         fresh = self.whole.missing(self._entries) if rank == 0 else []
         self.whole.enter(self._entries, fresh)
+        for key, known in store.entries.items():
+            if key in owners and key not in cuts:
+                self._keep(entry_of(owners[key]), known.slots)
         for place, weight in store.created.items():
             if place[0] not in store.entries:  # a weight that belongs to no variable
                 self.whole.created[place] = weight
+
+    def _keep(self, entry: Entry, slots: Slots) -> None:
+        """Take over a variable that has not been divided, since it was loaded or built only."""
+        self.whole.enter([entry], [(entry, name, slot) for name, slot in slots.items()])
 
     def gather(self, comm: Any) -> None:
         """Exchange the slots."""

@@ -265,12 +265,14 @@ class MPIStrategy:
         store, joined, error = optimizer._store, None, None
         try:
             check_variables(variables)
-            optimizer.sync()
             if self.shard_state:
                 joined = Joined(session.shards.cuts, store, variables, self.rank)
         except BaseException as problem:
             error = problem
         session.agree(Intent(act, claim=_claim(session, optimizer, variables, error)), error)
+        if optimizer._exact:  # on all ranks
+            with shared_errors(self._group.comm, "bring rows up to date"):
+                optimizer.sync()
         if joined is None:
             return optimizer
         joined.gather(self._group.comm)
@@ -405,7 +407,8 @@ def _claim(
         for name, array, standing in zip(names, arrays, session.numbers_of(arrays), strict=True)
     ]
     counters = [str(counter.dtype) for counter in _counters(optimizer)]
-    return claim(f"{type(optimizer).__name__} with counter {counters}", names, lines)
+    header = f"{type(optimizer).__name__}, exact={optimizer._exact}, counter={counters}"
+    return claim(header, names, lines)
 
 
 def _counters(optimizer: Any) -> list[Any]:

@@ -317,10 +317,11 @@ class Plan:
         counter : integer 0-d array or None
             What counts the steps.
         """
-        if factors is not None:
+        if clipped or factors is not None:  # kernels that clip also read scales
+            scales = 1.0 if factors is None else factors
             with np.errstate(all="ignore"):
                 for kinds in {group.kinds for group in self._dense}:
-                    binding.scales_of(kinds)[:] = factors
+                    binding.scales_of(kinds)[:] = scales
         key = (launch, clipped, factors is not None)
         acts = binding.acts.get(key)
         if acts is not None and acts[0].counter is counter:
