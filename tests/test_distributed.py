@@ -1,6 +1,8 @@
 """`MPIStrategy` under mpiexec, on 1 to 4 ranks (the checks of ``tests/mpi``), and its parts."""
 
+import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,7 +14,8 @@ import pytest
 
 import rmsjit
 from rmsjit.distributed import MPIStrategy
-from rmsjit.distributed.agreement import claim
+from rmsjit.distributed.agreement import Numbers, claim, words_of
+from rmsjit.distributed.comm import check_message
 from rmsjit.distributed.dense import Part, cut
 from rmsjit.distributed.incoming import Rows
 from rmsjit.distributed.node import thread_share
@@ -20,6 +23,8 @@ from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shard_buffer import rounds
 from rmsjit.distributed.shards import _end_to_end
 from rmsjit.distributed.sparse import combined
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.numbers import StepNumbers
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +35,12 @@ RANKS = (1, 2, 3, 4)
 sys.path.insert(0, str(FOLDER))
 try:
     import checks
+    import failures
     import resuming
 finally:
     sys.path.remove(str(FOLDER))
 
-NAMES = (*checks.CHECKS, *resuming.CHECKS)
+NAMES = (*checks.CHECKS, *resuming.CHECKS, *failures.CHECKS)
 
 
 def mpiexec():
@@ -88,6 +94,36 @@ def test_on_ranks(results, name, ranks):
         assert file.exists(), f"rank {rank} did not come to the end of {name}:\n{output[-3000:]}"
         error = json.loads(file.read_text())["error"]
         assert not error, f"on rank {rank}:\n{error}"
+
+
+def run_jobs(folder, ranks, first, count):
+    """Run random jobs, whose numbers begin with `first`; each rank must come to their end."""
+    end = launch(ranks, FOLDER / "jobs.py", folder, first, count, timeout=SECONDS + 10 * count)
+    for rank in range(ranks):
+        file = folder / f"jobs.{rank}.json"
+        error = json.loads(file.read_text())["error"] if file.exists() else ""
+        assert not error, error
+    assert end.returncode == 0, end.stdout[-3000:] + end.stderr[-3000:]
+
+
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_random_jobs(tmp_path, ranks):
+    run_jobs(tmp_path, ranks, 0, 6)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranks", range(1, 9))
+def test_a_thousand_random_jobs(tmp_path, ranks):
+    run_jobs(tmp_path, ranks, 6, 125)
+
+
+@pytest.mark.parametrize("how", ["early", "error", "caught"])
+def test_rank_that_ends_early_is_named(how):
+    """The others raise an error at their next step, and all come to an end."""
+    process = launch(2, FOLDER / "ending.py", how, timeout=60)
+    assert "rank 1 is about to end its program" in process.stdout + process.stderr
+    assert ("OSError: no data" in process.stderr) == (how == "error")
+    assert (process.returncode == 0) == (how == "caught")
 
 
 # --- one process ----------------------------------------------------------------------------
@@ -159,6 +195,7 @@ def test_import_needs_no_mpi4py():
         ({"bucket_bytes": 0}, ValueError),
         ({"bucket_bytes": 1 << 31}, ValueError),
         ({"bucket_bytes": 4096.0}, TypeError),
+        ({"shard_state": "no"}, TypeError),
     ],
 )
 def test_settings_are_checked(arguments, error):
@@ -245,9 +282,33 @@ def test_rows_that_are_distinct_are_not_copied():
     assert combined(rows) is rows
 
 
-def test_fingerprints_are_exact_in_float64():
+@pytest.mark.parametrize(
+    ("array", "dtype", "count"),
+    [
+        (np.zeros(3, np.int64), np.float64, 3),
+        (np.zeros(2), np.float64, 3),
+        (np.zeros((4, 4))[:, 0], np.float64, 4),
+    ],
+)
+def test_messages_are_checked_before_they_are_sent(array, dtype, count):
+    with pytest.raises(RuntimeError, match=f"{count} contiguous elements"):
+        check_message(None, "sum", array, np.dtype(dtype), count)
+
+
+def test_numbers_are_sent_bit_for_bit():
+    values = itertools.islice(itertools.cycle([math.nan, -0.0, math.inf, 0.1]), 6)
+    numbers = StepNumbers(*values)
+    words = words_of(numbers, Clipping(clipnorm=0.5))
+    reader = Numbers()
+    found, clipping = reader.read(words)
+    assert np.array(found).tobytes() == np.array(numbers).tobytes()
+    assert clipping == Clipping(clipnorm=0.5)
+    assert reader.read(words.copy())[0] is found
+
+
+def test_fingerprints_differ():
     one = claim("header", ["a"], ["x"])
-    assert one.fingerprint == int(one.fingerprint) < 2**53
+    assert 0 <= one.fingerprint < 2**63
     assert one.fingerprint != claim("header", ["a"], ["y"]).fingerprint
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 
 def main(folder, names):
     import checks
+    import failures
     import resuming
     from mpi4py import MPI
 
     warnings.simplefilter("error")
-    everything = {**checks.CHECKS, **resuming.CHECKS}
+    everything = {**checks.CHECKS, **resuming.CHECKS, **failures.CHECKS}
     comm, results = MPI.COMM_WORLD, {}
     for name in names or everything:
         begin = time.perf_counter()

@@ -213,11 +213,14 @@ class Agreement:
     ----------
     ended : str
         Why there can't be any further act; empty as long as there can.
+    join_is_over : bool
+        Whether a rank was outside of ``join()`` at the last exchange, or left it with an error.
     """
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
         self.ended = ""
+        self.join_is_over = False
 
     def reach(
         self,
@@ -251,6 +254,7 @@ class Agreement:
         active = largest[_LEADER] != _NOTHING
         uneven = bool(largest[_OUT] == 1)
         alike = bool((largest[:_EQUAL] == ~largest[_EQUAL : 2 * _EQUAL]).all())
+        self.join_is_over = bool(largest[_ALONE] == 1 or largest[0] == Act.LEAVE)
         if largest[0] == Act.END:
             self.ended = "another rank has ended its program, so ranks can't act together any more"
         if largest[_FAILED] == 1:

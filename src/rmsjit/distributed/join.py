@@ -52,20 +52,31 @@ class Join:
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self._strategy._join = None
+        try:
+            if error is None:
+                self._follow_to_the_end()
+        except BaseException as problem:
+            self._leave(problem)
+            raise
         if error is not None:
             self._leave(error)
-            return
+
+    def _follow_to_the_end(self) -> None:
         agreement = self._group.agreement
         while (agreed := agreement.reach(None)).intent is not None:
             self._follow(agreed)
-        self._taken.clear()
 
     def _leave(self, error: BaseException) -> None:
-        """Let the others know that this rank leaves with an error."""
-        if self._group.agreement.ended:
+        """Let the others in the context know that this rank has left it with an error.
+
+        They all do the same if they have raised the same error.  Nobody expects it if the error has
+        come from a rank that is outside of the context or has left it.
+        """
+        agreement = self._group.agreement
+        if agreement.ended or agreement.join_is_over:
             return
         try:
-            self._group.agreement.reach(Intent(Act.LEAVE), error)
+            agreement.reach(Intent(Act.LEAVE, joining=True), error)
         except BaseException as told:
             if told is not error:
                 raise

@@ -269,7 +269,7 @@ class MPIStrategy:
                 joined = Joined(session.shards.cuts, store, variables, self.rank)
         except BaseException as problem:
             error = problem
-        session.agree(Intent(act, claim=_claim(session, optimizer, variables, error)), error)
+        self._agree(act, session, optimizer, variables, error)
         if optimizer._exact:  # on all ranks
             with shared_errors(self._group.comm, "bring rows up to date"):
                 optimizer.sync()
@@ -335,7 +335,7 @@ class MPIStrategy:
                 target = _twin(optimizer, SlotStore(store.name, store.form, store.allocator))
         except BaseException as problem:
             error = problem
-        session.agree(Intent(Act.LOAD, claim=_claim(session, optimizer, variables, error)), error)
+        self._agree(Act.LOAD, session, optimizer, variables, error)
         with shared_errors(comm, "load"):
             if self.rank == 0:
                 if self.shard_state:
@@ -347,6 +347,18 @@ class MPIStrategy:
         assert values is not None
         values.run(comm)
         optimizer.skipped_steps = broadcast_object(comm, target.skipped_steps)
+
+    def _agree(
+        self,
+        act: Act,
+        session: Session,
+        optimizer: Any,
+        variables: Mapping[str, Any],
+        error: BaseException | None,
+    ) -> None:
+        """Make sure that all ranks save or load the same; raise `error` on all ranks."""
+        claimed = NO_CLAIM if error is not None else _claim(session, optimizer, variables)
+        session.agree(Intent(act, claim=claimed, joining=self._join is not None), error)
 
     def _session_of(self, optimizer: Any) -> Session:
         check_optimizer(optimizer)
@@ -394,12 +406,8 @@ def checked_communicator(comm: Any) -> Any:
     return comm
 
 
-def _claim(
-    session: Session, optimizer: Any, variables: Mapping[str, Any], error: BaseException | None
-) -> Claim:
+def _claim(session: Session, optimizer: Any, variables: Mapping[str, Any]) -> Claim:
     """What must be the same on all ranks to save or load."""
-    if error is not None:
-        return NO_CLAIM
     names = [f"variables[{name!r}]" for name in variables]
     arrays = [array_of(variable) for variable in variables.values()]
     lines = [
