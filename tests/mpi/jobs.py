@@ -228,8 +228,7 @@ class Job:
         trained = self.trained(which)
         everyone = [gradients_of(self.rng, model, trained) for _ in range(self.comm.size)]
         if trouble == "local":  # gradients that need no sum
-            one = total(everyone[:1], 1.0, model.dtype)  # rows that are named twice are summed
-            everyone = [one] * self.comm.size
+            everyone = everyone[:1] * self.comm.size
         if trouble == "nan":
             spoil(everyone[odd])
         pairs, is_odd = self.pairs(which, everyone[self.comm.rank]), odd == self.comm.rank
@@ -238,7 +237,9 @@ class Job:
                 self.refused(which, trouble, pairs, is_odd)
             return
         scale = 1 / self.comm.size if self.mean else 1.0
-        whole = everyone[0] if trouble == "local" else total(everyone, scale, model.dtype)
+        whole = total(everyone, scale, model.dtype)
+        if trouble == "local":
+            whole = total(everyone[:1], 1.0, model.dtype)  # rows that are named twice are summed
         expected = contextlib.nullcontext()
         if not is_finite(whole) and model.policy == "raise":
             expected = raising(FloatingPointError)

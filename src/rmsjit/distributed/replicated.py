@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.packing import Flats
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shards import Shards
-from rmsjit.distributed.sparse import SparseTable, needs_merging, travelling
+from rmsjit.distributed.sparse import SparseTable, finished, needs_merging, travelling
 from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
 from rmsjit.distributed.starting import Overwriting
 from rmsjit.indexed_slices import IndexedSlices
@@ -22,6 +23,7 @@ from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build
 from rmsjit.steps.norms import Norms
+from rmsjit.steps.pairs import Pairs
 
 if TYPE_CHECKING:
     from rmsjit.steps.engine import Engine
@@ -72,27 +74,32 @@ class ReplicatedPlan(StagePlan):
 
     # --- one step ---------------------------------------------------------------------------
 
-    def outgoing(self, checked: Checked) -> Outgoing | None:
-        if not self.terms.aggregate:
-            return None
+    def outgoing(self, checked: Checked) -> Outgoing:
         precisions = self.incoming.precisions
         flats = [np.ravel(g) if isinstance(g, np.ndarray) else None for g in checked.gradients]
         rows = {k: travelling(checked.gradients[k], precisions[k]) for k in self._tables}
         return Outgoing(Flats(flats, checked.addresses), rows)
 
-    def reduced(self, checked: Checked, outgoing: Outgoing | None, step: Step) -> Stage:
-        present = self.incoming.present
-        if outgoing is None:
-            pairs = tuple(checked.pairs[k] for k in present)
-            return self._stage(pairs, step, combine=self._agreed_norms)
+    def reduced(self, checked: Checked, outgoing: Outgoing, step: Step) -> Stage:
+        if not self.terms.aggregate:
+            own = {} if step.clipping.is_none else self._combined_rows(outgoing.rows)
+            return self._stage(self._pairs(checked, own), step, combine=self._agreed_norms)
         for buffer in self._buffers:
             buffer.start(self._comm, outgoing.flats)
         tables = self._reduced_tables(outgoing.rows, step.clipping)
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)
-        sums = {**self._sums, **tables}
-        given = ((k, *checked.pairs[k]) for k in present)
-        return self._stage(tuple((sums.get(k, own), var) for k, own, var in given), step)
+        return self._stage(self._pairs(checked, {**self._sums, **tables}), step)
+
+    def _pairs(self, checked: Checked, sums: Mapping[int, Any]) -> Pairs:
+        """Pairs with other gradients where there are `sums`."""
+        given = ((k, *checked.pairs[k]) for k in self.incoming.present)
+        return tuple((sums.get(k, own), variable) for k, own, variable in given)
+
+    def _combined_rows(self, rows: dict[int, Rows]) -> dict[int, IndexedSlices]:
+        """Sparse gradients in which each row is named once, as clipping expects after a sum."""
+        arrays = self.incoming.arrays
+        return {k: IndexedSlices(*finished(own, 1.0, arrays[k].dtype)) for k, own in rows.items()}
 
     def _reduced_tables(self, own: dict[int, Rows], clipping: Clipping) -> dict[int, IndexedSlices]:
         if not own:

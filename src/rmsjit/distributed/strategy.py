@@ -42,7 +42,7 @@ class MPIStrategy:
 
     Parameters
     ----------
-    comm : mpi4py.MPI.Comm, optional
+    comm : mpi4py.MPI.Intracomm, optional
         The ranks; ``MPI.COMM_WORLD`` by default.  It is duplicated, so that messages of the
         strategy can't be confused with those of the program.
     reduce : {"sum", "mean"}, default "sum"
@@ -77,15 +77,17 @@ class MPIStrategy:
     - Each step uses the learning rate, the other hyperparameters and the clipping bounds of
       rank 0.
     - Norms are those of the reduced gradients, with duplicate rows of sparse gradients combined.
-    - If a gradient is invalid, its rank raises the error and all others raise a `RuntimeError`
-      that quotes it.  All ranks raise a `RuntimeError` if they disagree about the number, shape,
-      dtype or order of the variables, or about which gradients are None.  In both cases nothing
-      has been changed.
+    - If a rank has an error before the step, it raises it and all others raise a `RuntimeError`
+      that quotes it.  All ranks raise a `RuntimeError` if they are about to do different things:
+      another act, another optimizer, other variables or the same in another order, or a step after
+      one that has failed on one rank alone.  In all these cases nothing has been changed.
     - With ``nonfinite="skip"`` or ``"raise"``, a NaN or an infinity on any rank makes all ranks
       skip the step or raise.
+    - Ranks with different numbers of batches need `join`.
     - With ``experimental_aggregate_gradients=False`` gradients are not reduced, but ranks still
       step together.
-    - With `shard_state` no rank has a whole slot: see `gathered`.  A table must have a sparse
+    - With `shard_state` no rank has a whole slot: see `gathered`.  So `add_slot` is refused, and so
+      are copies of an optimizer with state.  A table must have a sparse
       gradient at its first step, so that it is divided by rows.  ``sparse="exact"`` then supports
       dense gradients only.
 
