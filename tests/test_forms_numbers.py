@@ -251,6 +251,8 @@ def check_live(name, **environment):
 @pytest.mark.live
 @pytest.mark.parametrize("name", form_cases.LIVE)
 def test_live_library_still_makes_these_vectors(name):
+    if PACKAGES.get(name, name) == "chainer":
+        pytest.skip("Chainer and rmsjit need different NumPys: run make_forms.py --check by itself")
     if find_spec(PACKAGES.get(name, name)) is None:
         pytest.skip(f"needs {PACKAGES.get(name, name)}")
     check_live(name)

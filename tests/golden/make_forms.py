@@ -3,8 +3,10 @@
     python tests/golden/make_forms.py torch optax         writes forms/torch.npz, forms/optax.npz
     python tests/golden/make_forms.py --check keras       makes them in memory and compares
 
-Without names it runs every library that is installed, each in a process of its own.  Keras runs on
-the backend that KERAS_BACKEND names; its vectors are the same on TensorFlow and on JAX.
+Without names it runs every library, each in a process of its own.  Libraries can live in several
+environments; rmsjit is not imported.  Chainer needs a NumPy before 1.24.  Keras runs on the backend
+that KERAS_BACKEND names: its vectors are those of TensorFlow, and on JAX the same but for the weight
+decay of float64 variables, which is not rounded to float32 there.
 """
 
 import argparse
@@ -35,10 +37,16 @@ def write(form):
     form_vectors.save(form, made)
 
 
+def is_the_same_here(case):
+    """Whether the backend of Keras makes no difference."""
+    on_jax = case.form == "keras" and os.environ.get("KERAS_BACKEND") == "jax"
+    return not (on_jax and case.dtype == "float64" and "weight_decay" in case.arguments)
+
+
 def check(form):
     """What differs between the committed file and the library that is installed, as lines."""
     complaints = []
-    for case in form_cases.cases_of(form, form_cases.LIVE[form]):
+    for case in filter(is_the_same_here, form_cases.cases_of(form, form_cases.LIVE[form])):
         stored, made = form_vectors.load(case), states_of(case)
         worst = form_vectors.largest_distance(made, stored)
         if worst > form_vectors.SAME_LIBRARY:
