@@ -274,7 +274,6 @@ def test_live_keras_on_jax():
         ("tf_keras_legacy", "tf_keras.optimizers.legacy.RMSprop", ["kwargs"]),
         ("tf1", "tensorflow.compat.v1.train.RMSPropOptimizer", []),
         ("optax", "optax.rmsprop", []),
-        ("autograd", "autograd.misc.optimizers.rmsprop", ["grad", "x", "callback", "num_iters"]),
         ("jax_example_libraries", "jax.example_libraries.optimizers.rmsprop_momentum", []),
         ("paddle", "paddle.optimizer.RMSProp", []),
         ("mlx", "mlx.optimizers.RMSprop", []),
