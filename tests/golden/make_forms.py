@@ -5,7 +5,7 @@
 
 Without names it runs every library, each in a process of its own.  They can live in several
 environments; rmsjit is not imported.  Chainer needs a NumPy before 1.24.  Keras runs on the backend
-that KERAS_BACKEND names: its vectors are those of TensorFlow, and on JAX the same but for the weight
+that KERAS_BACKEND names: its vectors are those of TensorFlow; on JAX the same but for the weight
 decay of float64 variables, which is not rounded to float32 there.
 """
 
