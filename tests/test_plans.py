@@ -199,3 +199,16 @@ def test_a_variable_of_rmsjit_keeps_its_plan(made):
     for variable in variables * 2:
         optimizer.apply_gradients([(np.ones(4), variable)])
     assert len(made) == 3
+
+
+def test_factors_of_a_norm_do_not_stay():
+    """A step that clips by value only, after one that clipped by norm, of the same plan."""
+    v, optimizer = np.ones(4), RMSprop(0.1, clipnorm=0.01)
+    optimizer.apply_gradients([(noise(4), v)])
+    copy, twin = v.copy(), RMSprop(0.1, clipvalue=0.5)
+    twin.build([copy])
+    twin.set_weights(optimizer.get_weights())
+    optimizer.clipnorm, optimizer.clipvalue = None, 0.5
+    for each, variable in ((optimizer, v), (twin, copy)):
+        each.apply_gradients([(noise(4, seed=1), variable)])
+    assert np.array_equal(v, copy)

@@ -39,6 +39,8 @@ class Binding:
         What they do to rows that are not named; see `rmsjit.rule.numbers.lapsed`.
     totals : float64 array, shape (pairs, 2)
         The result of a pass over the gradients; see `rmsjit.steps.norms.Norms`.
+    is_scaled : bool
+        Whether a scale may differ from 1.
     acts, norm_acts : dict
         Acts made of these arrays, to be run again.
     alive : object
@@ -61,6 +63,7 @@ class Binding:
         self.values: StepNumbers | None = None
         self.limit = 0.0
         self._scales: dict[str, NDArray[Any]] = {}
+        self.is_scaled = False
         self.acts: dict[tuple[Launch, bool, bool], list[Act]] = {}
         self.norm_acts: dict[tuple[Launch, float], Act] = {}
         self.totals = np.zeros((count, 2))

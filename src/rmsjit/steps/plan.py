@@ -317,7 +317,8 @@ class Plan:
         counter : integer 0-d array or None
             What counts the steps.
         """
-        if clipped or factors is not None:  # kernels that clip also read scales
+        if factors is not None or binding.is_scaled:  # kernels that clip read the scales as well
+            binding.is_scaled = factors is not None
             scales = 1.0 if factors is None else factors
             with np.errstate(all="ignore"):
                 for kinds in {group.kinds for group in self._dense}:
