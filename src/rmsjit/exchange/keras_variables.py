@@ -33,7 +33,7 @@ _REFUSED = {
     "use_ema": "the averages of variables",
     "gradient_accumulation_steps": "the gradients accumulated since the last update",
 }
-_NO_VALUE = {"learning_rate"}  # a hyperparameter that Keras keeps in a variable
+_IGNORED = {"learning_rate"}  # a hyperparameter that Keras keeps in a variable
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def _places(
     places = {
         (slot, name): naming.title(name, slot) for slot in form.slot_names for name in variables
     }
-    known = {*places.values(), naming.counter, *_NO_VALUE}
+    known = {*places.values(), naming.counter, *_IGNORED}
     missing = sorted({*places.values(), naming.counter} - set(found))
     unknown = sorted(set(found) - known)
     if missing or unknown or len(set(places.values())) != len(places):
