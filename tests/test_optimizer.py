@@ -510,6 +510,20 @@ def test_clipping_is_that_of_the_reference(form, dtype, clip):
             )
 
 
+@pytest.mark.parametrize("norm", ["clipnorm", "global_clipnorm"])
+def test_a_bound_on_the_norm_that_is_taken_away_has_no_effect_left(norm):
+    """Its factors must not be used again where values are still clipped."""
+    form, variables, expected = PLAIN, two_variables("float64"), two_variables("float64")
+    clipping, given = form.optimizer(clipvalue=0.5, **{norm: 0.25}), form.optimizer()
+    for step, bounds in enumerate(({"clipvalue": 0.5, norm: 0.25}, {"clipvalue": 0.5})):
+        setattr(clipping, norm, bounds.get(norm))
+        gradients = some_gradients(variables, step)
+        clipping.apply_gradients(zip(gradients, variables, strict=True))
+        given.apply_gradients(zip(clipped(gradients, **bounds), expected, strict=True))
+    for one, two in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", REAL)
 def test_clipping_changes_the_step_at_all(dtype):
     """Or the comparison above would say nothing."""
