@@ -234,6 +234,7 @@ ALIKE = [
     (ALL_SLOTS, Form.with_slots("momentum", "rms", "mg")),
     (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", creation="by_variable")),
     (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", one_minus_rho="exact")),
+    (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", float32_numbers=("rho",))),
     (Form(weight_decay="decoupled"), Form(weight_decay="independent")),
     (presets.tf1(centered=True), presets.keras_legacy(centered=True, momentum=True)),
 ]
@@ -283,7 +284,7 @@ def test_forms_that_kernels_need_not_tell_apart_share_one(folder, load, flags, o
 def test_every_setting_of_a_form_is_tried_above():
     from rmsjit.rule.form import _CHOICES
 
-    shared = {"creation", "one_minus_rho"}
+    shared = {"creation", "one_minus_rho", "float32_numbers"}
     for name in Form.__dataclass_fields__:
         values = [getattr(form, name) for form in DIFFERENT]
         if name in shared or name == "slots":
