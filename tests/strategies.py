@@ -185,7 +185,7 @@ def assert_close(got, expected, before, trusted=True, slack=0.0, ulps=None):
 
     The unit is that of the larger of the number before and after the step, since a difference of
     two has the rounding of the larger.  Half types may be off by one rounding, single and double
-    precision by two units (DESIGN.md), complex numbers by eight.
+    precision by two units, complex numbers by eight.
     """
     assert got.dtype == expected.dtype
     assert got.shape == expected.shape
