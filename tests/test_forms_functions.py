@@ -357,3 +357,15 @@ def test_from_config_with_a_schedule():
 def test_from_config_says_what_is_wrong(config, error, match):
     with pytest.raises(error, match=match):
         forms.from_config(config)
+
+
+def test_a_variable_that_holds_zero_is_followed():
+    momentum = rmsjit.Variable(0.0)
+    optimizer, twin = rmsjit.forms.torch(momentum=momentum), rmsjit.forms.torch(momentum=0.5)
+    assert optimizer.form == twin.form
+    momentum.assign(0.5)
+    v, w = np.ones(3), np.ones(3)
+    for _ in range(2):
+        optimizer.apply_gradients([(v * 2, v)])
+        twin.apply_gradients([(w * 2, w)])
+    assert np.array_equal(v, w)

@@ -156,3 +156,17 @@ def test_runs_travel_both_ways(library, tmp_path):
     train_chainer(link, theirs, range(10, 15))
     train(optimizer, variables, range(10, 15))
     assert_close((getattr(link, name).array for name in variables), variables)
+
+
+def test_no_function_of_the_user_is_called():
+    asked = []
+
+    def rate():
+        asked.append(True)
+        return 0.01
+
+    w, optimizer = np.zeros(2), rmsjit.RMSprop(rate, 0.99, epsilon=1e-8)
+    optimizer.apply_gradients([(np.ones(2), w)])
+    assert len(asked) == 1
+    to_chainer_arrays(optimizer, {"/W": w})
+    assert len(asked) == 1

@@ -143,7 +143,7 @@ def to_keras_file(optimizer: Any, variables: Variables, path: Path) -> None:
 def _check_config(config: Mapping[str, Any], optimizer: Optimizer) -> None:
     """Raise an error if the file's optimizer, as far as it tells, has another form."""
     ours = optimizer._store.form
-    there = keras_form(centered=ours.centered, momentum=ours.has_momentum)
+    there = keras_form(momentum=ours.has_momentum, centered=ours.centered)
     refuse_other_form(config, form_of(config) if config else there, _LIBRARY, optimizer)
 
 

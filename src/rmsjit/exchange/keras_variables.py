@@ -22,9 +22,9 @@ from rmsjit.exchange.state import (
     state_of,
     write_state,
 )
+from rmsjit.forms.table import BY_NAME
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
-from rmsjit.rule.presets import keras_legacy
 
 SLOTS = {RMS.name: "velocity", MOMENTUM.name: "momentum", MG.name: "average_gradient"}
 _LEGACY_SLOTS = {name: name for name in SLOTS}
@@ -159,15 +159,14 @@ def form_of(config: Mapping[str, Any], is_legacy: bool = False) -> Form:
             f"the optimizer of Keras must be an RMSprop, got one with the settings {[*config]}"
         )
     momentum, centered = float(config["momentum"]) > 0, bool(config["centered"])
-    if is_legacy:
-        return keras_legacy(centered=centered, momentum=momentum)
-    return keras_form(centered=centered, momentum=momentum)
+    return keras_form(momentum=momentum, centered=centered, is_legacy=is_legacy)
 
 
-def keras_form(*, centered: bool, momentum: bool) -> Form:
-    """The form of RMSprop in Keras 3, and in tf-keras since 2.11."""
-    names = [RMS.name, *[MOMENTUM.name] * momentum, *[MG.name] * centered]
-    return Form.with_slots(*names, epsilon="inside", weight_decay="decoupled")
+def keras_form(*, momentum: bool, centered: bool, is_legacy: bool = False) -> Form:
+    """The form with these slots in Keras 3 and tf-keras, with the weight decay that it may have."""
+    row = BY_NAME["tf_keras_legacy" if is_legacy else "keras"]
+    used = {"momentum": float(momentum), "centered": centered, "weight_decay": 1.0}
+    return row.chosen(used).form
 
 
 def refuse_other_form(

@@ -21,44 +21,48 @@ from rmsjit.exchange.state import (
     state_of,
     write_state,
 )
+from rmsjit.forms.functions import function_of
+from rmsjit.forms.library import Library
+from rmsjit.forms.table import BY_NAME
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
 
 _NAMES = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}
 _DEFAULTS = {"momentum": 0.0, "centered": False, "weight_decay": 0.0}
 _HYPERPARAMETERS = ("lr", "alpha", "eps", *_DEFAULTS)
+_SHAPELESS = ("lr", "alpha", "eps")  # no form depends on their values
 _REFUSED = {  # of no form; what to do instead
     "maximize": "set it to False, and give rmsjit the negative of each gradient",
     "caution": "rmsjit has no step that leaves out elements",
     "corrected_weight_decay": "rmsjit has no decay by lr**2",
 }
-_ROUNDING: dict[str, Any] = {  # of torch's operations, which fuse products with sums
-    "one_minus_rho": "exact",
-    "mg_average": "difference",
-    "quotient": "rate_first",
-    "fused": True,
-}
 
 
 @dataclass(frozen=True)
 class _Library:
-    """A class with torch's layout of state, and how its form differs from torch's."""
+    """A class with torch's layout of state, and how its layout differs from torch's."""
 
+    row: Library  # of the table of forms
     title: str
-    epsilon: str = "outside"
-    rms_start: float = 0.0
     is_timm: bool = False  # which has options for the places of learning rate and decay
     counts_in_tensors: bool = True
 
+    def arguments(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of the class among the hyperparameters of a group."""
+        return {a.name: group[a.name] for a in self.row.arguments if a.name in group}
+
 
 _LIBRARIES = {
-    "torch": _Library("torch.optim.RMSprop"),
-    "timm": _Library("timm.optim.RMSpropTF", "inside", 1.0, is_timm=True),
+    "torch": _Library(BY_NAME["torch"], "torch.optim.RMSprop"),
+    "timm": _Library(BY_NAME["timm"], "timm.optim.RMSpropTF", is_timm=True),
     "stable_baselines3": _Library(
-        "stable_baselines3's RMSpropTFLike", "inside", 1.0, counts_in_tensors=False
+        BY_NAME["stable_baselines3"],
+        "stable_baselines3's RMSpropTFLike",
+        counts_in_tensors=False,
     ),
-    "pfrl": _Library("pfrl.optimizers.RMSpropEpsInsideSqrt", "inside", counts_in_tensors=False),
+    "pfrl": _Library(
+        BY_NAME["pfrl"], "pfrl.optimizers.RMSpropEpsInsideSqrt", counts_in_tensors=False
+    ),
 }
 
 
@@ -259,19 +263,8 @@ def _refuse(
 
 def _form_of(group: Mapping[str, Any], like: _Library) -> Form:
     """The form that a torch optimizer with these hyperparameters has."""
-    momentum = group["momentum"] > 0
-    slots = [RMS.name, *[MOMENTUM.name] * momentum, *[MG.name] * bool(group["centered"])]
-    outside = momentum and not (like.is_timm and group["lr_in_momentum"])
-    decay = "decoupled" if like.is_timm and group.get("decoupled_decay") else "coupled"
-    return Form.with_slots(
-        *slots,
-        rms_start=like.rms_start,
-        epsilon=like.epsilon,
-        learning_rate="outside" if outside else "inside",
-        weight_decay=decay if group["weight_decay"] else None,
-        rms_average="difference" if like.is_timm else "weighted",
-        **_ROUNDING,
-    )
+    given = like.arguments(group)
+    return like.row.chosen({k: v for k, v in given.items() if k not in _SHAPELESS}).form
 
 
 # --- to torch -------------------------------------------------------------------------------
@@ -379,7 +372,7 @@ def _loaded(
         raise ValueError(f"it is not of {like.title}: library= names whose it is")
     form = _form_of(group, like)
     named = _by_name(group, states, variables)
-    optimizer = _new_optimizer(group, form) if given is None else given
+    optimizer = function_of(like.row)(**like.arguments(group)) if given is None else given
     unstepped = [name for name in variables if name not in named]
     _refuse(optimizer._store.form, form, like, group, unstepped)
     try:
@@ -409,17 +402,3 @@ def _by_name(
             )
         names = theirs
     return {n: states[k] for k, n in zip(numbers, names, strict=True) if k in states}
-
-
-def _new_optimizer(group: Mapping[str, Any], form: Form) -> RMSprop:
-    if group["eps"] <= 0:
-        raise ValueError(f"eps must be positive, got {group['eps']}")
-    return RMSprop(
-        group["lr"],
-        group["alpha"],
-        group["momentum"],
-        group["eps"],
-        form.centered,
-        form=form,
-        weight_decay=group["weight_decay"],
-    )

@@ -20,7 +20,7 @@ from rmsjit.optimizers.arguments import (
     checked_weight_decay,
 )
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import as_number, positive
+from rmsjit.rule.hyperparameters import as_number, is_used, positive
 
 REQUIRED = inspect.Parameter.empty
 ALWAYS, WHEN_USED, NEVER = "always", "when used", "never"  # whether there is a momentum slot
@@ -268,23 +268,22 @@ class Library:
 
     def _put_together(self, numbers: dict[str, Any], settings: dict[str, Any]) -> Chosen:
         kept = settings.pop("momentum", WHEN_USED)
-        has_momentum = kept == ALWAYS or (kept == WHEN_USED and _is_used(numbers, "momentum"))
+        has_momentum = kept == ALWAYS or (
+            kept == WHEN_USED and is_used(numbers.get("momentum", 0.0))
+        )
         if has_momentum:
             settings.update(self.with_momentum)
         else:
             numbers.pop("momentum", None)
             settings = {k: v for k, v in settings.items() if k not in _NEED_MOMENTUM}
-        if not _is_used(numbers, "weight_decay"):  # so that sparse="exact" has its closed form
+        if not is_used(
+            numbers.get("weight_decay", 0.0)
+        ):  # so that sparse="exact" has its closed form
             settings.pop("weight_decay", None)
         settings["clip_weights"] = numbers.get("clip_weights") is not None
         wanted = {"rms": True, "momentum": has_momentum, "mg": settings.pop("centered", False)}
         slots = [name for name in settings.pop("slots", SLOT_ORDER) if wanted[name]]
         return Chosen(Form.with_slots(*slots, **settings), numbers)
-
-
-def _is_used(numbers: Mapping[str, Any], name: str) -> bool:
-    value = numbers.get(name, 0.0)
-    return callable(value) or bool(value != 0)
 
 
 def roles(libraries: Iterable[Library]) -> dict[str, set[str]]:

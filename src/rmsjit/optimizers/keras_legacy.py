@@ -26,7 +26,13 @@ from rmsjit.optimizers.base import with_shared_parameters
 from rmsjit.optimizers.keras_weights import WeightedOptimizer
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import Hyperparameters, as_number, is_schedule, positive
+from rmsjit.rule.hyperparameters import (
+    Hyperparameters,
+    as_number,
+    is_schedule,
+    is_used,
+    positive,
+)
 from rmsjit.rule.presets import keras_legacy
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
@@ -56,14 +62,9 @@ def _checked_epsilon(name: str, value: float | None) -> float:
     return positive(name, number or DEFAULT_EPSILON)
 
 
-def _is_used(number: Any) -> bool:
-    """Whether a hyperparameter is not 0, or can change to something else without notice."""
-    return callable(number) or isinstance(number, Variable) or number != 0
-
-
 def _check_form(form: Form, centered: bool, uses_momentum: bool, numbers: dict[str, Any]) -> None:
     """Raise `ValueError` if other arguments need a setting that the form does not have."""
-    decays = _is_used(numbers["weight_decay"])
+    decays = is_used(numbers["weight_decay"])
     clips = not math.isinf(numbers["clip_weights"])
     for name, asked, has in (
         ("centered=True", centered, form.centered),
@@ -248,7 +249,7 @@ class RMSprop(WeightedOptimizer):
             "weight_decay": checked_weight_decay("weight_decay", weight_decay),
             "clip_weights": checked_clip_weights("clip_weights", clip_weights),
         }
-        uses_momentum = _is_used(numbers["momentum"])
+        uses_momentum = is_used(numbers["momentum"])
         if form is None:
             form = keras_legacy(centered=bool(centered), momentum=uses_momentum)
         elif not isinstance(form, Form):
@@ -460,7 +461,7 @@ class RMSprop(WeightedOptimizer):
         except BaseException as error:
             self._refuse(error)
         if prepared is None:
-            self._count_skipped()
+            self.skipped_steps += 1
         else:
             pairs, clipping, aggregate, finite = prepared
             self._step(pairs, clipping, counter, aggregate, finite)
@@ -527,9 +528,9 @@ class RMSprop(WeightedOptimizer):
     def _set_hyperparameter(self, name: str, value: Any) -> None:
         """Set a checked value for the next step."""
         form = self.form
-        if name == "weight_decay" and _is_used(value) and form.weight_decay is None:
+        if name == "weight_decay" and is_used(value) and form.weight_decay is None:
             raise ValueError(f"weight_decay is not for a form without it, got {form}")
-        adds_slot = name == "momentum" and _is_used(value) and not form.has_momentum
+        adds_slot = name == "momentum" and is_used(value) and not form.has_momentum
         if adds_slot and form != keras_legacy(centered=form.centered, momentum=False):
             raise ValueError(
                 f"momentum is not for a form without it, got {form}; such a form has momentum "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -69,22 +69,31 @@ class Hyperparameters:
         """
         if self.constant is not None:
             return self.constant
+        numbers = self._numbers(counter, self.now)
         given = self._given
-        iterations = 0 if counter is None else int(counter)
-        decay = self._rounded("decay")
-        numbers = StepNumbers(
-            self._rounded("learning_rate", iterations) / (1.0 + decay * iterations),
-            in_unit_interval(self._name("rho"), self._rounded("rho")),
-            in_unit_interval(self._name("momentum"), self._rounded("momentum")),
-            positive(self._name("epsilon"), self._rounded("epsilon")),
-            nonnegative("weight_decay", self._rounded("weight_decay")),
-            given["clip_weights"],
-            iterations + 1.0 if self._counts_steps else 1.0,
-        )
         varies = given["decay"] or self._counts_steps
         if not varies and all(isinstance(value, float) for value in given.values()):
             self.constant = numbers
         return numbers
+
+    def seen_at(self, counter: NDArray[Any] | None) -> StepNumbers:
+        """Like `at`, with the values that functions last returned, so it has no side effects."""
+        return self.constant or self._numbers(counter, self.last)
+
+    def _numbers(
+        self, counter: NDArray[Any] | None, value_of: Callable[[str, int], float]
+    ) -> StepNumbers:
+        iterations = 0 if counter is None else int(counter)
+        read = self._rounding(value_of) if self._in_float32 else value_of
+        return StepNumbers(
+            read("learning_rate", iterations) / (1.0 + read("decay", iterations) * iterations),
+            in_unit_interval(self._name("rho"), read("rho", iterations)),
+            in_unit_interval(self._name("momentum"), read("momentum", iterations)),
+            positive(self._name("epsilon"), read("epsilon", iterations)),
+            nonnegative("weight_decay", read("weight_decay", iterations)),
+            self._given["clip_weights"],
+            iterations + 1.0 if self._counts_steps else 1.0,
+        )
 
     def now(self, name: str, iterations: int = 0) -> float:
         """The current value; only a schedule depends on `iterations`."""
@@ -99,22 +108,26 @@ class Hyperparameters:
         value = self._used[name] = as_number(f"{title} (from {function}())", given())
         return value
 
-    def last(self, name: str) -> float:
+    def last(self, name: str, iterations: int = 0) -> float:
         """The value that the last step used.
 
         A function may return another value at each call, so it is called only if it has not been
         called since it was set.
         """
         used = self._used.get(name)
-        return self.now(name) if used is None else used
+        return self.now(name, iterations) if used is None else used
 
-    def _rounded(self, name: str, iterations: int = 0) -> float:
-        """The current value, rounded to float32 if the form has it so."""
-        value = self.now(name, iterations)
-        if name not in self._in_float32:
-            return value
-        with np.errstate(all="ignore"):  # one that overflows is refused where it is packed
-            return float(np.float32(value))
+    def _rounding(self, value_of: Callable[[str, int], float]) -> Callable[[str, int], float]:
+        """The same, with the numbers that the form keeps in float32 rounded to it."""
+
+        def rounded(name: str, iterations: int) -> float:
+            value = value_of(name, iterations)
+            if name not in self._in_float32:
+                return value
+            with np.errstate(all="ignore"):  # one that overflows is refused where it is packed
+                return float(np.float32(value))
+
+        return rounded
 
     def _name(self, name: str) -> str:
         return self._names.get(name, name)
@@ -148,6 +161,11 @@ def is_schedule(value: Any) -> bool:
     """Whether a hyperparameter is a schedule; does not import `rmsjit.schedules`."""
     module = sys.modules.get("rmsjit.schedules")
     return module is not None and isinstance(value, module.LearningRateSchedule)
+
+
+def is_used(value: Any) -> bool:
+    """Whether a hyperparameter is not 0, or may change: a `Variable` or a callable."""
+    return callable(value) or isinstance(value, Variable) or bool(value != 0)
 
 
 def as_number(name: str, value: Any) -> float:
