@@ -717,3 +717,11 @@ def test_other_masked_arrays_are_refused():
     ):
         with pytest.raises(TypeError, match="must not be a masked array"):
             make()
+
+
+def test_copies_know_how_many_steps_were_skipped():
+    w, optimizer = np.ones(2), rmsjit.RMSprop(nonfinite="skip")
+    optimizer.apply_gradients([(np.array([1.0, np.nan]), w)])
+    twin = copy.deepcopy(optimizer)
+    twin.apply_gradients([(np.array([1.0, np.nan]), w)])
+    assert (optimizer.skipped_steps, twin.skipped_steps) == (1, 2)

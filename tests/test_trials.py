@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rmsjit.runtime.trials import Trials
+from rmsjit.runtime.trials import LEAST_BYTES, Trials, TrialsBySize
 
 
 def trained(trials, steps, seconds):
@@ -146,3 +146,19 @@ def test_a_step_without_work_tells_nothing():
         trials.took(trials.choose(), 1.0, 0)
     assert trials.timing
     assert not trials.costs
+
+
+def test_work_of_the_same_size_shares_its_trials():
+    """So that new arrays at each step, and plans that are made anew, don't begin again."""
+    by_size = TrialsBySize()
+    assert by_size.of(4, 1.1e6) is by_size.of(4, 2.0e6)
+    different = [by_size.of(4, 1.1e6), by_size.of(4, 3e6), by_size.of(2, 1.1e6)]
+    different.append(by_size.of(4, 1.1e6, kind="sparse"))
+    assert len(set(different)) == 4
+
+
+def test_little_work_has_no_trials():
+    by_size = TrialsBySize()
+    assert by_size.of(4, LEAST_BYTES - 1) is None
+    assert by_size.of(4, LEAST_BYTES) is not None
+    assert by_size.of(1, 1e9) is None

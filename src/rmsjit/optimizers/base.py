@@ -6,7 +6,6 @@ import functools
 import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-from weakref import WeakMethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,14 +67,7 @@ def with_shared_parameters(cls: C) -> C:
 
 
 class Optimizer:
-    """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`.
-
-    Attributes
-    ----------
-    skipped_steps : int
-        The number of steps skipped because of a gradient that was not finite
-        (``nonfinite="skip"``).
-    """
+    """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`."""
 
     def __init__(
         self,
@@ -97,7 +89,6 @@ class Optimizer:
         self._place = enrolled(strategy)
         allocator = checked_function("slot_allocator", slot_allocator)
         self._store = SlotStore(self._name, form, allocator)
-        self.skipped_steps = 0
         if self._exact and form.without_closed_form:
             raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
         self._watch_gathers()
@@ -114,7 +105,6 @@ class Optimizer:
             self._nonfinite,
             self._strategy,
             self._place,
-            WeakMethod(self._count_skipped),
         )
 
     def _watch_gathers(self) -> None:
@@ -130,11 +120,20 @@ class Optimizer:
         aggregate: bool = True,
         finite: bool = True,
     ) -> None:
-        """Take one step, or skip it and count it in `skipped_steps`."""
+        """Take one step; see `rmsjit.steps.engine.Engine.step`."""
         self._engine.step(pairs, self._hyperparameters, clipping, counter, aggregate, finite)
 
-    def _count_skipped(self) -> None:
-        self.skipped_steps += 1
+    @property
+    def skipped_steps(self) -> int:
+        """The number of steps skipped because of a gradient that was not finite.
+
+        It stays 0 unless ``nonfinite="skip"``.
+        """
+        return self._store.skipped_steps
+
+    @skipped_steps.setter
+    def skipped_steps(self, count: int) -> None:
+        self._store.skipped_steps = count
 
     def _refuse(self, error: BaseException) -> NoReturn:
         """Raise an error that comes before the step, where a strategy's other ranks expect one."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Hashable
+from typing import Any
 
 LEAST_BYTES = 1 << 16  # any processor moves less than this before other threads have started
 _SAMPLES = 5  # timed steps of each number of threads in a round
@@ -130,3 +132,18 @@ class Trials:
         self._slow = self._slow + 1 if cost > _SLOWER * self.costs.get(self.best, cost) else 0
         if self._slow >= _SLOW_STEPS:
             self._slow = self._quiet = 0
+
+
+class TrialsBySize:
+    """Trials for work of any size; work of the same size, to a factor of two, shares them."""
+
+    def __init__(self) -> None:
+        self._trials: dict[Any, Trials] = {}
+
+    def of(self, most: int, nbytes: float, kind: Hashable = None) -> Trials | None:
+        """The trials for work of a kind, None if it is too little for more than one thread."""
+        if most <= 1 or nbytes < LEAST_BYTES:
+            return None
+        key = (kind, most, int(nbytes).bit_length())
+        trials = self._trials.get(key)
+        return self._trials.setdefault(key, Trials(most)) if trials is None else trials

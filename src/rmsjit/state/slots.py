@@ -55,6 +55,8 @@ class SlotStore:
         Counts the changes to known variables; compiled code reads it.
     lock : RenewedLock
         Held while entries are looked up and added.
+    skipped_steps : int
+        How many steps were skipped for a gradient that was not finite.
     """
 
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
@@ -64,6 +66,7 @@ class SlotStore:
         self.epoch = np.zeros(1, np.int64)
         self.entries: dict[Key, Entry] = {}
         self.created: dict[tuple[Key, str], Variable] = {}
+        self.skipped_steps = 0
         self._form = form
         self._stems: dict[str, int] = {}  # number of variables per name
         self._index: _Index | None = None
@@ -383,6 +386,7 @@ class SlotStore:
             "name": self.name,
             "form": self.form,
             "allocator": self.allocator,
+            "skipped_steps": self.skipped_steps,
             "stems": dict(self._stems),
             "entries": described(entries),
             "created": [
@@ -394,7 +398,7 @@ class SlotStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["name"], state["form"], state["allocator"])  # type: ignore[misc]
-        self._stems = state["stems"]
+        self.skipped_steps, self._stems = state["skipped_steps"], state["stems"]
         self._links_arrays = state["probe"][0] is state["probe"][1]
         entries = [revived(known) for known in state["entries"]]
         for entry, known in zip(entries, state["entries"], strict=True):

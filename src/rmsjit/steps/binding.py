@@ -13,6 +13,7 @@ from rmsjit.arrays.layout import address_of
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import RuleNumbers, StepNumbers, lapsed, packed
 from rmsjit.runtime.threads import Launch
+from rmsjit.runtime.trials import Trials
 from rmsjit.steps.act import Act
 from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.occurrences import Occurrences
@@ -41,6 +42,8 @@ class Binding:
         The result of a pass over the gradients; see `rmsjit.steps.norms.Norms`.
     is_scaled : bool
         Whether a scale may differ from 1.
+    trials : Trials or None
+        Told how long the step takes.
     acts, norm_acts : dict
         Acts made of these arrays, to be run again.
     alive : object
@@ -64,6 +67,7 @@ class Binding:
         self.limit = 0.0
         self._scales: dict[str, NDArray[Any]] = {}
         self.is_scaled = False
+        self.trials: Trials | None = None
         self.acts: dict[tuple[Launch, bool, bool], list[Act]] = {}
         self.norm_acts: dict[tuple[Launch, float], Act] = {}
         self.totals = np.zeros((count, 2))

@@ -21,7 +21,7 @@ from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.runtime import threads
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
-from rmsjit.runtime.trials import Trials
+from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.entries import Entry
 from rmsjit.state.slots import Member, SlotStore
 from rmsjit.steps import exact, nonfinite
@@ -72,8 +72,6 @@ class Engine:
         Shares the steps with other processes.
     place : int
         The number of the optimizer among those of the strategy.
-    skipped : weak reference to a callable
-        Called when a step is skipped.
     """
 
     def __init__(
@@ -84,7 +82,6 @@ class Engine:
         nonfinite: str = nonfinite.PROPAGATE,
         strategy: Strategy | None = None,
         place: int = 0,
-        skipped: Callable[[], Callable[[], None] | None] = lambda: None,
     ) -> None:
         self.store = store
         self.num_threads = num_threads
@@ -92,8 +89,8 @@ class Engine:
         self.nonfinite = nonfinite
         self.strategy = strategy
         self.place = place
-        self._skipped = skipped
         self._plans: Plans[Plan] = Plans()
+        self._trials = TrialsBySize()
         self._limit = num_threads or 0  # 0 until the first step that asks for the number
 
     def step(
@@ -136,7 +133,7 @@ class Engine:
         else:
             taken = self._update(pairs, hyperparameters, clipping, counter)
         if not taken:
-            self._count_skipped()
+            self.store.skipped_steps += 1
 
     def complete(
         self, request: Request, reduce: Callable[[Engine, Request], Reduction | None]
@@ -146,7 +143,7 @@ class Engine:
             stage = reduce(self, request)
             taken = stage is not None and self._completed(request, stage)
         if not taken and request.pairs:
-            self._count_skipped()
+            self.store.skipped_steps += 1
 
     def _completed(self, request: Request, stage: Reduction) -> bool:
         hyperparameters, counter = request.hyperparameters, request.counter
@@ -162,11 +159,6 @@ class Engine:
         if tell is not None:
             tell(self, error)
         raise error
-
-    def _count_skipped(self) -> None:
-        count = self._skipped()
-        if count is not None:
-            count()
 
     def _update(
         self,
@@ -195,7 +187,7 @@ class Engine:
                 if not self._is_ready(plan):
                     continue
                 if may_launch:
-                    launch = self._launch(plan)
+                    launch = self._launch(plan, binding)
             if plan.complex_dtype:
                 refuse_complex(plan.complex_dtype, clipping, plan.form)
             if must_judge:
@@ -315,8 +307,6 @@ class Engine:
         plan.draft = Draft(present, fresh, len(store.entries))
         if plan.may_need_threads or self.exact or not self._limit:
             self._limit = self.num_threads or thread_limit()  # which reads several files
-        if plan.may_need_threads and self._limit > 1:
-            plan.trials = Trials(self._limit)
         return plan
 
     def _entered(self, plan: Plan) -> bool:
@@ -337,9 +327,13 @@ class Engine:
             warn_of_missing(plan.dropped)
         return not self.exact or exact.settled(plan.sparse, self.store, self._limit)
 
-    def _launch(self, plan: Plan) -> Launch:
-        """Permission for the number of threads that has proved fastest."""
-        wanted = 1 if plan.trials is None else plan.trials.choose()
+    def _launch(self, plan: Plan, binding: Binding) -> Launch:
+        """Permission for the number of threads that has proved fastest for such a step."""
+        if not plan.may_need_threads:
+            return ONE_THREAD
+        trials = self._trials.of(self._limit, plan.nbytes(binding), kind=bool(plan.sparse))
+        binding.trials = trials
+        wanted = 1 if trials is None else trials.choose()
         if wanted == 1:
             return ONE_THREAD
         threads.prepare()

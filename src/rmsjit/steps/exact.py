@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.owners import private_view
 from rmsjit.rule.form import Form
-from rmsjit.runtime import threads, trials
+from rmsjit.runtime import threads
 from rmsjit.runtime.threads import ONE_THREAD
+from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.clock import Clock
 from rmsjit.state.slots import Entry, Member, SlotStore
 from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.sparse import SparseGroup, Table, reset_call
 from rmsjit.variables import array_of
 
+_trials = TrialsBySize()  # of catching up
 _ROWS_AT_ONCE = 1 << 14  # that are copied from a table whose rows are not contiguous
 
 
@@ -97,18 +99,10 @@ def _behind(clock: Clock, rows: NDArray[np.int64] | None) -> Iterator[NDArray[np
 
 def _run(calls: Callable[[int], list[Call]], nbytes: int, limit: int) -> None:
     """Run calls on the number of threads that has proved fastest, or on one if they must."""
-    tried = None
-    if limit > 1 and nbytes >= trials.LEAST_BYTES:
-        tried = _trials(limit, nbytes.bit_length())
+    tried = _trials.of(limit, nbytes)
     launch = ONE_THREAD if tried is None else threads.launch(tried.choose())
     if Act(calls(launch.threads), launch=launch, nbytes=nbytes, trials=tried).run() != DONE:
         Act(calls(1)).run()
-
-
-@functools.lru_cache(maxsize=64)
-def _trials(limit: int, magnitude: int) -> trials.Trials:
-    """The trials for catching up with so much work, to a factor of two."""
-    return trials.Trials(limit)
 
 
 def _table_of(entry: Entry, form: Form) -> Table:

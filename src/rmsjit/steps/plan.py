@@ -94,8 +94,6 @@ class Plan:
         Those that no step is using.
     may_need_threads : bool
         Whether a step can be enough work for more than one thread.
-    trials : Trials or None
-        Chooses the number of threads; None for one thread.
     draft : Draft or None
         What is not in the store yet.
     """
@@ -134,7 +132,6 @@ class Plan:
             NormPass(group.sizes, group.precision, group.positions) for group in self._dense
         ]
         self.draft: Draft | None = None
-        self.trials: trials.Trials | None = None
         movable = self._same_calls and not (exact or self.may_need_threads)
         self.structure = structure_of(variables, kinds) if movable else None
 
@@ -330,7 +327,7 @@ class Plan:
         clipped = clipped or factors is not None
         first, *later = self.rounds
         calls = self._calls(first, binding, factors, clipped, launch.threads)
-        acts = [Act(calls, counter, self.epoch, launch, self.nbytes(binding), self.trials)]
+        acts = [Act(calls, counter, self.epoch, launch, self.nbytes(binding), binding.trials)]
         acts += [Act(self._calls(groups, binding, factors, clipped, 1)) for groups in later]
         if self._same_calls:
             binding.acts[key] = acts
