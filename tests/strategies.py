@@ -240,3 +240,36 @@ def run_python(code, *arguments, **environment):
     )
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr}"
     return done.stdout
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, but nobody else raises it."""
+
+
+def interrupted_at(line, function, files=(".py",)):
+    """Call with an exception at that one of the lines of rmsjit that run; False if it ended.
+
+    Only lines of files with one of these endings count.
+    """
+    root, count = os.path.dirname(rmsjit.__file__), 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        name = frame.f_code.co_filename
+        if not (name.startswith(root) and name.endswith(files)):
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                raise Interrupted
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        function()
+    except Interrupted:
+        return True
+    finally:
+        sys.settrace(before)
+    return False

@@ -17,6 +17,7 @@ import pytest
 import rmsjit
 from rmsjit.checkpoints import array_file
 from rmsjit.checkpoints.save import load, save
+from strategies import interrupted_at
 
 HUGE = 10**400  # beyond all floats
 FIRST, SECOND, WEIGHT = ("variables", 0), ("variables", 1), ("optimizer", "weights", 0)
@@ -340,35 +341,6 @@ def test_members_with_one_name_are_refused(tmp_path, run):
 # --- interrupts -----------------------------------------------------------------------------
 
 
-class Interrupted(BaseException):
-    pass
-
-
-def interrupted_at(line, files, function):
-    """Call with an exception at that one of the lines that run in these files; True if it came."""
-    count = 0
-
-    def trace(frame, event, _):
-        nonlocal count
-        if not frame.f_code.co_filename.endswith(files):
-            return None
-        if event == "line":
-            count += 1
-            if count == line:
-                raise Interrupted
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    except Interrupted:
-        return True
-    finally:
-        sys.settrace(before)
-    return count >= line
-
-
 @pytest.mark.parametrize("fresh", [False, True], ids=["known variables", "new variables"])
 def test_load_interrupted_at_every_line_is_done_or_not_begun(tmp_path, fresh):
     path = tmp_path / "run.npz"
@@ -383,7 +355,7 @@ def test_load_interrupted_at_every_line_is_done_or_not_begun(tmp_path, fresh):
         if not fresh:
             optimizer.build([here])
         optimizer.iterations = 9
-        came = interrupted_at(line, files, lambda: load(path, optimizer, {"w": here}))  # noqa: B023
+        came = interrupted_at(line, lambda: load(path, optimizer, {"w": here}), files)  # noqa: B023
         slots = (
             [optimizer.get_slot(here, name) for name in ("rms", "momentum")] if not fresh else []
         )
@@ -406,8 +378,8 @@ def test_set_weights_interrupted_at_every_line_is_done_or_not_begun():
         new = [np.ones(weight.shape, weight.dtype) for weight in optimizer.weights]
         came = interrupted_at(
             line,
-            ("keras_weights.py", "uninterrupted.py"),
             lambda: optimizer.set_weights(new),  # noqa: B023
+            ("keras_weights.py", "uninterrupted.py"),
         )
         assert len({float(x) for weight in optimizer.get_weights() for x in weight.flat}) == 1
 

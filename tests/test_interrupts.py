@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,37 +10,7 @@ import pytest
 import rmsjit
 from rmsjit import IndexedSlices, RMSprop
 from rmsjit.train import RMSPropOptimizer
-
-ROOT = str(Path(rmsjit.__file__).parent)
-
-
-class Interrupted(BaseException):
-    pass
-
-
-def interrupted_at(line, function):
-    """Call with an exception at that one of the lines of rmsjit that run; False if it ended."""
-    count = 0
-
-    def trace(frame, event, _):
-        nonlocal count
-        if not frame.f_code.co_filename.startswith(ROOT):
-            return None
-        if event == "line":
-            count += 1
-            if count == line:
-                raise Interrupted
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        function()
-    except Interrupted:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
+from strategies import Interrupted, interrupted_at
 
 
 def noise(*shape, seed=0, dtype=np.float64):
@@ -305,15 +274,3 @@ def test_handlers_that_use_the_optimizer(alarm, tmp_path, act):
         if seen is None:
             continue
         np.testing.assert_allclose(seen, states[number], rtol=1e-9, atol=1e-12)
-
-
-@needs_signals
-def test_an_interrupt_comes_after_the_step(alarm):
-    """Compiled code runs to its end; Python delivers the signal afterwards."""
-    v, optimizer, seen = np.ones(50), RMSprop(0.1), []
-    optimizer.apply_gradients([(np.ones(50), v)])
-    signal.signal(signal.SIGALRM, lambda *_: seen.append(int(optimizer.iterations)))
-    os.kill(os.getpid(), signal.SIGALRM)
-    optimizer.apply_gradients([(np.ones(50), v)])
-    assert seen == [1]
-    assert int(optimizer.iterations) == 2
