@@ -14,10 +14,11 @@ import pytest
 
 import rmsjit
 from rmsjit.distributed import MPIStrategy
-from rmsjit.distributed.agreement import Numbers, claim, words_of
+from rmsjit.distributed.agreement import Numbers, words_of
 from rmsjit.distributed.comm import check_message
 from rmsjit.distributed.dense import Part, cut
 from rmsjit.distributed.incoming import Rows
+from rmsjit.distributed.intent import claim
 from rmsjit.distributed.node import thread_share
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shard_buffer import rounds

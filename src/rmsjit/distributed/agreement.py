@@ -10,17 +10,17 @@ on something local can't let the ranks drift apart.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.distributed.comm import all_reduce, gathered_objects
+from rmsjit.distributed.differences import differences
+from rmsjit.distributed.intent import NO_FLAGS, TEXTS, Act, Flags, Intent, Place, Progress
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.numbers import StepNumbers
 
@@ -29,119 +29,6 @@ _NUMBERS = len(StepNumbers._fields)
 _ABSENT = -1.0  # for a bound that is not set; bounds are not negative
 _NOTHING = np.iinfo(np.int64).min  # what the maximum ignores
 _MOST_TEXT = 2000  # characters of an error that are sent
-
-
-class Act(IntEnum):
-    """What ranks do together."""
-
-    STEP = 1
-    SAVE = 2
-    LOAD = 3
-    GATHER = 4
-    CONSTRUCT = 5
-    CLOSE = 6
-    LEAVE = 7
-    END = 8
-
-
-_TEXTS = {
-    Act.STEP: "take the step",
-    Act.SAVE: "save",
-    Act.LOAD: "load",
-    Act.GATHER: "gather the state",
-    Act.CONSTRUCT: "construct an MPIStrategy",
-    Act.CLOSE: "close the strategy",
-    Act.LEAVE: "go on in join()",
-    Act.END: "end its program",
-}
-
-
-class Claim(NamedTuple):
-    """The properties of an act that must be the same on all ranks."""
-
-    header: str  # the settings of the whole act
-    names: Sequence[str]  # for each variable, its name in messages
-    lines: Sequence[str]  # for each variable, its properties
-    fingerprint: int  # a hash of header and lines
-
-
-def claim(header: str, names: Sequence[str], lines: Sequence[str]) -> Claim:
-    """A claim with its hash."""
-    text = "\n".join((header, *lines)).encode()
-    return Claim(header, names, lines, int(hashlib.sha256(text).hexdigest()[:12], 16))
-
-
-NO_CLAIM = claim("", (), ())
-
-
-class Place(NamedTuple):
-    """Whose act it is.
-
-    Attributes
-    ----------
-    strategy : int
-        The strategies of a group are numbered in the order of their construction.
-    optimizer : int
-        So are the optimizers of a strategy; a copy has the number of its original.
-    session : int
-        The optimizers of a strategy in the order of their first acts.
-    """
-
-    strategy: int = 0
-    optimizer: int = 0
-    session: int = 0
-
-
-class Progress(NamedTuple):
-    """What the optimizer has done before.
-
-    Attributes
-    ----------
-    steps : int
-        How many steps this rank has completed since all ranks started from equal values.
-    iterations : int
-        What the counter says, 0 where there is none.
-    behind : int
-        How many steps tables have counted whose rows have not been brought up to date.
-    """
-
-    steps: int = 0
-    iterations: int = 0
-    behind: int = 0
-
-
-class Intent(NamedTuple):
-    """What a rank is about to do."""
-
-    act: Act
-    place: Place = Place()
-    progress: Progress = Progress()
-    claim: Claim = NO_CLAIM
-    joining: bool = False  # whether others may have run out of batches
-
-    def text(self) -> str:
-        """The act in words."""
-        if self.act is Act.STEP:
-            return f"take step {self.progress.steps + 1} of optimizer {self.place.optimizer}"
-        return _TEXTS[self.act]
-
-
-class Flags(NamedTuple):
-    """What matters if it holds on any rank.
-
-    Attributes
-    ----------
-    unprepared : bool
-        Whether memory must be allocated or a kernel loaded for the step.
-    unfit : bool
-        Whether a gradient is known not to be finite.
-    """
-
-    unprepared: bool = False
-    unfit: bool = False
-
-
-NO_FLAGS = Flags()
 
 
 class Agreed(NamedTuple):
@@ -198,6 +85,7 @@ def words_of(numbers: StepNumbers, clipping: Clipping) -> NDArray[np.int64]:
 NO_WORDS = words_of(StepNumbers(*[0.0] * _NUMBERS), NO_CLIPPING)
 
 # The words of a header.  Of what must be equal there is the number and its complement: their
+
 # maxima give the largest and the smallest number.
 _EQUAL = 2 + len(Place._fields) + len(Progress._fields)
 _FAILED, _UNPREPARED, _UNFIT, _OUT, _ALONE, _LEADER, _FIRST_NUMBER = range(
@@ -292,12 +180,12 @@ class Agreement:
         return bool(largest[_ALONE] == 1 or largest[0] != Act.STEP)
 
     def _raise_errors(self, own: Intent | None, error: BaseException | None) -> None:
-        doing = "follow the others" if own is None else _TEXTS[own.act]
+        doing = "follow the others" if own is None else TEXTS[own.act]
         _raise_errors(self._comm, error, doing)
 
     def _raise_difference(self, own: Intent | None) -> None:
         """Find out why the ranks disagree, and raise on every rank."""
-        raise RuntimeError(_differences(gathered_objects(self._comm, own)))
+        raise RuntimeError(differences(gathered_objects(self._comm, own)))
 
 
 @contextmanager
@@ -333,100 +221,3 @@ def described(error: BaseException) -> str:
         return f"{type(error).__name__}: {error}"[:_MOST_TEXT]
     except Exception:
         return type(error).__name__
-
-
-# --- differences ----------------------------------------------------------------------------
-
-
-def _differences(intents: Sequence[Intent | None]) -> str:
-    """What the ranks disagree about."""
-    first = next(rank for rank, intent in enumerate(intents) if intent is not None)
-    reference = intents[first]
-    assert reference is not None
-    for rank, other in enumerate(intents):
-        difference = _difference(rank, other, first, reference)
-        if difference:
-            return f"{difference}; no rank has changed anything"
-    return "ranks disagree about what to do; no rank has changed anything"
-
-
-def _difference(rank: int, other: Intent | None, first: int, reference: Intent) -> str:
-    if other is None:
-        return _difference_at_the_end(rank, first, reference)
-    if (other.act, other.place) != (reference.act, reference.place):
-        text = (
-            f"ranks must do the same: rank {rank} is about to {other.text()}, "
-            f"rank {first} is about to {reference.text()}"
-        )
-        if other.act != reference.act:
-            return f"{text} (where ranks have different numbers of batches, use strategy.join())"
-        return f"{text} ({_whose(rank, other.place)}, {_whose(first, reference.place)})"
-    return _difference_of_claims(
-        rank, other.claim, first, reference.claim
-    ) or _difference_in_progress(rank, other.progress, first, reference.progress)
-
-
-def _difference_at_the_end(rank: int, first: int, reference: Intent) -> str:
-    if reference.act is Act.STEP and reference.joining:
-        return ""
-    text = f"rank {rank} has no more batches, and rank {first} is about to {reference.text()}"
-    if reference.act is Act.STEP:
-        return f"{text} outside of strategy.join()"
-    return f"{text}, which must wait until all ranks have left strategy.join()"
-
-
-def _whose(rank: int, place: Place) -> str:
-    return (
-        f"rank {rank} with strategy {place.strategy}, optimizer {place.optimizer} in order of "
-        f"construction, number {place.session} in order of first steps"
-    )
-
-
-def _difference_in_progress(rank: int, own: Progress, first: int, reference: Progress) -> str:
-    if own.steps != reference.steps:
-        return (
-            f"rank {rank} has completed {own.steps} steps and rank {first} {reference.steps}, so a "
-            f"step has failed on one of them alone, and their values differ: load a checkpoint on "
-            f"all ranks (strategy.load) to go on"
-        )
-    if own.iterations != reference.iterations:
-        return (
-            f"ranks must agree on the count of steps: rank {rank} has {own.iterations}, "
-            f"rank {first} has {reference.iterations}"
-        )
-    if own.behind != reference.behind:
-        return (
-            f"ranks must call opt.sync alike: tables are {own.behind} steps behind on rank {rank}, "
-            f"{reference.behind} on rank {first}"
-        )
-    return ""
-
-
-def _difference_of_claims(rank: int, other: Claim, first: int, reference: Claim) -> str:
-    if len(other.lines) != len(reference.lines):
-        return (
-            f"rank {rank} has {_count(other)} and rank {first} has {_count(reference)} "
-            f"{_first_unpaired(other, reference)}"
-        )
-    for name, line, expected in zip(other.names, other.lines, reference.lines, strict=True):
-        if line != expected:
-            return (
-                f"ranks must agree on {name}: rank {rank} has {line}, rank {first} has {expected}"
-            )
-    if other.header != reference.header:
-        return (
-            f"ranks must agree: rank {rank} has {other.header}, rank {first} has {reference.header}"
-        )
-    return ""
-
-
-def _count(of: Claim) -> str:
-    return f"{len(of.lines)} variable{'s' if len(of.lines) != 1 else ''}"
-
-
-def _first_unpaired(other: Claim, reference: Claim) -> str:
-    longer = max(other, reference, key=lambda claim: len(claim.lines))
-    shared = min(len(other.lines), len(reference.lines))
-    differing = (k for k in range(shared) if other.lines[k] != reference.lines[k])
-    where = next(differing, shared)
-    return f"(from {longer.names[where]} on, {longer.lines[where]})"

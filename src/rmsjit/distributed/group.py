@@ -12,8 +12,9 @@ import os
 from functools import cache
 from typing import Any
 
-from rmsjit.distributed.agreement import Act, Agreement, Intent, Place, shared_errors
+from rmsjit.distributed.agreement import Agreement, shared_errors
 from rmsjit.distributed.comm import load_mpi
+from rmsjit.distributed.intent import Act, Intent, Place
 from rmsjit.distributed.node import Node, load_readers
 
 

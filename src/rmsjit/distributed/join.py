@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from rmsjit.distributed.agreement import Act, Agreed, Intent, shared_errors
+from rmsjit.distributed.agreement import Agreed, shared_errors
+from rmsjit.distributed.intent import Act, Intent
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.steps.pairs import is_sparse
 from rmsjit.variables import array_of

@@ -8,26 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, array_key, layout_of
-from rmsjit.distributed.agreement import (
-    NO_CLAIM,
-    NO_FLAGS,
-    NO_WORDS,
-    Act,
-    Agreed,
-    Claim,
-    Flags,
-    Intent,
-    Numbers,
-    Place,
-    Progress,
-    claim,
-    shared_errors,
-    words_of,
-)
+from rmsjit.distributed.agreement import NO_WORDS, Agreed, Numbers, shared_errors, words_of
 from rmsjit.distributed.comm import broadcast
 from rmsjit.distributed.first_step import allocate, load, send_from_rank_0
 from rmsjit.distributed.group import Group
 from rmsjit.distributed.incoming import Checked, Incoming
+from rmsjit.distributed.intent import (
+    NO_CLAIM,
+    NO_FLAGS,
+    Act,
+    Claim,
+    Flags,
+    Intent,
+    Place,
+    Progress,
+    claim,
+)
 from rmsjit.distributed.replicated import ReplicatedPlan
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.sharded import ShardedPlan

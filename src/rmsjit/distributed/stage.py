@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import kinds_of
 from rmsjit.arrays.layout import Key
-from rmsjit.distributed.agreement import NO_CLAIM, Claim
 from rmsjit.distributed.incoming import Checked, Incoming, Rows
+from rmsjit.distributed.intent import NO_CLAIM, Claim
 from rmsjit.distributed.packing import Flats
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shards import Shards

@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from rmsjit.checkpoints.compare import check_optimizer, check_variables
-from rmsjit.distributed.agreement import (
-    NO_CLAIM,
-    Act,
-    Claim,
-    Intent,
-    Place,
-    claim,
-    shared_errors,
-)
+from rmsjit.distributed.agreement import shared_errors
 from rmsjit.distributed.comm import broadcast_object, load_mpi
 from rmsjit.distributed.group import group_of
+from rmsjit.distributed.intent import NO_CLAIM, Act, Claim, Intent, Place, claim
 from rmsjit.distributed.join import Join
 from rmsjit.distributed.session import Roster, Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
