@@ -181,11 +181,22 @@ def test_options_reach_the_demo(needs_demo, monkeypatch, tmp_path):
     assert calls == [((settings, picture), {"quiet": True})]
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """Programs that a shell starts in the background ignore SIGINT, with all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
-def test_interrupt_ends_the_demo_quietly(needs_demo, tmp_path):
+def test_interrupt_ends_the_demo_quietly(needs_demo, heeded_interrupts, tmp_path):
     command = [sys.executable, "-m", "rmsjit", "demo", "--epochs", "100000", "--hidden", "16"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
     ) as process:
         seen = b""
         while b"accuracy" not in seen:

@@ -15,7 +15,7 @@ import pytest
 
 import rmsjit
 from rmsjit.runtime import cache, forks, settings, store, threads
-from test_checkpoint_hostile import interrupted_at
+from strategies import interrupted_at
 
 PACKAGE = Path(rmsjit.__file__).parent
 posix = pytest.mark.skipif(not hasattr(os, "getuid"), reason="owners and rights of POSIX")
@@ -358,7 +358,7 @@ def test_an_interrupt_at_any_line_of_compiling_leaves_no_thread_busy(monkeypatch
         line += 1
         cache._kernels.clear()
         came = interrupted_at(
-            line, files, lambda: cache.compile_kernel("x", "y", None, 1, {"parallel": True})
+            line, lambda: cache.compile_kernel("x", "y", None, 1, {"parallel": True}), files
         )
         assert forks._busy == {}
         assert cache._lock.lock.acquire(blocking=False)
