@@ -50,6 +50,15 @@ def threads_started():
     threads.layer_name()
 
 
+@pytest.fixture(autouse=True)
+def no_lock_is_kept():
+    """A test that keeps a lock would have threads of any later test wait for ever."""
+    from rmsjit.runtime import forks
+
+    yield
+    assert not any(renewed.lock._is_owned() for renewed in tuple(forks._locks))
+
+
 @pytest.fixture
 def loaded(monkeypatch):
     """Whether each update, dense or sparse, that is loaded from now on runs on threads."""

@@ -144,6 +144,7 @@ def test_a_step_with_constraints_interrupted_at_every_line():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("ending", [".npz", ".safetensors"])
 def test_a_save_interrupted_at_every_fifth_line(tmp_path, monkeypatch, ending):
     if ending == ".safetensors":
@@ -167,8 +168,8 @@ def test_a_save_interrupted_at_every_fifth_line(tmp_path, monkeypatch, ending):
         found.add(now)
     assert found == {old, new}
     assert state_of(optimizer, [w]) == state
-    left = {entry.name for entry in tmp_path.iterdir()} - {other.name, path.name}
-    assert all(name.endswith(".saving") for name in left)  # a later process removes these
+    rmsjit.save(path, optimizer, {"w": w})  # removes what the interrupted ones left
+    assert {entry.name for entry in tmp_path.iterdir()} == {other.name, path.name}
 
 
 # --- real signals ---------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Atomic replacement of a file: after a kill at any moment, the old or the new file is complete.
 
-The new file is written in its own folder next to the old one, synced to disk and renamed.  A killed
-writer leaves its folder behind, and the next writer of the same path removes it.
+The new file is written in its own folder next to the old one, synced to disk and renamed.  A writer
+that was killed or interrupted may leave its folder behind; the next writer of the same path removes
+it.
 
 Locks, syncing the parent folder and setting permissions are best effort: shared folders and mounted
 buckets often don't support them.
@@ -17,6 +18,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 if sys.platform != "win32":
@@ -53,10 +55,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sync(target.parent)  # Windows can't open folders
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        lock.close()
 
 
-def _new_folder(target: Path) -> tuple[Path, int]:
+def _new_folder(target: Path) -> tuple[Path, FileIO]:
     """A new folder for this writer, and its lock, which shows others that the writer is alive."""
     while True:
         folder = target.with_name(f"{_stem_of(target)}.{secrets.token_hex(4)}{_SUFFIX}")
@@ -75,19 +77,20 @@ def _stem_of(target: Path) -> str:
     return f".{hashlib.sha256(name).hexdigest()[:16]}"
 
 
-def _locked(path: Path) -> int | None:
-    """The descriptor of a new locked file, or None if another writer has just removed its folder.
+def _locked(path: Path) -> FileIO | None:
+    """A new locked file, or None if another writer has just removed its folder.
 
-    The system releases the lock when the process ends, for whatever reason.
+    The system releases the lock when the process ends, and Python when nothing refers to the file
+    any more, as after an interrupt.
     """
     try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        lock = FileIO(path, "a")
     except FileNotFoundError:
         return None
     _lock(lock, wait=True)
     if path.exists():  # don't use st_nlink: it is always 0 on some mounts
         return lock
-    os.close(lock)
+    lock.close()
     return None
 
 
@@ -97,19 +100,18 @@ def _remove_abandoned(target: Path) -> None:
         stem, _, token = folder.name.removesuffix(_SUFFIX).rpartition(".")
         if stem != _stem_of(target) or len(token) != 8:
             continue
-        with contextlib.suppress(OSError):  # another writer may remove it at the same time
-            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        # Another writer may remove it at the same time.
+        with contextlib.suppress(OSError), FileIO(folder / _LOCK, "a") as lock:
             if _lock(lock, wait=False):
                 shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
 
 
-def _lock(descriptor: int, *, wait: bool) -> bool:
+def _lock(file: FileIO, *, wait: bool) -> bool:
     """Try to take the lock; also fails if the file system has no locks."""
     if sys.platform == "win32":
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True
