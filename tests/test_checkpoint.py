@@ -1026,6 +1026,7 @@ KILLS = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the writers are forked")
 def test_killed_writer_leaves_the_old_file_or_the_new(path):
     script = [sys.executable, "-W", "error", "-c", textwrap.dedent(KILLS), str(path)]

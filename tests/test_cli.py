@@ -113,6 +113,7 @@ def test_the_first_demo_needs_no_name(argv, expected):
     assert demo.spelled_out(argv) == expected
 
 
+@pytest.mark.slow
 def test_demo(needs_demo, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["demo", *QUICK]) == 0
@@ -189,6 +190,7 @@ def heeded_interrupts():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_interrupt_ends_the_demo_quietly(needs_demo, heeded_interrupts, tmp_path):
     command = [sys.executable, "-m", "rmsjit", "demo", "--epochs", "100000", "--hidden", "16"]
@@ -262,6 +264,7 @@ def test_info_with_a_cache_folder_that_is_not_there(capsys, monkeypatch, tmp_pat
     assert re.search(r"^Cached kernels +0 \(0 B\)$", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", [[], ["--json"]])
 def test_info_on_a_broken_installation(option):
     process = python(

@@ -165,6 +165,7 @@ def test_words_that_are_used_alike_get_similar_vectors(corpus):
 # --- The command -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_demo(capsys):
     assert main(["demo", "words", *QUICK]) == 0
     out, err = capsys.readouterr()

@@ -24,6 +24,7 @@ def make_forms():
     return module
 
 
+@pytest.mark.slow
 @in_a_checkout
 def test_the_page_is_that_of_the_rows_and_of_the_figures(make_forms):
     text = make_forms.PAGE.read_text(encoding="utf-8")
@@ -36,6 +37,7 @@ def test_the_page_needs_its_parts(make_forms):
         make_forms.page("# nothing")
 
 
+@pytest.mark.slow
 @in_a_checkout
 def test_the_picture_is_drawn(make_forms, tmp_path):
     path = tmp_path / "forms.png"

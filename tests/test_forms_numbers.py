@@ -187,6 +187,7 @@ def test_all_settings_are_flipped_or_tested_elsewhere():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 def test_flips(library):
     """Of every setting that changes what any case computes; the tests above would fail."""

@@ -94,6 +94,7 @@ def began(scenario, steps):
     return optimizer, variables, step, taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), CASES)
 def test_a_step_interrupted_at_every_line(name, steps):
     scenario, states = SCENARIOS[name], {}
@@ -120,6 +121,7 @@ def test_a_step_interrupted_at_every_line(name, steps):
     assert line > 20
 
 
+@pytest.mark.slow
 def test_a_step_with_constraints_interrupted_at_every_line():
     """The step is counted after the constraints, which come after all updates."""
 

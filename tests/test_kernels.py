@@ -110,6 +110,7 @@ OF_THE_RULE += [
 ]
 
 
+@pytest.mark.slow
 @x86
 @pytest.mark.parametrize(
     ("name", "form", "dtype", "flag", "parallel"),

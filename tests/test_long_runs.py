@@ -97,6 +97,7 @@ def check_growth(case, steps):
     assert resident < 4 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_no_growth(case):
     check_growth(case, 5_000 if case == "dense" else 1_000)
@@ -119,6 +120,7 @@ def trained(sparse):
     return optimizer, variable, gradient, slot.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", ["rows", "exact"])
 def test_what_is_dropped_is_freed(sparse):
     optimizer, variable, gradient, slot = trained(sparse)

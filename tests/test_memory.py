@@ -464,6 +464,7 @@ for before, after in [(1000, 100_000), (100, 10), (5_000_000, 10)]:
 """
 
 
+@pytest.mark.slow
 def test_an_array_resized_in_place_crashes_nothing():
     """Even where it has not moved, and a plan knows its old length."""
     run_python(RESIZE)

@@ -52,6 +52,7 @@ def test_steps_are_those_of_the_reference(form, dtype, seed, shape, decades):
         checked_step(form, optimizer, [(random_array(rng, shape, dtype, decades), variable)])
 
 
+@pytest.mark.slow
 @every_slot_set
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_long_arrays_are_those_of_the_reference(form, dtype):
@@ -66,6 +67,7 @@ def test_long_arrays_are_those_of_the_reference(form, dtype):
 factors = st.sampled_from([0.0, 1e-3, 0.5, 0.9, 0.999, 1.0])
 
 
+@pytest.mark.slow
 @every_form
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @settings(max_examples=25)

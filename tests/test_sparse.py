@@ -921,6 +921,7 @@ ROWS, COUNT = 200_000, 1000
 PLANS = 64 * 1024  # bytes for Python's objects, those that a plan keeps included
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [c_ordered, f_ordered], ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("mode", ["rows", "exact"])
 def test_no_step_allocates_as_much_as_the_table_has_rows(layout, mode):
@@ -934,6 +935,7 @@ def test_no_step_allocates_as_much_as_the_table_has_rows(layout, mode):
     assert peak < PLANS + COUNT * 200 < ROWS * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["rows", "exact"])
 @pytest.mark.parametrize("index", ["int64", "int32"])
 @pytest.mark.parametrize("many", [10, 500_000])

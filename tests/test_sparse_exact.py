@@ -113,6 +113,7 @@ class Pair:
 # --- Long runs -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_form
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_long_runs_are_those_of_the_dense_rule(form, dtype):
@@ -123,6 +124,7 @@ def test_long_runs_are_those_of_the_dense_rule(form, dtype):
     pair.check_all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", COMPLEX)
 def test_long_runs_of_complex_tables(dtype):
     pair = Pair(Form("train", centered=False, momentum=0.9), dtype, epsilon=1.0)
@@ -131,6 +133,7 @@ def test_long_runs_of_complex_tables(dtype):
     pair.check_all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [*KERAS, TRAIN[3]], ids=str)
 @pytest.mark.parametrize("dtype", HALF)
 def test_long_runs_of_half_tables_lose_nothing_between_touches(form, dtype):
@@ -143,6 +146,7 @@ def test_long_runs_of_half_tables_lose_nothing_between_touches(form, dtype):
     pair.check_all()
 
 
+@pytest.mark.slow
 @every_form
 def test_changing_hyperparameters(form):
     """Each step has its own, as callables or attributes."""
@@ -174,6 +178,7 @@ def test_hyperparameters_that_are_set():
     pair.check_all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("rho", [0.0, 0.9, 1.0])
 @pytest.mark.parametrize("face", ["keras", "train"])
@@ -494,6 +499,7 @@ def play(pair, events):
     pair.check_all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [KERAS[0], KERAS[1], BOTH], ids=str)
 @settings(max_examples=60)
 @given(seed=seeds, events=st.lists(st.sampled_from(list(EVENTS)), min_size=1, max_size=25))

@@ -72,6 +72,7 @@ ORDERS = {
 }
 
 
+@pytest.mark.slow
 @every_copier
 @pytest.mark.parametrize("held", HELD)
 def test_a_copy_goes_on_whatever_view_the_optimizer_saw(held, copier):
@@ -447,6 +448,7 @@ HOLDERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize("given", ["itself", "[...]", "flat", "flipped", "Variable"])
 def test_state_stays_as_long_as_anything_of_the_memory_is_held(holder, given):

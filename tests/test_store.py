@@ -308,6 +308,7 @@ def packed(path, sources, change=None):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sources", [True, False], ids=["sources", "code"])
 def test_archives_have_an_identity_that_stays_and_tells_edits(tmp_path, sources):
     def edited(name, text):
