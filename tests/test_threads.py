@@ -516,6 +516,34 @@ def test_a_machine_without_control_groups(tmp_path):
     assert processors.control_group_quota(tmp_path) is None
 
 
+# --- other interpreters in the process ------------------------------------------------------
+
+
+@pytest.mark.slow
+@every_layer
+def test_the_one_subinterpreter_that_numpy_allows_steps_like_the_main_one(layer):
+    """NumPy can be imported by one interpreter of a process, whichever that is."""
+    interpreters = "_interpreters" if sys.version_info >= (3, 13) else "_xxsubinterpreters"
+    pytest.importorskip(interpreters)
+    shared_gil = '"legacy"' if sys.version_info >= (3, 13) else ""
+    steps = (
+        COMMON.replace("import numpy as np", "warnings.simplefilter('ignore'); import numpy as np")
+        + """
+w, optimizer = np.ones(300_000, np.float32), rmsjit.RMSprop(0.01)
+for gradient in gradients(0):
+    optimizer.apply_gradients([(gradient, w)])
+print(w.sum(dtype=float).hex())
+"""
+    )
+    code = f"""
+import {interpreters} as interpreters
+failed = interpreters.run_string(interpreters.create({shared_gil}), {steps!r})
+assert failed is None, failed
+"""
+    run = {"NUMBA_THREADING_LAYER": layer}
+    assert run_python(code, **run) == run_python(steps, **run)
+
+
 # --- the count of steps ---------------------------------------------------------------------
 
 
