@@ -1,6 +1,5 @@
 """State to and from torch, and classes made after its RMSprop; live where they are installed."""
 
-import importlib
 import sys
 
 import ml_dtypes
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+from golden import form_libraries
 from rmsjit.interop import from_torch_state_dict, to_torch_state_dict
 from runs import (
     LEARNING_RATE,
@@ -417,12 +417,9 @@ def test_a_run_comes_from_torch(torch, settings, dtype):
 
 
 LOOK_ALIKES = {
-    "timm": ("timm.optim.rmsprop_tf", "RMSpropTF"),
-    "stable_baselines3": (
-        "stable_baselines3.common.sb2_compat.rmsprop_tf_like",
-        "RMSpropTFLike",
-    ),
-    "pfrl": ("pfrl.optimizers.rmsprop_eps_inside_sqrt", "RMSpropEpsInsideSqrt"),
+    "timm": form_libraries.timm_class,
+    "stable_baselines3": form_libraries.stable_baselines3_class,
+    "pfrl": form_libraries.pfrl_class,
 }
 OPTIONS = [
     *((name, {"momentum": 0.9, "centered": True, "weight_decay": 0.1}) for name in LOOK_ALIKES),
@@ -435,9 +432,10 @@ OPTIONS = [
 @pytest.mark.filterwarnings("ignore")  # of old code, which these libraries have
 @pytest.mark.parametrize(("library", "options"), OPTIONS)
 def test_runs_of_look_alikes_travel_both_ways(torch, library, options):
-    module, name = LOOK_ALIKES[library]
-    pytest.importorskip(module, reason=f"{library} is not installed", exc_type=ImportError)
-    cls = getattr(importlib.import_module(module), name)
+    try:
+        cls = LOOK_ALIKES[library]()
+    except ImportError:
+        pytest.skip(f"{library} is not installed")
     variables = new_variables("float32")
     theirs, parameters = torch_run(torch, variables, cls, **options)
     train_torch(torch, theirs, parameters, variables, STEPS)

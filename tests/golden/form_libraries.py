@@ -21,8 +21,11 @@ def part_of(module):
     for count in range(1, len(packages) + 1):
         name = ".".join(packages[:count])
         if name not in sys.modules:
+            spec = importlib.util.find_spec(name)
+            if spec is None:
+                raise ModuleNotFoundError(f"no module named {name!r}", name=name)
             package = types.ModuleType(name)
-            package.__path__ = list(importlib.util.find_spec(name).submodule_search_locations)
+            package.__path__ = list(spec.submodule_search_locations)
             sys.modules[name] = package
     return importlib.import_module(module)
 
