@@ -14,7 +14,7 @@ import pytest
 
 import rmsjit
 from rmsjit.distributed import MPIStrategy
-from rmsjit.distributed.agreement import Numbers, words_of
+from rmsjit.distributed.agreement import NumbersReader, words_of, words_of_groups
 from rmsjit.distributed.comm import check_message
 from rmsjit.distributed.dense import Part, cut
 from rmsjit.distributed.incoming import Rows
@@ -299,12 +299,15 @@ def test_messages_are_checked_before_they_are_sent(array, dtype, count):
 def test_numbers_are_sent_bit_for_bit():
     values = itertools.islice(itertools.cycle([math.nan, -0.0, math.inf, 0.1]), 6)
     numbers = StepNumbers(*values)
-    words = words_of(numbers, Clipping(clipnorm=0.5))
-    reader = Numbers()
-    found, clipping = reader.read(words)
-    assert np.array(found).tobytes() == np.array(numbers).tobytes()
-    assert clipping == Clipping(clipnorm=0.5)
-    assert reader.read(words.copy())[0] is found
+    groups = (numbers._replace(rho=0.25), numbers)
+    bounds = Clipping(clipnorm=0.5, gradient_scale=-1.0)
+    words, of_groups = words_of(numbers, bounds), words_of_groups(groups)
+    reader = NumbersReader()
+    found, clipping = reader.read(words, of_groups)
+    assert np.array(found).tobytes() == np.array([numbers, *groups]).tobytes()
+    assert clipping == bounds
+    assert reader.read(words.copy(), of_groups.copy())[0] is found
+    assert reader.read(words, of_groups[:1])[0] == (found[0], found[1])
 
 
 def test_fingerprints_differ():

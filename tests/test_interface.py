@@ -126,19 +126,25 @@ HYPERPARAMETERS = ["centered", "decay", "epsilon", "learning_rate", "lr", "momen
 # --- Where we differ, all of it --------------------------------------------------------------
 
 # Arguments of our own, all by keyword; those of other forms of the rule are the Keras face's.
-FORM_KEYWORDS = {"form": None, "weight_decay": 0.0, "clip_weights": None}
+FORM_KEYWORDS = {"form": None}
 OUR_KEYWORDS = {
+    "weight_decay": 0.0,
+    "decoupled_weight_decay": True,
+    "clip_weights": None,
+    "maximize": False,
+    "grad_scale": 1.0,
     "sparse": "rows",
     "nonfinite": "propagate",
     "num_threads": None,
     "slot_allocator": None,
     "strategy": None,
 }
-_NUMBERS = {"clip_weights", "weight_decay"}
+_NUMBERS = {"clip_weights", "grad_scale", "maximize", "weight_decay"}
+_GROUPS = {"add_group", "groups"}
 _MEMORY = {"forget", "rebind", "resize_rows", "variables_seen"}
 OUR_NAMES = {
-    "keras": {"build", "form", "name", "skipped_steps", "sync", *_NUMBERS, *_MEMORY},
-    "train": {"build", "skipped_steps", "sync", *_MEMORY},
+    "keras": {"build", "form", "name", "skipped_steps", "sync", *_NUMBERS, *_GROUPS, *_MEMORY},
+    "train": {"build", "skipped_steps", "sync", *_GROUPS, *_MEMORY},
 }
 # Signatures of the TensorFlow that was asked (2.21) that are not those of the pages (2.15, 1.10).
 RECORDED_OTHERWISE = {

@@ -10,6 +10,7 @@ on something local can't let the ranks drift apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -22,11 +23,12 @@ from rmsjit.distributed.comm import all_reduce, gathered_objects
 from rmsjit.distributed.differences import differences
 from rmsjit.distributed.intent import NO_FLAGS, TEXTS, Act, Flags, Intent, Place, Progress
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
+from rmsjit.rule.hyperparameters import Numbers
 from rmsjit.rule.numbers import StepNumbers
 
 _BOUNDS = tuple(field.name for field in fields(Clipping))
 _NUMBERS = len(StepNumbers._fields)
-_ABSENT = -1.0  # for a bound that is not set; bounds are not negative
+_ABSENT = math.nan  # for a bound that is not set
 _NOTHING = np.iinfo(np.int64).min  # what the maximum ignores
 _MOST_TEXT = 2000  # characters of an error that are sent
 
@@ -45,8 +47,8 @@ class Agreed(NamedTuple):
     uneven : bool
         Whether a rank has run out of batches.
     words : int64 array
-        The numbers of the step, for `Numbers`; None if rank 0 has run out of batches, and so did
-        not know whose they should be.
+        The numbers of the step, for `NumbersReader`; None if rank 0 has run out of batches, and so
+        did not know whose they should be.
     """
 
     intent: Intent | None
@@ -56,33 +58,42 @@ class Agreed(NamedTuple):
     words: NDArray[np.int64] | None
 
 
-class Numbers:
+class NumbersReader:
     """Reads the numbers of steps; gives the same objects as long as they do not change."""
 
     def __init__(self) -> None:
         self._received = b""
         self._objects: Any = None
 
-    def read(self, words: NDArray[np.int64]) -> tuple[StepNumbers, Clipping]:
-        """Numbers and clipping bounds from what `words_of` has made."""
-        received = words.tobytes()
+    def read(
+        self, words: NDArray[np.int64], of_groups: NDArray[np.int64]
+    ) -> tuple[Numbers, Clipping]:
+        """Numbers and clipping bounds from what `words_of` and `words_of_groups` have made."""
+        received = words.tobytes() + of_groups.tobytes()
         if received != self._received:
             values = words.view(np.float64).tolist()
-            bounds = (None if bound == _ABSENT else bound for bound in values[_NUMBERS:])
-            self._objects = StepNumbers(*values[:_NUMBERS]), Clipping(*bounds)
+            bounds: Any = (None if math.isnan(bound) else bound for bound in values[_NUMBERS:])
+            rows = [values[:_NUMBERS], *of_groups.view(np.float64).tolist()]
+            self._objects = tuple(StepNumbers(*row) for row in rows), Clipping(*bounds)
             self._received = received
-        objects: tuple[StepNumbers, Clipping] = self._objects
+        objects: tuple[Numbers, Clipping] = self._objects
         return objects
 
 
 def words_of(numbers: StepNumbers, clipping: Clipping) -> NDArray[np.int64]:
-    """The bits of all numbers of a step."""
+    """The bits of the numbers of a step for variables in no group."""
     bounds = (getattr(clipping, name) for name in _BOUNDS)
     values = [*numbers, *(_ABSENT if bound is None else bound for bound in bounds)]
     return np.array(values, np.float64).view(np.int64)
 
 
+def words_of_groups(numbers: Numbers) -> NDArray[np.int64]:
+    """The bits of the numbers of each group; how many there are is part of a claim."""
+    return np.array(numbers, np.float64).reshape(-1, _NUMBERS).view(np.int64)
+
+
 NO_WORDS = words_of(StepNumbers(*[0.0] * _NUMBERS), NO_CLIPPING)
+NO_GROUPS = words_of_groups(())
 
 # The words of a header.  Of what must be equal there is the number and its complement: their
 

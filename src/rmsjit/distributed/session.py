@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, array_key, layout_of
-from rmsjit.distributed.agreement import NO_WORDS, Agreed, Numbers, shared_errors, words_of
+from rmsjit.distributed.agreement import (
+    NO_GROUPS,
+    NO_WORDS,
+    Agreed,
+    NumbersReader,
+    shared_errors,
+    words_of,
+    words_of_groups,
+)
 from rmsjit.distributed.comm import broadcast
 from rmsjit.distributed.first_step import allocate, load, send_from_rank_0
 from rmsjit.distributed.group import Group
@@ -30,7 +38,8 @@ from rmsjit.distributed.sharded import ShardedPlan
 from rmsjit.distributed.shards import Shards
 from rmsjit.distributed.stage import Fresh, Stage, StagePlan, Step, Terms
 from rmsjit.rule.clipping import Clipping
-from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.rule.hyperparameters import Hyperparameters, Numbers
+from rmsjit.state.entries import stem_of
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps import nonfinite
 from rmsjit.steps.pairs import check_counter, checked_pairs, warn_of_missing
@@ -50,6 +59,7 @@ class Own(NamedTuple):
     outgoing: Any = None
     claim: Claim = NO_CLAIM
     words: NDArray[np.int64] = NO_WORDS
+    of_groups: NDArray[np.int64] = NO_GROUPS
     error: BaseException | None = None
 
 
@@ -100,7 +110,7 @@ class Session:
         self._known: dict[Key, _Known] = {}
         self._known_epoch = 0  # counts changes of what is known
         self._steps = 0
-        self._numbers = Numbers()
+        self._numbers = NumbersReader()
         self._roster = roster
         self._has_met = False
         self.place = place
@@ -162,8 +172,9 @@ class Session:
             check_counter(request.counter)
             with np.errstate(all="ignore"):
                 outgoing = plan.outgoing(checked) if plan.is_prepared else None
-            words = words_of(numbers, request.clipping)
-            return Own(plan, checked, outgoing, self._claim(engine, request, plan), words)
+            own = self._claim(engine, request, plan)
+            words = words_of(numbers[0], request.clipping)
+            return Own(plan, checked, outgoing, own, words, words_of_groups(numbers[1:]))
         except BaseException as error:  # the other ranks must learn of it, whatever it is
             return Own(error=error)
 
@@ -183,16 +194,23 @@ class Session:
         if plan.incoming.missing:  # on all ranks
             with shared_errors(self._comm, "go on after a warning"):
                 warn_of_missing(plan.incoming.missing)
-        numbers, clipping = self._numbers.read(self._words(own, agreed))
+        numbers, clipping = self._read(own, agreed)
         plan.check_numbers(numbers, clipping)
         if agreed.flags.unprepared:
-            self._prepare(engine, request, plan, Hyperparameters(numbers._asdict()), clipping)
+            self._prepare(engine, request, plan, Hyperparameters(numbers[0]._asdict()), clipping)
         with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
             if outgoing is None:
                 with shared_errors(self._comm, "convert the gradients"):
                     outgoing = plan.outgoing(checked)
             norms = clipping.by_norm or engine.nonfinite != nonfinite.PROPAGATE
             return plan.reduced(checked, outgoing, Step(numbers, clipping, norms, self._completed))
+
+    def _read(self, own: Own, agreed: Agreed) -> tuple[Numbers, Clipping]:
+        """The numbers and bounds of rank 0; those of groups need a message of their own."""
+        of_groups = own.of_groups.copy()
+        if len(of_groups):
+            broadcast(self._comm, of_groups, np.int64, of_groups.shape)
+        return self._numbers.read(self._words(own, agreed), of_groups)
 
     def _words(self, own: Own, agreed: Agreed) -> NDArray[np.int64]:
         """The numbers of rank 0; it sends them late if it has no more batches."""
@@ -238,17 +256,23 @@ class Session:
                 f"{line}, {self._standing(engine.store, plan, k)}"
                 for k, line in enumerate(incoming.lines)
             ]
-            known = claim(f"{incoming.header}, counter={counted}", incoming.names, lines)
+            groups = len(engine.store.grouping.groups)
+            header = f"{incoming.header}, counter={counted}, groups={groups}"
+            known = claim(header, incoming.names, lines)
             plan.claimed = (now, known)
         return known
 
     def _standing(self, store: SlotStore, plan: StagePlan, k: int) -> str:
         """What this rank knows of a variable, in words that are the same on all ranks."""
-        number = self._number(plan.incoming.keys[k])
+        key = plan.incoming.keys[k]
+        number, group = self._number(key), ""
+        if store.grouping.groups:
+            stem = stem_of(plan.incoming.variables[k])
+            group = store.grouping.described(store.entries.get(key), stem)
         if number is None:
-            return "new to the optimizer"
+            return f"new to the optimizer{group}"
         state = "" if plan.has_state(store, self.shards, k) else " without state"
-        return f"number {number} of the optimizer{state}"
+        return f"number {number} of the optimizer{state}{group}"
 
     def _number(self, key: Key) -> int | None:
         known = self._known.get(key)

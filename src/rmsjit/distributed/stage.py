@@ -19,8 +19,8 @@ from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shards import Shards
 from rmsjit.rule.clipping import Clipping, refuse_complex
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.rule.numbers import StepNumbers, packed
+from rmsjit.rule.hyperparameters import Hyperparameters, Numbers
+from rmsjit.rule.numbers import packed
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.norms import Norms
 from rmsjit.steps.pairs import Pairs
@@ -45,7 +45,7 @@ class Stage:
     """
 
     pairs: Pairs
-    values: StepNumbers
+    values: Numbers
     clipping: Clipping
     scale: float
     name: Callable[[int], str]
@@ -102,7 +102,7 @@ class Step(NamedTuple):
 
     Attributes
     ----------
-    numbers : StepNumbers
+    numbers : tuple of StepNumbers
     clipping : Clipping
     needs_norms : bool
         Whether the engine asks for norms, on all ranks.
@@ -110,7 +110,7 @@ class Step(NamedTuple):
         Called after the last exchange.
     """
 
-    numbers: StepNumbers
+    numbers: Numbers
     clipping: Clipping
     needs_norms: bool
     completed: Callable[[], None]
@@ -148,7 +148,7 @@ class StagePlan(ABC):
         self.terms = terms
         self.is_prepared = False
         self.claimed: tuple[Any, Claim] = (None, NO_CLAIM)  # the last claim and when it was made
-        self._accepted: StepNumbers | None = None
+        self._accepted: Numbers | None = None
 
     structure = None  # messages are laid out for the memory of the variables
 
@@ -167,14 +167,15 @@ class StagePlan(ABC):
         plan.claimed = (None, NO_CLAIM)
         return plan
 
-    def check_numbers(self, numbers: StepNumbers, clipping: Clipping) -> None:
+    def check_numbers(self, numbers: Numbers, clipping: Clipping) -> None:
         """Raise what the engine would raise for these numbers, on all ranks."""
         if numbers is self._accepted:
             return
         form = self.terms.form
         dtypes = tuple(slot.dtype for slot in form.slots)
         for precision in set(self.incoming.precisions.values()):
-            packed(numbers, clipping.limit, kinds_of(precision, dtypes).computing, form)
+            for one in numbers:
+                packed(one, clipping.limit, kinds_of(precision, dtypes).computing, form)
             if precision.components == 2:
                 refuse_complex(precision.name, clipping, form)
         self._accepted = numbers

@@ -145,4 +145,4 @@ def dtype_name(variable: Any) -> str:
 def next_numbers(optimizer: Optimizer) -> StepNumbers:
     """The numbers of the optimizer's next step, as far as that is known without taking it."""
     counter = optimizer.iterations.array if isinstance(optimizer, RMSprop) else None
-    return optimizer._hyperparameters.seen_at(counter)
+    return optimizer._hyperparameters.seen_at(counter)[0]

@@ -45,6 +45,27 @@ def checked_nonnegative(name: str, value: Any) -> float:
     return nonnegative(name, as_number(name, value))
 
 
+def checked_epsilon(name: str, value: Any) -> Any:
+    """A positive number, or a callable that returns one."""
+    value = checked(name, value)
+    if not callable(value):
+        positive(name, float(value))
+    return value
+
+
+def checked_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def checked_gradient_scale(maximize: Any, grad_scale: Any) -> float:
+    """What gradients are multiplied by, from both arguments."""
+    scale = positive("grad_scale", as_number("grad_scale", grad_scale))
+    return -scale if checked_flag("maximize", maximize) else scale
+
+
 def checked_weight_decay(name: str, value: Any) -> Any:
     """A number that is not negative, or a callable that returns one."""
     value = checked(name, value)

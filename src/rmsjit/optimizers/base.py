@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.autodiff import hooks
+from rmsjit.optimizers import grouped
 from rmsjit.optimizers.arguments import (
     checked_function,
     checked_name,
@@ -20,6 +21,7 @@ from rmsjit.optimizers.arguments import (
     checked_threads,
     enrolled,
 )
+from rmsjit.optimizers.parameter_group import ParameterGroup
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
@@ -38,6 +40,18 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=type)
 
 _SHARED_PARAMETERS = """
+    weight_decay : float or callable, default 0.0
+        Shrink each variable before its step, to ``p - p*weight_decay*lr`` as Keras 3 does; see
+        `decoupled_weight_decay`.  Groups can leave variables out (`add_group`).
+    decoupled_weight_decay : bool, default True
+        False adds ``weight_decay*p`` to the clipped gradient instead, as PyTorch does.
+    clip_weights : float, optional
+        Clip each element of a variable to ``[-clip_weights, clip_weights]`` after the step.
+    maximize : bool, default False
+        Ascend instead of descend: gradients are multiplied by -1 before anything else.
+    grad_scale : float, default 1.0
+        Multiply gradients by this before they are clipped: 1/N for sums over N examples, or the
+        inverse of a loss scale.
     sparse : {"rows", "exact"}, default "rows"
         How an `IndexedSlices` gradient affects the rows that it does not name.  "rows" leaves
         them and their slots alone.  "exact" gives the result of the dense rule with a zero
@@ -68,6 +82,8 @@ def with_shared_parameters(cls: C) -> C:
 
 class Optimizer:
     """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`."""
+
+    _has_steps = False  # whether it counts its steps, as schedules need
 
     def __init__(
         self,
@@ -162,6 +178,97 @@ class Optimizer:
             If one of them can't be trained, or two partly overlap in memory.
         """
         build(self._store, list(var_list), self._hyperparameters)
+
+    # --- groups -----------------------------------------------------------------------------
+
+    def add_group(
+        self,
+        variables: Any,
+        *,
+        learning_rate: Any = None,
+        lr_multiplier: Any = None,
+        weight_decay: Any = None,
+        rho: Any = None,
+        momentum: Any = None,
+        epsilon: Any = None,
+        frozen: bool = False,
+    ) -> ParameterGroup:
+        """Give some variables settings of their own.
+
+        A step still updates all variables of a dtype in one call of compiled code.
+
+        Parameters
+        ----------
+        variables : ndarray, Variable, str, int, or list of them
+            Variables by any view of their memory; or patterns of the names of `Variable` objects,
+            such as ``"*/bias"``, in which ``*``, ``?`` and ``[...]`` are as in file names; or
+            numbers in the order in which variables get slots, from 0.  If a variable is in several
+            groups, the last one that was added counts.
+        learning_rate : float, callable or LearningRateSchedule, optional
+            Schedules only where the optimizer counts its steps.  The optimizer's if left out, like
+            the next ones.
+        lr_multiplier : float or callable, optional
+            Multiplies the learning rate, whether that is the group's or the optimizer's.
+        weight_decay, rho, momentum, epsilon : float or callable, optional
+            Weight decay and momentum only if the optimizer has them; 0 switches them off.
+        frozen : bool, default False
+            Leave the variables and their slots alone, whatever their gradients, which do not count
+            for a global norm either.
+
+        Returns
+        -------
+        ParameterGroup
+            Its attributes are the settings, and can be set: ``group.frozen = False``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a variable can't be trained, or a setting is of a wrong type, out of range, or not
+            for the form of the optimizer.  Nothing is changed then.
+        NotImplementedError
+            With a strategy that divides slots among processes.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once, at the second step with the same variables, if a pattern has matched none, or a
+            variable of a group that is not frozen has had no gradient.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> kernel = rmsjit.Variable(np.ones(2), name="dense/kernel")
+        >>> bias = rmsjit.Variable(np.ones(2), name="dense/bias")
+        >>> opt = rmsjit.RMSprop(0.1, weight_decay=0.5)
+        >>> opt.add_group("*/bias", weight_decay=0.0, lr_multiplier=2.0)
+        ParameterGroup('*/bias', lr_multiplier=2.0, weight_decay=0.0)
+        >>> _ = opt.apply_gradients([(np.zeros(2), kernel), (np.zeros(2), bias)])
+        >>> print(kernel.numpy(), bias.numpy())
+        [0.95 0.95] [1. 1.]
+        """
+        self._refuse_divided("add_group")
+        given = {
+            "learning_rate": learning_rate,
+            "lr_multiplier": lr_multiplier,
+            "weight_decay": weight_decay,
+            "rho": rho,
+            "momentum": momentum,
+            "epsilon": epsilon,
+        }
+        settings = {name: value for name, value in given.items() if value is not None}
+        return grouped.add_group(
+            self._store,
+            self._hyperparameters,
+            self._has_steps,
+            variables,
+            {**settings, "frozen": frozen},
+        )
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The groups of variables that have settings of their own, as they were added."""
+        return self._store.grouping.groups
 
     def sync(self, var: Any = None, indices: Any = None) -> None:
         """Bring rows of a table up to date before they are read or set (``sparse="exact"``).

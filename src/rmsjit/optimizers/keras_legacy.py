@@ -6,7 +6,7 @@ import inspect
 import math
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,13 +16,16 @@ from rmsjit.autodiff.nested import flatten
 from rmsjit.optimizers.arguments import (
     checked_clip_weights,
     checked_factor,
+    checked_flag,
     checked_function,
     checked_functions,
+    checked_gradient_scale,
     checked_nonnegative,
     checked_rate,
     checked_weight_decay,
 )
 from rmsjit.optimizers.base import with_shared_parameters
+from rmsjit.optimizers.grouped import group_configs
 from rmsjit.optimizers.keras_weights import WeightedOptimizer
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.form import Form
@@ -33,7 +36,7 @@ from rmsjit.rule.hyperparameters import (
     is_used,
     positive,
 )
-from rmsjit.rule.presets import keras_legacy
+from rmsjit.rule.presets import keras_legacy, with_terms
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
 from rmsjit.steps.pairs import check_counter, naming, pairs_of, present_pairs
@@ -98,7 +101,7 @@ def _clipping_bound(name: str, doc: str) -> property:
     def read(optimizer: RMSprop) -> Any:
         return getattr(optimizer._clipping, name)
 
-    def write(optimizer: RMSprop, value: float | None) -> None:
+    def write(optimizer: RMSprop, value: Any) -> None:
         optimizer._clipping = replace(optimizer._clipping, **{name: value})
 
     return property(read, write, doc=doc)
@@ -152,11 +155,7 @@ class RMSprop(WeightedOptimizer):
         replicas, instead of the strategy.
     form : Form, optional
         A form of the rule other than Keras's, such as that of another library.  It uses the
-        `epsilon`, `momentum` and other numbers given here.
-    weight_decay : float or callable, default 0.0
-        For forms with weight decay, which define how it is applied.
-    clip_weights : float, optional
-        Bound on each element of a variable, for forms that clip weights.
+        `epsilon`, `momentum` and other numbers given here, and says how weights decay.
     *shared*
 
     Raises
@@ -225,7 +224,10 @@ class RMSprop(WeightedOptimizer):
         gradient_aggregator: Aggregator | None = None,
         form: Form | None = None,
         weight_decay: Any = 0.0,
+        decoupled_weight_decay: bool = True,
         clip_weights: float | None = None,
+        maximize: bool = False,
+        grad_scale: float = 1.0,
         sparse: str = "rows",
         nonfinite: str = "propagate",
         num_threads: int | None = None,
@@ -235,7 +237,8 @@ class RMSprop(WeightedOptimizer):
         if lr is not None:
             warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=2)
             learning_rate = lr
-        self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm)
+        scale = checked_gradient_scale(maximize, grad_scale)
+        self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm, scale)
         self.gradient_transformers = checked_functions(
             "gradient_transformers", gradient_transformers
         )
@@ -251,7 +254,12 @@ class RMSprop(WeightedOptimizer):
         }
         uses_momentum = is_used(numbers["momentum"])
         if form is None:
-            form = keras_legacy(centered=bool(centered), momentum=uses_momentum)
+            form = with_terms(
+                keras_legacy(centered=bool(centered), momentum=uses_momentum),
+                decays=is_used(numbers["weight_decay"]),
+                decoupled=checked_flag("decoupled_weight_decay", decoupled_weight_decay),
+                clips=not math.isinf(numbers["clip_weights"]),
+            )
         elif not isinstance(form, Form):
             raise TypeError(f"form must be a Form or None, got {form!r}")
         _check_form(form, bool(centered), uses_momentum, numbers)
@@ -525,6 +533,21 @@ class RMSprop(WeightedOptimizer):
         "global_clipnorm", "Bound on the joint norm of all gradients, or None."
     )
 
+    @property
+    def maximize(self) -> bool:
+        """Whether steps ascend; fixed at construction."""
+        return self._clipping.gradient_scale < 0
+
+    @property
+    def grad_scale(self) -> float:
+        """What gradients are multiplied by before they are clipped."""
+        return abs(self._clipping.gradient_scale)
+
+    @grad_scale.setter
+    def grad_scale(self, value: float) -> None:
+        scale = checked_gradient_scale(self.maximize, value)
+        self._clipping = replace(self._clipping, gradient_scale=scale)
+
     def _set_hyperparameter(self, name: str, value: Any) -> None:
         """Set a checked value for the next step."""
         form = self.form
@@ -568,9 +591,16 @@ class RMSprop(WeightedOptimizer):
         """The constructor's arguments as a JSON-serialisable dict in tf-keras's format.
 
         A callable becomes the value that the last step used, or its current value if there was no
-        step; a schedule becomes its own configuration.
+        step; a schedule becomes its own configuration.  Variables of groups become their numbers in
+        the order in which they got slots.
+
+        Raises
+        ------
+        TypeError
+            If a custom schedule can't be serialised, or a variable of a group has no slots yet.
         """
-        return self._arguments(self._serialized)
+        config, groups = self._arguments(self._serialized), group_configs(self._store)
+        return config | {"groups": groups} if groups else config
 
     def _arguments(self, shown: Callable[[str], Any]) -> dict[str, Any]:
         """The constructor's arguments; `shown` gives the value of a hyperparameter by name."""
@@ -580,6 +610,10 @@ class RMSprop(WeightedOptimizer):
                 arguments[key] = getattr(self, key)
         for key in ("learning_rate", "decay", "rho", "momentum", "epsilon"):
             arguments[key] = shown(key)
+        if self.maximize:
+            arguments["maximize"] = True
+        if self.grad_scale != 1.0:
+            arguments["grad_scale"] = self.grad_scale
         return arguments | {"centered": self.centered} | self._arguments_of_form(shown)
 
     def _arguments_of_form(self, shown: Callable[[str], Any]) -> dict[str, Any]:
@@ -625,18 +659,16 @@ class RMSprop(WeightedOptimizer):
             If it is the configuration of another optimizer, such as Keras's RMSprop since 2.11.
         """
         arguments = dict(config)
+        groups = arguments.pop("groups", ())
         _refuse_newer_keras(arguments, inspect.signature(cls).parameters)
         if "lr" in arguments:
             arguments["learning_rate"] = arguments.pop("lr")
         if isinstance(arguments.get("form"), dict):
             arguments["form"] = Form.from_dict(arguments["form"])
-        if isinstance(arguments.get("learning_rate"), dict):
-            from rmsjit import schedules
-
-            arguments["learning_rate"] = schedules.deserialize(
-                arguments["learning_rate"], custom_objects=custom_objects
-            )
-        return cls(**arguments)
+        optimizer = cls(**_with_schedule(arguments, custom_objects))
+        for group in groups:
+            optimizer.add_group(**_with_schedule(group, custom_objects))
+        return optimizer
 
     @reprlib.recursive_repr()
     def __repr__(self) -> str:
@@ -646,8 +678,23 @@ class RMSprop(WeightedOptimizer):
         for name in inspect.signature(type(self).__init__).parameters:
             if name in vars(self) and name not in known:
                 arguments[name] = vars(self)[name]
+        if self.groups:
+            arguments["groups"] = list(self.groups)
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         return f"<rmsjit.{type(self).__name__} {shown}, iterations={int(self._iterations)}>"
+
+
+def _with_schedule(
+    arguments: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Arguments with the learning rate as a schedule if it is the configuration of one."""
+    rate = arguments.get("learning_rate")
+    if not isinstance(rate, dict):
+        return dict(arguments)
+    from rmsjit import schedules
+
+    schedule = schedules.deserialize(rate, custom_objects=dict(custom_objects or {}))
+    return {**arguments, "learning_rate": schedule}
 
 
 def _refuse_newer_keras(config: dict[str, Any], known: Iterable[str]) -> None:

@@ -18,6 +18,8 @@ from rmsjit.variables import Variable, array_of
 class WeightedOptimizer(Optimizer):
     """The part of `rmsjit.RMSprop` that exposes its state."""
 
+    _has_steps = True
+
     def __init__(self, name: str, *arguments: Any) -> None:
         super().__init__(name, *arguments)
         self._counter = np.zeros((), np.int64)

@@ -8,11 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit.optimizers.arguments import checked_factor
+from rmsjit.optimizers.arguments import (
+    checked_clip_weights,
+    checked_epsilon,
+    checked_factor,
+    checked_flag,
+    checked_gradient_scale,
+    checked_weight_decay,
+)
 from rmsjit.optimizers.base import Optimizer, is_integer_scalar, with_shared_parameters
-from rmsjit.rule.clipping import NO_CLIPPING
-from rmsjit.rule.hyperparameters import Hyperparameters, checked, positive
-from rmsjit.rule.presets import tf1
+from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.hyperparameters import Hyperparameters, checked, is_used
+from rmsjit.rule.presets import tf1, with_terms
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.pairs import pairs_of
@@ -92,6 +99,11 @@ class RMSPropOptimizer(Optimizer):
         centered: bool = False,
         name: str = "RMSProp",
         *,
+        weight_decay: Any = 0.0,
+        decoupled_weight_decay: bool = True,
+        clip_weights: float | None = None,
+        maximize: bool = False,
+        grad_scale: float = 1.0,
         sparse: str = "rows",
         nonfinite: str = "propagate",
         num_threads: int | None = None,
@@ -102,13 +114,19 @@ class RMSPropOptimizer(Optimizer):
             "learning_rate": checked("learning_rate", learning_rate),
             "rho": checked_factor("decay", decay),
             "momentum": checked_factor("momentum", momentum),
-            "epsilon": checked("epsilon", epsilon),
+            "epsilon": checked_epsilon("epsilon", epsilon),
+            "weight_decay": checked_weight_decay("weight_decay", weight_decay),
+            "clip_weights": checked_clip_weights("clip_weights", clip_weights),
         }
-        if not callable(numbers["epsilon"]):
-            positive("epsilon", numbers["epsilon"])
         self._use_locking = bool(use_locking)
         self._lock = RenewedLock()
-        form = tf1(centered=bool(centered))
+        form = with_terms(
+            tf1(centered=bool(centered)),
+            decays=is_used(numbers["weight_decay"]),
+            decoupled=checked_flag("decoupled_weight_decay", decoupled_weight_decay),
+            clips=clip_weights is not None,
+        )
+        self._clipping = Clipping(gradient_scale=checked_gradient_scale(maximize, grad_scale))
         hyperparameters = Hyperparameters(numbers, names={"rho": "decay"})
         super().__init__(
             name, form, hyperparameters, sparse, nonfinite, num_threads, slot_allocator, strategy
@@ -261,9 +279,9 @@ class RMSPropOptimizer(Optimizer):
             self._refuse(error)
         if self._use_locking:
             with self._lock.lock:
-                self._step(pairs, NO_CLIPPING, counter)
+                self._step(pairs, self._clipping, counter)
         else:
-            self._step(pairs, NO_CLIPPING, counter)
+            self._step(pairs, self._clipping, counter)
         if not pairs:  # on all ranks
             raise _no_pairs()
 
@@ -310,8 +328,25 @@ class RMSPropOptimizer(Optimizer):
             f"<rmsjit.train.{type(self).__name__} name={self._name!r}, "
             f"learning_rate={numbers['learning_rate']!r}, decay={numbers['rho']!r}, "
             f"momentum={numbers['momentum']!r}, epsilon={numbers['epsilon']!r}, "
-            f"centered={self._store.form.centered}>"
+            f"centered={self._store.form.centered}{self._rest_of_repr()}>"
         )
+
+    def _rest_of_repr(self) -> str:
+        """What TensorFlow's optimizer does not have, as far as it is used."""
+        numbers, form, scale = self._hyperparameters, self._store.form, self._clipping
+        rest: dict[str, Any] = {}
+        if form.weight_decay is not None:
+            rest["weight_decay"] = numbers["weight_decay"]
+            rest["decoupled_weight_decay"] = form.weight_decay != "coupled"
+        if form.clip_weights:
+            rest["clip_weights"] = numbers["clip_weights"]
+        if scale.gradient_scale < 0:
+            rest["maximize"] = True
+        if abs(scale.gradient_scale) != 1.0:
+            rest["grad_scale"] = abs(scale.gradient_scale)
+        if self.groups:
+            rest["groups"] = list(self.groups)
+        return "".join(f", {name}={value!r}" for name, value in rest.items())
 
 
 def _no_pairs() -> ValueError:

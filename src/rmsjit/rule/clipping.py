@@ -18,6 +18,9 @@ from rmsjit.rule.hyperparameters import as_number
 class Clipping:
     """The clipping bounds of an optimizer, None for those not set.
 
+    Gradients are multiplied by `gradient_scale` before they are clipped; it is negative if the loss
+    is to be maximised.
+
     Raises
     ------
     ValueError
@@ -27,6 +30,7 @@ class Clipping:
     clipvalue: float | None = None
     clipnorm: float | None = None
     global_clipnorm: float | None = None
+    gradient_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("clipvalue", "clipnorm", "global_clipnorm"):
@@ -54,8 +58,8 @@ class Clipping:
 
     @cached_property
     def is_none(self) -> bool:
-        """Whether no bound is set."""
-        return not self.by_norm and self.clipvalue is None
+        """Whether gradients are used as they are."""
+        return not self.by_norm and self.clipvalue is None and self.gradient_scale == 1.0
 
     @np.errstate(all="ignore")
     def factors(self, squares: NDArray[Any], finite: bool = False) -> NDArray[Any]:

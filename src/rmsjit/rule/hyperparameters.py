@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.rule.numbers import StepNumbers
 from rmsjit.variables import Variable, array_of
+
+if TYPE_CHECKING:
+    from rmsjit.rule.group_settings import GroupSettings
+
+Numbers = tuple[StepNumbers, ...]  # of the optimizer, then of each group of variables
 
 
 class Hyperparameters:
@@ -31,8 +36,10 @@ class Hyperparameters:
 
     Attributes
     ----------
-    constant : StepNumbers or None
+    constant : tuple of StepNumbers or None
         Set by the first call of `at` if the numbers can't change from step to step.
+    groups : tuple of GroupSettings
+        Those of variables that have settings of their own.
     """
 
     def __init__(
@@ -47,7 +54,8 @@ class Hyperparameters:
         self._used: dict[str, float] = {}  # what each function last returned
         self._counts_steps = counts_steps
         self._in_float32 = frozenset(in_float32)
-        self.constant: StepNumbers | None = None
+        self.constant: Numbers | None = None
+        self.groups: tuple[GroupSettings, ...] = ()
 
     def __getitem__(self, name: str) -> Any:
         return self._given[name]
@@ -57,10 +65,11 @@ class Hyperparameters:
         self._used.pop(name, None)
         self.constant = None
 
-    def at(self, counter: NDArray[Any] | None) -> StepNumbers:
+    def at(self, counter: NDArray[Any] | None) -> Numbers:
         """The numbers of the next step, where `counter` is the number of steps taken.
 
-        Returns the same object at every step if the numbers can't change.
+        The first are those of variables in no group, then come those of each group.  Returns the
+        same object at every step if the numbers can't change.
 
         Raises
         ------
@@ -69,16 +78,36 @@ class Hyperparameters:
         """
         if self.constant is not None:
             return self.constant
-        numbers = self._numbers(counter, self.now)
+        groups = self.groups
+        numbers = self._of_groups(counter) if groups else (self._numbers(counter, self.now),)
         given = self._given
         varies = given["decay"] or self._counts_steps
-        if not varies and all(isinstance(value, float) for value in given.values()):
+        if (
+            not varies
+            and all(isinstance(value, float) for value in given.values())
+            and all(group.is_constant for group in groups)
+        ):
             self.constant = numbers
         return numbers
 
-    def seen_at(self, counter: NDArray[Any] | None) -> StepNumbers:
+    def seen_at(self, counter: NDArray[Any] | None) -> Numbers:
         """Like `at`, with the values that functions last returned, so it has no side effects."""
-        return self.constant or self._numbers(counter, self.last)
+        return self.constant or self._of_groups(counter, last=True)
+
+    def _of_groups(self, counter: NDArray[Any] | None, last: bool = False) -> Numbers:
+        """The numbers of the optimizer and of all groups; each function is called once."""
+        value_of, read = self.last if last else self.now, dict[str, float]()
+
+        def inherited(name: str, iterations: int) -> float:
+            if name not in read:
+                read[name] = value_of(name, iterations)
+            return read[name]
+
+        numbers = [self._numbers(counter, inherited)]
+        for group in self.groups:
+            own = self._numbers(counter, group.over(inherited, last))
+            numbers.append(group.multiplied(own, last))
+        return tuple(numbers)
 
     def _numbers(
         self, counter: NDArray[Any] | None, value_of: Callable[[str, int], float]

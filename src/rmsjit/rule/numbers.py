@@ -81,7 +81,7 @@ class RuleNumbers(NamedTuple):
 
 
 def packed(numbers: StepNumbers, clipvalue: float, computing: str, form: Form) -> NDArray[Any]:
-    """The fields of `RuleNumbers` for each group of variables; today there is one group.
+    """The fields of `RuleNumbers` for one group of variables.
 
     The form says whether ``1 - rho`` is computed from the rounded rho in the dtype of the
     arithmetic, as in TensorFlow, or in float64.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rmsjit.rule.form import Form
 
 
@@ -15,3 +17,12 @@ def tf1(*, centered: bool) -> Form:
     """`tf.train.RMSPropOptimizer`: it has a momentum slot even at momentum 0."""
     names = ["rms", *["mg"] * centered, "momentum"]
     return Form.with_slots(*names, rms_start=1.0, epsilon="inside", creation="by_variable")
+
+
+def with_terms(form: Form, *, decays: bool, decoupled: bool, clips: bool) -> Form:
+    """A form with weight decay and a bound on variables, as far as they are used.
+
+    Decoupled decay is rounded as in Keras 3, coupled decay is that of PyTorch.
+    """
+    kind = "subtracted" if decoupled else "coupled"
+    return replace(form, weight_decay=kind if decays else None, clip_weights=clips)

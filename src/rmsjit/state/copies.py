@@ -42,6 +42,7 @@ class Described(NamedTuple):
     objects: list[tuple[Any, Layout]]  # the objects that were passed as this variable
     places: list[tuple[NDArray[Any], Place, Layout]]  # arrays that own its memory, if still held
     slots: dict[str, NDArray[Any]]  # in canonical order
+    group: Any  # to which the variable was given, or None
 
 
 def described(entries: Iterable[Entry]) -> list[Described]:
@@ -73,6 +74,7 @@ def _described(entry: Entry, things: list[Any], is_held: bool) -> Described:
         [(thing, layout_of(array_of(thing))) for thing in things],
         [(anchor_of(view), _place(view), layout) for view, layout in views],
         slots,
+        entry.group,
     )
 
 
@@ -97,7 +99,7 @@ def revived(state: Described) -> Entry:
     for thing, _ in state.objects:
         entry.saw(thing)
     entry.name, entry.stem, entry.origin = state.name, state.stem, state.origin
-    entry.homes = tuple(homes)
+    entry.homes, entry.group = tuple(homes), state.group
     return entry
 
 

@@ -73,6 +73,8 @@ class Entry:
         The view of the variable whose rows the clock counts.
     name : str
         A unique name, from which the names of slots are made.
+    group : rmsjit.state.grouping.Group or None
+        The last group that it was given to.
     met_again : bool
         Whether more than one step has used it.
     origin : tuple or None
@@ -87,6 +89,7 @@ class Entry:
         "clock",
         "given",
         "ground",
+        "group",
         "homes",
         "key",
         "layout",
@@ -113,9 +116,10 @@ class Entry:
         self.slots: dict[str, NDArray[Any]] = {}
         self.clock: Clock | None = None
         self.table = self.owner
-        self.stem = variable.name.partition(":")[0] if isinstance(variable, Variable) else ""
+        self.stem = stem_of(variable)
         self.name = ""
         self.given: tuple[weakref.ref[Any], ...] = ()
+        self.group: Any = None
         self.met_again = False
         self.origin: Key | None = None
         self.homes: tuple[Home, ...] = ()
@@ -146,7 +150,7 @@ class Entry:
     def follow(self, other: Entry) -> None:
         """Become the successor of another entry."""
         self.name, self.stem, self.met_again = other.name, other.stem, other.met_again
-        self.origin = other.origin
+        self.origin, self.group = other.origin, other.group
 
     def take_scratch(self, rows: int) -> NDArray[np.int32]:
         """An array with a zero for each row, to be given back with all zeros.
@@ -202,6 +206,11 @@ class SlotMemory:
         self.span = span_of(self.canonical)
         self.shape = array.shape
         self.key = (object(),)  # two slots are never the same, even at one address
+
+
+def stem_of(variable: Any) -> str:
+    """The name of a `Variable` without its number of output, as in "kernel:0"; else empty."""
+    return variable.name.partition(":")[0] if isinstance(variable, Variable) else ""
 
 
 def entry_of(variable: Any) -> Entry:

@@ -24,6 +24,7 @@ from rmsjit.state.entries import Entry as Entry
 from rmsjit.state.entries import Home, SlotMemory
 from rmsjit.state.entries import Member as Member
 from rmsjit.state.entries import entry_of as entry_of
+from rmsjit.state.grouping import Grouping
 from rmsjit.variables import Variable, array_of
 
 _NO_VARIABLE = "weight"  # first part of the keys of weights that belong to no variable
@@ -57,6 +58,8 @@ class SlotStore:
         Held while entries are looked up and added.
     skipped_steps : int
         How many steps were skipped for a gradient that was not finite.
+    grouping : Grouping
+        Which variables have settings of their own.
     """
 
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
@@ -67,6 +70,7 @@ class SlotStore:
         self.entries: dict[Key, Entry] = {}
         self.created: dict[tuple[Key, str], Variable] = {}
         self.skipped_steps = 0
+        self.grouping = Grouping()
         self._form = form
         self._stems: dict[str, int] = {}  # number of variables per name
         self._index: _Index | None = None
@@ -345,6 +349,11 @@ class SlotStore:
         there = [entry for entry in self.entries.values() if not entry.is_gone]
         return [Variable(private_view(entry.owner), entry.name) for entry in there]
 
+    def with_slots(self) -> list[Entry]:
+        """The variables that have slots, in the order in which they got them."""
+        keys = dict.fromkeys(key for key, _ in self.created)
+        return [e for key in keys if (e := self.entries.get(key)) is not None and e.slots]
+
     def moved(self, entry: Entry, variable: Any) -> Entry:
         """A new entry for another variable of the same size and dtype, with the same slots.
 
@@ -387,6 +396,7 @@ class SlotStore:
             "form": self.form,
             "allocator": self.allocator,
             "skipped_steps": self.skipped_steps,
+            "grouping": self.grouping,
             "stems": dict(self._stems),
             "entries": described(entries),
             "created": [
@@ -399,6 +409,9 @@ class SlotStore:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["name"], state["form"], state["allocator"])  # type: ignore[misc]
         self.skipped_steps, self._stems = state["skipped_steps"], state["stems"]
+        self.grouping = state["grouping"]
+        for group in self.grouping.groups:
+            group.epoch = self.epoch
         self._links_arrays = state["probe"][0] is state["probe"][1]
         entries = [revived(known) for known in state["entries"]]
         for entry, known in zip(entries, state["entries"], strict=True):

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import Kinds
 from rmsjit.arrays.layout import address_of
 from rmsjit.rule.form import Form
-from rmsjit.rule.numbers import RuleNumbers, StepNumbers, lapsed, packed
+from rmsjit.rule.hyperparameters import Numbers
+from rmsjit.rule.numbers import RuleNumbers, lapsed, packed
 from rmsjit.runtime.threads import Launch
 from rmsjit.runtime.trials import Trials
 from rmsjit.steps.act import Act
@@ -36,7 +37,7 @@ class Binding:
         The rows that each sparse gradient names, by position.
     numbers : dict of str to ndarray, shape (groups, fields)
         The numbers of the step, by the dtype of the arithmetic.
-    lapse_numbers : dict of str to float64 array
+    lapse_numbers : dict of str to float64 array, shape (groups, 4)
         What they do to rows that are not named; see `rmsjit.rule.numbers.lapsed`.
     totals : float64 array, shape (pairs, 2)
         The result of a pass over the gradients; see `rmsjit.steps.norms.Norms`.
@@ -51,19 +52,23 @@ class Binding:
     """
 
     def __init__(
-        self, addresses: NDArray[np.int64], computing: Iterable[str], reader: HeaderReader
+        self,
+        addresses: NDArray[np.int64],
+        computing: Iterable[str],
+        reader: HeaderReader,
+        groups: int,
     ) -> None:
         count = len(addresses)
         self.gradients = np.zeros(count, np.int64)
         self.addresses = addresses.copy()
         self.occurrences: dict[int, Occurrences] = {}
         fields = len(RuleNumbers._fields)
-        self.numbers = {name: np.zeros((1, fields), name) for name in computing}
-        self.lapse_numbers = {name: np.zeros(4) for name in computing}
+        self.numbers = {name: np.zeros((groups, fields), name) for name in computing}
+        self.lapse_numbers = {name: np.zeros((groups, 4)) for name in computing}
         self.alive: Any = None
         self._read_call = reader.call_for(self.gradients)
         self.read_address = address_of(self._read_call)
-        self.values: StepNumbers | None = None
+        self.values: Numbers | None = None
         self.limit = 0.0
         self._scales: dict[str, NDArray[Any]] = {}
         self.is_scaled = False
@@ -83,16 +88,21 @@ class Binding:
             self._scales[kinds.computing] = np.ones(len(self.gradients), kinds.computing)
         return self._scales[kinds.computing]
 
-    def pack(self, values: StepNumbers, limit: float, form: Form) -> None:
+    def pack(self, values: Numbers, limit: float, form: Form) -> None:
         """Write the numbers of the step, and the bound on gradients, where kernels read them.
+
+        There may be numbers of groups that have been added since: another plan will use them.
 
         Raises
         ------
         ValueError
             If a number overflows, or epsilon vanishes, in a dtype of the arithmetic.
         """
-        rules = {name: packed(values, limit, name, form) for name in self.numbers}
+        rules = {
+            name: np.concatenate([packed(one, limit, name, form) for one in values[: len(rows)]])
+            for name, rows in self.numbers.items()
+        }
         for name, rule in rules.items():
             self.numbers[name][...] = rule
-            self.lapse_numbers[name][:] = lapsed(rule[0], form)
+            self.lapse_numbers[name][...] = [lapsed(one, form) for one in rule]
         self.values, self.limit = values, limit

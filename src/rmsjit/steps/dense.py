@@ -30,6 +30,8 @@ class DenseGroup:
     members : sequence of Member
         Their memory and slots.
     form : Form
+    rows : int64 array
+        The row of each variable in the numbers of a step.
 
     Attributes
     ----------
@@ -38,8 +40,15 @@ class DenseGroup:
         How many bytes an update writes.
     """
 
-    def __init__(self, positions: Sequence[int], members: Sequence[Member], form: Form) -> None:
+    def __init__(
+        self,
+        positions: Sequence[int],
+        members: Sequence[Member],
+        form: Form,
+        rows: NDArray[np.int64],
+    ) -> None:
         self.positions = np.array(positions)
+        self._rows = rows
         self.members = tuple(members)
         self.precision: Precision = members[0].entry.precision
         self.sizes = np.array([member.entry.canonical.size for member in members], np.int64)
@@ -101,7 +110,7 @@ class DenseGroup:
         part = cut_evenly(self.sizes, self._starts, self._itemsize, bins)
         if after_norms:
             part = backwards(part, BACKWARD_PIECE)
-        part = pieces_of(part, self.positions)
+        part = pieces_of(part, self.positions, self._rows)
         self._partitions[bins, after_norms] = part
         return part
 

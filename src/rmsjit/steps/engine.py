@@ -173,7 +173,8 @@ class Engine:
         Small steps spend their time here, so what they need is written out, not called.
         """
         values, scale = (None, 1.0) if stage is None else (stage.values, stage.scale)
-        limit = clipping.limit / scale
+        scale *= clipping.gradient_scale
+        limit = clipping.limit / abs(scale)
         must_judge = clipping.by_norm or self.nonfinite != nonfinite.PROPAGATE or scale != 1.0
         factors = None
         may_launch = True
@@ -249,6 +250,7 @@ class Engine:
             binding = None if plan is None else plan.bind(pairs)
             if binding is not None and plan is not None:
                 plan.was_met_again()
+                self.store.grouping.warn_of_unused()
                 self._plans.keep(plan)
                 return plan, binding, pairs
             for _ in range(_ATTEMPTS):
@@ -301,7 +303,8 @@ class Engine:
         members = [None if entry is None else Member(entry, slots[entry.key]) for entry in entries]
         alike = self._plan_alike(variables, kinds)
         if alike is None:
-            plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch)
+            groups = store.grouping.assigned(variables, entries, store.find)
+            plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch, groups)
         else:
             plan = alike.moved(variables, members)
         plan.draft = Draft(present, fresh, len(store.entries))
@@ -354,7 +357,7 @@ class Engine:
         factors: NDArray[Any] | None = None if scale == 1.0 else np.full(plan.count, scale)
         if not clipping.by_norm and self.nonfinite == nonfinite.PROPAGATE:
             return True, factors
-        norms, name = plan.norms(binding, clipping.limit / scale, launch), plan.name
+        norms, name = plan.norms(binding, clipping.limit / abs(scale), launch), plan.name
         if stage is not None:
             norms, name = stage.whole(norms), stage.name
         if not nonfinite.accepts(self.nonfinite, norms.finite, name):

@@ -58,6 +58,7 @@ def entries_of(
 
     if new:
         store.refuse_overlap(new.values(), name)
+    store.grouping.number(filter(None, entries), store.entries.values())
     return entries
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rmsjit.arrays.layout import Key
 from rmsjit.rule.form import Form
+from rmsjit.state.grouping import Assignment
 from rmsjit.state.slots import Member
 from rmsjit.steps.dense import DenseGroup
 from rmsjit.steps.pairs import is_sparse
@@ -33,8 +34,11 @@ def rounds_of(
     members: Sequence[Member | None],
     constrained: Collection[int],
     form: Form,
+    assignment: Assignment,
 ) -> list[list[Group]]:
     """The groups of each round: for each turn, one for each dtype and each sparse gradient.
+
+    Variables that are frozen are in none.
 
     All turns are one round, unless a variable with a constraint occurs several times: then each
     turn is a round, because the constraint is applied between the updates.
@@ -42,16 +46,17 @@ def rounds_of(
     turns = turns_of(members)
     together: dict[tuple[int, Any], list[int]] = {}
     for position, member in enumerate(members):
-        if member is not None:
+        if member is not None and position not in assignment.frozen:
             sort = position if is_sparse(kinds[position]) else member.entry.precision.name
             together.setdefault((turns[position], sort), []).append(position)
     by_turn: list[list[Group]] = [[] for _ in range(max(turns, default=0) + 1)]
     for (turn, sort), positions in together.items():
         found = [member for member in map(members.__getitem__, positions) if member]
         if isinstance(sort, int):
-            by_turn[turn].append(SparseGroup(sort, variables[sort], found[0], form))
+            row = int(assignment.rows[sort])
+            by_turn[turn].append(SparseGroup(sort, variables[sort], found[0], form, row))
         else:
-            by_turn[turn].append(DenseGroup(positions, found, form))
+            by_turn[turn].append(DenseGroup(positions, found, form, assignment.rows[positions]))
     keys = [member.entry.key for k in constrained if (member := members[k])]
     if len(set(keys)) < len(keys):
         return by_turn

@@ -62,13 +62,15 @@ def cut_evenly(
     return Partition(np.array(pieces, np.int64).reshape(-1, 3), np.array(starts, np.int64))
 
 
-def pieces_of(part: Partition, positions: NDArray[np.int64]) -> Partition:
+def pieces_of(
+    part: Partition, positions: NDArray[np.int64], groups: NDArray[np.int64] | None = None
+) -> Partition:
     """The partition as kernels read it, with variables numbered by their positions in the list.
 
-    Its pieces have a fourth column: the row of the step's numbers.
+    Its pieces have a fourth column: the row of the step's numbers, `groups` by variable.
     """
     rows, starts, counts = part.pieces.T
-    group = np.zeros_like(rows)
+    group = np.zeros_like(rows) if groups is None else groups[rows]
     pieces = np.stack([positions[rows], starts, counts, group], axis=1)
     return Partition(np.ascontiguousarray(pieces), np.ascontiguousarray(part.bins, np.int64))
 

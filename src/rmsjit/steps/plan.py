@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from rmsjit.kernels import headers
 from rmsjit.rule.form import Form
 from rmsjit.runtime import trials
 from rmsjit.runtime.threads import ONE_THREAD, Launch
+from rmsjit.state.grouping import Assignment
 from rmsjit.state.slots import Entry, Member
 from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.binding import Binding
@@ -69,6 +70,8 @@ class Plan:
         Whether rows that a sparse gradient does not name are updated as by a zero gradient.
     epoch : int64 array, shape (1,)
         See `rmsjit.state.slots.SlotStore.epoch`.
+    assignment : Assignment
+        Which variables have settings of their own.
 
     Attributes
     ----------
@@ -106,7 +109,9 @@ class Plan:
         form: Form,
         exact: bool,
         epoch: NDArray[np.int64],
+        assignment: Assignment,
     ) -> None:
+        self._assignment = assignment
         self.form, self.exact, self.epoch = form, exact, epoch
         self._valid_epoch = int(epoch[0])
         self.count = len(variables)
@@ -116,7 +121,7 @@ class Plan:
         own_memory = [_own_memory(*pair) for pair in zip(members, turns_of(members), strict=True)]
         self.reader = HeaderReader(variables, kinds, own_memory, self._written)
         self._take_names(variables)
-        self.rounds = rounds_of(variables, kinds, members, self.constrained, form)
+        self.rounds = rounds_of(variables, kinds, members, self.constrained, form, assignment)
         self.groups = [group for groups in self.rounds for group in groups]
         self._dense = [group for group in self.groups if isinstance(group, DenseGroup)]
         self.sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
@@ -132,14 +137,15 @@ class Plan:
             NormPass(group.sizes, group.precision, group.positions) for group in self._dense
         ]
         self.draft: Draft | None = None
-        movable = self._same_calls and not (exact or self.may_need_threads)
+        grouped = assignment.groups > 1  # and what is moved may be in another group
+        movable = self._same_calls and not (exact or self.may_need_threads or grouped)
         self.structure = structure_of(variables, kinds) if movable else None
 
     def _take_names(self, variables: Sequence[Any]) -> None:
         self._variables = tuple(variables)
         self.identity = identity_of(variables, self._kinds)
         self.owners = self.reader.owners
-        self.dropped = _dropped(variables, self._members)
+        self.dropped = _dropped(variables, self._members, self._assignment.frozen)
         self.constrained = _constrained(variables, self._members)
         self.free: list[Binding] = []
 
@@ -214,7 +220,8 @@ class Plan:
         try:
             binding = self.free.pop()
         except IndexError:
-            binding = Binding(self._addresses, self._computing, self.reader)
+            groups = self._assignment.groups
+            binding = Binding(self._addresses, self._computing, self.reader, groups)
         read = self.reader.compiled
         if read is not None:
             others = read(id(pairs), binding.read_address)
@@ -393,9 +400,12 @@ def _own_memory(member: Member | None, turn: int) -> int | None:
     return 0 if turn else address_of(member.entry.canonical)
 
 
-def _dropped(variables: Sequence[Any], members: Sequence[Member | None]) -> list[str]:
-    pairs = enumerate(zip(variables, members, strict=True))
-    return [naming(variable, k) for k, (variable, member) in pairs if member is None]
+def _dropped(
+    variables: Sequence[Any], members: Sequence[Member | None], frozen: Collection[int]
+) -> list[str]:
+    """The names of variables that lack a gradient."""
+    missing = (k for k, member in enumerate(members) if member is None and k not in frozen)
+    return [naming(variables[k], k) for k in missing]
 
 
 def _constrained(variables: Sequence[Any], members: Sequence[Member | None]) -> dict[int, Variable]:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 
 from rmsjit.rule.clipping import Clipping
-from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.rule.numbers import StepNumbers
+from rmsjit.rule.hyperparameters import Hyperparameters, Numbers
 from rmsjit.steps.pairs import Pairs
 
 if TYPE_CHECKING:  # these import Numba
@@ -48,7 +47,7 @@ class Reduction(Protocol):
     """One step of all ranks, from their agreement to the sharing of results."""
 
     pairs: Pairs
-    values: StepNumbers
+    values: Numbers
     clipping: Clipping
     scale: float  # the gradients must still be multiplied by this
 

@@ -127,10 +127,13 @@ class SparseGroup:
     member : Member
         Its memory and slots.
     form : Form
+    row : int
+        The row of the table in the numbers of a step.
     """
 
-    def __init__(self, position: int, variable: Any, member: Member, form: Form) -> None:
+    def __init__(self, position: int, variable: Any, member: Member, form: Form, row: int) -> None:
         self.position = position
+        self._row = row
         self.positions = np.array([position])
         self.variable = variable
         self.entry: Entry = member.entry
@@ -187,7 +190,8 @@ class SparseGroup:
         if occurrences.distinct and self.table.width:
             calls = self._updates(binding, occurrences, factor, bins, clock)
         if clock is not None:
-            calls.append(tick_call(clock, binding.lapse_numbers[self.kinds.computing]))
+            lapses = binding.lapse_numbers[self.kinds.computing]
+            calls.append(tick_call(clock, lapses[self._row]))
         return calls
 
     def _updates(
@@ -198,7 +202,7 @@ class SparseGroup:
         bins: int,
         clock: Clock | None,
     ) -> list[Call]:
-        table, numbers = self.table, binding.numbers[self.kinds.computing]
+        table, numbers = self.table, binding.numbers[self.kinds.computing][self._row]
         if table.in_place:
             return [self._update(table.addresses, numbers, occurrences, factor, bins, clock)]
         named, places = np.unique(occurrences.indices, return_inverse=True)

@@ -1,0 +1,78 @@
+"""Adding groups of variables to an optimizer, and their configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rmsjit.optimizers.parameter_group import Members, ParameterGroup, members_of
+from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.entries import Entry
+from rmsjit.state.slots import SlotStore
+from rmsjit.steps.entering import entries_of
+
+
+def add_group(
+    store: SlotStore,
+    hyperparameters: Hyperparameters,
+    has_steps: bool,
+    variables: Any,
+    settings: Mapping[str, Any],
+) -> ParameterGroup:
+    """Make a group and let the next step use it; see `Optimizer.add_group`."""
+    members = members_of(variables)
+    group = ParameterGroup.make(hyperparameters, store, has_steps, members, settings)
+    with store.lock.lock:
+        entries = _entries_of(store, members, group)
+        store.enter(entries, [])
+        store.grouping.add(group, entries)
+        hyperparameters.groups = (*hyperparameters.groups, group._settings)
+        hyperparameters.constant = None
+        store.changed()
+    return group
+
+
+def _entries_of(store: SlotStore, members: Members, group: ParameterGroup) -> list[Entry]:
+    """The entries of the members that are there; the group awaits the others."""
+    known = store.with_slots()
+    group.awaited = {number for number in members.numbers if number >= len(known)}
+    kinds = [np.ndarray] * len(members.variables)
+    entries = [entry for entry in entries_of(store, members.variables, kinds) if entry is not None]
+    return [*entries, *(known[number] for number in sorted(members.numbers - group.awaited))]
+
+
+def group_configs(store: SlotStore) -> list[dict[str, Any]]:
+    """The groups as arguments of `Optimizer.add_group`, for JSON.
+
+    Variables are their numbers in the order in which they got slots.
+
+    Raises
+    ------
+    TypeError
+        If a variable has no slots yet, and so no number, or a schedule can't be serialised.
+    """
+    numbers = {entry.key: number for number, entry in enumerate(store.with_slots())}
+    return [
+        {"variables": [*group.patterns, *_numbers_of(group, store, numbers)], **group.to_dict()}
+        for group in store.grouping.groups
+    ]
+
+
+def _numbers_of(group: ParameterGroup, store: SlotStore, numbers: Mapping[Any, int]) -> list[int]:
+    """The numbers of the variables that a group was given."""
+    entries = members_in(store, group)
+    unnumbered = [entry.name for entry in entries if entry.key not in numbers]
+    if unnumbered:
+        raise TypeError(
+            f"the configuration of {group!r} needs slots of {', '.join(unnumbered)}, by whose "
+            f"order variables are numbered: call build(variables) first, or use a pattern of names"
+        )
+    awaited = {number for number in group.awaited if number >= len(numbers)}
+    return sorted({*awaited, *(numbers[entry.key] for entry in entries)})
+
+
+def members_in(store: SlotStore, group: ParameterGroup) -> list[Entry]:
+    """The variables that a group was given and that are in no later one."""
+    return [entry for entry in store.entries.values() if entry.group is group]
