@@ -12,6 +12,7 @@ from rmsjit.arrays.layout import Key, array_key, canonical_view, layout_of, over
 from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.checkpoints.array_file import DTYPES
 from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
+from rmsjit.checkpoints.groups import group_differences
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
@@ -120,6 +121,7 @@ def differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variabl
         *_variable_differences(checkpoint, variables),
         *_slot_differences(checkpoint, optimizer, variables),
         *_own_weight_differences(checkpoint, optimizer),
+        *group_differences(checkpoint.optimizer.groups, optimizer, variables),
     ]
 
 

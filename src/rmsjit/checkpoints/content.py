@@ -5,12 +5,14 @@ The text, of format version 2::
     {"format": "rmsjit checkpoint", "version": 2, "rmsjit": <version of the package>,
      "variables": [{"name", "array", "dtype", "shape", "axes", "flipped", "same_memory_as"}, ...],
      "optimizer": {"class", "subclass", "config", "form", "iterations", "skipped_steps",
-                   "weights": [{"variable", "name", "array", "dtype", "shape"}, ...]}}
+                   "weights": [{"variable", "name", "array", "dtype", "shape"}, ...],
+                   "groups": [{"patterns", "variables", "settings"}, ...]}}
 
 ``array`` is the name of an array in the file.  It is null for a variable that shares the memory of
 an earlier one, which ``same_memory_as`` names.  ``axes`` are the axes of a variable by descending
 stride, ``flipped`` those with a negative stride.  ``weights`` are in the order of the optimizer's
-weights; ``variable`` is null for weights that are not slots.
+weights; ``variable`` is null for weights that are not slots.  ``groups`` is left out if there are
+none; ``variables`` are names of variables, ``settings`` arguments of `Optimizer.add_group`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rmsjit.arrays.layout import Layout
 from rmsjit.checkpoints import schema
 from rmsjit.checkpoints.array_file import Arrays, as_dtype
 from rmsjit.rule.form import Form
-from rmsjit.rule.presets import keras_legacy, tf1
+from rmsjit.rule.presets import keras_legacy, tf1, with_terms
 
 FORMAT, VERSION = "rmsjit checkpoint", 2
 
@@ -53,6 +55,15 @@ class SavedWeight:
 
 
 @dataclass(frozen=True)
+class SavedGroup:
+    """A group of variables that have settings of their own."""
+
+    patterns: list[str]  # of names that `Variable` objects have
+    variables: list[str]  # by their names in the checkpoint
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class SavedOptimizer:
     """An optimizer without its weights."""
 
@@ -62,6 +73,7 @@ class SavedOptimizer:
     form: Form
     iterations: int | None  # None if the class does not count them
     skipped_steps: int = 0
+    groups: list[SavedGroup] | None = None  # None if the source does not tell
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
     """The JSON text and the arrays; raises `TypeError` if JSON does not support the config."""
     optimizer = checkpoint.optimizer
     _check_for_json("config", optimizer.config)
+    groups = [vars(group) for group in optimizer.groups or ()]
     arrays: Arrays = {}
     content = {
         "format": FORMAT,
@@ -93,6 +106,7 @@ def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
             "iterations": optimizer.iterations,
             "skipped_steps": optimizer.skipped_steps,
             "weights": [_weight_record(saved, arrays) for saved in checkpoint.weights],
+            **({"groups": groups} if groups else {}),
         },
     }
     return json.dumps(content), arrays
@@ -144,8 +158,11 @@ def _checkpoint(content: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     for record in content["variables"]:
         variables[record["name"]] = _saved_variable(record, variables, arrays)
     weights = [SavedWeight(r["variable"], r["name"], _value(r, arrays)) for r in records]
+    groups = [SavedGroup(**record) for record in optimizer.pop("groups", [])]
+    _check_groups(groups, variables)
     form = _form(optimizer["form"], content["version"])
-    saved = SavedOptimizer(class_name=optimizer.pop("class"), **optimizer | {"form": form})
+    changed = {"form": form, "groups": groups}
+    saved = SavedOptimizer(class_name=optimizer.pop("class"), **optimizer | changed)
     if saved.subclass == saved.class_name:
         _check_config_of_form(saved)
     return Checkpoint(saved, variables, weights)
@@ -170,6 +187,15 @@ def _check_names(
         raise ValueError(f"array {name!r} is {'unknown' if name in arrays else 'missing'}")
 
 
+def _check_groups(groups: list[SavedGroup], variables: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless the variables of groups are there, each in one of them."""
+    named = [name for group in groups for name in group.variables]
+    _check_unique("variable of groups", named)
+    for name in named:
+        if name not in variables:
+            raise ValueError(f"a group has a variable {name!r}, which is missing")
+
+
 def _check_unique(kind: str, names: list[Any]) -> None:
     seen = set()
     for name in names:
@@ -192,7 +218,12 @@ def _check_config_of_form(saved: SavedOptimizer) -> None:
     """Raise `ValueError` if the configuration contradicts the form, for rmsjit's own classes."""
     form, config = saved.form, saved.config
     if saved.class_name == "RMSPropOptimizer":
-        made = tf1(centered=config["centered"])
+        made = with_terms(
+            tf1(centered=config["centered"]),
+            decays=config.get("weight_decay", 0.0) > 0,
+            decoupled=config.get("decoupled_weight_decay", True),
+            clips=config.get("clip_weights") is not None,
+        )
     elif "form" in config:
         made = Form.from_dict(config["form"])
     else:

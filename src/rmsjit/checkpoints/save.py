@@ -17,7 +17,15 @@ from rmsjit.checkpoints.compare import (
     key_of,
     saved_variables,
 )
-from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight, decoded, encoded
+from rmsjit.checkpoints.content import (
+    Checkpoint,
+    SavedGroup,
+    SavedOptimizer,
+    SavedWeight,
+    decoded,
+    encoded,
+)
+from rmsjit.checkpoints.groups import add_saved_groups, saved_groups
 from rmsjit.checkpoints.restore import new_optimizer, new_variables, restore
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
@@ -115,8 +123,9 @@ def load(
     path : path_like
         Ends in ``.npz`` or ``.safetensors``.
     optimizer : RMSprop or train.RMSPropOptimizer, optional
-        Must have the saved class and form; its state is replaced.  The learning rate and the other
-        hyperparameters do not change, so you can resume with different ones.  By default a new
+        Must have the saved class, form and groups of variables; its state is replaced.  The
+        learning rate and the other hyperparameters, those of groups among them, do not change, so
+        you can resume with different ones.  By default a new
         optimizer is created with the saved hyperparameters.
     variables : dict of str to ndarray or Variable, optional
         Must have the saved names, shapes and dtypes; they are overwritten.  By default new arrays
@@ -166,10 +175,11 @@ def load(
     text, arrays = read_arrays(path)
     try:
         checkpoint = decoded(text, arrays)
-        if optimizer is None:
-            optimizer = new_optimizer(checkpoint, custom_objects)
         if variables is None:
             variables = new_variables(checkpoint)
+        if optimizer is None:
+            optimizer = new_optimizer(checkpoint, custom_objects)
+            add_saved_groups(checkpoint, optimizer, variables, custom_objects)
         restore(checkpoint, optimizer, variables)
     except ValueError as error:
         raise ValueError(f"{path} can't be loaded: {error}") from error
@@ -181,7 +191,8 @@ def _taken(optimizer: Optimizer, variables: Variables) -> Checkpoint:
     check_all_named(optimizer, variables)
     optimizer.sync()  # the file format has no clocks for rows that have missed steps
     weights = _saved_weights(optimizer, variables)
-    return Checkpoint(_saved_optimizer(optimizer), saved_variables(variables), weights)
+    groups = saved_groups(optimizer, variables)
+    return Checkpoint(_saved_optimizer(optimizer, groups), saved_variables(variables), weights)
 
 
 def _saved_weights(optimizer: Optimizer, variables: Variables) -> list[SavedWeight]:
@@ -199,7 +210,7 @@ def _saved_weights(optimizer: Optimizer, variables: Variables) -> list[SavedWeig
     return saved
 
 
-def _saved_optimizer(optimizer: Optimizer) -> SavedOptimizer:
+def _saved_optimizer(optimizer: Optimizer, groups: list[SavedGroup]) -> SavedOptimizer:
     return SavedOptimizer(
         class_name=class_of(optimizer).__name__,
         subclass=type(optimizer).__name__,
@@ -207,6 +218,7 @@ def _saved_optimizer(optimizer: Optimizer) -> SavedOptimizer:
         form=optimizer._store.form,
         iterations=int(optimizer.iterations) if isinstance(optimizer, RMSprop) else None,
         skipped_steps=optimizer.skipped_steps,
+        groups=groups,
     )
 
 
@@ -216,9 +228,10 @@ def _config_of(optimizer: Optimizer) -> dict[str, Any]:
     # Defaults are left out, since a subclass need not accept arguments that it does not use.
     extra = {name: value for name, value in own.items() if value not in ("rows", "propagate")}
     if isinstance(optimizer, RMSprop):
-        return optimizer.get_config() | extra
+        return optimizer._own_config() | extra
     assert isinstance(optimizer, RMSPropOptimizer)
     numbers = optimizer._hyperparameters
+    extra |= optimizer._further_arguments(numbers.last)
     return {
         "learning_rate": numbers.last("learning_rate"),
         "decay": numbers.last("rho"),

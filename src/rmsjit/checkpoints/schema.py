@@ -29,9 +29,13 @@ def check(content: Any) -> None:
     for position, record in enumerate(content["variables"]):
         _fields(f"variables[{position}]", record, _VARIABLE)
     optimizer = content["optimizer"]
-    _fields("optimizer", optimizer, _OPTIMIZER)
+    _fields("optimizer", optimizer, _OPTIMIZER, optional={"groups"})
     for position, record in enumerate(optimizer["weights"]):
         _fields(f"weights[{position}]", record, _WEIGHT)
+    for position, record in enumerate(optimizer.get("groups", ())):
+        _fields(f"groups[{position}]", record, _GROUP)
+        settings = record["settings"]
+        _fields(f"groups[{position}].settings", settings, _SETTINGS, optional=_SETTINGS.keys())
     check_form("form", optimizer["form"], version)
     _check_class(optimizer)
     if optimizer["subclass"] == optimizer["class"]:
@@ -133,6 +137,10 @@ def _is_finite(value: Any) -> bool:
 
 
 _string = _that("a string", lambda value: isinstance(value, str))
+_strings = _that(
+    "a list of strings",
+    lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+)
 _list = _that("a list", lambda value: isinstance(value, list))
 _dictionary = _that("a dictionary", lambda value: isinstance(value, dict))
 _flag = _that("true or false", lambda value: isinstance(value, bool))
@@ -171,6 +179,13 @@ _OPTIMIZER: dict[str, Check] = {
     "iterations": _optional(_count),
     "skipped_steps": _count,
     "weights": _list,
+    "groups": _list,
+}
+_GROUP: dict[str, Check] = {"patterns": _strings, "variables": _strings, "settings": _dictionary}
+_SETTINGS: dict[str, Check] = {
+    "learning_rate": _rate,
+    **dict.fromkeys(("lr_multiplier", "weight_decay", "rho", "momentum", "epsilon"), _number),
+    "frozen": _flag,
 }
 _SLOT: dict[str, Check] = {
     "name": _string,
@@ -197,8 +212,12 @@ _CONFIG: dict[str, Check] = {
     "name": _string,
     "sparse": _one_of("rows", "exact"),
     "nonfinite": _one_of("propagate", "skip", "raise"),
+    "weight_decay": _number,
+    "clip_weights": _optional(_number),
+    "maximize": _flag,
+    "grad_scale": _number,
 }
-_CONFIG_TF1 = {**_CONFIG, "use_locking": _flag}
+_CONFIG_TF1 = {**_CONFIG, "use_locking": _flag, "decoupled_weight_decay": _flag}
 _CONFIG_RMSPROP = {
     **_CONFIG,
     "rho": _number,
@@ -206,8 +225,6 @@ _CONFIG_RMSPROP = {
     "clipvalue": _number,
     "global_clipnorm": _number,
     "form": _dictionary,
-    "weight_decay": _number,
-    "clip_weights": _optional(_number),
 }
 _NEEDED = {"learning_rate", "decay", "momentum", "epsilon", "centered", "name"}
 _NEEDED_TF1 = _NEEDED | {"use_locking"}

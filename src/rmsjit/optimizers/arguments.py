@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,19 @@ def checked_functions(name: str, values: Sequence[Any] | None) -> list[Any]:
         if not callable(function):
             raise TypeError(f"{name}[{position}] must be callable, got {function!r}")
     return functions
+
+
+def with_schedule(
+    arguments: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Arguments with the learning rate as a schedule if it is the configuration of one."""
+    rate = arguments.get("learning_rate")
+    if not isinstance(rate, dict):
+        return dict(arguments)
+    from rmsjit import schedules
+
+    schedule = schedules.deserialize(rate, custom_objects=dict(custom_objects or {}))
+    return {**arguments, "learning_rate": schedule}
 
 
 def initial_value(

@@ -54,10 +54,11 @@ def group_configs(store: SlotStore) -> list[dict[str, Any]]:
         If a variable has no slots yet, and so no number, or a schedule can't be serialised.
     """
     numbers = {entry.key: number for number, entry in enumerate(store.with_slots())}
-    return [
+    configs = [
         {"variables": [*group.patterns, *_numbers_of(group, store, numbers)], **group.to_dict()}
         for group in store.grouping.groups
     ]
+    return [config for config in configs if config["variables"]]
 
 
 def _numbers_of(group: ParameterGroup, store: SlotStore, numbers: Mapping[Any, int]) -> list[int]:

@@ -6,7 +6,7 @@ import inspect
 import math
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from rmsjit.optimizers.arguments import (
     checked_nonnegative,
     checked_rate,
     checked_weight_decay,
+    with_schedule,
 )
 from rmsjit.optimizers.base import with_shared_parameters
 from rmsjit.optimizers.grouped import group_configs
@@ -599,8 +600,12 @@ class RMSprop(WeightedOptimizer):
         TypeError
             If a custom schedule can't be serialised, or a variable of a group has no slots yet.
         """
-        config, groups = self._arguments(self._serialized), group_configs(self._store)
+        config, groups = self._own_config(), group_configs(self._store)
         return config | {"groups": groups} if groups else config
+
+    def _own_config(self) -> dict[str, Any]:
+        """The configuration without groups of variables."""
+        return self._arguments(self._serialized)
 
     def _arguments(self, shown: Callable[[str], Any]) -> dict[str, Any]:
         """The constructor's arguments; `shown` gives the value of a hyperparameter by name."""
@@ -665,9 +670,9 @@ class RMSprop(WeightedOptimizer):
             arguments["learning_rate"] = arguments.pop("lr")
         if isinstance(arguments.get("form"), dict):
             arguments["form"] = Form.from_dict(arguments["form"])
-        optimizer = cls(**_with_schedule(arguments, custom_objects))
+        optimizer = cls(**with_schedule(arguments, custom_objects))
         for group in groups:
-            optimizer.add_group(**_with_schedule(group, custom_objects))
+            optimizer.add_group(**with_schedule(group, custom_objects))
         return optimizer
 
     @reprlib.recursive_repr()
@@ -682,19 +687,6 @@ class RMSprop(WeightedOptimizer):
             arguments["groups"] = list(self.groups)
         shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         return f"<rmsjit.{type(self).__name__} {shown}, iterations={int(self._iterations)}>"
-
-
-def _with_schedule(
-    arguments: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Arguments with the learning rate as a schedule if it is the configuration of one."""
-    rate = arguments.get("learning_rate")
-    if not isinstance(rate, dict):
-        return dict(arguments)
-    from rmsjit import schedules
-
-    schedule = schedules.deserialize(rate, custom_objects=dict(custom_objects or {}))
-    return {**arguments, "learning_rate": schedule}
 
 
 def _refuse_newer_keras(config: dict[str, Any], known: Iterable[str]) -> None:

@@ -324,29 +324,34 @@ class RMSPropOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         numbers = self._hyperparameters
+        further = self._further_arguments(numbers.__getitem__)
+        if self.groups:
+            further["groups"] = list(self.groups)
         return (
             f"<rmsjit.train.{type(self).__name__} name={self._name!r}, "
             f"learning_rate={numbers['learning_rate']!r}, decay={numbers['rho']!r}, "
             f"momentum={numbers['momentum']!r}, epsilon={numbers['epsilon']!r}, "
-            f"centered={self._store.form.centered}{self._rest_of_repr()}>"
+            f"centered={self._store.form.centered}"
+            f"{''.join(f', {name}={value!r}' for name, value in further.items())}>"
         )
 
-    def _rest_of_repr(self) -> str:
-        """What TensorFlow's optimizer does not have, as far as it is used."""
-        numbers, form, scale = self._hyperparameters, self._store.form, self._clipping
-        rest: dict[str, Any] = {}
+    def _further_arguments(self, shown: Callable[[str], Any]) -> dict[str, Any]:
+        """The arguments that TensorFlow does not have, as far as they are used.
+
+        `shown` gives the value of a hyperparameter by name.
+        """
+        form, scale = self._store.form, self._clipping.gradient_scale
+        used: dict[str, Any] = {}
         if form.weight_decay is not None:
-            rest["weight_decay"] = numbers["weight_decay"]
-            rest["decoupled_weight_decay"] = form.weight_decay != "coupled"
+            used["weight_decay"] = shown("weight_decay")
+            used["decoupled_weight_decay"] = form.weight_decay != "coupled"
         if form.clip_weights:
-            rest["clip_weights"] = numbers["clip_weights"]
-        if scale.gradient_scale < 0:
-            rest["maximize"] = True
-        if abs(scale.gradient_scale) != 1.0:
-            rest["grad_scale"] = abs(scale.gradient_scale)
-        if self.groups:
-            rest["groups"] = list(self.groups)
-        return "".join(f", {name}={value!r}" for name, value in rest.items())
+            used["clip_weights"] = shown("clip_weights")
+        if scale < 0:
+            used["maximize"] = True
+        if abs(scale) != 1.0:
+            used["grad_scale"] = abs(scale)
+        return used
 
 
 def _no_pairs() -> ValueError:
