@@ -245,7 +245,7 @@ class Plan:
             gradients[position] = address_of(found.values)
         for k in np.flatnonzero(gradients == headers.NOT_READABLE).tolist():
             member = self._members[k]
-            if member is None or k in binding.occurrences:
+            if member is None or k in binding.occurrences or k in self._assignment.frozen:
                 continue
             gradient = dense_gradient(pairs[k][0], self._variables[k], k)
             canonical = layout_of(self.owners[k]).canonical(gradient)
