@@ -604,6 +604,47 @@ def step_beside(comm, opt, alone, variables, steps):
             same(got, wanted)
 
 
+def check_groups(comm, folder):
+    """Groups, frozen variables and the factor of gradients are as in one process."""
+    shapes = [(5,), (40,), (3, 4), (7,)]
+
+    def make(strategy=None, odd=0.0):
+        opt = rmsjit.RMSprop(
+            0.125, momentum=0.5, weight_decay=0.25, maximize=True, strategy=strategy
+        )
+        variables = start(shapes, "float32")
+        opt.add_group([variables[0]], learning_rate=lambda: 0.5 + odd, weight_decay=0.0)
+        return opt, variables, opt.add_group([variables[2]], rho=0.5 + odd / 8)
+
+    (opt, variables, group) = make(MPIStrategy(comm), odd=comm.rank)  # those of rank 0 count
+    alone, expected, same_group = make()
+    for step in range(6):
+        group.frozen = same_group.frozen = step in (2, 3)
+        everyone = [dense_of(rank, step, variables) for rank in range(comm.size)]
+        sums = [total(of_one) for of_one in zip(*everyone, strict=True)]
+        opt.apply_gradients(zip(everyone[comm.rank], variables, strict=True))
+        alone.apply_gradients(zip(sums, expected, strict=True))
+        for got, wanted in zip(variables, expected, strict=True):
+            same(got, wanted)
+    same_everywhere(comm, variables)
+    groups_must_agree(comm, opt, variables, group)
+
+
+def groups_must_agree(comm, opt, variables, group):
+    pairs = [(v.copy(), v) for v in variables]
+    if comm.size > 1:
+        group.frozen = comm.rank == comm.size - 1
+        text = raised(lambda: opt.apply_gradients(pairs), RuntimeError)
+        assert "in group 2, frozen" in text, text
+        group.frozen = False
+        if comm.rank == comm.size - 1:
+            opt.add_group([variables[1]], rho=0.5)
+        text = raised(lambda: opt.apply_gradients(pairs), RuntimeError)
+        assert "ranks must agree" in text, text
+    sharded = rmsjit.RMSprop(strategy=MPIStrategy(comm, shard_state=True))
+    assert "add_group" in raised(lambda: sharded.add_group([variables[0]]), NotImplementedError)
+
+
 def check_momentum_set_later(comm, folder):
     """The form changes, and ranks agree on the new one."""
     for shard in (False, True):
