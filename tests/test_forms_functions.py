@@ -152,7 +152,6 @@ def test_wrong_arguments_are_type_errors_that_help(call, match):
         (lambda: forms.optax(0.1, momentum=2), "momentum must be between 0 and 1, got 2.0"),
         (lambda: forms.torch(weight_decay=-1), "weight_decay must not be negative"),
         (lambda: forms.mxnet(wd=-1), "wd must not be negative"),
-        (lambda: forms.torch(maximize=True), "maximize must be False, got True: give the negated"),
         (lambda: forms.keras(use_ema=True), "use_ema must be False, got True"),
         (lambda: forms.keras(loss_scale_factor=8), "loss_scale_factor must be None, got 8: scale"),
         (lambda: forms.torch(centered="yes"), "centered must be one of False, True, got 'yes'"),
@@ -320,10 +319,14 @@ TORCH = {
         (LEGACY, lambda: forms.tf_keras_legacy()),
         (LEGACY | {"is_legacy_optimizer": True}, lambda: forms.tf_keras_legacy()),
         (TORCH, lambda: forms.torch(momentum=0.9, weight_decay=0.1)),
+        (
+            TORCH | {"maximize": True},
+            lambda: forms.torch(momentum=0.9, weight_decay=0.1, maximize=True),
+        ),
         ({"step_size": 0.1, "gamma": 0.9}, None),
         ({"rmsDecay": 0.9}, lambda: forms.dl4j(rmsDecay=0.9)),
     ],
-    ids=["keras", "tf_keras", "legacy", "marked legacy", "torch", "ambiguous", "dl4j"],
+    ids=["keras", "tf_keras", "legacy", "marked legacy", "torch", "ascent", "ambiguous", "dl4j"],
 )
 def test_from_config(config, made):
     wrapped = {"module": "x", "class_name": "RMSprop", "config": config, "registered_name": None}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+import rmsjit.interop
 
 STEPS = 20
 TOLERANCE = {"float32": 3e-6, "float64": 1e-13}
@@ -65,6 +66,31 @@ def test_groups_are_those_of_torch(name, maximize, dtype):
             np.testing.assert_allclose(
                 variable, wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
             )
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("maximize", [False, True])
+def test_groups_go_on_in_torch(maximize):
+    torch = pytest.importorskip("torch")
+    variables = start("float64")
+    opt = rmsjit.forms.torch(**BASE, maximize=maximize)
+    opt.add_group([variables[0], variables[3]], learning_rate=0.1)
+    opt.add_group([variables[1]], weight_decay=0.0, momentum=0.5)
+    opt.apply_gradients(zip(gradients_of(0), variables, strict=True))
+    named = {f"v{k}": v for k, v in enumerate(variables)}
+    state_dict = rmsjit.interop.to_torch_state_dict(opt, named)
+    order = [[2], [0, 3], [1]]  # those in no group come first
+    assert [group["params"] for group in state_dict["param_groups"]] == [[0], [1, 2], [3]]
+    parameters = [torch.nn.Parameter(torch.tensor(v)) for v in variables]
+    theirs = torch.optim.RMSprop([{"params": [parameters[k] for k in part]} for part in order])
+    theirs.load_state_dict(state_dict)
+    for step in range(1, STEPS):
+        for parameter, gradient in zip(parameters, gradients_of(step), strict=True):
+            parameter.grad = torch.tensor(gradient)
+        theirs.step()
+        opt.apply_gradients(zip(gradients_of(step), variables, strict=True))
+    for variable, parameter in zip(variables, parameters, strict=True):
+        np.testing.assert_allclose(variable, parameter.detach().numpy(), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.live

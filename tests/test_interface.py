@@ -139,8 +139,8 @@ OUR_KEYWORDS = {
     "slot_allocator": None,
     "strategy": None,
 }
-_NUMBERS = {"clip_weights", "grad_scale", "maximize", "weight_decay"}
-_GROUPS = {"add_group", "groups"}
+_NUMBERS = {"clip_weights", "weight_decay"}
+_GROUPS = {"add_group", "grad_scale", "groups", "maximize"}
 _MEMORY = {"forget", "rebind", "resize_rows", "variables_seen"}
 OUR_NAMES = {
     "keras": {"build", "form", "name", "skipped_steps", "sync", *_NUMBERS, *_GROUPS, *_MEMORY},

@@ -209,7 +209,7 @@ def test_parameters_with_names_go_by_them():
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"maximize": True}, "it has maximize: set it to False, and give rmsjit the negative"),
+        ({"maximize": True}, "it has maximize=True, the optimizer here False"),
         ({"params": [0, 1]}, "it has groups of the parameters"),
         ({"params": [0, 1, 1, 2]}, "it has groups of the parameters"),
         ({"params": [0, 1, 2, 3]}, "it has 4 parameters, and there are 3 variables"),

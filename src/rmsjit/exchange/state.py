@@ -142,7 +142,10 @@ def dtype_name(variable: Any) -> str:
     return str(getattr(variable.dtype, "name", variable.dtype))
 
 
-def next_numbers(optimizer: Optimizer) -> StepNumbers:
-    """The numbers of the optimizer's next step, as far as that is known without taking it."""
+def next_numbers(optimizer: Optimizer, row: int = 0) -> StepNumbers:
+    """The numbers of the optimizer's next step, as far as that is known without taking it.
+
+    `row` is that of a group of variables; see `rmsjit.state.grouping`.
+    """
     counter = optimizer.iterations.array if isinstance(optimizer, RMSprop) else None
-    return optimizer._hyperparameters.seen_at(counter)[0]
+    return optimizer._hyperparameters.seen_at(counter)[row]

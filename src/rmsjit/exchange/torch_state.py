@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,13 @@ from rmsjit.forms.library import Library
 from rmsjit.forms.table import BY_NAME
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.state.entries import stem_of
 
 _NAMES = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}
 _DEFAULTS = {"momentum": 0.0, "centered": False, "weight_decay": 0.0}
 _HYPERPARAMETERS = ("lr", "alpha", "eps", *_DEFAULTS)
 _SHAPELESS = ("lr", "alpha", "eps")  # no form depends on their values
 _REFUSED = {  # of no form; what to do instead
-    "maximize": "set it to False, and give rmsjit the negative of each gradient",
     "caution": "rmsjit has no step that leaves out elements",
     "corrected_weight_decay": "rmsjit has no decay by lr**2",
 }
@@ -77,10 +77,11 @@ def to_torch_state_dict(
     ----------
     optimizer : RMSprop, train.RMSPropOptimizer, or list of them
         Of the form of that library; for torch that is epsilon outside of the root, and with
-        momentum ``learning_rate="outside"``.  A list makes one group of parameters each.
+        momentum ``learning_rate="outside"``.  A list makes one group of parameters each, and so
+        does each group of variables (`RMSprop.add_group`) after those that are in none.
     variables : dict of str to ndarray or Variable, or list of dict
-        In the order of the parameters of the torch optimizer, and all of them; for a list of
-        optimizers a list, in the order of the groups.
+        In the order of the parameters of the torch optimizer, group by group, and all of them; for
+        a list of optimizers a list, in the order of the groups.
     library : {"torch", "timm", "stable_baselines3", "pfrl"}
         Whose class it is for: ``torch.optim.RMSprop``, or one with the same layout: RMSpropTF,
         RMSpropTFLike, or RMSpropEpsInsideSqrt.
@@ -128,15 +129,19 @@ def to_torch_state_dict(
     for one, named in _in_pairs(optimizer, variables):
         check_arguments(one, named)
         _check_real(named)
-        taken, group = state_of(one, named), _group_of(one, like)
-        unstepped = [name for name in named if not taken.of(name)]
-        _refuse(one._store.form, _form_of(group, like), like, group, unstepped)
-        group["params"] = list(range(count, count + len(named)))
-        for number, (name, variable) in zip(group["params"], named.items(), strict=True):
-            if name not in unstepped:
-                state[number] = _parameter_state(taken, name, variable.shape, group, like)
-        groups.append(group)
-        count += len(named)
+        taken = state_of(one, named)
+        for row, part in _parts(one, named):
+            group = _group_of(one, like, row)
+            if one.maximize and not group.get("maximize"):
+                raise ValueError(f"maximize=True would be lost: {like.title} has no such argument")
+            unstepped = [name for name in part if not taken.of(name)]
+            _refuse(one._store.form, _form_of(group, like), like, group, unstepped)
+            group["params"] = list(range(count, count + len(part)))
+            for number, (name, variable) in zip(group["params"], part.items(), strict=True):
+                if name not in unstepped:
+                    state[number] = _parameter_state(taken, name, variable.shape, group, like)
+            groups.append(group)
+            count += len(part)
     return {"state": state, "param_groups": groups}
 
 
@@ -175,7 +180,7 @@ def from_torch_state_dict(
         If an argument is of a wrong type.
     ValueError
         If `state_dict` does not fit the variables or the optimizer: each difference is named; or
-        if it has what rmsjit lacks, such as ``maximize``.  Nothing has been changed then.
+        if it has what rmsjit lacks, such as ``caution``.  Nothing has been changed then.
 
     See Also
     --------
@@ -277,9 +282,19 @@ def _check_real(variables: Variables) -> None:
             raise TypeError(f"variables[{name!r}] must be real, got dtype {variable.dtype}")
 
 
-def _group_of(optimizer: Optimizer, like: _Library) -> dict[str, Any]:
+def _parts(optimizer: Optimizer, variables: Variables) -> Iterator[tuple[int, Variables]]:
+    """The variables in no group, then those of each group, with the row of their numbers."""
+    store = optimizer._store
+    rows = {n: store.grouping.row_of(store.find(v), stem_of(v)) for n, v in variables.items()}
+    for row in range(len(optimizer.groups) + 1):
+        part = {name: v for name, v in variables.items() if rows[name] == row}
+        if part or not optimizer.groups:
+            yield row, part
+
+
+def _group_of(optimizer: Optimizer, like: _Library, row: int) -> dict[str, Any]:
     """The hyperparameters of the next step, as a group of parameters has them."""
-    numbers, form = next_numbers(optimizer), optimizer._store.form
+    numbers, form = next_numbers(optimizer, row), optimizer._store.form
     group: dict[str, Any] = {
         "lr": numbers.learning_rate,
         "momentum": numbers.momentum,
@@ -297,7 +312,8 @@ def _group_of(optimizer: Optimizer, like: _Library) -> dict[str, Any]:
             "foreach": None,
         }
     if like.counts_in_tensors:
-        group |= {"capturable": False, "foreach": None, "maximize": False, "differentiable": False}
+        group |= {"capturable": False, "foreach": None}
+        group |= {"maximize": optimizer.maximize, "differentiable": False}
     return group
 
 
@@ -348,7 +364,7 @@ def _no_state_dict(error: Exception) -> ValueError:
 def _merged(groups: list[dict[str, Any]]) -> dict[str, Any]:
     """All parameters as one group, if the hyperparameters are those of each."""
     first = groups[0]
-    for name in (*_HYPERPARAMETERS, "decoupled_decay", "lr_in_momentum", *_REFUSED):
+    for name in (*_HYPERPARAMETERS, "decoupled_decay", "lr_in_momentum", "maximize", *_REFUSED):
         values = [group.get(name) for group in groups]
         if any(value != values[0] for value in values):
             raise ValueError(
@@ -370,6 +386,9 @@ def _loaded(
             raise ValueError(f"it has {name}: {instead}")
     if like.is_timm != ("lr_in_momentum" in group):
         raise ValueError(f"it is not of {like.title}: library= names whose it is")
+    ascends = bool(group.get("maximize"))
+    if given is not None and ascends != given.maximize:
+        raise ValueError(f"it has maximize={ascends}, the optimizer here {given.maximize}")
     form = _form_of(group, like)
     named = _by_name(group, states, variables)
     optimizer = function_of(like.row)(**like.arguments(group)) if given is None else given

@@ -17,6 +17,8 @@ OPTIONS = (  # arguments of `RMSprop` that every function takes, where the libra
     "clipvalue",
     "clipnorm",
     "global_clipnorm",
+    "maximize",
+    "grad_scale",
     "sparse",
     "nonfinite",
     "num_threads",

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from rmsjit.optimizers.arguments import (
     checked_clip_weights,
     checked_factor,
+    checked_flag,
     checked_nonnegative,
     checked_rate,
     checked_weight_decay,
@@ -124,6 +125,19 @@ class Number(Argument):
         if value is not None:
             _CHECKS.get(self.of, _unchecked)(self.name, value)
         numbers[self.of] = value
+
+
+@dataclass(frozen=True)
+class Switch(Argument):
+    """An argument that is True or False, also in `rmsjit.RMSprop`, where it has the same name."""
+
+    @property
+    def meaning(self) -> str:
+        return f"`{self.name}` of `rmsjit.RMSprop`."
+
+    def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
+        if checked_flag(self.name, value):
+            numbers[self.name] = True
 
 
 @dataclass(frozen=True)

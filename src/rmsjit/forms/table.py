@@ -14,12 +14,12 @@ from rmsjit.forms.library import (
     Library,
     Number,
     Setting,
+    Switch,
     Unsupported,
     centered,
 )
 
 _ALL_FLOAT32 = ("learning_rate", "rho", "momentum", "epsilon")
-_NEGATE = "give the negated gradients"
 _SCALE = "scale the loss or the gradients before"
 _OWN_VARIABLES = "variables come with their gradients, in apply_gradients"
 
@@ -71,7 +71,7 @@ LIBRARIES = (
             *_TORCH_NUMBERS,
             Argument("capturable", False),
             Argument("foreach", None),
-            Unsupported("maximize", False, instead=_NEGATE),
+            Switch("maximize", False),
             Argument("differentiable", False),
         ),
         _TORCH | {"mg_average": "difference"},
@@ -247,7 +247,7 @@ LIBRARIES = (
             *_TORCH_NUMBERS,
             Setting("initial_scale", 0.0, keyword_only=True, setting="rms_start"),
             Setting("nesterov", False, keyword_only=True),
-            Unsupported("maximize", False, keyword_only=True, instead=_NEGATE),
+            Switch("maximize", False, keyword_only=True),
         ),
         {
             "learning_rate": "outside",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from rmsjit.autodiff import hooks
 from rmsjit.optimizers import grouped
 from rmsjit.optimizers.arguments import (
     checked_function,
+    checked_gradient_scale,
     checked_name,
     checked_nonfinite,
     checked_sparse,
@@ -83,6 +85,7 @@ def with_shared_parameters(cls: C) -> C:
 class Optimizer:
     """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`."""
 
+    _clipping: Clipping
     _has_steps = False  # whether it counts its steps, as schedules need
 
     def __init__(
@@ -178,6 +181,21 @@ class Optimizer:
             If one of them can't be trained, or two partly overlap in memory.
         """
         build(self._store, list(var_list), self._hyperparameters)
+
+    @property
+    def maximize(self) -> bool:
+        """Whether steps ascend; fixed at construction."""
+        return self._clipping.gradient_scale < 0
+
+    @property
+    def grad_scale(self) -> float:
+        """What gradients are multiplied by before they are clipped."""
+        return abs(self._clipping.gradient_scale)
+
+    @grad_scale.setter
+    def grad_scale(self, value: float) -> None:
+        scale = checked_gradient_scale(self.maximize, value)
+        self._clipping = replace(self._clipping, gradient_scale=scale)
 
     # --- groups -----------------------------------------------------------------------------
 

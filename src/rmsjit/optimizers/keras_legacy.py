@@ -534,21 +534,6 @@ class RMSprop(WeightedOptimizer):
         "global_clipnorm", "Bound on the joint norm of all gradients, or None."
     )
 
-    @property
-    def maximize(self) -> bool:
-        """Whether steps ascend; fixed at construction."""
-        return self._clipping.gradient_scale < 0
-
-    @property
-    def grad_scale(self) -> float:
-        """What gradients are multiplied by before they are clipped."""
-        return abs(self._clipping.gradient_scale)
-
-    @grad_scale.setter
-    def grad_scale(self, value: float) -> None:
-        scale = checked_gradient_scale(self.maximize, value)
-        self._clipping = replace(self._clipping, gradient_scale=scale)
-
     def _set_hyperparameter(self, name: str, value: Any) -> None:
         """Set a checked value for the next step."""
         form = self.form

@@ -340,17 +340,17 @@ class RMSPropOptimizer(Optimizer):
 
         `shown` gives the value of a hyperparameter by name.
         """
-        form, scale = self._store.form, self._clipping.gradient_scale
+        form = self._store.form
         used: dict[str, Any] = {}
         if form.weight_decay is not None:
             used["weight_decay"] = shown("weight_decay")
             used["decoupled_weight_decay"] = form.weight_decay != "coupled"
         if form.clip_weights:
             used["clip_weights"] = shown("clip_weights")
-        if scale < 0:
+        if self.maximize:
             used["maximize"] = True
-        if abs(scale) != 1.0:
-            used["grad_scale"] = abs(scale)
+        if self.grad_scale != 1.0:
+            used["grad_scale"] = self.grad_scale
         return used
 
 
