@@ -307,7 +307,8 @@ def test_numbers_are_sent_bit_for_bit():
     assert np.array(found).tobytes() == np.array([numbers, *groups]).tobytes()
     assert clipping == bounds
     assert reader.read(words.copy(), of_groups.copy())[0] is found
-    assert reader.read(words, of_groups[:1])[0] == (found[0], found[1])
+    fewer, _ = reader.read(words, of_groups[:1])
+    assert np.array(fewer).tobytes() == np.array(found[:2]).tobytes()
 
 
 def test_fingerprints_differ():
