@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import pickle
 import warnings
 import weakref
@@ -11,6 +12,7 @@ import pytest
 
 import rmsjit
 from reference import dense_gradient, initial_slots, reference_sparse_step, reference_step
+from rmsjit.checkpoints import save
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.schedules import ExponentialDecay
 
@@ -528,6 +530,38 @@ def test_a_checkpoint_of_other_groups_is_refused(members, tmp_path):
     with pytest.raises(ValueError, match=r"groups of variables: saved \('a'\), here"):
         rmsjit.load(tmp_path / "run.npz", other, theirs)
     assert not theirs["a"].any()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patterns": "*/bias"},
+        {"variables": ["a", "a"]},
+        {"variables": ["stranger"]},
+        {"variables": [0]},
+        {"settings": {"rho": "x"}},
+        {"settings": {"frozen": 1}},
+        {"settings": {"nesterov": 1.0}},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_damaged_groups_are_refused(change, monkeypatch, tmp_path):
+    variables, opt = {"a": np.ones(2)}, keras()
+    opt.add_group([variables["a"]], rho=0.5)
+    opt.build([variables["a"]])
+    encode = save.encoded
+
+    def damaged(checkpoint):
+        text, arrays = encode(checkpoint)
+        content = json.loads(text)
+        content["optimizer"]["groups"][0].update(change)
+        return json.dumps(content), arrays
+
+    monkeypatch.setattr(save, "encoded", damaged)
+    rmsjit.save(tmp_path / "run.npz", opt, variables)
+    with pytest.raises(ValueError, match="it is damaged"):
+        rmsjit.load(tmp_path / "run.npz")
 
 
 def test_what_a_repr_shows():
