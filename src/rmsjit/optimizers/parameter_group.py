@@ -134,8 +134,8 @@ class ParameterGroup:
     ) -> ParameterGroup:
         """A group that is not known to the optimizer yet; every setting is checked."""
         group = cls(hyperparameters, store, has_steps)
-        for name, value in settings.items():
-            group._settings.set(name, group._checked(name, value)) if name != "frozen" else None
+        for name in (name for name in NAMES if name in settings):
+            group._settings.set(name, group._checked(name, settings[name]))
         group._frozen = checked_flag("frozen", settings.get("frozen", False))
         group.patterns = members.patterns
         group._count = len(members.variables) + len(members.numbers)
