@@ -22,6 +22,7 @@ from rmsjit.checkpoints.compare import (
     own_weights,
 )
 from rmsjit.checkpoints.content import Checkpoint, SavedWeight, fits
+from rmsjit.checkpoints.plateaus import plateau_differences, plateau_writes
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.uninterrupted import completed, copying
@@ -75,7 +76,14 @@ def new_optimizer(checkpoint: Checkpoint, custom_objects: Mapping[str, Any] | No
             optimizer: Optimizer = cls.from_config(saved.config, custom_objects=custom)
         else:
             optimizer = cls(**saved.config)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(f"an optimizer can't be made from its configuration: {error}") from error
     # A momentum that was set later has added its slot, but has not moved epsilon.
     if not fits(saved.form, optimizer._store.form):
@@ -99,12 +107,14 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) 
     clocks = [partial(setattr, e, "clock", None) for e in optimizer._store.entries.values()]
     skipped = partial(setattr, optimizer, "skipped_steps", checkpoint.optimizer.skipped_steps)
     copies = copying([*writing.starts, *writing.values])
-    completed([*copies, *clocks, skipped], lambda: _enter(writing, optimizer))
+    plateaus = plateau_writes(checkpoint.optimizer, optimizer)
+    completed([*copies, *clocks, *plateaus, skipped], lambda: _enter(writing, optimizer))
 
 
 def refuse_differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> None:
     """Raise `ValueError` where `restore` would."""
     found = differences(checkpoint, optimizer, variables)
+    found += plateau_differences(checkpoint.optimizer, optimizer)
     if found:
         listed = found[:_DIFFERENCES_LISTED]
         if len(found) > len(listed):

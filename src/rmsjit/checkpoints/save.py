@@ -125,8 +125,8 @@ def load(
     optimizer : RMSprop or train.RMSPropOptimizer, optional
         Must have the saved class, form and groups of variables; its state is replaced.  The
         learning rate and the other hyperparameters, those of groups among them, do not change, so
-        you can resume with different ones.  By default a new
-        optimizer is created with the saved hyperparameters.
+        you can resume with different ones; only what a `ReduceOnPlateau` knows of the metrics is
+        restored.  By default a new optimizer is created with the saved hyperparameters.
     variables : dict of str to ndarray or Variable, optional
         Must have the saved names, shapes and dtypes; they are overwritten.  By default new arrays
         are created with the memory layout of the saved ones: in C or F order, and sharing memory

@@ -128,7 +128,9 @@ class RMSprop(WeightedOptimizer):
     Parameters
     ----------
     learning_rate : float, callable or LearningRateSchedule, default 0.001
-        A number, a 0-d array, a function without arguments, or a schedule of `iterations`.
+        A number, a 0-d array, a function, or a schedule of `iterations`.  A function either takes
+        no arguments or takes the step, which is `iterations`: ``lambda step: 0.1 / (step + 1)``.
+        Its signature tells which.  The same holds for `rho`, `momentum` and `weight_decay`.
     rho : float or callable, default 0.9
         Decay factor of the averages, between 0 and 1.
     momentum : float or callable, default 0.0
@@ -512,7 +514,9 @@ class RMSprop(WeightedOptimizer):
     # --- hyperparameters --------------------------------------------------------------------
 
     learning_rate = _hyperparameter(
-        "learning_rate", checked_rate, "A float, a function without arguments, or a schedule."
+        "learning_rate",
+        checked_rate,
+        "A float, a function without arguments or of the step, or a schedule.",
     )
     lr = _hyperparameter("lr", checked_rate, "Old name of `learning_rate`.", "learning_rate")
     rho = _hyperparameter("rho", checked_factor, "Decay factor of the averages.")

@@ -45,8 +45,9 @@ class RMSPropOptimizer(Optimizer):
     Parameters
     ----------
     learning_rate : float or callable
-        A number, a 0-d array, or a function without arguments that is called at every step.  The
-        same holds for `decay`, `momentum` and `epsilon`.
+        A number, a 0-d array, or a function that is called at every step: without arguments or,
+        if its signature has one, with the step, which is the ``global_step`` that
+        `apply_gradients` then needs.  The same holds for `decay`, `momentum` and `epsilon`.
     decay : float or callable, default 0.9
         Decay factor of the averages, between 0 and 1.
     momentum : float or callable, default 0.0

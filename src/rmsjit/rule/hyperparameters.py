@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.rule.functions import takes_step
 from rmsjit.rule.numbers import StepNumbers
 from rmsjit.variables import Variable, array_of
 
@@ -25,8 +26,9 @@ class Hyperparameters:
     Parameters
     ----------
     given : dict
-        Checked values by their names in `StepNumbers`: a number, a function without arguments or,
-        for the learning rate, a schedule.  Also "decay", which lowers the rate over the steps.
+        Checked values by their names in `StepNumbers`: a number, a function without arguments or
+        of the step or, for the learning rate, a schedule.  Also "decay", which lowers the rate
+        over the steps.
     names : dict, optional
         The names in error messages, where the optimizer's arguments are named differently.
     counts_steps : bool
@@ -51,6 +53,7 @@ class Hyperparameters:
     ) -> None:
         self._given = {"decay": 0.0, "weight_decay": 0.0, "clip_weights": math.inf, **given}
         self._names = dict(names or {})
+        self._of_step = {name for name, value in self._given.items() if is_of_step(name, value)}
         self._used: dict[str, float] = {}  # what each function last returned
         self._counts_steps = counts_steps
         self._in_float32 = frozenset(in_float32)
@@ -61,6 +64,8 @@ class Hyperparameters:
         return self._given[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
+        of_step = {name} if is_of_step(name, value) else set()
+        self._of_step = self._of_step - {name} | of_step
         self._given = {**self._given, name: value}
         self._used.pop(name, None)
         self.constant = None
@@ -74,10 +79,13 @@ class Hyperparameters:
         Raises
         ------
         TypeError, ValueError
-            If a function or schedule does not return a number in the allowed range.
+            If a function or schedule does not return a number in the allowed range, or a function
+            is one of the step and there is no counter.
         """
         if self.constant is not None:
             return self.constant
+        if counter is None:
+            self._refuse_functions_of_the_step()
         groups = self.groups
         numbers = self._of_groups(counter) if groups else (self._numbers(counter, self.now),)
         given = self._given
@@ -125,7 +133,7 @@ class Hyperparameters:
         )
 
     def now(self, name: str, iterations: int = 0) -> float:
-        """The current value; only a schedule depends on `iterations`."""
+        """The current value; schedules and functions of the step depend on `iterations`."""
         given, title = self._given[name], self._name(name)
         if isinstance(given, float):
             return given
@@ -134,7 +142,9 @@ class Hyperparameters:
         if is_schedule(given):
             return as_number(f"{title} (from {given!r})", given(iterations))
         function = getattr(given, "__qualname__", repr(given))
-        value = self._used[name] = as_number(f"{title} (from {function}())", given())
+        arguments = (iterations,) if name in self._of_step else ()
+        call = f"{function}({', '.join(map(str, arguments))})"
+        value = self._used[name] = as_number(f"{title} (from {call})", given(*arguments))
         return value
 
     def last(self, name: str, iterations: int = 0) -> float:
@@ -145,6 +155,13 @@ class Hyperparameters:
         """
         used = self._used.get(name)
         return self.now(name, iterations) if used is None else used
+
+    def _refuse_functions_of_the_step(self) -> None:
+        for name in sorted(self._of_step):
+            raise ValueError(
+                f"{self._name(name)} must not be a function of the step where steps are not "
+                f"counted, got {self._given[name]!r}: pass a global_step"
+            )
 
     def _rounding(self, value_of: Callable[[str, int], float]) -> Callable[[str, int], float]:
         """The same, with the numbers that the form keeps in float32 rounded to it."""
@@ -168,7 +185,7 @@ def checked(name: str, value: Any, *, schedule: bool = False) -> Any:
     Raises
     ------
     TypeError
-        If `value` is none of these.
+        If `value` is none of these, or a function that needs more arguments than the step.
     ValueError
         If a number is not finite.
     """
@@ -183,7 +200,15 @@ def checked(name: str, value: Any, *, schedule: bool = False) -> Any:
     if isinstance(value, Variable):  # read again at every step, as TensorFlow does
         as_number(name, value)
         return value
-    return value if callable(value) else as_number(name, value)
+    if callable(value):
+        takes_step(name, value)
+        return value
+    return as_number(name, value)
+
+
+def is_of_step(name: str, value: Any) -> bool:
+    """Whether a hyperparameter is a function of the step, and not a schedule."""
+    return callable(value) and not is_schedule(value) and takes_step(name, value)
 
 
 def is_schedule(value: Any) -> bool:
