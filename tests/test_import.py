@@ -74,11 +74,12 @@ def test_nothing_is_compiled_or_written_by_import(tmp_path):
 
 
 def made_in(module):
-    """The public classes and functions that a module defines itself."""
+    """The public classes and functions that a module, or a package, defines itself."""
     return [
         name
         for name, value in vars(module).items()
-        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+        if not name.startswith("_")
+        and f"{getattr(value, '__module__', None)}.".startswith(f"{module.__name__}.")
     ]
 
 
