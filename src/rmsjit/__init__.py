@@ -16,6 +16,7 @@ if _TYPE_CHECKING:
     from rmsjit.autodiff.gather import gather
     from rmsjit.autodiff.tape import GradientTape
     from rmsjit.checkpoints.save import load, save
+    from rmsjit.rate_finder import lr_range_test
 
 RMSProp = RMSprop
 
@@ -27,6 +28,7 @@ _ON_DEMAND = {  # imported at first use, because each import takes time
     "gather": "rmsjit.autodiff.gather",
     "interop": "rmsjit",
     "load": "rmsjit.checkpoints.save",
+    "lr_range_test": "rmsjit.rate_finder",
     "save": "rmsjit.checkpoints.save",
     "schedules": "rmsjit",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "gather",
     "interop",
     "load",
+    "lr_range_test",
     "save",
     "schedules",
     "train",

@@ -100,7 +100,7 @@ def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variable
     ending_of(path)
     check_optimizer(optimizer)
     check_variables(variables)
-    checkpoint = _taken(optimizer, variables)
+    checkpoint = taken(optimizer, variables)
     try:
         text, arrays = encoded(checkpoint)
     except TypeError as error:
@@ -186,7 +186,7 @@ def load(
     return optimizer, variables
 
 
-def _taken(optimizer: Optimizer, variables: Variables) -> Checkpoint:
+def taken(optimizer: Optimizer, variables: Variables) -> Checkpoint:
     """A checkpoint whose arrays are not copied."""
     check_all_named(optimizer, variables)
     optimizer.sync()  # the file format has no clocks for rows that have missed steps

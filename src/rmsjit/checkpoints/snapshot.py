@@ -1,0 +1,53 @@
+"""A run that goes back to where it was: `restoring`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from rmsjit.checkpoints.compare import Variables, check_optimizer, check_variables
+from rmsjit.checkpoints.content import Checkpoint
+from rmsjit.checkpoints.restore import restore
+from rmsjit.checkpoints.save import taken
+from rmsjit.optimizers.base import Optimizer
+
+
+@contextmanager
+def restoring(optimizer: Optimizer, variables: Variables) -> Iterator[None]:
+    """Restore the optimizer's state and the variables at the end, whatever happens.
+
+    Variables that the optimizer meets meanwhile are unknown to it again afterwards.
+
+    Parameters
+    ----------
+    optimizer : RMSprop or train.RMSPropOptimizer
+    variables : dict of str to ndarray or Variable
+        At least all that the optimizer knows.
+
+    Raises
+    ------
+    TypeError, ValueError
+        At the beginning, if `rmsjit.save` could not save them.
+    """
+    check_optimizer(optimizer)
+    check_variables(variables)
+    optimizer._refuse_divided("a run that is taken back")
+    store = optimizer._store
+    known = set(store.entries)
+    checkpoint = _copied(taken(optimizer, variables))
+    try:
+        yield
+    finally:
+        store.drop([entry for key, entry in store.entries.items() if key not in known])
+        restore(checkpoint, optimizer, variables)
+
+
+def _copied(checkpoint: Checkpoint) -> Checkpoint:
+    """The same with copies of all arrays."""
+    variables = {
+        name: replace(saved, value=saved.value.copy())
+        for name, saved in checkpoint.variables.items()
+    }
+    weights = [replace(saved, value=saved.value.copy()) for saved in checkpoint.weights]
+    return replace(checkpoint, variables=variables, weights=weights)
