@@ -22,15 +22,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmsjit import schedules
+from rmsjit.cli import plots
 from rmsjit.cli import schedule as cli
 from rmsjit.schedules import (
+    Chain,
     CosineDecay,
     CosineDecayRestarts,
     ExponentialDecay,
+    ExponentialDecayRestarts,
     InverseTimeDecay,
+    Join,
     LearningRateSchedule,
+    LinearWarmup,
+    OneCycle,
     PiecewiseConstantDecay,
     PolynomialDecay,
+    ReduceOnPlateau,
     deserialize,
     serialize,
 )
@@ -556,6 +563,12 @@ ARGUMENTS = {
     "inverse-time": "--initial-learning-rate 0.1 --decay-steps 100 --decay-rate 0.5",
     "cosine": "--initial-learning-rate 0 --decay-steps 100 --warmup-target 0.1 --warmup-steps 9",
     "cosine-restarts": "--initial-learning-rate 0.1 --first-decay-steps 100 --m-mul 0.5",
+    "exponential-restarts": "--initial-learning-rate 0.1 --first-decay-steps 9 --decay-rate 0.5",
+    "one-cycle": "--max-learning-rate 0.1 --total-steps 100 --anneal-strategy linear",
+    "plateau": "--schedule 0.1 --patience 20 --factor 0.5",
+    "warmup": "--schedule ExponentialDecay(0.1,20,decay_rate=0.5) --warmup-steps 5",
+    "join": "--schedules 0.1 CosineDecay(0.05,50,name=None) --boundaries 20",
+    "chain": "--schedules 0.2 Join([0.5,0.1],[90])",
 }
 
 
@@ -567,9 +580,8 @@ def run_cli(*words):
 
 
 def test_every_schedule_has_a_subcommand():
-    assert {cls.__name__ for cls in cli.SCHEDULES.values()} == {
-        name for name in schedules.__all__ if name.endswith(("Decay", "Restarts"))
-    }
+    others = {"LearningRateSchedule", "serialize", "deserialize"}
+    assert {cls.__name__ for cls in cli.SCHEDULES.values()} == set(schedules.__all__) - others
     assert ARGUMENTS.keys() == cli.SCHEDULES.keys()
 
 
@@ -598,11 +610,11 @@ def test_text_draws_in_the_terminal(kind, capsys):
 
 def test_text_shows_the_shape_of_the_curve():
     steps = np.arange(31)
-    drawn = cli.text_plot("down", steps, np.linspace(0.3, 0.0, 31)).splitlines()
+    drawn = plots.text_plot("down", steps, np.linspace(0.3, 0.0, 31)).splitlines()
     assert drawn[2] == "       0.3 |*"
     assert drawn[17] == "         0 |" + " " * 30 + "*"
     assert drawn[19] == " " * 12 + "0" + "30 steps".rjust(30)
-    flat = cli.text_plot("flat", steps, np.zeros(31)).splitlines()
+    flat = plots.text_plot("flat", steps, np.zeros(31)).splitlines()
     assert flat[17].endswith("|" + "*" * 31)
 
 
@@ -642,7 +654,13 @@ def test_an_image_that_cannot_be_written_is_an_error(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "the following arguments are required: SCHEDULE"),
+        ("sine", "invalid choice: 'sine'"),
+        ("warmup --schedule 0.1 --text", "required: --warmup-steps"),
+        ("warmup --schedule CosineDecay(0.1", "must be a number or a schedule: "),
+        ("warmup --schedule CosineDecay(0.1)", "must be a number or a schedule: "),
+        ("warmup --schedule print('x')", "there is no schedule 'print'"),
+        ("warmup --schedule CosineDecay(**{})", "must be a number or a schedule: "),
+        ("warmup --schedule [0.1]", "must be a number or a schedule, got '[0.1]'"),
         ("cosine --decay-steps 5", "required: --initial-learning-rate"),
         ("cosine --initial-learning-rate x --decay-steps 5", "must be a number, got 'x'"),
         (f"cosine {ARGUMENTS['cosine']} --steps 0", "--steps: must be a whole number of at least"),
@@ -672,12 +690,95 @@ def test_wrong_numbers_are_refused_with_the_message_of_the_class(capsys):
         (PolynomialDecay(0.1, 100, cycle=True), 301),
         (ExponentialDecay(0.1, 100, 0.5), 501),
         (InverseTimeDecay(0.1, 1e38, 0.5), 2**53),
+        (ExponentialDecayRestarts(0.1, 100, 0.5), 1500),
+        (OneCycle(0.1, 100), 111),
+        (LinearWarmup(0.1, 100), 151),
+        (LinearWarmup(CosineDecay(0.1, 100), 100), 211),
+        (Join([0.1, CosineDecay(0.1, 100)], [50]), 161),
+        (Join([0.1], []), 10),
+        (Chain([CosineDecay(0.1, 100), ExponentialDecay(0.1, 100, 0.5)]), 501),
+        (ReduceOnPlateau(0.1, patience=3, cooldown=5), 41),
+        (ReduceOnPlateau(CosineDecay(0.1, 100)), 111),
     ],
 )
 def test_the_drawing_spans_what_there_is_to_see(schedule, span):
-    assert cli._natural_span(schedule) == pytest.approx(span, abs=1)
-    spread = cli._spread(span)
+    assert plots.natural_span(schedule) == pytest.approx(span, abs=1)
+    spread = plots.spread(span)
     assert spread[0] == 0
     assert spread[-1] == span - 1
     assert (np.diff(spread) > 0).all()
     assert len(spread) == min(span, 2001)
+
+
+def test_all_are_drawn_without_a_name(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    assert run_cli() == 0
+    assert capsys.readouterr().out == "schedules.png\n"
+    assert (tmp_path / "schedules.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert run_cli("--output missing/lr.png") == 1
+
+
+@pytest.mark.parametrize(("words", "status"), [("--text", 0), ("", 0), ("--output lr.png", 1)])
+def test_all_are_drawn_in_the_terminal(words, status, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run_cli(words) == status
+    shown = capsys.readouterr().out
+    assert all(f"\n{cls.__name__}(" in f"\n{shown}" for cls in cli.SCHEDULES.values())
+
+
+class Axes:
+    """What is drawn on them."""
+
+    def __init__(self):
+        self.styles = []
+
+    def plot(self, *arguments, drawstyle, **style):
+        self.styles.append(drawstyle)
+
+    def __getattr__(self, name):
+        return Spines() if name == "spines" else lambda *arguments, **style: None
+
+
+class Spines:
+    def __getitem__(self, names):
+        return self
+
+    def set_visible(self, visible):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("schedule", "style"),
+    [
+        (PiecewiseConstantDecay([10, 20], [0.1, 0.2, 0.3]), "steps-post"),
+        (ExponentialDecay(0.1, 10, 0.5, staircase=True), "steps-post"),
+        (ExponentialDecay(0.1, 10, 0.5), "default"),
+        (ReduceOnPlateau(0.1), "steps-post"),
+        (CosineDecay(0.1, 100), "default"),
+        (Join([0.1, 0.2], [10]), "steps-post"),
+        (Chain([CosineDecay(0.1, 100), Join([0.1, 0.2], [10])]), "default"),
+    ],
+)
+def test_stairs_are_drawn_as_steps(schedule, style):
+    axes, steps = Axes(), plots.spread(plots.natural_span(schedule))
+    plots._draw(axes, steps, plots.rates_of(schedule, steps))
+    assert axes.styles == [style]
+
+
+def test_a_plateau_is_drawn_with_a_metric_that_is_no_better():
+    schedule = LinearWarmup(ReduceOnPlateau(0.8, factor=0.5, patience=1), 2)
+    rates = plots.rates_of(schedule, np.array([0, 1, 2, 3, 4, 5, 7]))
+    assert rates.tolist() == [0.0, 0.4, 0.8, 0.4, 0.4, 0.2, 0.1]
+    assert schedule.schedule.state.reductions == 0
+    with pytest.raises(ValueError, match="steps must be at most 1048576 with a metric"):
+        plots.rates_of(schedule, np.array([2**30]))
+
+
+def test_titles_are_calls():
+    schedule = Join([Chain([0.5, CosineDecay(0.1, 9)]), LinearWarmup(0.1, 5)], [7], name="j")
+    assert plots.title_of(schedule) == (
+        "Join(schedules=[Chain(schedules=[0.5, CosineDecay(initial_learning_rate=0.1, "
+        "decay_steps=9)]), LinearWarmup(schedule=0.1, warmup_steps=5)], boundaries=[7], name='j')"
+    )
+    assert eval(plots.title_of(schedule)) == schedule

@@ -12,14 +12,14 @@ from typing import Any
 
 from rmsjit.checkpoints.content import SavedOptimizer
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.schedules import LearningRateSchedule, ReduceOnPlateau
-from rmsjit.schedules.plateau import PlateauState
+from rmsjit.schedules import ReduceOnPlateau
+from rmsjit.schedules.plateau import PlateauState, plateaus_in
 
 
 def plateau_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Iterator[str]:
     """The reasons why saved states can't be restored into the schedules here."""
     states = list(_states_in(saved.config.get("learning_rate")))
-    plateaus = list(_plateaus_of(optimizer))
+    plateaus = _plateaus_of(optimizer)
     if not states or not plateaus:  # the run goes on with a schedule of another kind
         return
     if len(states) != len(plateaus):
@@ -54,23 +54,5 @@ def _states_in(config: Any) -> Iterator[Any]:
             yield from _states_in(value)
 
 
-def _plateaus_of(optimizer: Optimizer) -> Iterator[ReduceOnPlateau]:
-    yield from _plateaus_in(optimizer._hyperparameters["learning_rate"])
-
-
-def _plateaus_in(value: Any) -> Iterator[ReduceOnPlateau]:
-    """The schedules with a state in a schedule, in the order of `_states_in`."""
-    if isinstance(value, ReduceOnPlateau):
-        yield value
-    if isinstance(value, LearningRateSchedule):
-        yield from _plateaus_in(list(_config_of(value).values()))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _plateaus_in(item)
-
-
-def _config_of(schedule: LearningRateSchedule) -> dict[str, Any]:
-    try:
-        return schedule.get_config()
-    except NotImplementedError:  # a class of the user's, which can't be saved either
-        return {}
+def _plateaus_of(optimizer: Optimizer) -> list[ReduceOnPlateau]:
+    return list(plateaus_in(optimizer._hyperparameters["learning_rate"]))

@@ -1,54 +1,74 @@
-"""``python -m rmsjit schedule``: draw a learning-rate schedule as an image or in the terminal."""
+"""``python -m rmsjit schedule``: draw learning-rate schedules as images or in the terminal."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import inspect
-import math
 import re
 import sys
-import textwrap
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import numpy as np
-import numpy.typing as npt
-
+from rmsjit.cli.plots import (
+    MOST_STEPS,
+    natural_span,
+    rates_of,
+    save_gallery,
+    save_plot,
+    spread,
+    text_plot,
+    title_of,
+)
 from rmsjit.schedules import (
+    Chain,
     CosineDecay,
     CosineDecayRestarts,
     ExponentialDecay,
+    ExponentialDecayRestarts,
     InverseTimeDecay,
+    Join,
     LearningRateSchedule,
+    LinearWarmup,
+    OneCycle,
     PiecewiseConstantDecay,
     PolynomialDecay,
+    ReduceOnPlateau,
 )
 
-SCHEDULES: dict[str, type[LearningRateSchedule]] = {
-    "exponential": ExponentialDecay,
-    "piecewise": PiecewiseConstantDecay,
-    "polynomial": PolynomialDecay,
-    "inverse-time": InverseTimeDecay,
-    "cosine": CosineDecay,
-    "cosine-restarts": CosineDecayRestarts,
+# The subcommands, each with the schedule that is drawn of it where all are drawn.
+EXAMPLES: dict[str, LearningRateSchedule] = {
+    "exponential": ExponentialDecay(0.1, 100, 0.5),
+    "piecewise": PiecewiseConstantDecay([100, 150], [0.1, 0.03, 0.01]),
+    "polynomial": PolynomialDecay(0.1, 100, power=2.0),
+    "inverse-time": InverseTimeDecay(0.1, 100, 0.5, staircase=True),
+    "cosine": CosineDecay(0.0, 150, warmup_target=0.1, warmup_steps=30),
+    "cosine-restarts": CosineDecayRestarts(0.1, 50, m_mul=0.8),
+    "exponential-restarts": ExponentialDecayRestarts(0.1, 50, 0.05, m_mul=0.8),
+    "one-cycle": OneCycle(0.1, 200),
+    "plateau": ReduceOnPlateau(0.1, factor=0.5, patience=10),
+    "warmup": LinearWarmup(InverseTimeDecay(0.1, 30, 1.0), 40),
+    "join": Join([CosineDecay(0.1, 100, alpha=0.2), 0.01], [120]),
+    "chain": Chain(
+        [ExponentialDecayRestarts(0.1, 40, 0.1, t_mul=1.0), ExponentialDecay(1.0, 100, 0.5)]
+    ),
 }
-_MOST_STEPS = 2**53  # all exact in float64
-_MOST_POINTS = 2001
-_TEXT_COLUMNS, _TEXT_ROWS = 64, 16
-
-Floats = npt.NDArray[np.float64]
-Steps = npt.NDArray[np.int64]
+SCHEDULES = {kind: type(schedule) for kind, schedule in EXAMPLES.items()}
+_BY_NAME = {cls.__name__: cls for cls in SCHEDULES.values()}
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Register ``schedule``: a subcommand for each schedule, with an option for each argument."""
     parser = subparsers.add_parser(
         "schedule",
-        help="draw a learning-rate schedule",
-        description="Draw a learning-rate schedule as an image, or in the terminal.",
+        help="draw learning-rate schedules",
+        description="Draw a learning-rate schedule as an image, or in the terminal; "
+        "an example of each without SCHEDULE.",
     )
-    kinds = parser.add_subparsers(dest="schedule", required=True, metavar="SCHEDULE")
+    _add_target(parser, "schedules.png")
+    parser.set_defaults(run=run_all)
+    kinds = parser.add_subparsers(dest="kind", metavar="SCHEDULE")
     for kind, cls in SCHEDULES.items():
         summary = _plain_text(inspect.getdoc(cls) or "").partition("\n")[0]
         leaf = kinds.add_parser(
@@ -56,29 +76,28 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         )
         _add_arguments(leaf, cls)
         leaf.add_argument("--steps", type=_step_count, metavar="N", help="steps to draw")
-        target = leaf.add_mutually_exclusive_group()
-        target.add_argument("--output", type=Path, help=f"image to write (default: {kind}.png)")
-        target.add_argument("--text", action="store_true", help="draw in the terminal instead")
+        _add_target(leaf, f"{kind}.png")
         leaf.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw the schedule that the arguments describe; return the exit status."""
-    cls = SCHEDULES[args.schedule]
+    cls = SCHEDULES[args.kind]
     try:
         schedule = cls(**{name: getattr(args, name) for name in inspect.signature(cls).parameters})
+        steps = spread(args.steps or natural_span(schedule))
+        rates = rates_of(schedule, steps)
     except (TypeError, ValueError) as error:
         return _fail(error, status=2)
-    steps = _spread(args.steps or _natural_span(schedule))
-    rates = schedule.curve(steps)
+    title = title_of(schedule)
     if args.text:
-        print(text_plot(_title(schedule), steps, rates))
+        print(text_plot(title, steps, rates))
         return 0
-    output = args.output or Path(f"{args.schedule}.png")
+    output = args.output or Path(f"{args.kind}.png")
     try:
-        save_plot(output, _title(schedule), steps, rates)
+        save_plot(output, title, steps, rates)
     except ImportError as error:
-        print(text_plot(_title(schedule), steps, rates))
+        print(text_plot(title, steps, rates))
         return _fail(f"no image written: {error}", status=1 if args.output else 0)
     except (OSError, ValueError) as error:
         return _fail(f"cannot write {output}: {error}", status=1)
@@ -86,40 +105,36 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def save_plot(path: Path, title: str, steps: Steps, rates: Floats) -> None:
-    """Write the curve as an image in the format given by the path's suffix."""
-    from matplotlib.figure import Figure  # optional, and slow to import
-
-    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(steps, rates, color="#1f5fa8", linewidth=2, solid_joinstyle="round")
-    axes.fill_between(steps, rates, color="#1f5fa8", alpha=0.08, linewidth=0)
-    axes.set_title("\n".join(textwrap.wrap(title, 90)), loc="left", fontsize=10, pad=12)
-    axes.set_xlabel("step")
-    axes.set_ylabel("learning rate")
-    axes.set_xlim(0, max(int(steps[-1]), 1))
-    if rates.min() >= 0.0 and rates.max() > 0.0:
-        axes.set_ylim(0.0, 1.06 * rates.max())
-    axes.grid(color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+def run_all(args: argparse.Namespace) -> int:
+    """Draw an example of every schedule; return the exit status."""
+    if args.text:
+        _print_all()
+        return 0
+    output = args.output or Path("schedules.png")
+    try:
+        save_gallery(output, list(EXAMPLES.values()))
+    except ImportError as error:
+        _print_all()
+        return _fail(f"no image written: {error}", status=1 if args.output else 0)
+    except (OSError, ValueError) as error:
+        return _fail(f"cannot write {output}: {error}", status=1)
+    print(output)
+    return 0
 
 
-def text_plot(title: str, steps: Steps, rates: Floats) -> str:
-    """Draw the curve as text, with a star for the rate in each column."""
-    picked = np.linspace(0, len(steps) - 1, min(len(steps), _TEXT_COLUMNS)).round().astype(int)
-    low, high = min(0.0, rates.min()), max(0.0, rates.max())
-    height = (rates[picked] - low) / (high - low or 1.0) * (_TEXT_ROWS - 1)
-    canvas = np.full((_TEXT_ROWS, len(picked)), " ")
-    canvas[_TEXT_ROWS - 1 - height.round().astype(int), np.arange(len(picked))] = "*"
-    labels = {0: f"{high:.4g}", _TEXT_ROWS - 1: f"{low:.4g}"}
-    lines = [
-        f"{labels.get(row, ''):>10} |{''.join(cells)}".rstrip() for row, cells in enumerate(canvas)
-    ]
-    last = f"{steps[-1]} steps" if len(steps) > 1 else ""
-    axis = [f"{'':>10} +{'-' * len(picked)}", f"{'':>12}0{last:>{max(len(picked) - 1, 0)}}"]
-    return "\n".join([*textwrap.wrap(title, 76), "", *lines, *axis])
+def _print_all() -> None:
+    for schedule in EXAMPLES.values():
+        steps = spread(natural_span(schedule))
+        print(text_plot(title_of(schedule), steps, rates_of(schedule, steps)), end="\n\n")
+
+
+# --- arguments ------------------------------------------------------------------------------
+
+
+def _add_target(parser: argparse.ArgumentParser, default: str) -> None:
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--output", type=Path, help=f"image to write (default: {default})")
+    target.add_argument("--text", action="store_true", help="draw in the terminal instead")
 
 
 def _add_arguments(parser: argparse.ArgumentParser, cls: type[LearningRateSchedule]) -> None:
@@ -129,21 +144,29 @@ def _add_arguments(parser: argparse.ArgumentParser, cls: type[LearningRateSchedu
         if hints[name] is bool:
             options["action"] = "store_true"
         else:
-            options["type"] = str if name == "name" else _number
+            options["type"], options["metavar"] = _kind_of(hints[name])
             options["required"] = parameter.default is parameter.empty
             options["default"] = None if options["required"] else parameter.default
-            options["metavar"] = "TEXT" if name == "name" else "X"
             if options["required"] and "Sequence" in str(hints[name]):
                 options["nargs"] = "+"
         parser.add_argument("--" + name.replace("_", "-"), **options)
 
 
+def _kind_of(hint: Any) -> tuple[Any, str]:
+    """What converts the text of an argument, and its name in the help."""
+    if "LearningRateSchedule" in str(hint):
+        return _part, "SCHEDULE"
+    return (str, "TEXT") if "str" in str(hint) else (_number, "X")
+
+
 def _argument_help(cls: type[LearningRateSchedule], parameter: inspect.Parameter) -> str:
     """The argument's text from the docstring, and its default."""
     found = re.search(rf"^ *{parameter.name} : (.*)$", cls.__doc__ or "", re.MULTILINE)
-    has_default = isinstance(parameter.default, (int, float)) and parameter.default is not False
-    shown = f" (default: {parameter.default})" if has_default else ""
-    return _plain_text(found[1] if found else "") + shown
+    has_default = isinstance(parameter.default, (int, float, str))
+    shown = has_default and parameter.default is not False
+    return _plain_text(found[1] if found else "") + (
+        f" (default: {parameter.default})" if shown else ""
+    )
 
 
 def _plain_text(text: str) -> str:
@@ -157,44 +180,37 @@ def _number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
 
 
+def _part(text: str) -> LearningRateSchedule | float:
+    """A number, or a schedule as in Python: ``CosineDecay(0.1, decay_steps=100)``."""
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        return _number(text)
+    try:
+        made = _made(ast.parse(text, mode="eval").body)
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"must be a number or a schedule: {error}") from None
+    if not isinstance(made, LearningRateSchedule):
+        raise argparse.ArgumentTypeError(f"must be a number or a schedule, got {text!r}")
+    return made
+
+
+def _made(node: ast.expr) -> Any:
+    """What a call of schedules, a list of them, or a literal stands for; nothing else is run."""
+    if isinstance(node, ast.List):
+        return [_made(item) for item in node.elts]
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    name = ast.unparse(node.func)
+    if name not in _BY_NAME:
+        raise ValueError(f"there is no schedule {name!r}")
+    keywords = {word.arg or "**": _made(word.value) for word in node.keywords}
+    return _BY_NAME[name](*map(_made, node.args), **keywords)
+
+
 def _step_count(text: str) -> int:
     count = _number(text)
-    if not (isinstance(count, int) and 1 <= count <= _MOST_STEPS):
+    if not (isinstance(count, int) and 1 <= count <= MOST_STEPS):
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return count
-
-
-def _natural_span(schedule: LearningRateSchedule) -> int:
-    """The number of steps that shows the characteristic shape of the schedule."""
-    match schedule:
-        case PiecewiseConstantDecay():
-            span = 1.25 * max(schedule.boundaries, default=0.0)
-        case CosineDecayRestarts():
-            span = schedule.first_decay_steps * sum(schedule.t_mul**i for i in range(4)) - 1
-        case CosineDecay():
-            warmup = 0 if schedule.warmup_target is None else schedule.warmup_steps
-            span = 1.1 * (warmup + schedule.decay_steps)
-        case PolynomialDecay():
-            span = schedule.decay_steps * (3.0 if schedule.cycle else 1.1)
-        case ExponentialDecay() | InverseTimeDecay():
-            span = 5.0 * schedule.decay_steps
-        case _:
-            span = 0.0
-    return max(math.ceil(min(span, _MOST_STEPS - 1)) + 1, 10)
-
-
-def _spread(count: int) -> Steps:
-    """The steps 0 to ``count - 1``, thinned out evenly to what a drawing needs."""
-    points = np.linspace(0, count - 1, min(count, _MOST_POINTS))
-    return points.round().astype(np.int64)
-
-
-def _title(schedule: LearningRateSchedule) -> str:
-    """The call that makes the schedule, without arguments that have their default value."""
-    config = schedule.get_config()
-    parameters = inspect.signature(type(schedule)).parameters
-    shown = [f"{k}={v!r}" for k, v in config.items() if v != parameters[k].default]
-    return f"{type(schedule).__name__}({', '.join(shown)})"
 
 
 def _fail(message: object, status: int) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from rmsjit.schedules.base import DataSchedule
+from rmsjit.schedules.base import DataSchedule, LearningRateSchedule
 from rmsjit.schedules.checks import (
     Check,
     Step,
@@ -196,3 +196,21 @@ class ReduceOnPlateau(DataSchedule):
         schedule = cls(**arguments)
         schedule.set_state(state)
         return schedule
+
+
+def plateaus_in(value: Any) -> Iterator[ReduceOnPlateau]:
+    """The plateaus in a schedule and in those that it is made of, from the outside to the inside.
+
+    A schedule is made of what its config has; `value` may also be a list of schedules, or
+    something else, which has none.
+    """
+    if isinstance(value, ReduceOnPlateau):
+        yield value
+    if isinstance(value, LearningRateSchedule):
+        try:
+            value = list(value.get_config().values())
+        except NotImplementedError:  # a class of the user's that can't be serialised
+            return
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from plateaus_in(item)

@@ -1,0 +1,180 @@
+"""Drawings of learning-rate schedules, as images and in the terminal."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rmsjit.schedules import (
+    Chain,
+    CosineDecay,
+    CosineDecayRestarts,
+    ExponentialDecay,
+    ExponentialDecayRestarts,
+    InverseTimeDecay,
+    Join,
+    LearningRateSchedule,
+    LinearWarmup,
+    OneCycle,
+    PiecewiseConstantDecay,
+    PolynomialDecay,
+    ReduceOnPlateau,
+)
+from rmsjit.schedules.plateau import plateaus_in
+
+MOST_STEPS = 2**53  # all exact in float64
+_MOST_UPDATES = 2**20  # of a metric, which take a microsecond each
+_MOST_POINTS = 2001
+_TEXT_COLUMNS, _TEXT_ROWS = 64, 16
+_BLUE = "#1f5fa8"
+
+Floats = npt.NDArray[np.float64]
+Steps = npt.NDArray[np.int64]
+
+
+# --- what is drawn --------------------------------------------------------------------------
+
+
+def natural_span(schedule: LearningRateSchedule) -> int:
+    """The number of steps that shows the characteristic shape of the schedule."""
+    return max(math.ceil(min(_span(schedule), MOST_STEPS - 1)) + 1, 10)
+
+
+def _span(schedule: Any) -> float:
+    match schedule:
+        case PiecewiseConstantDecay():
+            return 1.25 * max(schedule.boundaries, default=0.0)
+        case CosineDecayRestarts() | ExponentialDecayRestarts():
+            return schedule.first_decay_steps * sum(schedule.t_mul**i for i in range(4)) - 1
+        case CosineDecay():
+            warmup = 0 if schedule.warmup_target is None else schedule.warmup_steps
+            return 1.1 * (warmup + schedule.decay_steps)
+        case PolynomialDecay():
+            return schedule.decay_steps * (3.0 if schedule.cycle else 1.1)
+        case ExponentialDecay() | InverseTimeDecay():
+            return 5.0 * schedule.decay_steps
+        case OneCycle():
+            return 1.1 * schedule.total_steps
+        case LinearWarmup():
+            return max(
+                1.5 * schedule.warmup_steps, schedule.warmup_steps + _span(schedule.schedule)
+            )
+        case ReduceOnPlateau():
+            return max(_span(schedule.schedule), 4.0 * (schedule.patience + schedule.cooldown + 2))
+        case Join():
+            before = schedule.boundaries[-1] if schedule.boundaries else 0.0
+            return max(1.25 * before, before + _span(schedule.schedules[-1]))
+        case Chain():
+            return max(map(_span, schedule.schedules))
+        case _:
+            return 0.0
+
+
+def spread(count: int) -> Steps:
+    """The steps 0 to ``count - 1``, thinned out evenly to what a drawing needs."""
+    points = np.linspace(0, count - 1, min(count, _MOST_POINTS))
+    return points.round().astype(np.int64)
+
+
+def rates_of(schedule: LearningRateSchedule, steps: Steps) -> Floats:
+    """The rates of increasing steps, where each step is followed by a metric that is no better.
+
+    Raises
+    ------
+    ValueError
+        If that would be too many metrics.
+    """
+    schedule = copy.deepcopy(schedule)
+    plateaus = list(plateaus_in(schedule))
+    if not plateaus:
+        return schedule.curve(steps)
+    if steps[-1] > _MOST_UPDATES:
+        raise ValueError(f"steps must be at most {_MOST_UPDATES} with a metric, got {steps[-1]}")
+    rates = []
+    for step in range(int(steps[-1]) + 1):
+        rates.append(schedule(step))
+        for plateau in plateaus:
+            plateau.update(0.0)
+    return np.array(rates)[steps]
+
+
+def title_of(value: Any) -> str:
+    """The call that makes a schedule, without arguments that have their default value."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(title_of, value))}]"
+    if not isinstance(value, LearningRateSchedule):
+        return repr(value)
+    config = value.get_config()
+    parameters = inspect.signature(type(value)).parameters
+    shown = [f"{k}={title_of(config[k])}" for k, p in parameters.items() if config[k] != p.default]
+    return f"{type(value).__name__}({', '.join(shown)})"
+
+
+# --- drawings -------------------------------------------------------------------------------
+
+
+def save_plot(path: Path, title: str, steps: Steps, rates: Floats) -> None:
+    """Write the curve as an image in the format given by the path's suffix."""
+    from matplotlib.figure import Figure  # optional, and slow to import
+
+    figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    _draw(axes, steps, rates)
+    axes.set_title("\n".join(textwrap.wrap(title, 90)), loc="left", fontsize=10, pad=12)
+    axes.set_xlabel("step")
+    axes.set_ylabel("learning rate")
+    figure.savefig(path)
+
+
+def save_gallery(path: Path, schedules: Sequence[LearningRateSchedule]) -> None:
+    """Write one image with a curve for each schedule."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(schedules) // 3)
+    figure = Figure(figsize=(13, 2.7 * rows), dpi=110, layout="constrained")
+    for axes, schedule in zip(figure.subplots(rows, 3).flat, schedules, strict=False):
+        steps = spread(natural_span(schedule))
+        _draw(axes, steps, rates_of(schedule, steps))
+        name, arguments = title_of(schedule).split("(", 1)
+        lines = textwrap.wrap(arguments.removesuffix(")"), 62)
+        axes.set_title(name, loc="left", fontsize=11, fontweight="bold", pad=11 * len(lines) + 5)
+        axes.text(0, 1.03, "\n".join(lines), transform=axes.transAxes, fontsize=8, color="0.35")
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw(axes: Any, steps: Steps, rates: Floats) -> None:
+    """Draw a curve; one that mostly stays where it is, as stairs."""
+    stays = len(rates) > 1 and np.mean(np.diff(rates) == 0.0) > 0.5
+    style, fill = ("steps-post", "post") if stays else ("default", None)
+    axes.plot(steps, rates, color=_BLUE, linewidth=2, solid_joinstyle="round", drawstyle=style)
+    axes.fill_between(steps, rates, color=_BLUE, alpha=0.08, linewidth=0, step=fill)
+    axes.set_xlim(0, max(int(steps[-1]), 1))
+    if rates.min() >= 0.0 and rates.max() > 0.0:
+        axes.set_ylim(0.0, 1.06 * rates.max())
+    axes.grid(color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def text_plot(title: str, steps: Steps, rates: Floats) -> str:
+    """Draw the curve as text, with a star for the rate in each column."""
+    picked = np.linspace(0, len(steps) - 1, min(len(steps), _TEXT_COLUMNS)).round().astype(int)
+    low, high = min(0.0, rates.min()), max(0.0, rates.max())
+    height = (rates[picked] - low) / (high - low or 1.0) * (_TEXT_ROWS - 1)
+    canvas = np.full((_TEXT_ROWS, len(picked)), " ")
+    canvas[_TEXT_ROWS - 1 - height.round().astype(int), np.arange(len(picked))] = "*"
+    labels = {0: f"{high:.4g}", _TEXT_ROWS - 1: f"{low:.4g}"}
+    lines = [
+        f"{labels.get(row, ''):>10} |{''.join(cells)}".rstrip() for row, cells in enumerate(canvas)
+    ]
+    last = f"{steps[-1]} steps" if len(steps) > 1 else ""
+    axis = [f"{'':>10} +{'-' * len(picked)}", f"{'':>12}0{last:>{max(len(picked) - 1, 0)}}"]
+    return "\n".join([*textwrap.wrap(title, 76), "", *lines, *axis])
