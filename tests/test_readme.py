@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "docs/forms.md", "docs/migration.md", "docs/training.md"]
+DOCUMENTS = ["README.md", *(f"docs/{n}.md" for n in ("forms", "migration", "schedules", "training"))]
 
 BLOCK = re.compile(r"^([ ]*)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
