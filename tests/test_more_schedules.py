@@ -29,7 +29,7 @@ from rmsjit.schedules import (
     deserialize,
     serialize,
 )
-from rmsjit.schedules.plateau import PlateauState
+from rmsjit.schedules.plateau import PlateauState, plateaus_in
 
 COSINE = CosineDecay(0.5, 100)
 # One of each, with every argument away from its default.
@@ -339,6 +339,34 @@ def test_a_run_without_plateau_leaves_that_of_another_alone(tmp_path):
     schedule = with_state(ReduceOnPlateau(0.5), 2.0)
     rmsjit.load(tmp_path / "run.npz", rmsjit.RMSprop(schedule), {})
     assert schedule.state.best == 2.0
+
+
+def test_every_plateau_gets_its_own_state(tmp_path):
+    def nested():
+        inner = ReduceOnPlateau(LinearWarmup(ReduceOnPlateau(1.0, patience=0), 1), patience=0)
+        return Join([inner, Chain([ReduceOnPlateau(2.0, patience=0), 0.5])], [9])
+
+    schedule, fresh = nested(), nested()
+    for best, one in enumerate(plateaus_in(schedule)):
+        with_state(one, best, best + 1.0)
+    rmsjit.save(tmp_path / "run.npz", rmsjit.RMSprop(schedule), {})
+    rmsjit.load(tmp_path / "run.npz", rmsjit.RMSprop(fresh), {})
+    assert [one.state.best for one in plateaus_in(fresh)] == [0.0, 1.0, 2.0]
+    assert fresh == schedule
+
+
+@pytest.mark.parametrize("state", [None, 5, {"best": "low"}])
+def test_a_damaged_state_is_refused(tmp_path, state, monkeypatch):
+    config = ReduceOnPlateau(0.5).get_config() | {"state": state}
+    with monkeypatch.context() as patched:
+        patched.setattr(ReduceOnPlateau, "get_config", lambda schedule: config)
+        rmsjit.save(tmp_path / "run.npz", rmsjit.RMSprop(ReduceOnPlateau(0.5)), {"w": np.ones(3)})
+    w, optimizer = np.zeros(3), rmsjit.RMSprop(ReduceOnPlateau(0.5))
+    with pytest.raises(ValueError, match=r"(?s)can't be loaded.*state must have best"):
+        rmsjit.load(tmp_path / "run.npz", optimizer, {"w": w})
+    assert not w.any()
+    with pytest.raises(ValueError, match=r"can't be loaded.*state must have best"):
+        rmsjit.load(tmp_path / "run.npz")
 
 
 def test_another_number_of_plateaus_is_refused(saved):

@@ -6,7 +6,7 @@ arguments of a schedule are hyperparameters, which `load` leaves as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -42,16 +42,17 @@ def plateau_writes(saved: SavedOptimizer, optimizer: Optimizer) -> list[Callable
 
 
 def _states_in(config: Any) -> Iterator[Any]:
-    """The states in a serialised schedule, from the outside to the inside."""
-    if isinstance(config, list):
-        for item in config:
-            yield from _states_in(item)
-    elif isinstance(config, Mapping):
-        arguments = config.get("config")
-        if config.get("class_name") == "ReduceOnPlateau" and isinstance(arguments, Mapping):
-            yield arguments.get("state")
-        for value in config.values():
-            yield from _states_in(value)
+    """The states in a serialised schedule, in the order of `plateaus_in`."""
+    waiting = [config]  # no recursion, since the nesting of a damaged file may be deep
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            arguments = value.get("config")
+            if value.get("class_name") == "ReduceOnPlateau" and isinstance(arguments, dict):
+                yield arguments.get("state")
+            waiting += reversed(value.values())
+        elif isinstance(value, list):
+            waiting += reversed(value)
 
 
 def _plateaus_of(optimizer: Optimizer) -> list[ReduceOnPlateau]:
