@@ -175,4 +175,27 @@ def check_saved_settings(comm, folder):
         assert int(loaded.iterations) == 1
 
 
+def check_plateaus_resume_on_all_ranks(comm, folder):
+    """Only rank 0 reads the file, and its rate counts; but the others must not fall behind."""
+    for shard in (False, True):
+        runs = []
+        for _ in range(2):
+            strategy = MPIStrategy(comm, shard_state=shard)
+            rate = rmsjit.schedules.ReduceOnPlateau(0.125, factor=0.5, patience=0)
+            runs.append((strategy, rmsjit.RMSprop(rate, strategy=strategy), new_variables()))
+        (strategy, opt, variables), (fresh, resumed, empty) = runs
+        train(comm, opt, variables, range(2), comm.size)
+        for metric in (1.0, 2.0, 0.5):
+            opt.learning_rate.update(metric)
+        path = folder / f"plateau-{shard}.npz"
+        strategy.save(path, opt, named(variables))
+        fresh.load(path, resumed, named(empty))
+        assert resumed.learning_rate == opt.learning_rate
+        assert resumed.learning_rate(0) == 0.0625
+        for one, two in ((opt, variables), (resumed, empty)):
+            train(comm, one, two, range(2, 4), comm.size)
+        for got, wanted in zip(empty, variables, strict=True):
+            same(got, wanted)
+
+
 CHECKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("check_")}

@@ -35,10 +35,21 @@ def plateau_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Iterator
 def plateau_writes(saved: SavedOptimizer, optimizer: Optimizer) -> list[Callable[[], None]]:
     """Calls that restore the saved states, which have no `plateau_differences`."""
     states = list(_states_in(saved.config.get("learning_rate")))
-    return [
-        partial(plateau.set_state, PlateauState.from_dict(state))
-        for plateau, state in zip(_plateaus_of(optimizer), states, strict=False)
-    ]
+    if not states or not _plateaus_of(optimizer):
+        return []
+    restored = [PlateauState.from_dict(state) for state in states]
+    return [partial(set_plateau_states, optimizer, restored)]
+
+
+def plateau_states(optimizer: Optimizer) -> list[PlateauState]:
+    """The states in the learning rate of an optimizer."""
+    return [plateau.state for plateau in _plateaus_of(optimizer)]
+
+
+def set_plateau_states(optimizer: Optimizer, states: list[PlateauState]) -> None:
+    """Replace the states in the learning rate of an optimizer, as many as it has."""
+    for plateau, state in zip(_plateaus_of(optimizer), states, strict=False):
+        plateau.set_state(state)
 
 
 def _states_in(config: Any) -> Iterator[Any]:

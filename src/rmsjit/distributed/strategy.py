@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from rmsjit.checkpoints.compare import check_optimizer, check_variables
+from rmsjit.checkpoints.plateaus import plateau_states, set_plateau_states
 from rmsjit.distributed.agreement import shared_errors
 from rmsjit.distributed.comm import broadcast_object, load_mpi
 from rmsjit.distributed.group import group_of
@@ -342,6 +343,7 @@ class MPIStrategy:
         assert values is not None
         values.run(comm)
         optimizer.skipped_steps = broadcast_object(comm, target.skipped_steps)
+        set_plateau_states(optimizer, broadcast_object(comm, plateau_states(optimizer)))
 
     def _agree(
         self,
