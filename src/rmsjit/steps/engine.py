@@ -18,7 +18,6 @@ from rmsjit.arrays.layout import rows_key
 from rmsjit.autodiff import hooks
 from rmsjit.rule.clipping import Clipping, refuse_complex
 from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.runtime import threads
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.runtime.trials import TrialsBySize
@@ -28,6 +27,7 @@ from rmsjit.steps import exact, nonfinite
 from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.entering import entries_of, first_epsilon, known_members
+from rmsjit.steps.launching import launch_for
 from rmsjit.steps.pairs import (
     Pairs,
     check_is_array,
@@ -332,15 +332,7 @@ class Engine:
 
     def _launch(self, plan: Plan, binding: Binding) -> Launch:
         """Permission for the number of threads that has proved fastest for such a step."""
-        if not plan.may_need_threads:
-            return ONE_THREAD
-        trials = self._trials.of(self._limit, plan.nbytes(binding), kind=bool(plan.sparse))
-        binding.trials = trials
-        wanted = 1 if trials is None else trials.choose()
-        if wanted == 1:
-            return ONE_THREAD
-        threads.prepare()
-        return threads.launch(wanted)
+        return launch_for(plan, binding, self._trials, self._limit)
 
     # --- clip -------------------------------------------------------------------------------
 

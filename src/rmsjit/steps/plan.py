@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -234,6 +235,40 @@ class Plan:
         if others or self.sparse:
             self._bind_others(pairs, binding)
         return binding
+
+    def bind_in_place(self, addresses: Sequence[int], alive: Any) -> Binding | None:
+        """Bind dense gradients that the caller has checked, by their addresses.
+
+        Parameters
+        ----------
+        addresses : sequence of int
+            One for each variable, whose shape, dtype and strides the gradient has.
+        alive : object
+            Keeps their memory alive.
+
+        Returns
+        -------
+        Binding or None
+            None if a gradient meets the memory that the step writes.
+        """
+        found = np.array(addresses, np.int64)
+        starts, ends = self._written
+        if len(starts):
+            last = np.searchsorted(starts, found + self._sizes - 1, side="right") - 1
+            if ((last >= 0) & (ends[last] > found) & (self._sizes > 0)).any():
+                return None
+        try:
+            binding = self.free.pop()
+        except IndexError:
+            binding = Binding(self._addresses, self._computing, self.reader)
+        binding.gradients[:] = found
+        binding.alive = alive
+        return binding
+
+    @functools.cached_property
+    def _sizes(self) -> NDArray[np.int64]:
+        """The size of each variable in bytes."""
+        return np.array([owner.nbytes for owner in self.owners], np.int64)
 
     def _bind_others(self, pairs: Pairs, binding: Binding) -> None:
         """Check the gradients that kernels can't read in place, and copy dense ones."""

@@ -1,0 +1,149 @@
+"""Parameters and their state, bound to the compiled step that updates them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.numbers import StepNumbers
+from rmsjit.steps.fixed import FixedStep, ReadyStep
+from rmsjit.torch.counts import count_step, fresh_counts, merged
+from rmsjit.torch.tensors import Layouts, array_of, gradient_of
+
+STEP = "step"
+_KEYS = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}
+
+State = Mapping[str, Any]
+
+
+class BoundParameters:
+    """Some parameters of a group, their state, and the step that updates both.
+
+    Parameters
+    ----------
+    params : sequence of Tensor
+    states : sequence of dict
+        The state of each parameter, complete and in its memory order (`completed`).
+    form : Form
+    num_threads : int or None
+
+    Attributes
+    ----------
+    form : Form
+    layouts : Layouts
+        Those of the parameters.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        states: Sequence[State],
+        form: Form,
+        num_threads: int | None,
+    ) -> None:
+        self.form = form
+        self.layouts = Layouts(params)
+        self._params = list(params)
+        self._keys = [_KEYS[name] for name in form.slot_names]
+        self._counts = [state[STEP] for state in states]
+        self._merged_counts = merged(self._counts)
+        self._addresses = self._addresses_of(params, states)
+        slots = [{name: array_of(state[_KEYS[name]]) for name in form.slot_names} for state in states]
+        self._step = FixedStep([array_of(p) for p in params], slots, form, num_threads)
+
+    def _addresses_of(self, params: Sequence[Tensor], states: Sequence[State]) -> list[int]:
+        slots = [state[key] for key in self._keys for state in states]
+        return list(map(Tensor.data_ptr, [*params, *slots]))
+
+    def holds(self, params: Sequence[Tensor], states: Sequence[State | None]) -> bool:
+        """Whether these are the parameters and states, in the memory that is bound."""
+        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
+            return False
+        try:
+            return (
+                all(state[STEP] is count for state, count in zip(states, self._counts, strict=True))
+                and self._addresses_of(params, states) == self._addresses
+            )
+        except (KeyError, TypeError):  # a state was removed, or a part of it
+            return False
+
+    def is_of(self, other: BoundParameters) -> bool:
+        """Whether it is of the same parameters in the same form."""
+        params = zip(self._params, other._params, strict=False)
+        alike = self.form is other.form and len(self._params) == len(other._params)
+        return alike and all(one is another for one, another in params)
+
+    def ready(
+        self, gradients: Sequence[Tensor], numbers: StepNumbers, scale: float
+    ) -> ReadyUpdate:
+        """The next update, checked.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If a gradient or a number is not valid.
+        """
+        step = None
+        if self.layouts.fit(gradients):
+            addresses = list(map(Tensor.data_ptr, gradients))
+            step = self._step.at(addresses, gradients, numbers, scale)
+        if step is None:
+            step = self._step.of([gradient_of(g) for g in gradients], numbers, scale)
+        return ReadyUpdate(step, self._params, self._merged_counts)
+
+
+class ReadyUpdate:
+    """An update that has only to be run."""
+
+    def __init__(
+        self, step: ReadyStep, params: Sequence[Tensor], counts: Sequence[Tensor]
+    ) -> None:
+        self._step, self._params, self._counts = step, params, counts
+
+    def run(self) -> None:
+        """Update parameters and state, and tell autograd that the parameters have changed."""
+        self._step.run()
+        increment_version(self._params)
+        count_step(self._counts)
+
+
+def completed(
+    params: Sequence[Tensor], states: Sequence[State | None], form: Form
+) -> list[dict[str, Any]]:
+    """What the states of parameters lack for a form, or have in another order in memory.
+
+    Returns
+    -------
+    list of dict
+        The tensors to put into each state; nothing is put there yet.
+    """
+    additions: list[dict[str, Any]] = []
+    counts = iter(fresh_counts([0.0] * sum(not state for state in states)))
+    for parameter, state in zip(params, states, strict=True):
+        held = state or {STEP: next(counts)}
+        added = {} if state else {STEP: held[STEP]}
+        for name in form.slot_names:
+            key = _KEYS[name]
+            if key not in held:
+                added[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            elif not _lies_like(held[key], parameter):
+                added[key] = torch.empty_like(parameter).copy_(held[key])
+        additions.append(added)
+    return additions
+
+
+def _lies_like(slot: Tensor, parameter: Tensor) -> bool:
+    """Whether the elements of a slot have the order in memory that those of its parameter have."""
+    fresh = torch.empty_like(parameter, device="meta")
+    return (
+        slot.device == parameter.device
+        and slot.dtype == parameter.dtype
+        and slot.shape == parameter.shape
+        and slot.stride() == fresh.stride()
+    )

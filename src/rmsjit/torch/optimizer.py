@@ -1,0 +1,280 @@
+"""`RMSprop` for parameters of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsjit.optimizers.arguments import checked_threads
+from rmsjit.rule.form import Form
+from rmsjit.torch.bound import STEP, BoundParameters, ReadyUpdate, completed
+from rmsjit.torch.counts import fresh_counts
+from rmsjit.torch.settings import form_of, numbers_of, refuse_differentiable
+from rmsjit.torch.tensors import check_parameter
+
+_MOST_BOUND = 8  # lists of parameters of a group that are kept, as when some are frozen in turn
+_LATER_SETTINGS = {  # that states of older versions of torch do not have
+    "momentum": 0.0,
+    "centered": False,
+    "capturable": False,
+    "foreach": None,
+    "maximize": False,
+    "differentiable": False,
+}
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
+    """``torch.optim.RMSprop`` for parameters on the CPU, updated in place by compiled code.
+
+    Arguments, groups, state and ``state_dict`` are those of ``torch.optim.RMSprop``, and each can
+    load the state of the other.  All parameters of a group are updated in one call, and gradients
+    are read where they are.
+
+    Parameters
+    ----------
+    params : iterable of Tensor, of (str, Tensor), or of dict
+        The parameters or groups of them, of the dtypes float16, bfloat16, float32, float64,
+        complex64 and complex128.
+    lr : float or Tensor, default 0.01
+        Learning rate, not negative.
+    alpha : float, default 0.99
+        Decay factor of the averages, between 0 and 1.
+    eps : float, default 1e-8
+        Positive; added to the root.
+    weight_decay : float, default 0
+        Added to the gradient, times the parameter.
+    momentum : float, default 0
+        Between 0 and 1.
+    centered : bool, default False
+        Normalise by the estimated variance of the gradient instead of its mean square.
+    capturable, foreach : optional
+        Accepted as there, and part of the groups; they change nothing here.
+    maximize : bool, default False
+        Go up instead of down.
+    differentiable : bool, default False
+        Only False: the steps have no derivative.
+    num_threads : int, optional
+        The maximum number of threads; by default all that the process may use.  1 is right where
+        several processes train one model.
+
+    Raises
+    ------
+    TypeError
+        If a parameter is no ordinary dense tensor of these dtypes, or a number is none.
+    ValueError
+        If a parameter is not on the CPU, or a number is out of its range.
+
+    Notes
+    -----
+    Numbers agree with torch's within 2 units in the last place of each step, but for a centered
+    optimizer where the variance nearly vanishes: rounding can make it negative, which gives NaN
+    there and 0 here.  In float16 and bfloat16, torch rounds after each operation; here a step
+    computes in float32 and rounds once.
+
+    A sparse gradient, coalesced or not, updates the rows that it names, after the slices of a row
+    have been added; the others and their state are left alone.  ``torch.optim.RMSprop`` refuses
+    sparse gradients.
+
+    Everything is checked before the first write: an error leaves parameters and state unchanged.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import rmsjit.torch
+    >>> model = torch.nn.Linear(3, 1)
+    >>> opt = rmsjit.torch.RMSprop(model.parameters(), lr=0.01, momentum=0.9)
+    >>> model(torch.ones(8, 3)).square().mean().backward()
+    >>> opt.step()
+    >>> sorted(opt.state[model.weight])
+    ['momentum_buffer', 'square_avg', 'step']
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        num_threads: int | None = None,
+    ) -> None:
+        self._num_threads = checked_threads(num_threads)
+        self._bound: dict[int, list[BoundParameters]] = {}  # by the number of the group
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "alpha": alpha,
+            "eps": eps,
+            "centered": centered,
+            "weight_decay": weight_decay,
+            "capturable": capturable,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        numbers_of(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters with settings of its own.
+
+        Parameters
+        ----------
+        param_group : dict
+            With ``"params"``, and any of the constructor's arguments that is not the default.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the constructor does, or if a parameter is in another group.
+        """
+        super().add_param_group(param_group)
+        number = len(self.param_groups) - 1
+        try:
+            _check_group(self.param_groups[number], number)
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters that have a gradient.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Computes the loss and its gradients again, and returns the loss.
+
+        Returns
+        -------
+        object
+            What `closure` returned, or None.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If a parameter, a gradient or a number is not valid.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            additions: dict[Tensor, dict[str, Any]] = {}
+            updates = [
+                self._ready(number, group, additions)
+                for number, group in enumerate(self.param_groups)
+            ]
+            for parameter, added in additions.items():
+                self.state[parameter].update(added)
+            for update in updates:
+                if update is not None:
+                    update.run()
+        return loss
+
+    def _ready(
+        self, number: int, group: Mapping[str, Any], additions: dict[Tensor, dict[str, Any]]
+    ) -> ReadyUpdate | None:
+        """The update of a group, checked; what states lack for it is put into `additions`."""
+        numbers = numbers_of(group)
+        refuse_differentiable(group)
+        params, gradients = group["params"], [p.grad for p in group["params"]]
+        if any(gradient is None for gradient in gradients):
+            params = [p for p, g in zip(params, gradients, strict=True) if g is not None]
+            gradients = [g for g in gradients if g is not None]
+        if not params:
+            return None
+        form = form_of(numbers, group["centered"])
+        states = [self.state.get(p) for p in params]
+        bound = self._known(number, params, states, form)
+        if bound is None or not (bound.layouts.fit(gradients) or bound.layouts.are_those_of(params)):
+            for p in params:
+                check_parameter(p, _title(group, number, p))
+            added = completed(params, states, form)
+            whole = [{**(s or {}), **a} for s, a in zip(states, added, strict=True)]
+            bound = BoundParameters(params, whole, form, self._num_threads)
+            additions.update((p, a) for p, a in zip(params, added, strict=True) if a)
+            self._keep(number, bound)
+        return bound.ready(gradients, numbers, -1.0 if group["maximize"] else 1.0)
+
+    def _known(
+        self, number: int, params: Sequence[Tensor], states: Sequence[Any], form: Form
+    ) -> BoundParameters | None:
+        """What is bound to these parameters and states of a group, in this form."""
+        for bound in self._bound.get(number, ()):
+            if bound.form is form and bound.holds(params, states):
+                return bound
+        return None
+
+    def _keep(self, number: int, bound: BoundParameters) -> None:
+        """Use what is bound for later steps.
+
+        If the same parameters were bound before, their memory has changed: then all that was bound
+        is dropped, so that it keeps no old memory alive.
+        """
+        others = self._bound.get(number, [])
+        if any(other.is_of(bound) for other in others):
+            others = []
+        self._bound[number] = [bound, *others][:_MOST_BOUND]
+
+    # --- state ------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the state of this class or of ``torch.optim.RMSprop``.
+
+        As in torch, tensors that need no conversion are shared with `state_dict`; the counts of
+        steps are copied.
+
+        Parameters
+        ----------
+        state_dict : dict
+            As `state_dict` returns it.
+
+        Raises
+        ------
+        ValueError
+            If its groups do not have the numbers of parameters of these.
+        """
+        super().load_state_dict(state_dict)
+        states = [self.state[p] for group in self.param_groups for p in group["params"]]
+        counted = [state for state in states if STEP in state]
+        counts = fresh_counts([float(state[STEP]) for state in counted])
+        for state, count in zip(counted, counts, strict=True):
+            state[STEP] = count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for a copy or pickle: torch's, and the number of threads."""
+        return {**super().__getstate__(), "_num_threads": self._num_threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._bound = {}
+        for group in self.param_groups:
+            for name, value in _LATER_SETTINGS.items():
+                group.setdefault(name, value)
+
+
+def _check_group(group: Mapping[str, Any], number: int) -> None:
+    """Raise an error if a setting or a parameter of a group is not valid."""
+    numbers_of(group)
+    refuse_differentiable(group)
+    for parameter in group["params"]:
+        check_parameter(parameter, _title(group, number, parameter))
+
+
+def _title(group: Mapping[str, Any], number: int, parameter: Tensor) -> str:
+    """How messages name a parameter."""
+    position = next(k for k, other in enumerate(group["params"]) if other is parameter)
+    name = f" ({group['param_names'][position]})" if "param_names" in group else ""
+    return f"parameter {position}{name} of group {number}"

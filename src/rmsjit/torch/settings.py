@@ -1,0 +1,63 @@
+"""The hyperparameters of a group of parameters, and the form of the rule that they stand for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rmsjit.forms.table import BY_NAME
+from rmsjit.rule.form import Form
+from rmsjit.rule.hyperparameters import as_number, in_unit_interval, nonnegative, positive
+from rmsjit.rule.numbers import StepNumbers
+
+
+def numbers_of(group: Mapping[str, Any]) -> StepNumbers:
+    """The numbers of a group's next step.
+
+    Raises
+    ------
+    TypeError
+        If one is not a number.
+    ValueError
+        If one is out of its range.
+    """
+    rate = group["lr"]
+    if isinstance(rate, Tensor):
+        if rate.numel() != 1:
+            raise ValueError(f"lr must have one element, got a tensor of shape {(*rate.shape,)}")
+        rate = rate.item()
+    return _checked(rate, group["alpha"], group["momentum"], group["eps"], group["weight_decay"])
+
+
+@functools.lru_cache  # a group has the same numbers at most steps
+def _checked(lr: Any, alpha: Any, momentum: Any, eps: Any, weight_decay: Any) -> StepNumbers:
+    return StepNumbers(
+        nonnegative("lr", as_number("lr", lr)),
+        in_unit_interval("alpha", as_number("alpha", alpha)),
+        in_unit_interval("momentum", as_number("momentum", momentum)),
+        positive("eps", as_number("eps", eps)),
+        nonnegative("weight_decay", as_number("weight_decay", weight_decay)),
+    )
+
+
+def form_of(numbers: StepNumbers, centered: bool) -> Form:
+    """The form of ``torch.optim.RMSprop`` with what these numbers use."""
+    return _form(numbers.momentum > 0, numbers.weight_decay > 0, bool(centered))
+
+
+@functools.cache
+def _form(momentum: bool, weight_decay: bool, centered: bool) -> Form:
+    used = {"momentum": float(momentum), "weight_decay": float(weight_decay), "centered": centered}
+    return BY_NAME["torch"].chosen(used).form
+
+
+def refuse_differentiable(group: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if a group asks for steps that autograd can go through."""
+    if group["differentiable"]:
+        raise ValueError(
+            "differentiable must be False, got True: steps of compiled code have no derivative; "
+            "torch.optim.RMSprop has it"
+        )

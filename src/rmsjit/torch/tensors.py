@@ -1,0 +1,112 @@
+"""Parameters, their state and their gradients as NumPy arrays over the same memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from rmsjit.arrays.tensors import array_of_tensor
+from rmsjit.indexed_slices import IndexedSlices
+
+_DTYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.complex64,
+    torch.complex128,
+)
+
+
+def check_parameter(parameter: Tensor, name: str) -> None:
+    """Check that the memory of a parameter can be updated.
+
+    Raises
+    ------
+    TypeError
+        If it is not an ordinary dense tensor of one of rmsjit's dtypes.
+    ValueError
+        If it is not on the CPU.
+    """
+    if parameter.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be on the CPU, got one on the device {str(parameter.device)!r}; "
+            f"torch.optim.RMSprop trains it there"
+        )
+    if parameter.layout != torch.strided or is_traceable_wrapper_subclass(parameter):
+        raise TypeError(
+            f"{name} must be an ordinary dense tensor, got a {type(parameter).__name__} of the "
+            f"layout {parameter.layout}"
+        )
+    if parameter.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name} must have one of the dtypes {', '.join(map(str, _DTYPES))}, got "
+            f"{parameter.dtype}"
+        )
+    if parameter.is_inference():
+        raise TypeError(f"{name} must not be an inference tensor, which torch can't train")
+
+
+def array_of(tensor: Tensor) -> NDArray[Any]:
+    """An array over the memory of a parameter or of its state.
+
+    Complex numbers are pairs of real ones on a last axis, as torch's RMSprop treats them.
+    """
+    tensor = tensor.detach()
+    return array_of_tensor(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
+
+
+def gradient_of(gradient: Tensor) -> NDArray[Any] | IndexedSlices:
+    """A gradient of any layout, for the array of its parameter; copied only if it must be."""
+    if gradient.layout == torch.strided:
+        return _as_real(array_of_tensor(gradient))
+    rows = IndexedSlices.from_torch(gradient)
+    if not gradient.is_complex():
+        return rows
+    shape = None if rows.dense_shape is None else (*rows.dense_shape, 2)
+    return IndexedSlices(_as_real(rows.values), rows.indices, shape)
+
+
+def _as_real(array: NDArray[Any]) -> NDArray[Any]:
+    """Complex numbers as pairs of real ones on a last axis."""
+    if array.dtype.kind != "c":
+        return array
+    whole = np.array(array, order="C", copy=None)  # np.ascontiguousarray would add an axis to 0-d
+    pairs: NDArray[Any] = whole[..., np.newaxis].view(array.real.dtype)
+    return pairs
+
+
+class Layouts:
+    """The shapes, strides and dtypes of tensors, to be compared with those of others."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._shapes = list(map(Tensor.size, tensors))
+        self._strides = list(map(Tensor.stride, tensors))
+        self._dtypes = [tensor.dtype for tensor in tensors]
+        self._has_complex = any(map(Tensor.is_complex, tensors))
+
+    def are_those_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether other dense tensors have the same."""
+        return (
+            list(map(Tensor.stride, tensors)) == self._strides
+            and list(map(Tensor.size, tensors)) == self._shapes
+            and [tensor.dtype for tensor in tensors] == self._dtypes
+        )
+
+    def fit(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether the memory of gradients holds their values just as these tensors lie in theirs.
+
+        Never for complex ones, which may still have to be conjugated.
+        """
+        if self._has_complex or any(map(Tensor.is_neg, gradients)):
+            return False
+        try:
+            return self.are_those_of(gradients)
+        except RuntimeError:  # a sparse tensor has no strides
+            return False
