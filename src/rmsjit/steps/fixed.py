@@ -120,9 +120,7 @@ class FixedStep:
         binding = plan.bind_in_place(addresses, alive)
         return None if binding is None else self._ready(plan, binding, values, scale)
 
-    def of(
-        self, gradients: Sequence[Any], values: StepNumbers, scale: float = 1.0
-    ) -> ReadyStep:
+    def of(self, gradients: Sequence[Any], values: StepNumbers, scale: float = 1.0) -> ReadyStep:
         """A step with any gradients: arrays or `IndexedSlices`.
 
         Raises
@@ -170,9 +168,7 @@ class ReadyStep:
         plan.free.append(binding)
 
 
-def _member(
-    variable: NDArray[Any], slots: Mapping[str, NDArray[Any]], position: int
-) -> Member:
+def _member(variable: NDArray[Any], slots: Mapping[str, NDArray[Any]], position: int) -> Member:
     """A variable and its slots, each in the order of the variable's elements in memory."""
     check_variable(variable, position)
     entry = entry_of(variable)

@@ -29,7 +29,9 @@ class BoundParameters:
     ----------
     params : sequence of Tensor
     states : sequence of dict
-        The state of each parameter, complete and in its memory order (`completed`).
+        The state of each parameter; kept, so that changes are noticed.
+    added : sequence of dict
+        What is to be added to each state (`lacking`).
     form : Form
     num_threads : int or None
 
@@ -44,33 +46,38 @@ class BoundParameters:
         self,
         params: Sequence[Tensor],
         states: Sequence[State],
+        added: Sequence[State],
         form: Form,
         num_threads: int | None,
     ) -> None:
         self.form = form
         self.layouts = Layouts(params)
-        self._params = list(params)
+        self._params, self._states = list(params), list(states)
         self._keys = [_KEYS[name] for name in form.slot_names]
-        self._counts = [state[STEP] for state in states]
+        whole = [{**state, **more} for state, more in zip(states, added, strict=True)]
+        self._counts = [state[STEP] for state in whole]
         self._merged_counts = merged(self._counts)
-        self._addresses = self._addresses_of(params, states)
-        slots = [{name: array_of(state[_KEYS[name]]) for name in form.slot_names} for state in states]
+        self._addresses = self._addresses_in(whole)
+        slots = [
+            {name: array_of(state[_KEYS[name]]) for name in form.slot_names} for state in whole
+        ]
         self._step = FixedStep([array_of(p) for p in params], slots, form, num_threads)
 
-    def _addresses_of(self, params: Sequence[Tensor], states: Sequence[State]) -> list[int]:
+    def _addresses_in(self, states: Sequence[State]) -> list[int]:
         slots = [state[key] for key in self._keys for state in states]
-        return list(map(Tensor.data_ptr, [*params, *slots]))
+        return list(map(Tensor.data_ptr, [*self._params, *slots]))
 
-    def holds(self, params: Sequence[Tensor], states: Sequence[State | None]) -> bool:
-        """Whether these are the parameters and states, in the memory that is bound."""
+    def holds(self, params: Sequence[Tensor]) -> bool:
+        """Whether these are the parameters, and they and their state are in the same memory."""
         if len(params) != len(self._params) or not all(map(is_, params, self._params)):
             return False
         try:
+            counts = [state[STEP] for state in self._states]
             return (
-                all(state[STEP] is count for state, count in zip(states, self._counts, strict=True))
-                and self._addresses_of(params, states) == self._addresses
+                all(map(is_, counts, self._counts))
+                and self._addresses_in(self._states) == self._addresses
             )
-        except (KeyError, TypeError):  # a state was removed, or a part of it
+        except KeyError:  # a part of a state was removed
             return False
 
     def is_of(self, other: BoundParameters) -> bool:
@@ -80,9 +87,18 @@ class BoundParameters:
         return alike and all(one is another for one, another in params)
 
     def ready(
-        self, gradients: Sequence[Tensor], numbers: StepNumbers, scale: float
+        self, gradients: Sequence[Tensor], fit: bool, numbers: StepNumbers, scale: float
     ) -> ReadyUpdate:
         """The next update, checked.
+
+        Parameters
+        ----------
+        gradients : sequence of Tensor
+        fit : bool
+            Whether they lie in memory as the parameters do (`Layouts.fit`).
+        numbers : StepNumbers
+        scale : float
+            What to multiply gradients by.
 
         Raises
         ------
@@ -90,7 +106,7 @@ class BoundParameters:
             If a gradient or a number is not valid.
         """
         step = None
-        if self.layouts.fit(gradients):
+        if fit:
             addresses = list(map(Tensor.data_ptr, gradients))
             step = self._step.at(addresses, gradients, numbers, scale)
         if step is None:
@@ -101,9 +117,7 @@ class BoundParameters:
 class ReadyUpdate:
     """An update that has only to be run."""
 
-    def __init__(
-        self, step: ReadyStep, params: Sequence[Tensor], counts: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, step: ReadyStep, params: Sequence[Tensor], counts: Sequence[Tensor]) -> None:
         self._step, self._params, self._counts = step, params, counts
 
     def run(self) -> None:
@@ -113,9 +127,7 @@ class ReadyUpdate:
         count_step(self._counts)
 
 
-def completed(
-    params: Sequence[Tensor], states: Sequence[State | None], form: Form
-) -> list[dict[str, Any]]:
+def lacking(params: Sequence[Tensor], states: Sequence[State], form: Form) -> list[dict[str, Any]]:
     """What the states of parameters lack for a form, or have in another order in memory.
 
     Returns
@@ -123,25 +135,24 @@ def completed(
     list of dict
         The tensors to put into each state; nothing is put there yet.
     """
-    additions: list[dict[str, Any]] = []
+    lists: list[dict[str, Any]] = []
     counts = iter(fresh_counts([0.0] * sum(not state for state in states)))
     for parameter, state in zip(params, states, strict=True):
-        held = state or {STEP: next(counts)}
-        added = {} if state else {STEP: held[STEP]}
+        added: dict[str, Any] = {} if state else {STEP: next(counts)}
         for name in form.slot_names:
             key = _KEYS[name]
-            if key not in held:
+            if key not in state:
                 added[key] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            elif not _lies_like(held[key], parameter):
-                added[key] = torch.empty_like(parameter).copy_(held[key])
-        additions.append(added)
-    return additions
+            elif not _lies_like(state[key], parameter):
+                added[key] = torch.empty_like(parameter).copy_(state[key])
+        lists.append(added)
+    return lists
 
 
 def _lies_like(slot: Tensor, parameter: Tensor) -> bool:
     """Whether the elements of a slot have the order in memory that those of its parameter have."""
     fresh = torch.empty_like(parameter, device="meta")
-    return (
+    return bool(
         slot.device == parameter.device
         and slot.dtype == parameter.dtype
         and slot.shape == parameter.shape

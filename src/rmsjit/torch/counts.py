@@ -43,7 +43,7 @@ def merged(counts: Sequence[Tensor]) -> list[Tensor]:
 
 def _follows(one: Tensor, other: Tensor) -> bool:
     """Whether a count lies right behind another one in the same memory."""
-    return (
+    return bool(
         one.ndim == other.ndim == 0
         and one.dtype == other.dtype
         and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import repeat
+from operator import is_, is_not
 from typing import Any
 
 import torch
@@ -10,7 +12,8 @@ from torch import Tensor
 
 from rmsjit.optimizers.arguments import checked_threads
 from rmsjit.rule.form import Form
-from rmsjit.torch.bound import STEP, BoundParameters, ReadyUpdate, completed
+from rmsjit.rule.numbers import StepNumbers
+from rmsjit.torch.bound import STEP, BoundParameters, ReadyUpdate, lacking
 from rmsjit.torch.counts import fresh_counts
 from rmsjit.torch.settings import form_of, numbers_of, refuse_differentiable
 from rmsjit.torch.tensors import check_parameter
@@ -25,6 +28,7 @@ _LATER_SETTINGS = {  # that states of older versions of torch do not have
     "differentiable": False,
 }
 
+_Addition = tuple[Tensor, dict[str, Any], dict[str, Any]]  # a parameter, its state, what it lacks
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
@@ -112,6 +116,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> None:
         self._num_threads = checked_threads(num_threads)
         self._bound: dict[int, list[BoundParameters]] = {}  # by the number of the group
+        self._states: list[Any] = []  # those that were bound
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -171,51 +176,71 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            additions: dict[Tensor, dict[str, Any]] = {}
+            self._notice_new_states()
+            additions: list[_Addition] = []
             updates = [
                 self._ready(number, group, additions)
                 for number, group in enumerate(self.param_groups)
             ]
-            for parameter, added in additions.items():
-                self.state[parameter].update(added)
+            for parameter, state, added in additions:
+                state.update(added)
+                self.state[parameter] = state
+            self._states = list(self.state.values())
             for update in updates:
                 if update is not None:
                     update.run()
         return loss
 
+    def _notice_new_states(self) -> None:
+        """Drop all that is bound if the state of a parameter has been replaced."""
+        states = self.state.values()
+        if len(states) != len(self._states) or not all(map(is_, states, self._states)):
+            self._bound.clear()
+
     def _ready(
-        self, number: int, group: Mapping[str, Any], additions: dict[Tensor, dict[str, Any]]
+        self, number: int, group: Mapping[str, Any], additions: list[_Addition]
     ) -> ReadyUpdate | None:
         """The update of a group, checked; what states lack for it is put into `additions`."""
         numbers = numbers_of(group)
         refuse_differentiable(group)
         params, gradients = group["params"], [p.grad for p in group["params"]]
-        if any(gradient is None for gradient in gradients):
+        if not all(map(is_not, gradients, repeat(None))):
             params = [p for p, g in zip(params, gradients, strict=True) if g is not None]
             gradients = [g for g in gradients if g is not None]
         if not params:
             return None
-        form = form_of(numbers, group["centered"])
-        states = [self.state.get(p) for p in params]
-        bound = self._known(number, params, states, form)
-        if bound is None or not (bound.layouts.fit(gradients) or bound.layouts.are_those_of(params)):
-            for p in params:
-                check_parameter(p, _title(group, number, p))
-            added = completed(params, states, form)
-            whole = [{**(s or {}), **a} for s, a in zip(states, added, strict=True)]
-            bound = BoundParameters(params, whole, form, self._num_threads)
-            additions.update((p, a) for p, a in zip(params, added, strict=True) if a)
-            self._keep(number, bound)
-        return bound.ready(gradients, numbers, -1.0 if group["maximize"] else 1.0)
+        bound = self._known(number, params, form_of(numbers, group["centered"]))
+        fit = bound is not None and bound.layouts.fit(gradients)
+        if bound is None or not (fit or bound.layouts.are_those_of(params)):
+            bound = self._newly_bound(number, params, numbers, additions)
+            fit = bound.layouts.fit(gradients)
+        return bound.ready(gradients, fit, numbers, -1.0 if group["maximize"] else 1.0)
 
-    def _known(
-        self, number: int, params: Sequence[Tensor], states: Sequence[Any], form: Form
-    ) -> BoundParameters | None:
-        """What is bound to these parameters and states of a group, in this form."""
+    def _known(self, number: int, params: Sequence[Tensor], form: Form) -> BoundParameters | None:
+        """What is bound to these parameters of a group, in this form."""
         for bound in self._bound.get(number, ()):
-            if bound.form is form and bound.holds(params, states):
+            if bound.form is form and bound.holds(params):
                 return bound
         return None
+
+    def _newly_bound(
+        self,
+        number: int,
+        params: Sequence[Tensor],
+        numbers: StepNumbers,
+        additions: list[_Addition],
+    ) -> BoundParameters:
+        """Bind parameters that are new, or whose memory or state has changed."""
+        group = self.param_groups[number]
+        for p in params:
+            check_parameter(p, _title(group, number, p))
+        form = form_of(numbers, group["centered"])
+        states = [self.state.get(p, {}) for p in params]
+        added = lacking(params, states, form)
+        bound = BoundParameters(params, states, added, form, self._num_threads)
+        additions += [one for one in zip(params, states, added, strict=True) if one[2]]
+        self._keep(number, bound)
+        return bound
 
     def _keep(self, number: int, bound: BoundParameters) -> None:
         """Use what is bound for later steps.
@@ -259,7 +284,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bound = {}
+        self._bound, self._states = {}, []
         for group in self.param_groups:
             for name, value in _LATER_SETTINGS.items():
                 group.setdefault(name, value)

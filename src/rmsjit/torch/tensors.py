@@ -83,21 +83,20 @@ def _as_real(array: NDArray[Any]) -> NDArray[Any]:
 
 
 class Layouts:
-    """The shapes, strides and dtypes of tensors, to be compared with those of others."""
+    """How tensors lie in memory, to be compared with others."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._shapes = list(map(Tensor.size, tensors))
-        self._strides = list(map(Tensor.stride, tensors))
+        self._sizes = list(map(Tensor.numel, tensors))
         self._dtypes = [tensor.dtype for tensor in tensors]
+        self._strides = [(t.shape, t.stride()) for t in tensors]
+        self._contiguous = all(map(Tensor.is_contiguous, tensors))
         self._has_complex = any(map(Tensor.is_complex, tensors))
 
     def are_those_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether other dense tensors have the same."""
-        return (
-            list(map(Tensor.stride, tensors)) == self._strides
-            and list(map(Tensor.size, tensors)) == self._shapes
-            and [tensor.dtype for tensor in tensors] == self._dtypes
-        )
+        return [(t.shape, t.stride()) for t in tensors] == self._strides and [
+            t.dtype for t in tensors
+        ] == self._dtypes
 
     def fit(self, gradients: Sequence[Tensor]) -> bool:
         """Whether the memory of gradients holds their values just as these tensors lie in theirs.
@@ -107,6 +106,13 @@ class Layouts:
         if self._has_complex or any(map(Tensor.is_neg, gradients)):
             return False
         try:
-            return self.are_those_of(gradients)
+            if not self._contiguous:
+                return self.are_those_of(gradients)
+            # torch sees to it that gradients have the shapes of their parameters.
+            return (
+                all(map(Tensor.is_contiguous, gradients))
+                and list(map(Tensor.numel, gradients)) == self._sizes
+                and [gradient.dtype for gradient in gradients] == self._dtypes
+            )
         except RuntimeError:  # a sparse tensor has no strides
             return False

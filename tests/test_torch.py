@@ -1,0 +1,910 @@
+"""`rmsjit.torch.RMSprop` beside ``torch.optim.RMSprop``; needs torch."""
+
+import copy
+import io
+import itertools
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import rmsjit.torch  # noqa: E402
+from rmsjit.torch import RMSprop  # noqa: E402
+from strategies import run_python  # noqa: E402
+
+pytestmark = pytest.mark.live
+
+Theirs = torch.optim.RMSprop
+SLOTS = ("square_avg", "momentum_buffer", "grad_avg")
+ULPS = 2  # of the largest magnitude that an operation of the step has seen
+HALF_ULPS = 8  # torch rounds after each of up to seven operations
+OPTIONS = [
+    {"momentum": momentum, "centered": centered, "weight_decay": decay, "maximize": maximize}
+    for momentum, centered, decay, maximize in itertools.product(
+        (0, 0.9), (False, True), (0, 0.1), (False, True)
+    )
+]
+OPTION_IDS = ["-".join(map(str, options.values())) for options in OPTIONS]
+DTYPES = ("float32", "float64", "bfloat16", "float16", "complex64", "complex128")
+
+
+def parameters(seed=0, dtype=torch.float32, shapes=((5, 7), (3,), (), (2, 3, 4, 5), (0, 2))):
+    """Parameters with random values and gradients."""
+    torch.manual_seed(seed)
+    made = [torch.nn.Parameter(random(shape, dtype)) for shape in shapes]
+    for p in made:
+        p.grad = random(p.shape, dtype)
+    return made
+
+
+def random(shape, dtype):
+    drawn = torch.randn(shape, dtype=dtype if dtype.is_complex else torch.float32)
+    return drawn.to(dtype)
+
+
+def twins(made):
+    """The same parameters and gradients in other memory."""
+    others = [torch.nn.Parameter(p.detach().clone()) for p in made]
+    for p, other in zip(made, others, strict=True):
+        other.grad = None if p.grad is None else p.grad.clone()
+    return others
+
+
+def new_gradients(*lists, seed):
+    torch.manual_seed(seed)
+    for same in zip(*lists, strict=True):
+        gradient = random(same[0].shape, same[0].dtype)
+        for p in same:
+            p.grad = gradient.clone()
+
+
+def real(tensor):
+    tensor = tensor.detach()
+    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()
+
+
+def assert_close(got, expected, scale, dtype):
+    """Within a few units in the last place of `scale`."""
+    finfo = torch.finfo(dtype)
+    ulps = HALF_ULPS if finfo.bits == 16 else ULPS
+    unit = finfo.eps * scale.clamp(min=finfo.tiny)
+    assert ((real(got) - real(expected)).abs() <= ulps * unit).all()
+
+
+def assert_same_state(one, other, *, exact=False):
+    """Two optimizers have state of the same kind, in torch's format, with close values."""
+    assert one.state_dict().keys() == other.state_dict().keys()
+    a, b = one.state_dict()["state"], other.state_dict()["state"]
+    assert a.keys() == b.keys()
+    for number in a:
+        assert a[number].keys() == b[number].keys()
+        for key, value in a[number].items():
+            assert value.dtype == b[number][key].dtype
+            assert value.shape == b[number][key].shape
+            tolerance = {"rtol": 0, "atol": 0} if exact or key == "step" else {}
+            torch.testing.assert_close(b[number][key], value, **tolerance)
+
+
+def assert_same_parameters(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.detach(), other.detach())
+
+
+# --- numbers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=OPTION_IDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_each_step_is_torchs_within_two_ulps(dtype, options):
+    theirs = parameters(dtype=getattr(torch, dtype))
+    theirs[3].data = theirs[3].data.to(memory_format=torch.channels_last)
+    ours = twins(theirs)
+    reference, optimizer = Theirs(theirs, **options), RMSprop(ours, **options)
+    for step in range(4):
+        new_gradients(theirs, ours, seed=step)
+        before = [real(p) for p in theirs]
+        held = {p: {key: real(s[key]) for key in s} for p, s in reference.state.items()}
+        for one, other in zip(ours, theirs, strict=True):  # so that each step begins alike
+            one.data.copy_(other.data)
+            for key in optimizer.state.get(one, ()):
+                optimizer.state[one][key].copy_(reference.state[other][key])
+        reference.step()
+        optimizer.step()
+        for one, other, old in zip(ours, theirs, before, strict=True):
+            mine, its = optimizer.state[one], reference.state[other]
+            assert mine.keys() == its.keys()
+            assert mine["step"] == its["step"] == step + 1
+            scales = magnitudes(
+                old, real(other), real(other.grad), held.get(other, {}), its, options
+            )
+            for name, scale in scales.items():
+                got, expected = (one, other) if name == "variable" else (mine[name], its[name])
+                assert_close(got, expected, scale, real_dtype_of(other))
+
+
+def magnitudes(old, new, gradient, held, state, options):
+    """The largest numbers that each result of a step was computed from.
+
+    Where the variance is a small difference, its errors are relatively larger.
+    """
+    gradient = gradient.abs() + options["weight_decay"] * old.abs()
+    start = {key: value.abs() for key, value in held.items()}
+    square = real(state["square_avg"]).clamp(min=1e-300)
+    largest = {"square_avg": square + start.get("square_avg", 0) + 0.01 * gradient**2}
+    variance = square
+    if options["centered"]:
+        mean = real(state["grad_avg"])
+        largest["grad_avg"] = mean.abs() + gradient * 0.01 + start.get("grad_avg", 0)
+        variance = (square - mean**2).clamp(min=1e-300)
+    ratio = gradient / variance.sqrt() * (largest["square_avg"] / variance)
+    if options["momentum"]:
+        ratio = ratio + start.get("momentum_buffer", 0)
+        largest["momentum_buffer"] = ratio
+    return largest | {"variable": old.abs() + new.abs() + 0.01 * ratio}
+
+
+def real_dtype_of(tensor):
+    return torch.view_as_real(tensor.detach()).dtype if tensor.is_complex() else tensor.dtype
+
+
+def test_a_gradient_is_read_where_it_is_and_left_as_it_was():
+    (p,) = parameters(shapes=[(64, 64)])
+    before, address = p.grad.clone(), p.grad.data_ptr()
+    RMSprop([p], maximize=True, weight_decay=0.1).step()
+    assert torch.equal(p.grad, before)
+    assert p.grad.data_ptr() == address
+
+
+GRADIENTS = {
+    "transposed": lambda g: g.t().contiguous().t(),
+    "every second": lambda g: torch.stack([g, g], -1)[..., 0],
+    "expanded": lambda g: g[:1].expand(g.shape),
+    "lazily negated": lambda g: torch._neg_view(g),
+    "requires grad": lambda g: g.clone().requires_grad_(),
+}
+
+
+@pytest.mark.parametrize("change", GRADIENTS.values(), ids=GRADIENTS)
+def test_gradients_of_other_layouts(change):
+    theirs = parameters(shapes=[(4, 6), (4, 6)])
+    ours = twins(theirs)
+    for p in (theirs[0], ours[0]):
+        p.grad = change(p.grad)
+    for optimizer in (Theirs(theirs), RMSprop(ours)):
+        optimizer.step()
+        optimizer.step()
+    assert_same_parameters(ours, theirs)
+
+
+def test_a_lazily_negated_scalar_gradient():
+    """What backward gives for a real scalar inside of a conjugated complex number."""
+    theirs = [torch.nn.Parameter(torch.tensor(0.5))]
+    ours = twins(theirs)
+    for (p,), cls in ((theirs, Theirs), (ours, RMSprop)):
+        z = torch.complex(torch.tensor(2.0), p).conj()
+        (z.imag * 3).backward()
+        cls([p]).step()
+    assert_same_parameters(ours, theirs)
+
+
+def test_a_conjugated_gradient():
+    theirs = [torch.nn.Parameter(torch.randn(3, dtype=torch.complex64))]
+    theirs[0].grad = torch.randn(3, dtype=torch.complex64)
+    ours = twins(theirs)
+    theirs[0].grad = theirs[0].grad.conj().resolve_conj()  # torch refuses a lazy one
+    ours[0].grad = ours[0].grad.conj()
+    for params, cls in ((theirs, Theirs), (ours, RMSprop)):
+        cls(params).step()
+    assert_same_parameters(ours, theirs)
+
+
+def test_a_gradient_that_is_the_parameter_or_another_one():
+    theirs = parameters(shapes=[(6,), (6,)])
+    ours = twins(theirs)
+    for params, cls in ((theirs, Theirs), (ours, RMSprop)):
+        params[0].grad = params[0].detach()
+        optimizer = cls(params)
+        optimizer.step()
+        params[1].grad = torch.zeros(6) + params[0].detach()
+        optimizer.step()
+    assert_same_parameters(ours[:1], theirs[:1])
+
+
+LAYOUTS = {
+    "a slice": lambda: torch.randn(6, 8)[:, 1:5],
+    "transposed": lambda: torch.randn(4, 6).t(),
+    "channels last": lambda: torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+    "one column": lambda: torch.randn(6, 8)[:, :1],
+    "permuted": lambda: torch.randn(2, 3, 4).permute(1, 2, 0),
+}
+
+
+@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_parameters_of_other_layouts(make, dtype):
+    torch.manual_seed(1)
+    lists = [[torch.nn.Parameter(make().to(getattr(torch, dtype)))] for _ in range(2)]
+    with torch.no_grad():
+        lists[1][0].copy_(lists[0][0])
+    optimizers = [cls(params, momentum=0.9) for params, cls in zip(lists, (Theirs, RMSprop))]
+    for step in range(3):
+        new_gradients(*lists, seed=step)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_same_parameters(*lists)
+    assert_same_state(*optimizers)
+
+
+# --- autograd ---------------------------------------------------------------------------------
+
+
+def test_a_step_is_noticed_by_autograd():
+    (p,) = parameters(shapes=[(3,)])
+    loss = (p * p).sum()
+    version = p._version
+    RMSprop([p]).step()
+    assert p._version > version
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_step_leaves_the_mode_and_the_graph_alone():
+    params = parameters()
+    optimizer = RMSprop(params, momentum=0.9)
+    assert torch.is_grad_enabled()
+    optimizer.step()
+    assert torch.is_grad_enabled()
+    for p in params:
+        assert p.requires_grad
+        assert p.is_leaf
+        assert not any(value.requires_grad for value in optimizer.state[p].values())
+    with torch.no_grad():
+        optimizer.step()
+
+
+@pytest.mark.parametrize("cls", [Theirs, RMSprop])
+def test_a_closure_is_called_with_gradients_enabled(cls):
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = cls([p], lr=0.1)
+
+    def closure():
+        assert torch.is_grad_enabled()
+        optimizer.zero_grad()
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    with torch.no_grad():
+        first = optimizer.step(closure)
+        second = optimizer.step(closure)
+    assert second < first
+
+
+def test_hooks_run_round_a_step():
+    (p,) = parameters(shapes=[(3,)])
+    optimizer, calls = RMSprop([p]), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    handle = optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step()
+    handle.remove()
+    optimizer.step()
+    assert calls == ["before", "after", "before"]
+
+
+def test_a_model_learns_as_with_torch():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1))
+    models = [model, copy.deepcopy(model)]
+    x = torch.randn(64, 8)
+    y = x.square().sum(1, keepdim=True)
+    optimizers = [
+        cls(m.parameters(), lr=1e-3, momentum=0.9)
+        for cls, m in zip((Theirs, RMSprop), models, strict=True)
+    ]
+    losses = []
+    for m, optimizer in zip(models, optimizers, strict=True):
+        for _ in range(50):
+            optimizer.zero_grad()
+            loss = (m(x) - y).square().mean()
+            loss.backward()
+            optimizer.step()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[1] < 60
+
+
+# --- groups -----------------------------------------------------------------------------------
+
+
+def test_groups_have_settings_of_their_own():
+    lists = [parameters(), []]
+    lists[1] = twins(lists[0])
+    optimizers = []
+    for params, cls in zip(lists, (Theirs, RMSprop), strict=True):
+        optimizer = cls(
+            [
+                {"params": params[:2], "lr": 0.1, "momentum": 0.5},
+                {"params": params[2:3], "centered": True, "weight_decay": 0.1},
+            ],
+            lr=0.01,
+        )
+        optimizer.step()
+        optimizer.add_param_group({"params": params[3:], "alpha": 0.5})
+        optimizer.step()
+        optimizers.append(optimizer)
+    assert_same_parameters(*lists)
+    assert_same_state(*optimizers)
+    assert [g.keys() for g in optimizers[0].param_groups] == [
+        g.keys() for g in optimizers[1].param_groups
+    ]
+
+
+def test_settings_of_a_group_may_change_between_steps():
+    lists = [parameters(), []]
+    lists[1] = twins(lists[0])
+    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    for step, changes in enumerate(
+        [{}, {"lr": 0.5}, {"weight_decay": 0.1}, {"maximize": True}, {"lr": torch.tensor(0.2)}]
+    ):
+        new_gradients(*lists, seed=step)
+        for optimizer in optimizers:
+            optimizer.param_groups[0].update(changes)
+            optimizer.step()
+    assert_same_parameters(*lists)
+    assert_same_state(*optimizers)
+
+
+def test_momentum_that_is_raised_later_starts_from_zero():
+    """torch raises KeyError there."""
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p])
+    optimizer.step()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    optimizer.step()
+    assert optimizer.state[p]["momentum_buffer"].abs().min() > 0
+    assert optimizer.state[p]["step"] == 2
+
+
+def test_named_parameters():
+    model = torch.nn.Linear(2, 3)
+    optimizer = RMSprop(model.named_parameters())
+    assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
+
+
+def test_parameters_without_gradients_are_left_alone():
+    lists = [parameters(), []]
+    lists[1] = twins(lists[0])
+    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    for step, missing in enumerate([(0,), (), (0, 2), (0, 1, 2, 3, 4), (0,), ()]):
+        new_gradients(*lists, seed=step)
+        for params, optimizer in zip(lists, optimizers, strict=True):
+            for number in missing:
+                params[number].grad = None
+            optimizer.step()
+    assert_same_parameters(*lists)
+    assert_same_state(*optimizers)
+
+
+def test_a_parameter_that_is_used_twice():
+    """Tied weights are one parameter."""
+    lists = []
+    for cls in (Theirs, RMSprop):
+        torch.manual_seed(3)
+        encode, decode = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+        decode.weight = encode.weight
+        model = torch.nn.Sequential(encode, decode)
+        optimizer = cls(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).square().sum().backward()
+            optimizer.step()
+        lists.append(list(model.parameters()))
+    assert_same_parameters(*lists)
+
+
+def test_two_parameters_on_one_memory_have_state_of_their_own():
+    lists, optimizers = [], []
+    for cls in (Theirs, RMSprop):
+        (p,) = parameters(shapes=[(4,)])
+        alias = torch.nn.Parameter(p.data)
+        alias.grad = 2 * p.grad
+        optimizer = cls([p, alias], momentum=0.9, weight_decay=0.1)
+        optimizer.step()
+        optimizer.step()
+        lists.append([p, alias])
+        optimizers.append(optimizer)
+    assert_same_parameters(*lists)
+    assert_same_state(*optimizers)
+
+
+@pytest.mark.parametrize("cls", [Theirs, RMSprop])
+def test_views_of_one_buffer(cls):
+    flat = torch.zeros(10)
+    params = [torch.nn.Parameter(flat[:4]), torch.nn.Parameter(flat[4:])]
+    for p in params:
+        p.grad = torch.ones(p.shape)
+    cls(params, lr=0.1, alpha=0.0).step()
+    torch.testing.assert_close(flat, torch.full((10,), -0.1))
+
+
+# --- schedulers and scalers ---------------------------------------------------------------------
+
+SCHEDULERS = {
+    "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
+    "ExponentialLR": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.8),
+    "CosineAnnealingLR": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+    "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+    "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
+    "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=2),
+    "SequentialLR": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [
+            torch.optim.lr_scheduler.LinearLR(o, 0.1, 1.0, 3),
+            torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
+        ],
+        [3],
+    ),
+}
+
+
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+def test_schedulers(make):
+    lists = [parameters(), []]
+    lists[1] = twins(lists[0])
+    optimizers = [
+        cls(params, lr=0.1, momentum=0.9) for cls, params in zip((Theirs, RMSprop), lists)
+    ]
+    schedulers = [make(optimizer) for optimizer in optimizers]
+    for step in range(6):
+        new_gradients(*lists, seed=step)
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+        assert schedulers[0].get_last_lr() == schedulers[1].get_last_lr()
+    assert_same_parameters(*lists)
+
+
+def test_reduce_on_plateau():
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=0)
+    for _ in range(3):
+        scheduler.step(1.0)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_a_gradient_scaler_skips_a_step_that_overflowed():
+    lists = [parameters(), []]
+    lists[1] = twins(lists[0])
+    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    for optimizer, params in zip(optimizers, lists, strict=True):
+        scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
+        for step in range(4):
+            new_gradients(params, seed=step)
+            scaler.scale(torch.zeros(()))
+            with torch.no_grad():
+                for p in params:
+                    p.grad *= scaler.get_scale()
+                if step == 2:
+                    params[0].grad[0, 0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+    assert_same_parameters(*lists)
+    assert_same_state(*optimizers)
+    assert optimizers[1].state[lists[1][0]]["step"] == 3
+
+
+# --- sparse gradients -------------------------------------------------------------------------
+
+
+def sparse(indices, values, rows=6):
+    return torch.sparse_coo_tensor(
+        torch.tensor([indices]), torch.tensor(values), (rows, len(values[0])), check_invariants=True
+    )
+
+
+@pytest.mark.parametrize("coalesced", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
+def test_a_sparse_gradient_updates_the_rows_that_it_names(coalesced, dtype):
+    dtype = getattr(torch, dtype)
+    table = torch.nn.Parameter(torch.ones(6, 2, dtype=dtype))
+    rows = torch.nn.Parameter(torch.ones(2, 2, dtype=dtype))
+    gradient = sparse([4, 1, 4], [[1.0, 2.0], [3.0, 4.0], [0.5, 0.5]]).to(dtype)
+    table.grad = gradient.coalesce() if coalesced else gradient
+    rows.grad = torch.tensor([[3.0, 4.0], [1.5, 2.5]], dtype=dtype)
+    other = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+    other.grad = torch.ones(3, dtype=dtype)
+    options = {"momentum": 0.9, "weight_decay": 0.1}
+    optimizer, reference = RMSprop([table, other], **options), Theirs([rows], **options)
+    for _ in range(2):
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(table.detach()[[1, 4]], rows.detach())
+    assert (table.detach()[[0, 2, 3, 5]] == 1).all()
+    for key in ("square_avg", "momentum_buffer"):
+        held = optimizer.state[table][key]
+        torch.testing.assert_close(held[[1, 4]], reference.state[rows][key])
+        assert (held[[0, 2, 3, 5]] == 0).all()
+
+
+def test_sparse_embeddings_train():
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(20, 4, sparse=True)
+    head = torch.nn.Linear(4, 1)
+    optimizer = RMSprop([*embedding.parameters(), *head.parameters()], lr=0.01)
+    ids, losses = torch.tensor([3, 3, 7, 11]), []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (head(embedding(ids)) - 1).square().mean()
+        loss.backward()
+        assert embedding.weight.grad.is_sparse
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert optimizer.state[embedding.weight]["square_avg"].any(1).nonzero().ravel().tolist() == [
+        3,
+        7,
+        11,
+    ]
+
+
+# --- state ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", OPTIONS[::2], ids=OPTION_IDS[::2])
+@pytest.mark.parametrize(("first", "second"), [(Theirs, RMSprop), (RMSprop, Theirs)])
+def test_a_run_goes_on_with_the_other_class(first, second, options):
+    params = parameters()
+    whole = twins(params)
+    one, through = first(params, **options), Theirs(whole, **options)
+    for step in range(3):
+        new_gradients(params, whole, seed=step)
+        one.step()
+        through.step()
+    other = second(params, lr=1.0, **options)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    assert other.param_groups[0]["lr"] == 0.01
+    assert_same_state(one, other, exact=True)
+    for step in range(3):
+        new_gradients(params, whole, seed=10 + step)
+        other.step()
+        through.step()
+    assert_same_parameters(params, whole)
+    assert_same_state(other, through)
+
+
+def test_a_file_of_torch_goes_both_ways():
+    params = parameters()
+    optimizer = RMSprop(params, momentum=0.9)
+    optimizer.step()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    for cls in (Theirs, RMSprop):
+        other = cls(params, momentum=0.9)
+        other.load_state_dict(state)
+        assert_same_state(optimizer, other, exact=True)
+
+
+def test_state_dict_has_torchs_keys():
+    params = parameters()
+    optimizers = [cls(params, momentum=0.9, centered=True) for cls in (Theirs, RMSprop)]
+    for optimizer in optimizers:
+        optimizer.step()
+    theirs, ours = (optimizer.state_dict() for optimizer in optimizers)
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert {k: [*v] for k, v in ours["state"].items()} == {
+        k: [*v] for k, v in theirs["state"].items()
+    }
+
+
+def test_loaded_counts_are_copies():
+    params = parameters()
+    optimizer = RMSprop(params)
+    optimizer.step()
+    other = RMSprop(params)
+    other.load_state_dict(optimizer.state_dict())
+    other.step()
+    assert optimizer.state[params[0]]["step"] == 1
+    assert other.state[params[0]]["step"] == 2
+
+
+def test_state_of_another_layout_is_put_in_order():
+    lists = [parameters(shapes=[(3, 4)]), []]
+    lists[1] = twins(lists[0])
+    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    for optimizer, params in zip(optimizers, lists, strict=True):
+        optimizer.step()
+        held = optimizer.state[params[0]]
+        held["square_avg"] = held["square_avg"].t().contiguous().t()
+        optimizer.step()
+    assert_same_parameters(*lists)
+    assert_same_state(*optimizers)
+
+
+def test_state_that_the_user_changes_is_used():
+    lists = [parameters(), []]
+    lists[1] = twins(lists[0])
+    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    for optimizer, params in zip(optimizers, lists, strict=True):
+        optimizer.step()
+        optimizer.state[params[0]]["square_avg"].fill_(4.0)  # in place
+        optimizer.step()
+        optimizer.state[params[1]]["square_avg"] = torch.full((3,), 9.0)  # another tensor
+        optimizer.step()
+        optimizer.state[params[0]]["step"] = torch.tensor(100.0)
+        optimizer.step()
+        optimizer.state[params[2]] = {}  # another dict
+        optimizer.step()
+        del optimizer.state[params[3]]
+        optimizer.step()
+    assert_same_parameters(*lists)
+    assert_same_state(*optimizers)
+    assert optimizers[1].state[lists[1][0]]["step"] == 103
+
+
+def test_memory_of_parameters_may_be_replaced():
+    lists = [parameters(shapes=[(3, 3), (4,)]), []]
+    lists[1] = twins(lists[0])
+    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    for optimizer, params in zip(optimizers, lists, strict=True):
+        optimizer.step()
+        params[0].data = params[0].data + 1
+        optimizer.step()
+        params[0].data = params[0].data.t()
+        params[0].grad = params[0].grad.t()
+        optimizer.step()
+    assert_same_parameters(*lists)
+
+
+def test_no_memory_is_kept_alive_that_was_replaced():
+    (p,) = parameters(shapes=[(1000,)])
+    optimizer = RMSprop([p])
+    optimizer.step()
+    old = weakref.ref(p.data.untyped_storage())
+    gradient = weakref.ref(p.grad)
+    p.data = torch.zeros(1000)
+    optimizer.step()
+    p.grad = None
+    assert old() is None
+    assert gradient() is None
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_copies_go_on_by_themselves(way):
+    params = parameters()
+    optimizer = RMSprop(params, momentum=0.9, num_threads=1)
+    optimizer.step()
+    pair = (params, optimizer)
+    made, other = copy.deepcopy(pair) if way == "deepcopy" else pickle.loads(pickle.dumps(pair))
+    assert type(other) is RMSprop
+    assert_same_state(optimizer, other, exact=True)
+    before = [p.detach().clone() for p in params]
+    new_gradients(made, seed=1)
+    other.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    new_gradients(params, seed=1)
+    optimizer.step()
+    assert_same_parameters(made, params)
+    assert_same_state(optimizer, other, exact=True)
+
+
+def test_pickle_stays_small():
+    """Counts lie side by side, and pickle writes the memory of each view anew."""
+    params = parameters(shapes=[(1,)] * 1000)
+    optimizers = [cls(params) for cls in (Theirs, RMSprop)]
+    for optimizer in optimizers:
+        optimizer.step()
+    theirs, ours = (len(pickle.dumps(optimizer.state_dict())) for optimizer in optimizers)
+    assert ours < 2 * theirs
+
+
+def test_counts_of_an_odd_kind():
+    """As other classes with torch's layout have them."""
+    params = parameters()
+    optimizer = RMSprop(params)
+    optimizer.step()
+    for number, p in enumerate(params):
+        count = torch.tensor(float(number))
+        optimizer.state[p]["step"] = count if number % 2 else torch.tensor([float(number)])
+    optimizer.step()
+    assert [float(optimizer.state[p]["step"]) for p in params] == [1, 2, 3, 4, 5]
+
+
+def test_shared_memory():
+    """As Hogwild has it: parameters and state are moved to shared memory in place."""
+    params = parameters()
+    optimizer = RMSprop(params, momentum=0.9, num_threads=1)
+    optimizer.step()
+    for p in params:
+        p.share_memory_()
+        for value in optimizer.state[p].values():
+            value.share_memory_()
+    held = [dict(optimizer.state[p]) for p in params]
+    before = [p.detach().clone() for p in params]
+    optimizer.step()
+    for p, kept, old in zip(params, held, before, strict=True):
+        assert p.is_shared()
+        assert not p.numel() or not torch.equal(p, old)
+        assert all(optimizer.state[p][key] is value for key, value in kept.items())
+        assert kept["step"] == 2
+
+
+HOGWILD = """
+import torch, torch.multiprocessing as mp
+import rmsjit.torch
+
+def work(p, optimizer):
+    for _ in range(3):
+        p.grad = torch.ones(4)
+        optimizer.step()
+
+if __name__ == "__main__":
+    p = torch.nn.Parameter(torch.zeros(4))
+    p.share_memory_()
+    optimizer = rmsjit.torch.RMSprop([p], lr=0.1, alpha=0.0, num_threads=1)
+    p.grad = torch.ones(4)
+    optimizer.step()
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.share_memory_()
+    for _ in range(2):
+        process = mp.get_context("METHOD").Process(target=work, args=(p, optimizer))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    print([round(x, 3) for x in p.tolist()], int(optimizer.state[p]["step"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_other_processes_step_the_same_memory(method, tmp_path):
+    script = tmp_path / "hogwild.py"
+    script.write_text(HOGWILD.replace("METHOD", method))
+    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    assert run_python(code).strip() == "[-0.7, -0.7, -0.7, -0.7] 7"
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+REFUSED = {
+    "lr": ({"lr": -1.0}, ValueError, "lr must not be negative, got -1.0"),
+    "lr tensor": ({"lr": torch.ones(2)}, ValueError, r"lr must have one element, got .*\(2,\)"),
+    "lr text": ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+    "alpha": ({"alpha": 1.5}, ValueError, "alpha must be between 0 and 1, got 1.5"),
+    "momentum": ({"momentum": -0.1}, ValueError, "momentum must be between 0 and 1, got -0.1"),
+    "eps": ({"eps": 0.0}, ValueError, "eps must be positive, got 0.0"),
+    "decay": ({"weight_decay": -1}, ValueError, "weight_decay must not be negative, got -1"),
+    "differentiable": ({"differentiable": True}, ValueError, "differentiable must be False"),
+    "threads": ({"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED.values(), ids=REFUSED)
+def test_arguments_that_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        RMSprop(parameters(), **options)
+
+
+PARAMETERS = {
+    "meta": (torch.empty(2, device="meta"), ValueError, "on the CPU, got .* 'meta'"),
+    "integer": (torch.zeros(2, dtype=torch.int64), TypeError, "dtypes .*, got torch.int64"),
+    "float8": (torch.zeros(2).to(torch.float8_e5m2), TypeError, "got torch.float8_e5m2"),
+    "sparse": (torch.zeros(2).to_sparse(), TypeError, "dense tensor, got .*torch.sparse_coo"),
+}
+
+
+@pytest.mark.parametrize(("tensor", "error", "message"), PARAMETERS.values(), ids=PARAMETERS)
+def test_parameters_that_are_refused(tensor, error, message):
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p])
+    with pytest.raises(error, match=f"parameter 1 of group 1 must .*{message}"):
+        optimizer.add_param_group({"params": [torch.zeros(2), tensor]})
+    assert len(optimizer.param_groups) == 1
+    optimizer.step()
+
+
+def test_a_parameter_that_has_got_another_dtype():
+    params = parameters(shapes=[(3,), (2,)])
+    optimizer = RMSprop([("a", params[0]), ("b", params[1])])
+    optimizer.step()
+    params[1].data = torch.zeros(2).to(torch.float8_e5m2)
+    before = params[0].detach().clone()
+    with pytest.raises(
+        TypeError, match=r"parameter 1 \(b\) of group 0 must have one of the dtypes"
+    ):
+        optimizer.step()
+    assert torch.equal(params[0], before)
+
+
+def test_an_error_changes_nothing():
+    """Not even in a group that comes before the one with the fault."""
+    params = parameters(shapes=[(3,), (2,)])
+    optimizer = RMSprop([{"params": params[:1]}, {"params": params[1:], "lr": 0.1}])
+    optimizer.param_groups[1]["lr"] = -1.0
+    before = [p.detach().clone() for p in params]
+    versions = [p._version for p in params]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="lr must not be negative"):
+            optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    assert [p._version for p in params] == versions
+    assert not optimizer.state
+    optimizer.param_groups[1]["lr"] = 0.1
+    optimizer.step()
+    assert optimizer.state[params[0]]["step"] == 1
+
+
+def test_parameters_that_overlap_in_part():
+    flat = torch.zeros(10)
+    params = [torch.nn.Parameter(flat[:6]), torch.nn.Parameter(flat[4:])]
+    for p in params:
+        p.grad = torch.ones(6)
+    with pytest.raises(ValueError, match="must not overlap in part, but variable 0 .* variable 1"):
+        RMSprop(params).step()
+
+
+@pytest.mark.parametrize("fault", ["empty", "in two groups", "a tensor"])
+def test_what_torch_refuses(fault):
+    (p,) = parameters(shapes=[(3,)])
+    given = {"empty": [], "in two groups": [{"params": [p]}, {"params": [p]}], "a tensor": p}
+    for cls in (Theirs, RMSprop):
+        with pytest.raises((ValueError, TypeError)):
+            cls(given[fault])
+
+
+def test_state_of_other_groups_is_refused():
+    optimizer = RMSprop(parameters())
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        optimizer.load_state_dict(RMSprop(parameters()[:2]).state_dict())
+
+
+# --- the class --------------------------------------------------------------------------------
+
+
+def test_it_is_an_optimizer_of_torch():
+    optimizer = RMSprop(parameters(), foreach=True, capturable=False)
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert "Parameter Group 0" in repr(optimizer)
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in optimizer.param_groups[0]["params"])
+    optimizer.step()  # nothing to do
+    assert not optimizer.state
+
+
+def test_positions_of_arguments_are_torchs():
+    import inspect
+
+    ours, theirs = (list(inspect.signature(cls).parameters.values()) for cls in (RMSprop, Theirs))
+    assert [(p.name, p.default) for p in ours[: len(theirs)]] == [
+        (p.name, p.default) for p in theirs
+    ]
+
+
+def test_large_parameters_take_threads():
+    theirs = parameters(shapes=[(1 << 20,), (1 << 20,)])
+    ours = twins(theirs)
+    for optimizer in (Theirs(theirs, momentum=0.9), RMSprop(ours, momentum=0.9)):
+        for _ in range(4):
+            optimizer.step()
+    assert_same_parameters(ours, theirs)
+
+
+def test_a_subclass_may_add_its_own():
+    class Slower(RMSprop):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                group["lr"] *= 0.5
+            return super().step(closure)
+
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = Slower([p], lr=1.0)
+    optimizer.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    assert np.isfinite(p.detach().numpy()).all()
