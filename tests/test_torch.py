@@ -11,13 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import rmsjit.torch  # noqa: E402
 from rmsjit.torch import RMSprop  # noqa: E402
 from strategies import run_python  # noqa: E402
 
 pytestmark = pytest.mark.live
 
 Theirs = torch.optim.RMSprop
+CLASSES = (Theirs, RMSprop)
 SLOTS = ("square_avg", "momentum_buffer", "grad_avg")
 ULPS = 2  # of the largest magnitude that an operation of the step has seen
 HALF_ULPS = 8  # torch rounds after each of up to seven operations
@@ -51,6 +51,12 @@ def twins(made):
     for p, other in zip(made, others, strict=True):
         other.grad = None if p.grad is None else p.grad.clone()
     return others
+
+
+def two_lists(**arguments):
+    """One list of parameters for each of the two classes."""
+    made = parameters(**arguments)
+    return [made, twins(made)]
 
 
 def new_gradients(*lists, seed):
@@ -229,7 +235,7 @@ def test_parameters_of_other_layouts(make, dtype):
     lists = [[torch.nn.Parameter(make().to(getattr(torch, dtype)))] for _ in range(2)]
     with torch.no_grad():
         lists[1][0].copy_(lists[0][0])
-    optimizers = [cls(params, momentum=0.9) for params, cls in zip(lists, (Theirs, RMSprop))]
+    optimizers = [cls(params, momentum=0.9) for params, cls in zip(lists, CLASSES, strict=True)]
     for step in range(3):
         new_gradients(*lists, seed=step)
         for optimizer in optimizers:
@@ -320,8 +326,7 @@ def test_a_model_learns_as_with_torch():
 
 
 def test_groups_have_settings_of_their_own():
-    lists = [parameters(), []]
-    lists[1] = twins(lists[0])
+    lists = two_lists()
     optimizers = []
     for params, cls in zip(lists, (Theirs, RMSprop), strict=True):
         optimizer = cls(
@@ -343,9 +348,8 @@ def test_groups_have_settings_of_their_own():
 
 
 def test_settings_of_a_group_may_change_between_steps():
-    lists = [parameters(), []]
-    lists[1] = twins(lists[0])
-    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    lists = two_lists()
+    optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
     for step, changes in enumerate(
         [{}, {"lr": 0.5}, {"weight_decay": 0.1}, {"maximize": True}, {"lr": torch.tensor(0.2)}]
     ):
@@ -375,9 +379,8 @@ def test_named_parameters():
 
 
 def test_parameters_without_gradients_are_left_alone():
-    lists = [parameters(), []]
-    lists[1] = twins(lists[0])
-    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    lists = two_lists()
+    optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
     for step, missing in enumerate([(0,), (), (0, 2), (0, 1, 2, 3, 4), (0,), ()]):
         new_gradients(*lists, seed=step)
         for params, optimizer in zip(lists, optimizers, strict=True):
@@ -452,10 +455,9 @@ SCHEDULERS = {
 
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_schedulers(make):
-    lists = [parameters(), []]
-    lists[1] = twins(lists[0])
+    lists = two_lists()
     optimizers = [
-        cls(params, lr=0.1, momentum=0.9) for cls, params in zip((Theirs, RMSprop), lists)
+        cls(params, lr=0.1, momentum=0.9) for cls, params in zip(CLASSES, lists, strict=True)
     ]
     schedulers = [make(optimizer) for optimizer in optimizers]
     for step in range(6):
@@ -478,9 +480,8 @@ def test_reduce_on_plateau():
 
 
 def test_a_gradient_scaler_skips_a_step_that_overflowed():
-    lists = [parameters(), []]
-    lists[1] = twins(lists[0])
-    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    lists = two_lists()
+    optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
     for optimizer, params in zip(optimizers, lists, strict=True):
         scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=1)
         for step in range(4):
@@ -615,9 +616,8 @@ def test_loaded_counts_are_copies():
 
 
 def test_state_of_another_layout_is_put_in_order():
-    lists = [parameters(shapes=[(3, 4)]), []]
-    lists[1] = twins(lists[0])
-    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    lists = two_lists(shapes=[(3, 4)])
+    optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
     for optimizer, params in zip(optimizers, lists, strict=True):
         optimizer.step()
         held = optimizer.state[params[0]]
@@ -628,9 +628,8 @@ def test_state_of_another_layout_is_put_in_order():
 
 
 def test_state_that_the_user_changes_is_used():
-    lists = [parameters(), []]
-    lists[1] = twins(lists[0])
-    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    lists = two_lists()
+    optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
     for optimizer, params in zip(optimizers, lists, strict=True):
         optimizer.step()
         optimizer.state[params[0]]["square_avg"].fill_(4.0)  # in place
@@ -649,9 +648,8 @@ def test_state_that_the_user_changes_is_used():
 
 
 def test_memory_of_parameters_may_be_replaced():
-    lists = [parameters(shapes=[(3, 3), (4,)]), []]
-    lists[1] = twins(lists[0])
-    optimizers = [cls(params) for cls, params in zip((Theirs, RMSprop), lists, strict=True)]
+    lists = two_lists(shapes=[(3, 3), (4,)])
+    optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
     for optimizer, params in zip(optimizers, lists, strict=True):
         optimizer.step()
         params[0].data = params[0].data + 1
@@ -846,7 +844,7 @@ def test_parameters_that_overlap_in_part():
     params = [torch.nn.Parameter(flat[:6]), torch.nn.Parameter(flat[4:])]
     for p in params:
         p.grad = torch.ones(6)
-    with pytest.raises(ValueError, match="must not overlap in part, but variable 0 .* variable 1"):
+    with pytest.raises(ValueError, match=r"must not overlap in part, but variable 0 .* variable 1"):
         RMSprop(params).step()
 
 

@@ -16,6 +16,7 @@ if _TYPE_CHECKING:
     from rmsjit.autodiff.gather import gather
     from rmsjit.autodiff.tape import GradientTape
     from rmsjit.checkpoints.save import load, save
+    from rmsjit.minimization.driver import optimize, scipy_method
     from rmsjit.rate_finder import lr_range_test
 
 RMSProp = RMSprop
@@ -29,8 +30,10 @@ _ON_DEMAND = {  # imported at first use, because each import takes time
     "interop": "rmsjit",
     "load": "rmsjit.checkpoints.save",
     "lr_range_test": "rmsjit.rate_finder",
+    "optimize": "rmsjit.minimization.driver",
     "save": "rmsjit.checkpoints.save",
     "schedules": "rmsjit",
+    "scipy_method": "rmsjit.minimization.driver",
 }
 
 __all__ = [
@@ -48,8 +51,10 @@ __all__ = [
     "interop",
     "load",
     "lr_range_test",
+    "optimize",
     "save",
     "schedules",
+    "scipy_method",
     "train",
 ]
 

@@ -1,0 +1,1 @@
+"""Minimising a function of one array, in the manner of ``scipy.optimize.minimize``."""
