@@ -9,7 +9,8 @@ import textwrap
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = ["README.md", *(f"docs/{n}.md" for n in ("forms", "migration", "schedules", "training"))]
+DOCUMENTS = ["README.md", *(f"docs/{n}.md" for n in ("forms", "migration", "schedules", "training", "scipy", "torch"))]
+OPTIONAL = {"docs/torch.md": "torch"}  # what examples need that tests do not install
 
 BLOCK = re.compile(r"^([ ]*)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
@@ -47,6 +48,8 @@ EXAMPLES = [
 
 @pytest.mark.parametrize(("name", "line", "code"), EXAMPLES)
 def test_examples_run(name, line, code):
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name])
     assert faults_of("\n" * (line - 1) + code, name) == []
 
 
