@@ -322,6 +322,41 @@ def test_a_model_learns_as_with_torch():
     assert losses[1] < 60
 
 
+def test_a_lazy_module_is_checked_once_it_has_parameters():
+    module = torch.nn.LazyLinear(2)
+    optimizer = RMSprop(module.parameters())
+    module(torch.ones(3, 4)).sum().backward()
+    before = module.weight.detach().clone()
+    optimizer.step()
+    assert (module.weight != before).all()
+
+
+def test_steps_in_and_out_of_inference_mode():
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p])
+    with torch.inference_mode():
+        optimizer.step()
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_function_may_take_steps():
+    model = torch.nn.Linear(3, 1)
+    optimizer = RMSprop(model.parameters())
+
+    @torch.compile(backend="eager")
+    def train(x):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    for _ in range(3):
+        train(torch.ones(2, 3))
+    assert optimizer.state[model.weight]["step"] == 3
+
+
 # --- groups -----------------------------------------------------------------------------------
 
 
@@ -846,6 +881,16 @@ def test_parameters_that_overlap_in_part():
         p.grad = torch.ones(6)
     with pytest.raises(ValueError, match=r"must not overlap in part, but variable 0 .* variable 1"):
         RMSprop(params).step()
+
+
+def test_a_parameter_twice_in_a_group():
+    """Of which torch warns that it will be an error."""
+    (p,) = parameters(shapes=[(3,)])
+    with (
+        pytest.warns(UserWarning, match="duplicate parameters"),
+        pytest.raises(ValueError, match="parameter 0 of group 0 must be in the group once"),
+    ):
+        RMSprop([p, p])
 
 
 @pytest.mark.parametrize("fault", ["empty", "in two groups", "a tensor"])

@@ -122,9 +122,9 @@ class ReadyUpdate:
 
     def run(self) -> None:
         """Update parameters and state, and tell autograd that the parameters have changed."""
+        count_step(self._counts)  # first, since torch could still refuse it
         self._step.run()
         increment_version(self._params)
-        count_step(self._counts)
 
 
 def lacking(params: Sequence[Tensor], states: Sequence[State], form: Form) -> list[dict[str, Any]]:

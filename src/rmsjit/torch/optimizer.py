@@ -175,7 +175,14 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
+        self._update()
+        return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _update(self) -> None:
+        """Check all groups, then update them."""
+        # What is made in inference mode could not be changed outside of it.
+        with torch.inference_mode(False), torch.no_grad():
             self._notice_new_states()
             additions: list[_Addition] = []
             updates = [
@@ -189,7 +196,6 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
             for update in updates:
                 if update is not None:
                     update.run()
-        return loss
 
     def _notice_new_states(self) -> None:
         """Drop all that is bound if the state of a parameter has been replaced."""
@@ -294,12 +300,17 @@ def _check_group(group: Mapping[str, Any], number: int) -> None:
     """Raise an error if a setting or a parameter of a group is not valid."""
     numbers_of(group)
     refuse_differentiable(group)
+    seen: set[Tensor] = set()
     for parameter in group["params"]:
-        check_parameter(parameter, _title(group, number, parameter))
+        title = _title(group, number, parameter)
+        if parameter in seen:
+            raise ValueError(f"{title} must be in the group once, got it twice")
+        check_parameter(parameter, title)
+        seen.add(parameter)
 
 
 def _title(group: Mapping[str, Any], number: int, parameter: Tensor) -> str:
     """How messages name a parameter."""
-    position = next(k for k, other in enumerate(group["params"]) if other is parameter)
+    position = list(map(id, group["params"])).index(id(parameter))
     name = f" ({group['param_names'][position]})" if "param_names" in group else ""
     return f"parameter {position}{name} of group {number}"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rmsjit.arrays.tensors import array_of_tensor
@@ -27,6 +28,8 @@ _DTYPES = (
 def check_parameter(parameter: Tensor, name: str) -> None:
     """Check that the memory of a parameter can be updated.
 
+    One that torch will make only when a lazy module is first used is checked then.
+
     Raises
     ------
     TypeError
@@ -34,6 +37,8 @@ def check_parameter(parameter: Tensor, name: str) -> None:
     ValueError
         If it is not on the CPU.
     """
+    if is_lazy(parameter):
+        return
     if parameter.device.type != "cpu":
         raise ValueError(
             f"{name} must be on the CPU, got one on the device {str(parameter.device)!r}; "
