@@ -642,9 +642,11 @@ def test_state_dict_has_torchs_keys():
 def test_loaded_counts_are_copies():
     params = parameters()
     optimizer = RMSprop(params)
+    params[1].grad = None
     optimizer.step()
     other = RMSprop(params)
     other.load_state_dict(optimizer.state_dict())
+    assert other.state_dict()["state"].keys() == {0, 2, 3, 4}
     other.step()
     assert optimizer.state[params[0]]["step"] == 1
     assert other.state[params[0]]["step"] == 2
@@ -888,7 +890,7 @@ def test_a_parameter_twice_in_a_group():
     (p,) = parameters(shapes=[(3,)])
     with (
         pytest.warns(UserWarning, match="duplicate parameters"),
-        pytest.raises(ValueError, match="parameter 0 of group 0 must be in the group once"),
+        pytest.raises(ValueError, match="group 0 must have each parameter once"),
     ):
         RMSprop([p, p])
 

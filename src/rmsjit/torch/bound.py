@@ -81,10 +81,9 @@ class BoundParameters:
             return False
 
     def is_of(self, other: BoundParameters) -> bool:
-        """Whether it is of the same parameters in the same form."""
-        params = zip(self._params, other._params, strict=False)
-        alike = self.form is other.form and len(self._params) == len(other._params)
-        return alike and all(one is another for one, another in params)
+        """Whether it is of the same parameters."""
+        alike = len(self._params) == len(other._params)
+        return alike and all(map(is_, self._params, other._params))
 
     def ready(
         self, gradients: Sequence[Tensor], fit: bool, numbers: StepNumbers, scale: float

@@ -238,8 +238,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> BoundParameters:
         """Bind parameters that are new, or whose memory or state has changed."""
         group = self.param_groups[number]
-        for p in params:
-            check_parameter(p, _title(group, number, p))
+        _check_parameters(params, group, number)
         form = form_of(numbers, group["centered"])
         states = [self.state.get(p, {}) for p in params]
         added = lacking(params, states, form)
@@ -278,8 +277,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
             If its groups do not have the numbers of parameters of these.
         """
         super().load_state_dict(state_dict)
-        states = [self.state[p] for group in self.param_groups for p in group["params"]]
-        counted = [state for state in states if STEP in state]
+        counted = [state for state in self.state.values() if STEP in state]
         counts = fresh_counts([float(state[STEP]) for state in counted])
         for state, count in zip(counted, counts, strict=True):
             state[STEP] = count
@@ -300,17 +298,16 @@ def _check_group(group: Mapping[str, Any], number: int) -> None:
     """Raise an error if a setting or a parameter of a group is not valid."""
     numbers_of(group)
     refuse_differentiable(group)
-    seen: set[Tensor] = set()
-    for parameter in group["params"]:
-        title = _title(group, number, parameter)
-        if parameter in seen:
-            raise ValueError(f"{title} must be in the group once, got it twice")
-        check_parameter(parameter, title)
-        seen.add(parameter)
+    params = group["params"]
+    if len(set(params)) < len(params):
+        raise ValueError(f"group {number} must have each parameter once, got one of them twice")
+    _check_parameters(params, group, number)
 
 
-def _title(group: Mapping[str, Any], number: int, parameter: Tensor) -> str:
-    """How messages name a parameter."""
-    position = list(map(id, group["params"])).index(id(parameter))
-    name = f" ({group['param_names'][position]})" if "param_names" in group else ""
-    return f"parameter {position}{name} of group {number}"
+def _check_parameters(params: Sequence[Tensor], group: Mapping[str, Any], number: int) -> None:
+    """Raise an error if some parameters of a group can't be updated."""
+    positions = {id(parameter): k for k, parameter in enumerate(group["params"])}
+    for parameter in params:
+        position = positions[id(parameter)]
+        name = f" ({group['param_names'][position]})" if "param_names" in group else ""
+        check_parameter(parameter, f"parameter {position}{name} of group {number}")
