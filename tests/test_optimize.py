@@ -340,8 +340,20 @@ def test_what_the_method_refuses():
         so.minimize(bowl, [0.0], method=METHOD, options={"maxfun": 3})
     with pytest.raises(TypeError, match="optimizer must be"):
         rmsjit.scipy_method("RMSprop")
-    with pytest.warns(RuntimeWarning, match="does not use Hessian information"):
-        so.minimize(bowl, [0.0], method=METHOD, hess=lambda x: np.eye(1), options={"maxiter": 1})
+
+
+@pytest.mark.live
+def test_statsmodels_fits_with_the_method():
+    """It hands over gradient, Hessian and options; its own Newton iterations give the truth."""
+    api = pytest.importorskip("statsmodels.api")
+    rng = np.random.default_rng(0)
+    x = np.column_stack([np.ones(500), rng.normal(size=(500, 2))])
+    y = rng.random(500) < 1 / (1 + np.exp(-x @ [0.3, -1.0, 0.7]))
+    model = api.Logit(y.astype(float), x)
+    method = rmsjit.scipy_method(rmsjit.RMSprop(rmsjit.schedules.CosineDecay(0.05, 500)))
+    fitted = model.fit(method="minimize", min_method=method, maxiter=1000, disp=0)
+    assert fitted.mle_retvals["converged"]
+    np.testing.assert_allclose(fitted.params, model.fit(disp=0).params, atol=1e-3)
 
 
 def test_disp_prints_the_end(capsys):

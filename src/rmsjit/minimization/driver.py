@@ -16,7 +16,6 @@ from rmsjit.minimization.objective import Objective
 from rmsjit.minimization.run import Limits, Run
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.rule.hyperparameters import as_number, nonnegative
-from rmsjit.runtime.warning import warn
 
 _RATE = 0.01  # of the default optimizer
 
@@ -121,7 +120,7 @@ def scipy_method(optimizer: RMSprop | None = None) -> Callable[..., Any]:
     -------
     callable
         For ``method=``.  Its options are ``maxiter``, ``gtol``, ``xtol`` and ``disp``; ``tol``
-        sets both tolerances.
+        sets both tolerances.  Hessians are not used; constraints are refused.
 
     Raises
     ------
@@ -161,8 +160,6 @@ def scipy_method(optimizer: RMSprop | None = None) -> Callable[..., Any]:
     ) -> Any:
         if constraints is not None and np.size(constraints):
             raise ValueError("constraints must be empty: RMSprop has bounds only")
-        if hess is not None or hessp is not None:
-            warn("RMSprop does not use Hessian information (hess, hessp)")
         if tol is not None:
             options = {"gtol": tol, "xtol": tol, **options}
         found = optimize(
