@@ -751,6 +751,17 @@ def test_counts_of_an_odd_kind():
     assert [float(optimizer.state[p]["step"]) for p in params] == [1, 2, 3, 4, 5]
 
 
+def test_what_a_state_lacks_is_added():
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p], centered=True)
+    given = torch.ones(3)
+    optimizer.state[p]["square_avg"] = given
+    optimizer.step()
+    assert sorted(optimizer.state[p]) == ["grad_avg", "square_avg", "step"]
+    assert optimizer.state[p]["square_avg"] is given
+    assert optimizer.state[p]["step"] == 1
+
+
 def test_shared_memory():
     """As Hogwild has it: parameters and state are moved to shared memory in place."""
     params = parameters()

@@ -135,9 +135,9 @@ def lacking(params: Sequence[Tensor], states: Sequence[State], form: Form) -> li
         The tensors to put into each state; nothing is put there yet.
     """
     lists: list[dict[str, Any]] = []
-    counts = iter(fresh_counts([0.0] * sum(not state for state in states)))
+    counts = iter(fresh_counts([0.0] * sum(STEP not in state for state in states)))
     for parameter, state in zip(params, states, strict=True):
-        added: dict[str, Any] = {} if state else {STEP: next(counts)}
+        added: dict[str, Any] = {} if STEP in state else {STEP: next(counts)}
         for name in form.slot_names:
             key = _KEYS[name]
             if key not in state:
