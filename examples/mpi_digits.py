@@ -1,7 +1,7 @@
 """Handwritten digits, trained data-parallel: ``mpiexec -n 4 python examples/mpi_digits.py``.
 
 Beside the network of ``python -m rmsjit demo``, what MPI takes is marked by comments.
-Needs ``pip install "rmsjit[demo,mpi]"``, and an MPI library (``pip install mpich``).
+Needs, in a checkout, ``pip install ".[demo,mpi]"``, and an MPI library (``pip install mpich``).
 """
 
 import argparse

@@ -75,7 +75,7 @@ def gather(params: Any, indices: Any) -> Any:
 
     Returns
     -------
-    array or Traced, shape (*indices.shape, ...)
+    array or Traced, shape indices.shape + params.shape[1:]
         ``params[indices]``.
 
     Raises

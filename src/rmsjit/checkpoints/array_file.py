@@ -169,8 +169,7 @@ def _safetensors() -> Any:
         import safetensors.numpy
     except ImportError as error:
         raise ImportError(
-            "files that end in .safetensors need the safetensors package: "
-            "pip install 'rmsjit[safetensors]'"
+            "files that end in .safetensors need the safetensors package: pip install safetensors"
         ) from error
     return safetensors
 

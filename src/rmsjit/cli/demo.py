@@ -147,7 +147,7 @@ def _packages_are_there(names: Sequence[str]) -> bool:
     if missing:
         print(
             f"rmsjit demo: can't import {', '.join(missing)}; the demos need a few more packages "
-            f'than rmsjit itself:\n\n    pip install "rmsjit[demo]"\n',
+            f"than rmsjit itself:\n\n    pip install matplotlib scikit-learn threadpoolctl tqdm\n",
             file=sys.stderr,
         )
     return not missing

@@ -34,7 +34,7 @@ def load_mpi() -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py without libmpi
         raise ImportError(
             "training on several processes needs mpi4py and an MPI library: "
-            'pip install "rmsjit[mpi]" brings mpi4py; on a cluster use the MPI of the site, '
+            "pip install mpi4py, and on a cluster use the MPI of the site, "
             f"elsewhere pip install mpich ({error})"
         ) from error
     return MPI

@@ -59,7 +59,7 @@ class MPIStrategy:
     Raises
     ------
     ImportError
-        If mpi4py is not installed; ``pip install "rmsjit[mpi]"``.
+        If mpi4py is not installed (``pip install mpi4py``), or no MPI library.
     TypeError, ValueError
         If an argument is invalid.
 
