@@ -16,7 +16,7 @@ TOP = "rmsjit"
 
 def table(text):
     """The layers from top to bottom, each a list of rooms or modules."""
-    (block,) = re.findall(r"^## Layers\n.*?^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^## Layers\n.*?^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     return [line.split() for line in block.splitlines()]
 
 

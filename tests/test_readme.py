@@ -1,20 +1,31 @@
 """The documents: their examples run and print what they say, their links lead somewhere."""
 
+import ast
 import contextlib
+import importlib.util
 import io
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import textwrap
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = ["README.md", *(f"docs/{n}.md" for n in ("forms", "migration", "schedules", "training", "scipy", "torch"))]
-OPTIONAL = {"docs/torch.md": "torch"}  # what examples need that tests do not install
+from rmsjit.__main__ import main
 
-BLOCK = re.compile(r"^([ ]*)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", *PAGES]
+CONTINUED = ["docs/cluster.md", "docs/start/tutorial.md"]  # each block goes on from the one before
+
+BLOCK = re.compile(r"^([ ]*)```([\w{}-]*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.+)$", re.MULTILINE)
+INCLUDED = re.compile(r"^```{include} (\S+)$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+LANGUAGES = {"python", "sh", "text", "{eval-rst}", "{include}", "{toctree}"}
+LONG_COMMANDS = {"bench", "demo", "warmup"}  # tests/test_cli.py runs them on little
 
 
 def text_of(name):
@@ -32,36 +43,95 @@ def blocks_of(text, language):
 
 def faults_of(code, name="example"):
     """Run an example; how what it prints differs from the comments behind its prints."""
-    expected, output = PRINTED.findall(code), io.StringIO()
+    output = io.StringIO()
     with contextlib.redirect_stdout(output):
         exec(compile(code, name, "exec"), {"__name__": "__main__"})
-    printed = output.getvalue().splitlines()
+    return differences(code, output.getvalue())
+
+
+def differences(code, output):
+    expected, printed = PRINTED.findall(code), output.splitlines()
     return [] if not expected or printed == expected else [f"printed {printed}, not {expected}"]
+
+
+def need_modules(code):
+    """Skip the test of an example that imports a library which is not installed."""
+    for node in ast.walk(ast.parse(code)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module]
+        for name in names:
+            if importlib.util.find_spec(name.partition(".")[0]) is None:
+                pytest.skip(f"needs {name}")
+            if name.startswith("rmsjit.distributed"):
+                pytest.importorskip("mpi4py", reason="needs mpi4py")
 
 
 EXAMPLES = [
     pytest.param(name, line, code, id=f"{name}:{line}")
     for name in DOCUMENTS
+    if name not in CONTINUED
     for line, code in blocks_of(text_of(name), "python")
 ]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of forks, and of other libraries
 @pytest.mark.parametrize(("name", "line", "code"), EXAMPLES)
-def test_examples_run(name, line, code):
-    if name in OPTIONAL:
-        pytest.importorskip(OPTIONAL[name])
+def test_examples_run(name, line, code, tmp_path, monkeypatch):
+    need_modules(code)
+    monkeypatch.chdir(tmp_path)  # where they write their files
     assert faults_of("\n" * (line - 1) + code, name) == []
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_every_document_has_examples(name):
+@pytest.mark.parametrize("name", CONTINUED)
+def test_examples_that_continue_each_other_run(name, tmp_path):
+    """In a process of its own, which MPI needs."""
+    code = "\n".join(code for _, code in blocks_of(text_of(name), "python"))
+    need_modules(code)
+    process = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert process.stderr == ""
+    assert PRINTED.findall(code)
+    assert differences(code, process.stdout) == []
+
+
+COMMANDS = [
+    pytest.param(command, id=f"{name}:{command}")
+    for name in DOCUMENTS
+    for _, code in blocks_of(text_of(name), "sh")
+    for command in re.findall(r"^python -m rmsjit\b(.*?)(?:  .*)?$", code, re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run(command, capsys):
+    arguments = command.split()
+    if arguments[0] in LONG_COMMANDS:
+        arguments.append("--help")  # which still refuses what comes before it
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code
+    assert status == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/forms.md", "docs/migration.md"])
+def test_documents_with_code_have_examples(name):
     assert len(blocks_of(text_of(name), "python")) >= 2
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_every_block_has_a_language_that_is_known(name):
     text = text_of(name)
-    assert {match[2] for match in BLOCK.finditer(text)} <= {"python", "sh", "text"}
+    assert {match[2] for match in BLOCK.finditer(text)} <= LANGUAGES
     assert text.count("```") == 2 * len(BLOCK.findall(text))
 
 
@@ -84,7 +154,10 @@ def missing_targets(text, path):
 
 def anchors_of(path):
     """The names that GitHub gives to the headings of a document."""
-    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    text = path.read_text(encoding="utf-8")
+    for included in INCLUDED.findall(text):
+        text += (path.parent / included).read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
