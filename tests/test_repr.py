@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -177,3 +178,51 @@ def test_what_can_not_be_serialised_is_named(tmp_path):
         with pytest.raises(TypeError, match=r"config\['learning_rate'\]\['config'\]\['held'\]"):
             rmsjit.save(tmp_path / "run.npz", rmsjit.RMSprop(Holding(held)), {})
     assert list(tmp_path.iterdir()) == []
+
+
+# --- notebooks ------------------------------------------------------------------------------
+
+
+def cells_of(optimizer):
+    """The cells of the rows of both tables, checked to be well-formed."""
+    tree = ElementTree.fromstring(optimizer._repr_html_())
+    return [[cell.text or "" for cell in row] for row in tree.iter("tr")]
+
+
+@every_face
+def test_a_notebook_shows_settings_variables_and_memory(face):
+    optimizer = FACES[face](0.5, momentum=0.25)
+    kernel, bias = rmsjit.Variable(np.zeros((64, 32)), name="kernel"), np.zeros(3, "float32")
+    optimizer.build([kernel, bias])
+    cells = cells_of(optimizer)
+    assert ["learning_rate", "0.5"] in cells
+    assert ["momentum", "0.25"] in cells
+    assert ["variable", "shape", "dtype", "slots"] in cells
+    assert ["kernel", "(64, 32)", "float64", "32 KiB"] in cells  # two slots of 16 KiB
+    assert cells[-1][1:] == ["(3,)", "float32", "24 B"]
+    assert "2 variables of 16.01 KiB, slots of 32.02 KiB" in optimizer._repr_html_()
+
+
+@every_face
+def test_a_notebook_calls_nothing(face):
+    optimizer = FACES[face](refuse)
+    assert any(cell.startswith("<function refuse") for row in cells_of(optimizer) for cell in row)
+
+
+def test_a_notebook_shows_what_looks_like_markup_as_text():
+    optimizer = rmsjit.RMSprop(name="<b>")
+    optimizer.build([rmsjit.Variable(1.0, name="<script>&")])
+    assert ["name", "'<b>'"] in cells_of(optimizer)
+    assert "<script>&" in cells_of(optimizer)[-1]
+
+
+def test_a_notebook_lists_the_first_of_many_variables():
+    optimizer = rmsjit.RMSprop()
+    optimizer.build(variables := [np.zeros(2) for _ in range(50)])
+    cells = cells_of(optimizer)
+    assert cells[-1] == ["and 30 more", "", "", ""]
+    assert f"{len(variables)} variables of 800 B" in optimizer._repr_html_()
+
+
+def test_a_notebook_shows_an_optimizer_without_variables():
+    assert "variable" not in [row[0] for row in cells_of(rmsjit.RMSprop())]

@@ -424,6 +424,17 @@ class Optimizer:
         epsilon = first_epsilon(self._store.form, self._hyperparameters)
         resize_rows(self._store, old, new, epsilon, self._catch_up)
 
+    def _shown(self) -> dict[str, Any]:
+        """What `repr` and notebooks show, without calling anything of the user's."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: settings, variables and the memory of their slots."""
+        from rmsjit.optimizers.notebook import page
+
+        entries = list(self._store.entries.values())
+        return page(type(self).__name__, self._shown(), entries)
+
     def _catch_up(self, entry: Entry) -> None:
         """Bring all rows of a table up to date, without importing Numba for other variables."""
         if entry.clock is not None:

@@ -664,8 +664,7 @@ class RMSprop(WeightedOptimizer):
             optimizer.add_group(**with_schedule(group, custom_objects))
         return optimizer
 
-    @reprlib.recursive_repr()
-    def __repr__(self) -> str:
+    def _shown(self) -> dict[str, Any]:
         arguments = self._arguments(self._hyperparameters.__getitem__)
         # Further arguments of a subclass, read without running its code.
         known = inspect.signature(RMSprop.__init__).parameters
@@ -674,8 +673,12 @@ class RMSprop(WeightedOptimizer):
                 arguments[name] = vars(self)[name]
         if self.groups:
             arguments["groups"] = list(self.groups)
-        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-        return f"<rmsjit.{type(self).__name__} {shown}, iterations={int(self._iterations)}>"
+        return arguments | {"iterations": int(self._iterations)}
+
+    @reprlib.recursive_repr()
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{key}={value!r}" for key, value in self._shown().items())
+        return f"<rmsjit.{type(self).__name__} {shown}>"
 
 
 def _refuse_newer_keras(config: dict[str, Any], known: Iterable[str]) -> None:

@@ -323,18 +323,23 @@ class RMSPropOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"_lock": RenewedLock()})
 
-    def __repr__(self) -> str:
+    def _shown(self) -> dict[str, Any]:
         numbers = self._hyperparameters
-        further = self._further_arguments(numbers.__getitem__)
-        if self.groups:
-            further["groups"] = list(self.groups)
-        return (
-            f"<rmsjit.train.{type(self).__name__} name={self._name!r}, "
-            f"learning_rate={numbers['learning_rate']!r}, decay={numbers['rho']!r}, "
-            f"momentum={numbers['momentum']!r}, epsilon={numbers['epsilon']!r}, "
-            f"centered={self._store.form.centered}"
-            f"{''.join(f', {name}={value!r}' for name, value in further.items())}>"
-        )
+        groups = {"groups": list(self.groups)} if self.groups else {}
+        return {
+            "name": self._name,
+            "learning_rate": numbers["learning_rate"],
+            "decay": numbers["rho"],
+            "momentum": numbers["momentum"],
+            "epsilon": numbers["epsilon"],
+            "centered": self._store.form.centered,
+            **self._further_arguments(numbers.__getitem__),
+            **groups,
+        }
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{key}={value!r}" for key, value in self._shown().items())
+        return f"<rmsjit.train.{type(self).__name__} {shown}>"
 
     def _further_arguments(self, shown: Callable[[str], Any]) -> dict[str, Any]:
         """The arguments that TensorFlow does not have, as far as they are used.
