@@ -26,6 +26,8 @@ def main() -> None:
     variables = dict(zip(names, network.variables, strict=True))
     if options.checkpoint and options.checkpoint.exists():
         strategy.load(options.checkpoint, optimizer, variables)
+        if strategy.rank == 0:
+            print(f"{options.checkpoint}: going on after step {int(optimizer.iterations)}")
 
     rng = np.random.default_rng([settings.seed, int(optimizer.iterations)])  # the same on all ranks
     for epoch in range(settings.epochs):
