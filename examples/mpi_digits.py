@@ -18,8 +18,10 @@ def main() -> None:
     """Train, and print the accuracy on images that were not trained on."""
     options = parsed()
     abort_on_error()  # (1) one rank that fails ends them all
-    strategy = MPIStrategy(reduce="mean", shard_state=options.shard_state)  # (2)
-    settings = digits.Settings(epochs=options.epochs)
+    strategy = MPIStrategy(  # (2)
+        reduce="mean", shard_state=options.shard_state, wire_dtype=options.wire_dtype
+    )
+    settings = digits.Settings(epochs=options.epochs, seed=options.seed)
     data, network = digits.load(settings.seed), digits.new_network(settings)
     optimizer = rmsjit.RMSprop(options.learning_rate, strategy=strategy)  # (3)
     names = [f"variable{k}" for k in range(len(network.variables))]
@@ -52,6 +54,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128, help="of all ranks together")
     parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--shard-state", action="store_true", help="share the slots out")
+    parser.add_argument("--wire-dtype", choices=["bfloat16"], help="of gradients in messages")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="an .npz file to resume from and write")
     return parser.parse_args()
 

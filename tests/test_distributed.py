@@ -197,6 +197,7 @@ def test_import_needs_no_mpi4py():
         ({"bucket_bytes": 1 << 31}, ValueError),
         ({"bucket_bytes": 4096.0}, TypeError),
         ({"shard_state": "no"}, TypeError),
+        ({"wire_dtype": "float16"}, ValueError),
     ],
 )
 def test_settings_are_checked(arguments, error):
@@ -228,6 +229,12 @@ def test_pieces_cover_every_gradient_once_in_order(most):
     ]
     assert elements == [(k, element) for k, size in sizes.items() for element in range(size)]
     assert all(sum(p.stop - p.start for p in piece) == most for piece in pieces[:-1])
+
+
+def test_bfloat16_messages_need_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(ImportError, match=r"wire_dtype.* needs ml_dtypes"):
+        Settings(wire_dtype="bfloat16")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])

@@ -6,6 +6,7 @@ import itertools
 import warnings
 
 import numpy as np
+from narrow import dense_sum
 from ranks import compare, dense_of, exact, raised, rows_of, same, same_everywhere, start, total
 
 import rmsjit
@@ -36,6 +37,57 @@ def check_every_dtype(comm, folder):
     for name, shard in itertools.product(DTYPES, (False, True)):
         variables = start(SHAPES, dtype_named(name))
         compare(comm, keras(), variables, dense_of, shard_state=shard, bucket_bytes=1024)
+
+
+def check_bfloat16_messages_of_every_dtype(comm, folder):
+    """Eighths and their sums have few bits, so that rounding to bfloat16 does not change them."""
+    for name, shard in itertools.product(DTYPES, (False, True)):
+        variables = [*start(SHAPES, dtype_named(name)), *start([(12, 3)], dtype_named(name), 5)]
+        settings = {"shard_state": shard, "bucket_bytes": 1024, "wire_dtype": "bfloat16"}
+        compare(comm, keras(), variables, dense_and_rows, **settings)
+
+
+def check_bfloat16_messages_round(comm, folder):
+    """The same bits as one process with the sums that NumPy makes of rounded gradients."""
+    names = ("float16", "bfloat16", "float32", "complex64", "float64")
+    for name, shard in itertools.product(names, (False, True)):
+        dtype = np.dtype(dtype_named(name))
+        wide = {"c": np.complex64}.get(dtype.kind, np.float32)
+        variables = [np.zeros(shape, dtype) for shape in (*SHAPES, (1000,))]
+        expected = [v.copy() for v in variables]
+        settings = {"shard_state": shard, "bucket_bytes": 1024, "wire_dtype": "bfloat16"}
+        opt = rmsjit.RMSprop(0.125, strategy=MPIStrategy(comm, **settings))
+        alone = rmsjit.RMSprop(0.125)
+        for step in range(3):
+            everyone = [normal_of(rank, step, variables) for rank in range(comm.size)]
+            opt.apply_gradients(zip(everyone[comm.rank], variables, strict=True))
+            if name == "float64":
+                sums = [sum(of_one) for of_one in zip(*everyone, strict=True)]
+            else:
+                columns = zip(*everyone, strict=True)
+                sums = [dense_sum(of_one, wide, shard).astype(dtype) for of_one in columns]
+            alone.apply_gradients(zip(sums, expected, strict=True))
+            for got, wanted in zip(variables, expected, strict=True):
+                same(got, wanted, 1e-12 if name == "float64" else None)
+        same_everywhere(comm, variables)
+
+
+def normal_of(rank, step, variables):
+    """Gradients with random bits."""
+    rng = np.random.default_rng([rank, step, 3])
+    return [np.asarray(rng.standard_normal(v.shape)).astype(v.dtype) for v in variables]
+
+
+def check_bfloat16_messages_keep_nan_and_infinity(comm, folder):
+    for shard, value in itertools.product((False, True), (np.nan, np.inf)):
+        variable = np.ones(40, np.float32)
+        gradient = np.full(40, 1.0 + comm.rank, np.float32)
+        gradient[comm.rank] = value
+        settings = {"shard_state": shard, "wire_dtype": "bfloat16"}
+        opt = rmsjit.RMSprop(0.125, nonfinite="skip", strategy=MPIStrategy(comm, **settings))
+        opt.apply_gradients([(gradient, variable)])
+        assert opt.skipped_steps == 1
+        assert bool((variable == 1).all())
 
 
 def check_every_form(comm, folder):
@@ -365,6 +417,8 @@ def check_disagreement_in_settings(comm, folder):
     opt = rmsjit.RMSprop(0.5, centered=odd, strategy=MPIStrategy(comm))
     assert "ranks must agree" in raised(lambda: opt.apply_gradients([(v, v)]), RuntimeError)
     opt = rmsjit.RMSprop(0.5, strategy=MPIStrategy(comm, reduce="mean" if odd else "sum"))
+    assert "ranks must agree" in raised(lambda: opt.apply_gradients([(v, v)]), RuntimeError)
+    opt = rmsjit.RMSprop(0.5, strategy=MPIStrategy(comm, wire_dtype="bfloat16" if odd else None))
     assert "ranks must agree" in raised(lambda: opt.apply_gradients([(v, v)]), RuntimeError)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
+from narrow import dense_sum, sparse_parts
 
 sys.path.append(str(Path(__file__).parents[1]))
 import rmsjit
@@ -137,10 +138,27 @@ def gradients_of(rng, model, trained):
     return made
 
 
-def total(everyone, scale, dtype):
-    """The sum of the gradients of all ranks, times `scale`."""
+def through_bfloat16(everyone, model, shard):
+    """What arrives of the gradients of all ranks if they are sent as bfloat16."""
+
+    def combine(values, indices):
+        return sum_duplicates(values, indices, model.dtype)
+
+    columns = []
+    for value, of_one in zip(model.values, zip(*everyone, strict=True), strict=True):
+        if of_one[0] is None:
+            columns.append(of_one)
+        elif isinstance(of_one[0], tuple):
+            columns.append(sparse_parts(of_one, combine, len(value), shard))
+        else:
+            columns.append([dense_sum(of_one, model.dtype, shard)])
+    return columns
+
+
+def total(columns, scale, dtype):
+    """The sum of what has arrived for each variable, times `scale`."""
     sums = []
-    for of_one in zip(*everyone, strict=True):
+    for of_one in columns:
         if of_one[0] is None:
             sums.append(None)
         elif isinstance(of_one[0], tuple):
@@ -168,6 +186,7 @@ class Job:
         self.folder = folder
         self.rng = np.random.default_rng([number, comm.size])
         self.shard, self.mean = bool(self.rng.integers(2)), bool(self.rng.integers(2))
+        self.wire_dtype = [None, "bfloat16"][self.rng.integers(2)]
         self.strategy = self.new_strategy()
         self.models = [Model(self.rng, self.shard) for _ in range(self.rng.integers(1, 3))]
         self.rates = [0.05 / (k + 1) for k in range(len(self.models))]
@@ -184,6 +203,7 @@ class Job:
             reduce="mean" if self.mean else "sum",
             shard_state=self.shard,
             bucket_bytes=int(self.rng.choice([1024, 1 << 22])),
+            wire_dtype=self.wire_dtype,
         )
 
     def new_optimizer(self, which):
@@ -236,10 +256,10 @@ class Job:
             if self.comm.size > 1 or trouble == "error":
                 self.refused(which, trouble, pairs, is_odd)
             return
-        scale = 1 / self.comm.size if self.mean else 1.0
-        whole = total(everyone, scale, model.dtype)
+        whole = self.whole(everyone, model)
         if trouble == "local":
-            whole = total(everyone[:1], 1.0, model.dtype)  # rows that are named twice are summed
+            own = zip(everyone[0], strict=True)
+            whole = total(own, 1.0, model.dtype)  # rows that are named twice are summed
         expected = contextlib.nullcontext()
         if not is_finite(whole) and model.policy == "raise":
             expected = raising(FloatingPointError)
@@ -249,6 +269,13 @@ class Job:
             model.step(whole, self.rates[which])
         else:
             model.skipped += model.policy == "skip"
+
+    def whole(self, everyone, model):
+        """What the strategy makes of the gradients of all ranks."""
+        columns = zip(*everyone, strict=True)
+        if self.wire_dtype is not None and model.dtype == "float32":
+            columns = through_bfloat16(everyone, model, self.shard)
+        return total(columns, 1 / self.comm.size if self.mean else 1.0, model.dtype)
 
     def refused(self, which, trouble, pairs, is_odd):
         """Something that all ranks must raise an error for, and that changes nothing."""
@@ -284,7 +311,7 @@ class Job:
         """Ranks have different numbers of batches of the first optimizer."""
         model, opt = self.models[0], self.opts[0]
         batches = self.rng.integers(0, 4, self.comm.size)
-        trained, scale = set(range(len(model.values))), 1 / self.comm.size if self.mean else 1.0
+        trained = set(range(len(model.values)))
         self.step(0, "none")
         steps = [
             [gradients_of(self.rng, model, trained) for _ in range(self.comm.size)]
@@ -294,13 +321,13 @@ class Job:
             opt.apply_gradients(self.pairs(0, self.zeros(model, trained)))
             for everyone in steps[: batches[self.comm.rank]]:
                 opt.apply_gradients(self.pairs(0, everyone[self.comm.rank]))
-        model.step(total([self.zeros(model, trained)], 1.0, model.dtype), self.rates[0])
+        model.step(self.whole([self.zeros(model, trained)] * self.comm.size, model), self.rates[0])
         for number, everyone in enumerate(steps):
             present = [
                 own if number < batches[rank] else self.zeros(model, trained)
                 for rank, own in enumerate(everyone)
             ]
-            model.step(total(present, scale, model.dtype), self.rates[0])
+            model.step(self.whole(present, model), self.rates[0])
 
     @staticmethod
     def zeros(model, trained):

@@ -97,6 +97,21 @@ def start_gathering_shards(comm: Any, array: NDArray[Any], counts: list[int], dt
     return comm.Iallgatherv(load_mpi().IN_PLACE, [array.view(np.uint8), counts])
 
 
+def start_exchanging_shards(
+    comm: Any, array: NDArray[Any], arrived: NDArray[Any], counts: list[int], dtype: Any
+) -> Any:
+    """Start sending every rank its shard of an array; returns the request.
+
+    `arrived` gets this rank's shard of the arrays of all ranks, in order of rank.
+    """
+    check_message(comm, "exchange shards", array, np.dtype(dtype), sum(counts))
+    if arrived.dtype != dtype or arrived.size != comm.size * counts[comm.rank]:
+        raise RuntimeError(f"{comm.size} shards of {counts[comm.rank]} must arrive")
+    gives = [count * array.itemsize for count in counts]
+    takes = [gives[comm.rank]] * comm.size
+    return comm.Ialltoallv([array.view(np.uint8), gives], [arrived.view(np.uint8), takes])
+
+
 def broadcast(
     comm: Any, array: NDArray[Any], dtype: Any, shape: tuple[int, ...], source: int = 0
 ) -> None:

@@ -3,7 +3,8 @@
 All gradients of a dtype share one buffer.  Each has a fixed place in it, so the views that an
 update reads are the same at every step.  The buffer is filled and reduced in pieces of
 `bucket_bytes`, and `IN_FLIGHT` pieces are being reduced while the next one is filled: each is
-reduced while it is still in the cache.  Half types, which MPI can't add, are sent as float32.
+reduced while it is still in the cache.  Half types, which MPI can't add, are sent as float32,
+or all that is summed in float32 as bfloat16 (`rmsjit.distributed.wire`).
 
 ``MPI_Allreduce`` gives every rank identical bits: the standard requires it ("all processes from
 the same group participating in these operations receive identical results").
@@ -18,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
-from rmsjit.distributed.comm import IN_FLIGHT, start_sum
+from rmsjit.distributed.comm import IN_FLIGHT
 from rmsjit.distributed.packing import Flats, Packing, Part, Sums, in_reals, total_size
+from rmsjit.distributed.settings import Settings
+from rmsjit.distributed.wire import sums_for
 
 
 class DenseBuffer:
-    """The gradients of one dtype, with `sizes` by position.
+    """The gradients of one dtype, with `sizes` by position, on a number of ranks.
 
     Attributes
     ----------
@@ -36,7 +39,8 @@ class DenseBuffer:
         precision: Precision,
         dtype: np.dtype[Any],
         sizes: dict[int, int],
-        bucket_bytes: int,
+        settings: Settings,
+        ranks: int,
     ) -> None:
         ends = np.cumsum(list(sizes.values())).tolist()
         self._components = precision.components
@@ -48,11 +52,14 @@ class DenseBuffer:
         itemsize = self._sums.wire.itemsize
         self._pieces: list[tuple[NDArray[Any], NDArray[Any], Packing]] = []
         start = 0
-        for parts in cut(sizes, max(1, bucket_bytes // itemsize)):
+        most = max(1, settings.bucket_bytes // itemsize)
+        for parts in cut(sizes, most):
             stop = start + total_size(parts)
             piece = self._sums.wire[start:stop]
             self._pieces.append((piece, in_reals(piece, precision), Packing(parts, itemsize)))
             start = stop
+        reals = min(most, ends[-1]) * self._components
+        self._adding = sums_for(settings, precision, ranks, reals)
         self._requests: deque[Any] = deque()
 
     def start(self, comm: Any, gradients: Flats) -> None:
@@ -62,7 +69,7 @@ class DenseBuffer:
             if len(self._requests) == IN_FLIGHT:
                 self._requests.popleft().Wait()
             dtype, count = self._sums.reals.dtype, packing.size * self._components
-            self._requests.append(start_sum(comm, reals, dtype, count))
+            self._requests.append(self._adding.start(comm, reals, dtype, count))
 
     def finish(self, scale: float) -> None:
         """Wait for the sums and multiply them by `scale`."""

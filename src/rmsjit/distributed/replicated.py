@@ -37,7 +37,7 @@ class ReplicatedPlan(StagePlan):
         self._buffers: list[DenseBuffer] = []
         self._sums: dict[int, NDArray[Any]] = {}  # views of the buffers
         self._tables = {
-            k: SparseTable(incoming.arrays[k], incoming.precisions[k], settings.bucket_bytes)
+            k: SparseTable(incoming.arrays[k], incoming.precisions[k], settings, comm.size)
             for k in incoming.sparse
         }
 
@@ -47,7 +47,8 @@ class ReplicatedPlan(StagePlan):
             incoming.precisions[first],
             incoming.arrays[first].dtype,
             {k: incoming.arrays[k].size for k in positions},
-            self._settings.bucket_bytes,
+            self._settings,
+            self._comm.size,
         )
         self._buffers.append(buffer)
         for k, result in buffer.results.items():

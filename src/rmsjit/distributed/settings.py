@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.dtypes import Precision, dtype_named
 
 DEFAULT_BUCKET_BYTES = 1 << 22
 
@@ -18,6 +18,7 @@ class Settings:
     reduce: str = "sum"
     shard_state: bool = False
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
+    wire_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.reduce not in ("sum", "mean"):
@@ -28,6 +29,10 @@ class Settings:
             raise TypeError(f"bucket_bytes must be an integer, got {self.bucket_bytes!r}")
         if not 1 << 10 <= self.bucket_bytes <= 1 << 30:
             raise ValueError(f"bucket_bytes must be from 2**10 to 2**30, got {self.bucket_bytes}")
+        if self.wire_dtype not in (None, "bfloat16"):
+            raise ValueError(f'wire_dtype must be None or "bfloat16", got {self.wire_dtype!r}')
+        if self.wire_dtype is not None:
+            _check_is_installed(self.wire_dtype)
 
     def scales(self, ranks: int, precisions: Iterable[Precision]) -> Scales:
         """Where to divide by the number of ranks for a mean, for gradients of these dtypes."""
@@ -35,6 +40,15 @@ class Settings:
         if any(precision.is_half for precision in precisions):
             return Scales(of_sums=scale, of_step=1.0)
         return Scales(of_sums=1.0, of_step=scale)
+
+
+def _check_is_installed(dtype: str) -> None:
+    try:
+        dtype_named(dtype)
+    except ImportError as error:
+        raise ImportError(
+            f"wire_dtype={dtype!r} needs ml_dtypes: pip install ml_dtypes ({error})"
+        ) from error
 
 
 class Scales(NamedTuple):

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.arrays.placement import allocate_aligned
-from rmsjit.distributed.comm import IN_FLIGHT, start_gathering_shards, start_sum_of_shards
+from rmsjit.distributed.comm import IN_FLIGHT, start_gathering_shards
 from rmsjit.distributed.packing import Flats, Packing, Part, Sums, in_reals, total_size
+from rmsjit.distributed.settings import Settings
+from rmsjit.distributed.wire import sums_for
 
 
 class Round(NamedTuple):
@@ -46,7 +48,7 @@ class ShardBuffer:
         precision: Precision,
         dtype: np.dtype[Any],
         shards: Sequence[Sequence[Part]],
-        bucket_bytes: int,
+        settings: Settings,
     ) -> None:
         self._comm = comm
         self._precision = precision
@@ -57,7 +59,8 @@ class ShardBuffer:
         self.results = [self._sums.stored[a:b] for a, b in pairwise(ends)]
         wire = self._sums.wire.dtype
         self._own = Packing(self.parts, wire.itemsize)
-        self._rounds = rounds(shards, max(1, bucket_bytes // wire.itemsize // comm.size))
+        each = max(1, settings.bucket_bytes // wire.itemsize // comm.size)
+        self._rounds = rounds(shards, each)
         self._reduced = [
             Packing(chain.from_iterable(one.parts), wire.itemsize) for one in self._rounds
         ]
@@ -66,6 +69,11 @@ class ShardBuffer:
         ]
         most = max((sum(one.counts) for one in self._rounds), default=0)
         self._buffers = [allocate_aligned((most,), wire) for _ in range(IN_FLIGHT)]
+        share = max((max(one.counts) for one in self._rounds), default=0)
+        components = precision.components
+        self._adding = sums_for(
+            settings, precision, comm.size, most * components, share * components
+        )
 
     def reduce(self, gradients: Flats, scale: float) -> None:
         """Sum the parts of this rank, and multiply the sums by `scale`."""
@@ -76,7 +84,7 @@ class ShardBuffer:
             buffer = self._buffer(number, self._sums.wire.dtype)
             self._reduced[number].fill(buffer, gradients)
             own = self._sums.wire[one.first : one.first + one.counts[self._comm.rank]]
-            request = start_sum_of_shards(
+            request = self._adding.start_of_shards(
                 self._comm,
                 in_reals(buffer, self._precision),
                 in_reals(own, self._precision),

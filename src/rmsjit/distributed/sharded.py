@@ -25,6 +25,7 @@ from rmsjit.distributed.sharded_table import ShardedTable
 from rmsjit.distributed.shards import Cut, Shards
 from rmsjit.distributed.sparse import travelling
 from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
+from rmsjit.distributed.wire import Slices, slices_for
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build
@@ -66,7 +67,8 @@ class ShardedPlan(StagePlan):
             if piece.size:
                 self.pieces[k] = piece
         self._tables = {
-            k: ShardedTable(self._comm, incoming.arrays[k], self.cuts[k]) for k in incoming.sparse
+            k: ShardedTable(self._comm, incoming.arrays[k], self.cuts[k], self._slices(k))
+            for k in incoming.sparse
         }
         self._buffers = [
             self._buffer(positions) for positions in incoming.by_precision(incoming.dense)
@@ -77,6 +79,9 @@ class ShardedPlan(StagePlan):
             for buffer in self._buffers
             for part, result in zip(buffer.parts, buffer.results, strict=True)
         }
+
+    def _slices(self, k: int) -> Slices:
+        return slices_for(self._settings, self.incoming.precisions[k], self._comm.size)
 
     def _buffer(self, positions: list[int]) -> ShardBuffer:
         arrays, first = self.incoming.arrays, positions[0]
@@ -89,7 +94,7 @@ class ShardedPlan(StagePlan):
             self.incoming.precisions[first],
             arrays[first].dtype,
             [[part for part in shard if part.stop > part.start] for shard in shards],
-            self._settings.bucket_bytes,
+            self._settings,
         )
 
     # --- the first step ---------------------------------------------------------------------

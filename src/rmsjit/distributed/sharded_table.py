@@ -11,16 +11,18 @@ from rmsjit.distributed.comm import exchanged, gathered
 from rmsjit.distributed.incoming import Rows
 from rmsjit.distributed.shards import Cut
 from rmsjit.distributed.sparse import combined, finished, short
+from rmsjit.distributed.wire import Slices
 from rmsjit.indexed_slices import IndexedSlices
 
 
 class ShardedTable:
     """One table; each rank updates its own rows."""
 
-    def __init__(self, comm: Any, table: NDArray[Any], cut: Cut) -> None:
+    def __init__(self, comm: Any, table: NDArray[Any], cut: Cut, slices: Slices) -> None:
         self._comm = comm
         self._table = table
         self._bounds = cut.bounds
+        self._slices = slices
 
     def splits(self, own: Rows) -> NDArray[np.int64]:
         """How many rows of a gradient with ascending indices each rank owns."""
@@ -31,7 +33,7 @@ class ShardedTable:
     ) -> Rows:
         """The sum over ranks of the rows that this rank owns, with unique indices."""
         indices = exchanged(self._comm, short(own.indices, len(self._table)), gives, takes)
-        values = exchanged(self._comm, own.values, gives, takes)
+        values = self._slices.exchanged(self._comm, own.values, gives, takes)
         summed = combined(Rows(values, indices.astype(np.int64, copy=False)))
         return finished(summed, scale, self._table.dtype)
 

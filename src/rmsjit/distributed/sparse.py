@@ -17,6 +17,8 @@ from rmsjit.distributed.comm import gathered
 from rmsjit.distributed.dense import DenseBuffer
 from rmsjit.distributed.incoming import Rows
 from rmsjit.distributed.packing import Flats, wire_dtype
+from rmsjit.distributed.settings import Settings
+from rmsjit.distributed.wire import slices_for
 from rmsjit.rule.clipping import Clipping
 
 _MOST_IN_32_BITS = 2**31 - 1
@@ -88,11 +90,15 @@ def short(indices: NDArray[np.int64], rows: int) -> NDArray[Any]:
 class SparseTable:
     """The reduction of the gradients of one table."""
 
-    def __init__(self, table: NDArray[Any], precision: Precision, bucket_bytes: int) -> None:
+    def __init__(
+        self, table: NDArray[Any], precision: Precision, settings: Settings, ranks: int
+    ) -> None:
         self._shape = table.shape
         self._dtype = table.dtype
         self._precision = precision
-        self._bucket_bytes = bucket_bytes
+        self._settings = settings
+        self._ranks = ranks
+        self._slices = slices_for(settings, precision, ranks)
         self._dense: DenseBuffer | None = None
 
     def reduce(
@@ -109,7 +115,7 @@ class SparseTable:
         if int(counts.sum()) > 2 * rows:
             result = self._through_table(comm, own, indices)
         else:
-            result = Rows(gathered(comm, own.values, counts), indices)
+            result = Rows(self._slices.gathered(comm, own.values, counts), indices)
             result = combined(result) if merge else result
         return finished(result, scale, self._dtype)
 
@@ -118,7 +124,7 @@ class SparseTable:
         table[own.indices] = own.values
         if self._dense is None:
             self._dense = DenseBuffer(
-                self._precision, own.values.dtype, {0: table.size}, self._bucket_bytes
+                self._precision, own.values.dtype, {0: table.size}, self._settings, self._ranks
             )
         self._dense.start(comm, Flats.of([table.reshape(-1)]))
         self._dense.finish(1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -48,6 +49,11 @@ class MPIStrategy:
         rounding.
     bucket_bytes : int, default 4194304
         The approximate size of the messages that gradients are sent in, from 2**10 to 2**30.
+    wire_dtype : {None, "bfloat16"}, default None
+        The dtype in which gradients of float32, complex64, float16 and bfloat16 are sent.  By
+        default it is the dtype in which they are summed, float32.  With "bfloat16", messages have
+        half of the bytes, and gradients and their sums keep 8 significant bits.  Gradients of
+        float64 and complex128 are sent as they are.
 
     Attributes
     ----------
@@ -59,7 +65,8 @@ class MPIStrategy:
     Raises
     ------
     ImportError
-        If mpi4py is not installed (``pip install mpi4py``), or no MPI library.
+        If mpi4py is not installed (``pip install mpi4py``), or no MPI library.  If ml_dtypes is not
+        installed and `wire_dtype` is "bfloat16".
     TypeError, ValueError
         If an argument is invalid.
 
@@ -70,6 +77,9 @@ class MPIStrategy:
     - At the first step, variables, slots and `iterations` are overwritten with those of rank 0.
     - Each step uses the learning rate, the other hyperparameters and the clipping bounds of
       rank 0.
+    - With `wire_dtype`, each rank rounds its gradients once, and they are summed in float32 in
+      order of rank.  The sum of a dense gradient is rounded once more, unless `shard_state` is set:
+      then it stays on the rank that needs it.  Variables are always sent as they are.
     - Norms are those of the reduced gradients, with duplicate rows of sparse gradients combined.
     - If a rank has an error before the step, it raises it and all others raise a `RuntimeError`
       that quotes it.  All ranks raise a `RuntimeError` if they are about to do different things:
@@ -109,12 +119,13 @@ class MPIStrategy:
         reduce: str = "sum",
         shard_state: bool = False,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+        wire_dtype: str | None = None,
     ) -> None:
         self._given = checked_communicator(comm)
         error, settings = None, Settings()
         try:
-            settings = Settings(reduce, shard_state, bucket_bytes)
-        except (TypeError, ValueError) as problem:
+            settings = Settings(reduce, shard_state, bucket_bytes, wire_dtype)
+        except (TypeError, ValueError, ImportError) as problem:
             error = problem  # for the other ranks to hear of
         self._settings = settings
         self._group = group_of(self._given, error)
@@ -371,15 +382,14 @@ class MPIStrategy:
         if self._given != load_mpi().COMM_WORLD:
             raise TypeError("only an MPIStrategy on MPI.COMM_WORLD can be pickled")
         settings = self._settings
-        arguments = (None, settings.reduce, settings.shard_state, settings.bucket_bytes)
-        return MPIStrategy, arguments
+        return MPIStrategy, (None, *astuple(settings))
 
     def __repr__(self) -> str:
         settings = self._settings
         return (
             f"<rmsjit.distributed.MPIStrategy rank {self.rank} of {self.size}, "
             f"reduce={settings.reduce!r}, shard_state={settings.shard_state}, "
-            f"bucket_bytes={settings.bucket_bytes}>"
+            f"bucket_bytes={settings.bucket_bytes}, wire_dtype={settings.wire_dtype!r}>"
         )
 
 
