@@ -151,6 +151,10 @@ def check_skipping_a_step(comm, folder):
         else:
             opt.apply_gradients(pairs)
             assert opt.skipped_steps == 1
+            strategy.save(folder / "skipped.npz", opt, named(variables))
+            other = rmsjit.RMSprop(0.125, nonfinite=nonfinite, strategy=strategy)
+            strategy.load(folder / "skipped.npz", other, named(variables))
+            assert other.skipped_steps == 1
         assert int(opt.iterations) == 1
         for got, wanted in zip(variables, before, strict=True):
             same(got, wanted)

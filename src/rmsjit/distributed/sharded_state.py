@@ -90,6 +90,7 @@ class Joined:
                 f"{missing} of {len(cuts)}"
             )
         self.whole = SlotStore(store.name, store.form)
+        self.whole.skipped_steps = store.skipped_steps
         self._entries = [entry_of(owners[key]) for key in cuts]
         self._cuts = list(cuts.values())
         self._names = store.form.slot_names
