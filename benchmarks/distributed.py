@@ -134,26 +134,30 @@ def counted(work, steps=5):
     return (after - before) / steps
 
 
-def table_of_bytes():
+def table_of_bytes(wire_dtype):
     """Print the counted bytes of all ranks and those of the model."""
     ranks, others = COMM.size, COMM.size - 1
+    wire = 4 if wire_dtype is None else 2  # bytes of an element of a gradient
     say(f"\n{'bytes of a step, all ranks':36} {'counted':>12} {'model':>12} {'ratio':>7}")
     for name, shapes in CASES.items():
-        size = 4 * sum(int(np.prod(shape)) for shape in shapes)
+        size = sum(int(np.prod(shape)) for shape in shapes)
         for shard in (False, True):
-            ours, _, _ = contenders(shapes, shard_state=shard)
-            report(name + ", sharded" * shard, counted(ours), 2 * others * size)
+            ours, _, _ = contenders(shapes, shard_state=shard, wire_dtype=wire_dtype)
+            model = others * size * (wire + (4 if shard else wire))
+            report(name + ", sharded" * shard, counted(ours), model)
     rows, width, named = 100_000, 64, 4096
     for shard in (False, True):
-        opt = rmsjit.RMSprop(1e-3, strategy=MPIStrategy(shard_state=shard))
+        strategy = MPIStrategy(shard_state=shard, wire_dtype=wire_dtype)
+        opt = rmsjit.RMSprop(1e-3, strategy=strategy)
         table = np.zeros((rows, width), np.float32)
         rng = np.random.default_rng(COMM.rank)
         indices = rng.choice(rows, named, replace=False)
         gradient = rmsjit.IndexedSlices(np.ones((named, width), np.float32), indices)
         everyone = np.concatenate(COMM.allgather(indices))
-        per_row = 4 * width + 4
+        per_row = wire * width + 4
         if shard:
-            model = named * others * per_row + others * len(np.unique(everyone)) * per_row
+            updated = others * len(np.unique(everyone)) * (4 * width + 4)
+            model = named * others * per_row + updated
         else:
             model = ranks * others * named * per_row
         label = f"{named:,} rows of {rows:,} x {width}" + ", sharded" * shard
@@ -176,14 +180,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--bucket-bytes", type=int, default=1 << 22)
+    parser.add_argument("--wire-dtype", choices=["bfloat16"], help="of gradients in messages")
     parser.add_argument("--count", action="store_true", help="count bytes instead of time")
     options = parser.parse_args()
     say(f"{COMM.size} ranks, {MPI.Get_library_version().splitlines()[0]}")
     if options.count:
         say(f"(to count, run under: env {LOOPBACK} mpiexec -n {COMM.size} ...)")
-        table_of_bytes()
+        table_of_bytes(options.wire_dtype)
     else:
-        table_of_times(options.rounds, bucket_bytes=options.bucket_bytes)
+        settings = {"bucket_bytes": options.bucket_bytes, "wire_dtype": options.wire_dtype}
+        table_of_times(options.rounds, **settings)
         table_of_memory()
 
 
