@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ class ReplicatedPlan(StagePlan):
         super().__init__(comm, settings, incoming, terms)
         self._buffers: list[DenseBuffer] = []
         self._sums: dict[int, NDArray[Any]] = {}  # views of the buffers
+        self._summed: Pairs | None = None  # of all sums with their variables
         self._tables = {
             k: SparseTable(incoming.arrays[k], incoming.precisions[k], settings, comm.size)
             for k in incoming.sparse
@@ -56,7 +57,7 @@ class ReplicatedPlan(StagePlan):
 
     def lay_out(self, shards: Shards, exact: bool) -> None:
         """Allocate the buffers; every rank has all variables."""
-        self._buffers, self._sums = [], {}
+        self._buffers, self._sums, self._summed = [], {}, None
         if self._comm.size > 1 and self.terms.aggregate:
             for positions in self.incoming.by_precision(self.incoming.dense):
                 self._add_buffer(positions)
@@ -72,6 +73,11 @@ class ReplicatedPlan(StagePlan):
         names, entries = engine.store.form.slot_names, engine.store.entries
         slots = [entries[key].slots[name] for key in fresh for name in names]
         Overwriting(slots).run(self._comm)
+
+    def rebound(self, incoming: Incoming) -> Self:
+        plan = super().rebound(incoming)
+        plan._summed = None
+        return plan
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -90,12 +96,21 @@ class ReplicatedPlan(StagePlan):
         tables = self._reduced_tables(outgoing.rows, step.clipping)
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)
-        return self._stage(self._pairs(checked, {**self._sums, **tables}), step)
+        return self._stage(self._pairs(checked, tables), step)
 
-    def _pairs(self, checked: Checked, sums: Mapping[int, Any]) -> Pairs:
-        """Pairs with other gradients where there are `sums`."""
-        given = ((k, *checked.pairs[k]) for k in self.incoming.present)
-        return tuple((sums.get(k, own), variable) for k, own, variable in given)
+    def _pairs(self, checked: Checked, tables: Mapping[int, Any]) -> Pairs:
+        """Pairs with sums instead of gradients, as far as there are sums, and with `tables`.
+
+        Without tables they are the same at every step.  To make them takes as long as to update
+        as many small variables.
+        """
+        if not tables and not self._sums and not self.incoming.missing:
+            return checked.pairs
+        if tables or not self._sums:
+            return _with_sums(checked.pairs, {**self._sums, **tables})
+        if self._summed is None:
+            self._summed = _with_sums(checked.pairs, self._sums)
+        return self._summed
 
     def _combined_rows(self, rows: dict[int, Rows]) -> dict[int, IndexedSlices]:
         """Sparse gradients in which each row is named once, as clipping expects after a sum."""
@@ -124,3 +139,12 @@ class ReplicatedPlan(StagePlan):
         if norms is None or not finite[count]:
             return None
         return norms._replace(finite=finite[:count])
+
+
+def _with_sums(pairs: Pairs, sums: Mapping[int, Any]) -> Pairs:
+    """The pairs that have a gradient, with other gradients where there are `sums`."""
+    return tuple(
+        (sums.get(k, gradient), variable)
+        for k, (gradient, variable) in enumerate(pairs)
+        if gradient is not None
+    )
