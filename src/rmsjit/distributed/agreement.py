@@ -150,23 +150,24 @@ class Agreement:
         if self.ended:
             raise error or RuntimeError(self.ended)
         largest = self._largest(own, error, flags, words)
-        active = largest[_LEADER] != _NOTHING
-        uneven = bool(largest[_OUT] == 1)
-        alike = bool((largest[:_EQUAL] == ~largest[_EQUAL : 2 * _EQUAL]).all())
-        self.join_is_over = bool(largest[_ALONE] == 1 or largest[0] == Act.LEAVE)
-        if largest[0] == Act.END:
+        said: list[int] = largest.tolist()  # NumPy takes longer for single numbers
+        active = said[_LEADER] != _NOTHING
+        uneven = said[_OUT] == 1
+        alike = said[:_EQUAL] == [~word for word in said[_EQUAL : 2 * _EQUAL]]
+        self.join_is_over = said[_ALONE] == 1 or said[0] == Act.LEAVE
+        if said[0] == Act.END:
             self.ended = "another rank has ended its program, so ranks can't act together any more"
-        if largest[_FAILED] == 1:
+        if said[_FAILED] == 1:
             self._raise_errors(own, error)
-        if active and (not alike or (uneven and self._is_alone(largest))):
+        if active and (not alike or (uneven and self._is_alone(said))):
             self._raise_difference(own)
-        found = Flags(bool(largest[_UNPREPARED] == 1), bool(largest[_UNFIT] == 1))
+        found = Flags(said[_UNPREPARED] == 1, said[_UNFIT] == 1)
         if not active:
             return Agreed(None, 0, found, uneven, NO_WORDS)
-        act, fingerprint, *others = largest[:_EQUAL].tolist()
+        act, fingerprint, *others = said[:_EQUAL]
         places = len(Place._fields)
         intent = Intent(Act(act), Place(*others[:places]), Progress(*others[places:]))
-        sent = largest[_FIRST_NUMBER:] if largest[_LEADER] == ~0 else None
+        sent = largest[_FIRST_NUMBER:] if said[_LEADER] == ~0 else None
         return Agreed(intent, fingerprint, found, uneven, sent)
 
     def _largest(
@@ -186,9 +187,9 @@ class Agreement:
         return message
 
     @staticmethod
-    def _is_alone(largest: NDArray[np.int64]) -> bool:
+    def _is_alone(said: list[int]) -> bool:
         """Whether a rank does what others can't follow."""
-        return bool(largest[_ALONE] == 1 or largest[0] != Act.STEP)
+        return said[_ALONE] == 1 or said[0] != Act.STEP
 
     def _raise_errors(self, own: Intent | None, error: BaseException | None) -> None:
         doing = "follow the others" if own is None else TEXTS[own.act]
