@@ -21,6 +21,7 @@ from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD
 from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.entries import Member, SlotMemory, entry_of
+from rmsjit.state.grouping import Assignment
 from rmsjit.steps.act import DONE
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.launching import launch_for
@@ -85,8 +86,9 @@ class FixedStep:
     def _plan(self, kinds: tuple[type, ...]) -> Plan:
         """The plan for gradients of these types."""
         if kinds not in self._plans:
+            one_group = Assignment(1, np.zeros(len(kinds), np.int64))
             self._plans[kinds] = Plan(
-                self._variables, kinds, self._members, self._form, False, self._epoch
+                self._variables, kinds, self._members, self._form, False, self._epoch, one_group
             )
         return self._plans[kinds]
 
@@ -136,8 +138,9 @@ class FixedStep:
         return self._ready(plan, binding, values, scale)
 
     def _ready(self, plan: Plan, binding: Binding, values: StepNumbers, scale: float) -> ReadyStep:
-        if values != binding.values:
-            binding.pack(values, math.inf, self._form)
+        numbers = (values,)  # of the only group
+        if numbers != binding.values:
+            binding.pack(numbers, math.inf, self._form)
         return ReadyStep(plan, binding, scale, self._trials, self._limit)
 
 

@@ -260,7 +260,8 @@ class Plan:
         try:
             binding = self.free.pop()
         except IndexError:
-            binding = Binding(self._addresses, self._computing, self.reader)
+            groups = self._assignment.groups
+            binding = Binding(self._addresses, self._computing, self.reader, groups)
         binding.gradients[:] = found
         binding.alive = alive
         return binding
