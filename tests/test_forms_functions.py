@@ -152,7 +152,7 @@ def test_wrong_arguments_are_type_errors_that_help(call, match):
         (lambda: forms.optax(0.1, momentum=2), "momentum must be between 0 and 1, got 2.0"),
         (lambda: forms.torch(weight_decay=-1), "weight_decay must not be negative"),
         (lambda: forms.mxnet(wd=-1), "wd must not be negative"),
-        (lambda: forms.keras(use_ema=True), "use_ema must be False, got True"),
+        (lambda: forms.tf_keras(use_ema=True), "use_ema must be False, got True"),
         (lambda: forms.keras(loss_scale_factor=8), "loss_scale_factor must be None, got 8: scale"),
         (lambda: forms.torch(centered="yes"), "centered must be one of False, True, got 'yes'"),
         (lambda: forms.optax(0.1, nesterov="yes", momentum=0.9), "nesterov must be one of"),

@@ -209,6 +209,9 @@ def fits(form: Form, made: Form) -> bool:
 
     Setting a momentum later adds its slot, and setting it to 0 does not remove the slot.
     """
+    if form.has_average != made.has_average:
+        return False
+    form, made = form.without_average(), made.without_average()
     family = [keras_legacy(centered=made.centered, momentum=used) for used in (False, True)]
     family.append(family[0].with_momentum())
     return form in (made, made.with_momentum()) or (made in family and form in family)
@@ -228,6 +231,8 @@ def _check_config_of_form(saved: SavedOptimizer) -> None:
         made = Form.from_dict(config["form"])
     else:
         made = keras_legacy(centered=config["centered"], momentum=config["momentum"] > 0)
+    if config.get("use_ema"):
+        made = made.with_average()
     if not fits(form, made) or form.centered != config["centered"]:
         raise ValueError(f"the configuration is for {made}, but the state for {form}")
     if config["momentum"] > 0 and not form.has_momentum:

@@ -123,7 +123,7 @@ def refuse_differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: 
 
 
 def _planned(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> _Writing:
-    writing = _Writing(starts=_first_values(optimizer))
+    writing = _Writing(starts=_first_values(optimizer, checkpoint, variables))
     for name, saved in checkpoint.variables.items():
         writing.values.append((array_of(variables[name]), saved.value))
     if isinstance(optimizer, RMSprop):
@@ -169,16 +169,24 @@ def _plan_added_slot(
         writing.values.append((held.array, weight.value))
 
 
-def _first_values(optimizer: Optimizer) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+def _first_values(
+    optimizer: Optimizer, checkpoint: Checkpoint, variables: Variables
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """The rule's slots and their initial values, which slots that were not saved will have."""
     form = optimizer._store.form
     starts_from_epsilon = any(slot.start == "epsilon" for slot in form.slots)
     epsilon = optimizer._hyperparameters.last("epsilon") if starts_from_epsilon else 0.0
-    return [
-        (memory, converted(np.asarray(form.slot(slot).first_value(epsilon)), memory.dtype))
-        for entry in optimizer._store.entries.values()
-        for slot, memory in entry.slots.items()
-    ]
+    restored = {
+        key_of(variables[name]): layout_of(array_of(variables[name])).canonical(saved.value)
+        for name, saved in checkpoint.variables.items()
+    }
+    firsts = []
+    for entry in optimizer._store.entries.values():
+        variable = restored[entry.key].reshape(-1)
+        for slot, memory in entry.slots.items():
+            first = np.asarray(form.slot(slot).first_values(epsilon, variable))
+            firsts.append((memory, converted(first, memory.dtype)))
+    return firsts
 
 
 def _enter(writing: _Writing, optimizer: Optimizer) -> None:

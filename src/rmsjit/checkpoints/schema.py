@@ -147,7 +147,9 @@ _flag = _that("true or false", lambda value: isinstance(value, bool))
 _count = _that("an integer from 0 to 2**64 - 1", _is_count)
 _counts = _that(f"a list of at most {_MOST_AXES} non-negative integers", _are_counts)
 _number = _that("a finite number", _is_finite)
-_start = _that("a finite number", lambda value: value == "epsilon" or _is_finite(value))
+_start = _that(
+    "a finite number", lambda value: value in ("epsilon", "variable") or _is_finite(value)
+)
 # A rate may be a schedule, which is checked when it is made.
 _rate = _that("a finite number", lambda value: isinstance(value, dict) or _is_finite(value))
 _dtype = _one_of(*DTYPES)
@@ -225,6 +227,9 @@ _CONFIG_RMSPROP = {
     "clipvalue": _number,
     "global_clipnorm": _number,
     "form": _dictionary,
+    "use_ema": _flag,
+    "ema_momentum": _number,
+    "ema_overwrite_frequency": _optional(_count),
 }
 _NEEDED = {"learning_rate", "decay", "momentum", "epsilon", "centered", "name"}
 _NEEDED_TF1 = _NEEDED | {"use_locking"}

@@ -120,6 +120,8 @@ class ShardedPlan(StagePlan):
             piece = store.entries[array_key(self.pieces[k])] if k in self.pieces else None
             whole, array, cut = self._whole[key], incoming.arrays[k], self.cuts[k]
             move_slots(self._comm, whole, array, cut, piece, slots, gather=False)
+            if piece is not None:
+                store.start_from_variable(piece, without=slots)
         self._whole = {}
 
     # --- one step ---------------------------------------------------------------------------

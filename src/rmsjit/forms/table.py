@@ -58,8 +58,6 @@ _KERAS_BASE = (
     Number("clipnorm", None),
     Number("clipvalue", None),
     Number("global_clipnorm", None),
-    Unsupported("use_ema", False, instead="average the weights beside the optimizer"),
-    Argument("ema_momentum", 0.99),
 )
 
 LIBRARIES = (
@@ -84,7 +82,9 @@ LIBRARIES = (
         (
             *_KERAS_NUMBERS,
             *_KERAS_BASE,
-            Argument("ema_overwrite_frequency", None),
+            Number("use_ema", False),
+            Number("ema_momentum", 0.99),
+            Number("ema_overwrite_frequency", None),
             Unsupported("loss_scale_factor", None, instead=_SCALE),
             Unsupported("gradient_accumulation_steps", None, instead="add gradients up before"),
             Number("name", None),
@@ -99,6 +99,8 @@ LIBRARIES = (
         (
             *_KERAS_NUMBERS,
             *_KERAS_BASE,
+            Unsupported("use_ema", False, instead="use the average of `keras`"),
+            Argument("ema_momentum", 0.99),
             Argument("ema_overwrite_frequency", 100),
             Argument("jit_compile", True),
             Number("name", "RMSprop"),

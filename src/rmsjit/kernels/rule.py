@@ -10,6 +10,7 @@ lacks is not compiled.  With ``g`` the clipped gradient and ``h`` the numbers of
     u    = lr*g / (sqrt(v) + eps)   or   lr*g / sqrt(v + eps)
     momentum <- momentum_factor*momentum + u ;  variable <- variable - momentum
     variable <- variable - u                              without a momentum slot
+    average <- ema_momentum*average + (1 - ema_momentum)*variable       with an average
 
 An index may be an element of a dense variable or of a row of a table.
 """
@@ -54,6 +55,8 @@ def element_rule(form: Form):
     SHRINKS = form.weight_decay == "decoupled"
     SUBTRACTED = form.weight_decay == "subtracted"
     CLIPS_WEIGHTS = form.clip_weights
+    AVERAGES = form.has_average
+    AVERAGE = form.index("average") if AVERAGES else -1
     average_square, average = _square_average(form), _average(form.mg_average, form.fused)
     denominator, quotient = _denominator(form.epsilon), _quotient(form.quotient)
     variance_of = _variance(form)
@@ -100,6 +103,12 @@ def element_rule(form: Form):
             value = value - step
         if CLIPS_WEIGHTS:
             value = clip(value, h.clip_weights)
+        if AVERAGES:
+            old = load(slots[AVERAGE], i)
+            averaged = h.ema_momentum * old + h.one_minus_ema_momentum * value
+            store(slots[AVERAGE], i, averaged)
+            if h.ema_overwrites != 0:
+                value = averaged
         store(variable, i, value)
 
     return update_element

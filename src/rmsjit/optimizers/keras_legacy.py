@@ -25,9 +25,10 @@ from rmsjit.optimizers.arguments import (
     checked_weight_decay,
     with_schedule,
 )
+from rmsjit.optimizers.averages import AveragingOptimizer
 from rmsjit.optimizers.base import with_shared_parameters
 from rmsjit.optimizers.grouped import group_configs
-from rmsjit.optimizers.keras_weights import WeightedOptimizer
+from rmsjit.rule.averaging import Averaging
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import (
@@ -109,7 +110,7 @@ def _clipping_bound(name: str, doc: str) -> property:
 
 
 @with_shared_parameters
-class RMSprop(WeightedOptimizer):
+class RMSprop(AveragingOptimizer):
     """RMSprop as ``tf.keras.optimizers.legacy.RMSprop`` computes it, on NumPy arrays in place.
 
     With ``g`` the clipped gradient::
@@ -159,6 +160,13 @@ class RMSprop(WeightedOptimizer):
     form : Form, optional
         A form of the rule other than Keras's, such as that of another library.  It uses the
         `epsilon`, `momentum` and other numbers given here, and says how weights decay.
+    use_ema : bool, default False
+        Keep a moving average of each variable, in a slot "average", as in Keras 3; see `averaged`.
+        The first step copies the variable.
+    ema_momentum : float, default 0.99
+        The weight of the old average, between 0 and 1.
+    ema_overwrite_frequency : int, optional
+        Overwrite the variables by their averages every so many steps.
     *shared*
 
     Raises
@@ -231,6 +239,9 @@ class RMSprop(WeightedOptimizer):
         clip_weights: float | None = None,
         maximize: bool = False,
         grad_scale: float = 1.0,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
         sparse: str = "rows",
         nonfinite: str = "propagate",
         num_threads: int | None = None,
@@ -266,8 +277,14 @@ class RMSprop(WeightedOptimizer):
         elif not isinstance(form, Form):
             raise TypeError(f"form must be a Form or None, got {form!r}")
         _check_form(form, bool(centered), uses_momentum, numbers)
+        averaging = Averaging(ema_momentum, ema_overwrite_frequency)
+        if use_ema:
+            form = form.with_average()
         hyperparameters = Hyperparameters(
-            numbers, counts_steps=form.bias_correction, in_float32=form.float32_numbers
+            numbers,
+            counts_steps=form.bias_correction,
+            in_float32=form.float32_numbers,
+            averaging=averaging if form.has_average else None,
         )
         super().__init__(
             name, form, hyperparameters, sparse, nonfinite, num_threads, slot_allocator, strategy
@@ -544,7 +561,8 @@ class RMSprop(WeightedOptimizer):
         if name == "weight_decay" and is_used(value) and form.weight_decay is None:
             raise ValueError(f"weight_decay is not for a form without it, got {form}")
         adds_slot = name == "momentum" and is_used(value) and not form.has_momentum
-        if adds_slot and form != keras_legacy(centered=form.centered, momentum=False):
+        legacy = keras_legacy(centered=form.centered, momentum=False)
+        if adds_slot and form.without_average() != legacy:
             raise ValueError(
                 f"momentum is not for a form without it, got {form}; such a form has momentum "
                 f"from construction or not at all"
@@ -608,11 +626,14 @@ class RMSprop(WeightedOptimizer):
             arguments["maximize"] = True
         if self.grad_scale != 1.0:
             arguments["grad_scale"] = self.grad_scale
+        if self.use_ema:
+            for key in ("use_ema", "ema_momentum", "ema_overwrite_frequency"):
+                arguments[key] = getattr(self, key)
         return arguments | {"centered": self.centered} | self._arguments_of_form(shown)
 
     def _arguments_of_form(self, shown: Callable[[str], Any]) -> dict[str, Any]:
         """The arguments that tf-keras does not have, unless the form is tf-keras's own."""
-        form = self.form
+        form = self.form.without_average()
         if form == keras_legacy(centered=form.centered, momentum=form.has_momentum):
             return {}
         late = keras_legacy(centered=form.centered, momentum=False).with_momentum()

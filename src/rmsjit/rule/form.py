@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from numpy.typing import NDArray
+
 DECAY, CARRY, STAY = "decay", "carry", "stay"
 NO_CLOSED_FORM = "no closed form"
 
@@ -34,8 +36,8 @@ class Slot:
     Parameters
     ----------
     name : str
-    start : float or "epsilon", default 0.0
-        The initial value of every element.
+    start : float or {"epsilon", "variable"}, default 0.0
+        The initial value of every element; "variable" for a copy of the variable.
     dtype : str, optional
         Such as "float64"; by default, that of the variable.
     zero_gradient : {"decay", "carry", "stay", "no closed form"}
@@ -57,18 +59,25 @@ class Slot:
     def __post_init__(self) -> None:
         _check(self, "zero_gradient", (DECAY, CARRY, STAY, NO_CLOSED_FORM))
         _check(self, "dtype", (None, "float16", "bfloat16", "float32", "float64"))
-        if self.start != "epsilon" and not _is_finite(self.start):
-            raise ValueError(f'start must be a finite number or "epsilon", got {self.start!r}')
+        if self.start not in ("epsilon", "variable") and not _is_finite(self.start):
+            raise ValueError(
+                f'start must be a finite number, "epsilon" or "variable", got {self.start!r}'
+            )
 
     def first_value(self, epsilon: float) -> float:
         """The initial value of every element, in an optimizer with this epsilon."""
         return epsilon if isinstance(self.start, str) else self.start
 
+    def first_values(self, epsilon: float, variable: NDArray[Any]) -> float | NDArray[Any]:
+        """The initial value of every element, or of each, beside this variable."""
+        return variable if self.start == "variable" else self.first_value(epsilon)
+
 
 RMS = Slot("rms", zero_gradient=DECAY)
 MG = Slot("mg", zero_gradient=DECAY)
 MOMENTUM = Slot("momentum", zero_gradient=CARRY)
-_KNOWN = {slot.name: slot for slot in (RMS, MG, MOMENTUM)}
+AVERAGE = Slot("average", start="variable")  # of the variable over the steps
+_KNOWN = {slot.name: slot for slot in (RMS, MG, MOMENTUM, AVERAGE)}
 
 _CHOICES = {
     "epsilon": ("outside", "inside"),
@@ -101,11 +110,13 @@ class Form:
         d   = sqrt(v) + epsilon     or   sqrt(v + epsilon)
         momentum <- factor*momentum + lr*g/d             with a slot "momentum"
         p  <- p - momentum          or   p - lr*g/d
+        average <- ema_momentum*average + (1 - ema_momentum)*p     with a slot "average"
 
     Parameters
     ----------
     slots : tuple of Slot
-        In the order of creation.  "rms" must be among them; "mg" makes the form centered.
+        In the order of creation.  "rms" must be among them; "mg" makes the form centered;
+        "average" is a moving average of the variable.
     epsilon : {"outside", "inside"}
         ``sqrt(v) + epsilon``, or ``sqrt(v + epsilon)``.
     learning_rate : {"inside", "outside"}
@@ -219,7 +230,7 @@ class Form:
 
     @classmethod
     def with_slots(cls, *names: str, rms_start: float | str = 0.0, **settings: Any) -> Form:
-        """A form with some of the slots "rms", "mg" and "momentum", created in this order.
+        """A form with some of the slots "rms", "mg", "momentum" and "average", in this order.
 
         Parameters
         ----------
@@ -267,6 +278,19 @@ class Form:
             return self
         return replace(self, slots=(*self.slots, MOMENTUM))
 
+    @property
+    def has_average(self) -> bool:
+        """Whether there is a moving average of the variable."""
+        return AVERAGE.name in self.slot_names
+
+    def with_average(self) -> Form:
+        """This form with a moving average of the variable, otherwise unchanged."""
+        return self if self.has_average else replace(self, slots=(*self.slots, AVERAGE))
+
+    def without_average(self) -> Form:
+        """The form that `with_average` makes into this one."""
+        return replace(self, slots=tuple(slot for slot in self.slots if slot != AVERAGE))
+
     @functools.cached_property
     def arithmetic(self) -> Form:
         """This form without what kernels do not depend on, so that forms can share them.
@@ -287,6 +311,8 @@ class Form:
     @property
     def without_closed_form(self) -> str | None:
         """Why several steps with a zero gradient can't be taken as one; None if they can."""
+        if self.has_average:
+            return "the average of the weights depends on every step in between"
         for slot in self.slots:
             if slot.zero_gradient == NO_CLOSED_FORM:
                 return f"the slot {slot.name!r} has no closed form under a zero gradient"

@@ -15,6 +15,7 @@ from rmsjit.rule.numbers import StepNumbers
 from rmsjit.variables import Variable, array_of
 
 if TYPE_CHECKING:
+    from rmsjit.rule.averaging import Averaging
     from rmsjit.rule.group_settings import GroupSettings
 
 Numbers = tuple[StepNumbers, ...]  # of the optimizer, then of each group of variables
@@ -35,6 +36,8 @@ class Hyperparameters:
         Whether the rule needs the step number.
     in_float32 : collection of str
         The names of those that are rounded to float32 before they are used.
+    averaging : Averaging, optional
+        How the average of the weights follows them.
 
     Attributes
     ----------
@@ -50,6 +53,7 @@ class Hyperparameters:
         names: Mapping[str, str] | None = None,
         counts_steps: bool = False,
         in_float32: Collection[str] = (),
+        averaging: Averaging | None = None,
     ) -> None:
         self._given = {"decay": 0.0, "weight_decay": 0.0, "clip_weights": math.inf, **given}
         self._names = dict(names or {})
@@ -57,6 +61,8 @@ class Hyperparameters:
         self._used: dict[str, float] = {}  # what each function last returned
         self._counts_steps = counts_steps
         self._in_float32 = frozenset(in_float32)
+        self.averaging = averaging
+        self._latest: Numbers | None = None
         self.constant: Numbers | None = None
         self.groups: tuple[GroupSettings, ...] = ()
 
@@ -74,7 +80,7 @@ class Hyperparameters:
         """The numbers of the next step, where `counter` is the number of steps taken.
 
         The first are those of variables in no group, then come those of each group.  Returns the
-        same object at every step if the numbers can't change.
+        same object as at the step before if the numbers have not changed.
 
         Raises
         ------
@@ -88,8 +94,12 @@ class Hyperparameters:
             self._refuse_functions_of_the_step()
         groups = self.groups
         numbers = self._of_groups(counter) if groups else (self._numbers(counter, self.now),)
+        if numbers == self._latest:
+            assert self._latest is not None
+            numbers = self._latest
+        self._latest = numbers
         given = self._given
-        varies = given["decay"] or self._counts_steps
+        varies = given["decay"] or self._counts_steps or self.averaging
         if (
             not varies
             and all(isinstance(value, float) for value in given.values())
@@ -130,7 +140,14 @@ class Hyperparameters:
             nonnegative("weight_decay", read("weight_decay", iterations)),
             self._given["clip_weights"],
             iterations + 1.0 if self._counts_steps else 1.0,
+            *self._of_average(iterations),
         )
+
+    def _of_average(self, steps: int) -> tuple[float, float]:
+        """The numbers of the average of the weights."""
+        if self.averaging is None:
+            return 0.0, 0.0
+        return self.averaging.momentum_at(steps), float(self.averaging.overwrites_at(steps))
 
     def now(self, name: str, iterations: int = 0) -> float:
         """The current value; schedules and functions of the step depend on `iterations`."""

@@ -32,6 +32,10 @@ class StepNumbers(NamedTuple):
         The bound on every element of a variable; infinite if there is none.
     step : float
         The number of the step, from 1.
+    ema_momentum : float
+        The weight of the old average of the variable; 0 copies the variable.
+    ema_overwrites : float
+        1 if the average then overwrites the variable, 0 if not.
     """
 
     learning_rate: float
@@ -41,6 +45,8 @@ class StepNumbers(NamedTuple):
     weight_decay: float = 0.0
     clip_weights: float = math.inf
     step: float = 1.0
+    ema_momentum: float = 0.0
+    ema_overwrites: float = 0.0
 
 
 class RuleNumbers(NamedTuple):
@@ -64,6 +70,8 @@ class RuleNumbers(NamedTuple):
         ``rms`` is reduced to this before it is multiplied by rho: infinity times 0 is NaN.
     clipvalue, clip_weights : float
         Bounds on elements of gradients and of variables.
+    ema_momentum, one_minus_ema_momentum, ema_overwrites
+        For the average of the variable.
     """
 
     lr: float
@@ -78,6 +86,9 @@ class RuleNumbers(NamedTuple):
     rms_bound: float
     clipvalue: float
     clip_weights: float
+    ema_momentum: float
+    one_minus_ema_momentum: float
+    ema_overwrites: float
 
 
 def packed(numbers: StepNumbers, clipvalue: float, computing: str, form: Form) -> NDArray[Any]:
@@ -126,6 +137,9 @@ def packed(numbers: StepNumbers, clipvalue: float, computing: str, form: Form) -
             rms_bound=np.inf if rho and form.rms_average == "weighted" else np.finfo(dtype).max,
             clipvalue=clipvalue,
             clip_weights=numbers.clip_weights,
+            ema_momentum=numbers.ema_momentum,
+            one_minus_ema_momentum=dtype(1) - dtype(numbers.ema_momentum),
+            ema_overwrites=numbers.ema_overwrites,
         )
         return np.array([rule], dtype)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -516,7 +516,13 @@ class SlotStore:
         if own is not None and own.shape == entry.shape:
             memory[...] = entry.layout.canonical(own.array).reshape(-1)
         else:
-            memory[...] = slot.first_value(epsilon)
+            memory[...] = slot.first_values(epsilon, entry.canonical.reshape(-1))
+
+    def start_from_variable(self, entry: Entry, without: Collection[str]) -> None:
+        """Set slots that start from the variable, but for some, after its values have changed."""
+        for slot in self.form.slots:
+            if slot.start == "variable" and slot.name not in without:
+                entry.slots[slot.name][...] = entry.canonical.reshape(-1)
 
     def allocate(
         self, shape: tuple[int, ...], dtype: DTypeLike, beside: NDArray[Any] | None = None

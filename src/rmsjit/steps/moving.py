@@ -137,7 +137,7 @@ def _with_rows(store: SlotStore, entry: Entry, table: Any, epsilon: float) -> En
     kept = min(entry.shape[0], resized.shape[0])
     for slot, flat in entry.slots.items():
         value = np.empty(resized.shape, flat.dtype)
-        value[...] = store.form.slot(slot).first_value(epsilon)
+        value[...] = store.form.slot(slot).first_values(epsilon, resized.owner)
         value[:kept] = entry.layout.logical(flat, entry.shape)[:kept]
         memory = store.allocate((value.size,), flat.dtype, resized.canonical)
         memory[...] = resized.layout.canonical(value).reshape(-1)
