@@ -13,6 +13,7 @@ from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.checkpoints.array_file import DTYPES
 from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
 from rmsjit.checkpoints.groups import group_differences
+from rmsjit.checkpoints.rounds import round_differences, summed_variables
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
@@ -96,9 +97,10 @@ def check_all_named(optimizer: Optimizer, variables: Variables) -> None:
 def unnamed(optimizer: Optimizer, variables: Variables) -> list[str]:
     """The variables that the optimizer has state for and `variables` lacks."""
     named = {key_of(variable) for variable in variables.values()}
+    entries = optimizer._store.entries | summed_variables(optimizer)
     return [
         f"{entry.name} (number {number} of the optimizer, {entry.canonical.dtype} {entry.shape})"
-        for number, (key, entry) in enumerate(optimizer._store.entries.items())
+        for number, (key, entry) in enumerate(entries.items())
         if key not in named
     ]
 
@@ -122,6 +124,7 @@ def differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variabl
         *_slot_differences(checkpoint, optimizer, variables),
         *_own_weight_differences(checkpoint, optimizer),
         *group_differences(checkpoint.optimizer.groups, optimizer, variables),
+        *round_differences(checkpoint, optimizer, variables),
     ]
 
 

@@ -6,13 +6,16 @@ The text, of format version 2::
      "variables": [{"name", "array", "dtype", "shape", "axes", "flipped", "same_memory_as"}, ...],
      "optimizer": {"class", "subclass", "config", "form", "iterations", "skipped_steps",
                    "weights": [{"variable", "name", "array", "dtype", "shape"}, ...],
-                   "groups": [{"patterns", "variables", "settings"}, ...]}}
+                   "groups": [{"patterns", "variables", "settings"}, ...],
+                   "accumulated": {"calls", "sums": [<as weights>, ...]}}}
 
 ``array`` is the name of an array in the file.  It is null for a variable that shares the memory of
 an earlier one, which ``same_memory_as`` names.  ``axes`` are the axes of a variable by descending
 stride, ``flipped`` those with a negative stride.  ``weights`` are in the order of the optimizer's
 weights; ``variable`` is null for weights that are not slots.  ``groups`` is left out if there are
 none; ``variables`` are names of variables, ``settings`` arguments of `Optimizer.add_group`.
+``accumulated`` is there only in the middle of a round of gradient accumulation; a sum is
+"gradient", or for a table with sparse gradients "gradient" and "rows".
 """
 
 from __future__ import annotations
@@ -77,12 +80,21 @@ class SavedOptimizer:
 
 
 @dataclass(frozen=True)
+class SavedRound:
+    """The sums of a round of gradient accumulation."""
+
+    calls: int
+    sums: list[SavedWeight]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The content of a file."""
 
     optimizer: SavedOptimizer
     variables: dict[str, SavedVariable]
     weights: list[SavedWeight]
+    accumulated: SavedRound | None = None
 
 
 def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
@@ -107,6 +119,7 @@ def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
             "skipped_steps": optimizer.skipped_steps,
             "weights": [_weight_record(saved, arrays) for saved in checkpoint.weights],
             **({"groups": groups} if groups else {}),
+            **_round_record(checkpoint.accumulated, arrays),
         },
     }
     return json.dumps(content), arrays
@@ -152,8 +165,9 @@ def decoded(text: str, arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
 
 def _checkpoint(content: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Checkpoint:
     optimizer = dict(content["optimizer"])
-    records = optimizer.pop("weights")
-    _check_names(content["variables"], records, arrays)
+    records, accumulated = optimizer.pop("weights"), optimizer.pop("accumulated", None)
+    sums = [] if accumulated is None else accumulated["sums"]
+    _check_names(content["variables"], records, sums, arrays)
     variables: dict[str, SavedVariable] = {}
     for record in content["variables"]:
         variables[record["name"]] = _saved_variable(record, variables, arrays)
@@ -165,23 +179,29 @@ def _checkpoint(content: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     saved = SavedOptimizer(class_name=optimizer.pop("class"), **optimizer | changed)
     if saved.subclass == saved.class_name:
         _check_config_of_form(saved)
-    return Checkpoint(saved, variables, weights)
+    if accumulated is None:
+        return Checkpoint(saved, variables, weights)
+    own = [SavedWeight(r["variable"], r["name"], _value(r, arrays)) for r in sums]
+    return Checkpoint(saved, variables, weights, SavedRound(accumulated["calls"], own))
 
 
 def _check_names(
     variables: list[dict[str, Any]],
     weights: list[dict[str, Any]],
+    sums: list[dict[str, Any]],
     arrays: Mapping[str, NDArray[Any]],
 ) -> None:
     """Raise `ValueError` unless all names are unique and records and arrays match."""
     _check_unique("variable", [record["name"] for record in variables])
     slots = [(r["name"], r["variable"]) for r in weights if r["variable"] is not None]
     _check_unique("slot", slots)
+    of_sums = [(r["name"], r["variable"]) for r in sums]
+    _check_unique("sum", of_sums)
     with_memory = {r["name"] for r in variables if r["same_memory_as"] is None}
-    for slot, variable in slots:
+    for slot, variable in slots + of_sums:
         if variable not in with_memory:
             raise ValueError(f"slot {slot!r} belongs to a variable {variable!r} without value")
-    names = [r["array"] for r in (*variables, *weights) if r["array"] is not None]
+    names = [r["array"] for r in (*variables, *weights, *sums) if r["array"] is not None]
     _check_unique("array", names)
     for name in arrays.keys() ^ set(names):
         raise ValueError(f"array {name!r} is {'unknown' if name in arrays else 'missing'}")
@@ -301,11 +321,18 @@ def _layout(record: dict[str, Any]) -> Layout:
     return Layout(axes, tuple(slice(None, None, -1 if k in flipped else None) for k in axes))
 
 
-def _weight_record(saved: SavedWeight, arrays: Arrays) -> dict[str, Any]:
+def _round_record(saved: SavedRound | None, arrays: Arrays) -> dict[str, Any]:
+    if saved is None:
+        return {}
+    sums = [_weight_record(one, arrays, "accumulated") for one in saved.sums]
+    return {"accumulated": {"calls": saved.calls, "sums": sums}}
+
+
+def _weight_record(saved: SavedWeight, arrays: Arrays, kind: str = "slots") -> dict[str, Any]:
     if saved.variable is None:
         key = f"weights/{len(arrays)}/{_quoted(saved.name)}"  # names need not be unique
     else:
-        key = f"slots/{_quoted(saved.name, safe='')}/{_quoted(saved.variable)}"
+        key = f"{kind}/{_quoted(saved.name, safe='')}/{_quoted(saved.variable)}"
     arrays[key] = saved.value
     return {
         "variable": saved.variable,

@@ -23,6 +23,7 @@ from rmsjit.checkpoints.compare import (
 )
 from rmsjit.checkpoints.content import Checkpoint, SavedWeight, fits
 from rmsjit.checkpoints.plateaus import plateau_differences, plateau_writes
+from rmsjit.checkpoints.rounds import restore_round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.uninterrupted import completed, copying
@@ -107,8 +108,13 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) 
     clocks = [partial(setattr, e, "clock", None) for e in optimizer._store.entries.values()]
     skipped = partial(setattr, optimizer, "skipped_steps", checkpoint.optimizer.skipped_steps)
     copies = copying([*writing.starts, *writing.values])
+
+    def finish() -> None:
+        _enter(writing, optimizer)
+        restore_round(checkpoint, optimizer, variables)
+
     plateaus = plateau_writes(checkpoint.optimizer, optimizer)
-    completed([*copies, *clocks, *plateaus, skipped], lambda: _enter(writing, optimizer))
+    completed([*copies, *clocks, *plateaus, skipped], finish)
 
 
 def refuse_differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> None:

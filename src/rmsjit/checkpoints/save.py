@@ -27,6 +27,7 @@ from rmsjit.checkpoints.content import (
 )
 from rmsjit.checkpoints.groups import add_saved_groups, saved_groups
 from rmsjit.checkpoints.restore import new_optimizer, new_variables, restore
+from rmsjit.checkpoints.rounds import saved_round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
@@ -191,8 +192,9 @@ def taken(optimizer: Optimizer, variables: Variables) -> Checkpoint:
     check_all_named(optimizer, variables)
     optimizer.sync()  # the file format has no clocks for rows that have missed steps
     weights = _saved_weights(optimizer, variables)
-    groups = saved_groups(optimizer, variables)
-    return Checkpoint(_saved_optimizer(optimizer, groups), saved_variables(variables), weights)
+    accumulated = saved_round(optimizer, variables)
+    saved = _saved_optimizer(optimizer, saved_groups(optimizer, variables))
+    return Checkpoint(saved, saved_variables(variables), weights, accumulated)
 
 
 def _saved_weights(optimizer: Optimizer, variables: Variables) -> list[SavedWeight]:

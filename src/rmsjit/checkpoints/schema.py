@@ -29,13 +29,17 @@ def check(content: Any) -> None:
     for position, record in enumerate(content["variables"]):
         _fields(f"variables[{position}]", record, _VARIABLE)
     optimizer = content["optimizer"]
-    _fields("optimizer", optimizer, _OPTIMIZER, optional={"groups"})
+    _fields("optimizer", optimizer, _OPTIMIZER, optional={"groups", "accumulated"})
     for position, record in enumerate(optimizer["weights"]):
         _fields(f"weights[{position}]", record, _WEIGHT)
     for position, record in enumerate(optimizer.get("groups", ())):
         _fields(f"groups[{position}]", record, _GROUP)
         settings = record["settings"]
         _fields(f"groups[{position}].settings", settings, _SETTINGS, optional=_SETTINGS.keys())
+    if "accumulated" in optimizer:
+        _fields("accumulated", optimizer["accumulated"], _ROUND)
+        for position, record in enumerate(optimizer["accumulated"]["sums"]):
+            _fields(f"accumulated.sums[{position}]", record, _SUM)
     check_form("form", optimizer["form"], version)
     _check_class(optimizer)
     if optimizer["subclass"] == optimizer["class"]:
@@ -182,6 +186,7 @@ _OPTIMIZER: dict[str, Check] = {
     "skipped_steps": _count,
     "weights": _list,
     "groups": _list,
+    "accumulated": _dictionary,
 }
 _GROUP: dict[str, Check] = {"patterns": _strings, "variables": _strings, "settings": _dictionary}
 _SETTINGS: dict[str, Check] = {
@@ -189,6 +194,8 @@ _SETTINGS: dict[str, Check] = {
     **dict.fromkeys(("lr_multiplier", "weight_decay", "rho", "momentum", "epsilon"), _number),
     "frozen": _flag,
 }
+_ROUND: dict[str, Check] = {"calls": _count, "sums": _list}
+_SUM: dict[str, Check] = {**_ARRAY, "variable": _string, "name": _one_of("gradient", "rows")}
 _SLOT: dict[str, Check] = {
     "name": _string,
     "start": _start,
@@ -230,6 +237,8 @@ _CONFIG_RMSPROP = {
     "use_ema": _flag,
     "ema_momentum": _number,
     "ema_overwrite_frequency": _optional(_count),
+    "gradient_accumulation_steps": _count,
+    "gradient_accumulation_reduction": _one_of("mean", "sum"),
 }
 _NEEDED = {"learning_rate", "decay", "momentum", "epsilon", "centered", "name"}
 _NEEDED_TF1 = _NEEDED | {"use_locking"}

@@ -16,7 +16,6 @@ from rmsjit.distributed.stage import Fresh, StagePlan
 from rmsjit.distributed.starting import Overwriting
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.steps import nonfinite
 
 if TYPE_CHECKING:
     from rmsjit.steps.engine import Engine
@@ -46,7 +45,7 @@ def load(engine: Engine, plan: StagePlan, clipping: Clipping) -> None:
         plan.incoming,
         engine.store.form,
         exact=engine.exact,
-        norms=clipping.by_norm or engine.nonfinite != nonfinite.PROPAGATE,
+        norms=clipping.by_norm or engine.reads_norms,
         clipped=not clipping.is_none or plan.scale != 1.0,
         threads=engine.num_threads or 1,
     )

@@ -202,7 +202,7 @@ class Session:
             if outgoing is None:
                 with shared_errors(self._comm, "convert the gradients"):
                     outgoing = plan.outgoing(checked)
-            norms = clipping.by_norm or engine.nonfinite != nonfinite.PROPAGATE
+            norms = clipping.by_norm or engine.reads_norms
             return plan.reduced(checked, outgoing, Step(numbers, clipping, norms, self._completed))
 
     def _read(self, own: Own, agreed: Agreed) -> tuple[Numbers, Clipping]:
@@ -313,7 +313,8 @@ class Session:
     def _header(self, engine: Engine, terms: Terms) -> str:
         return (
             f"{self._settings}, {terms.form}, exact={engine.exact}, "
-            f"nonfinite={engine.nonfinite!r}, aggregate={terms.aggregate}"
+            f"nonfinite={engine.nonfinite!r}, track_norms={engine.track_norms}, "
+            f"aggregate={terms.aggregate}"
         )
 
     def _new_plan(self, incoming: Incoming, terms: Terms) -> StagePlan:

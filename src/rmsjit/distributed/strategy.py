@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from rmsjit.checkpoints.compare import check_optimizer, check_variables
 from rmsjit.checkpoints.plateaus import plateau_states, set_plateau_states
+from rmsjit.checkpoints.rounds import check_no_round
 from rmsjit.distributed.agreement import shared_errors
 from rmsjit.distributed.comm import broadcast_object, load_mpi
 from rmsjit.distributed.group import group_of
@@ -272,6 +273,7 @@ class MPIStrategy:
         store, joined, error = optimizer._store, None, None
         try:
             check_variables(variables)
+            _refuse_round(optimizer)
             if self.shard_state:
                 joined = Joined(session.shards.cuts, store, variables, self.rank)
         except BaseException as problem:
@@ -345,10 +347,12 @@ class MPIStrategy:
         self._agree(Act.LOAD, session, optimizer, variables, error)
         with shared_errors(comm, "load"):
             if self.rank == 0:
+                check_no_round(path)
                 if self.shard_state:
                     check_slots_can_be_divided(path)
                 load(path, target, variables)
         session.forget(store)
+        _drop_round(optimizer)
         if target is not optimizer and self.rank == 0:  # divided at the next step
             store.take_over(target._store)
         assert values is not None
@@ -430,6 +434,23 @@ def _counters(optimizer: Any) -> list[Any]:
     """The array that counts the steps, if the optimizer has one of its own."""
     counter = getattr(optimizer, "iterations", None)
     return [] if counter is None else [counter.array]
+
+
+def _refuse_round(optimizer: Any) -> None:
+    """Raise `RuntimeError` if this rank has gradients that wait for a step: a file has none."""
+    calls = getattr(optimizer, "accumulated_calls", 0)
+    if calls:
+        raise RuntimeError(
+            f"an optimizer with a strategy is saved after a step, got {calls} calls of "
+            f"gradient accumulation that wait for one: flush them first"
+        )
+
+
+def _drop_round(optimizer: Any) -> None:
+    """Begin a new round of gradient accumulation, if the optimizer accumulates."""
+    accumulator = getattr(optimizer, "_accumulator", None)
+    if accumulator is not None:
+        accumulator.clear()
 
 
 def _twin(optimizer: Any, store: SlotStore) -> Any:

@@ -86,7 +86,7 @@ LIBRARIES = (
             Number("ema_momentum", 0.99),
             Number("ema_overwrite_frequency", None),
             Unsupported("loss_scale_factor", None, instead=_SCALE),
-            Unsupported("gradient_accumulation_steps", None, instead="add gradients up before"),
+            Number("gradient_accumulation_steps", None),
             Number("name", None),
         ),
         _KERAS,

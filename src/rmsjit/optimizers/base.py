@@ -64,6 +64,9 @@ _SHARED_PARAMETERS = """
         does; "skip" skips the step, leaves all state unchanged and counts `skipped_steps`;
         "raise" raises `FloatingPointError` and changes nothing.  The last two read each gradient
         once more.
+    track_norms : bool, default False
+        Compute `last_gradient_norm` at every step, which reads each gradient once more unless a
+        bound on the norm or `nonfinite` does so anyway.
     num_threads : int, optional
         The maximum number of threads; by default all that the process may use.
     slot_allocator : callable, optional
@@ -98,11 +101,13 @@ class Optimizer:
         num_threads: int | None,
         slot_allocator: SlotAllocator | None,
         strategy: Strategy | None,
+        track_norms: bool,
     ) -> None:
         self._name = checked_name(name)
         self._hyperparameters = hyperparameters
         self._exact = checked_sparse(sparse)
         self._nonfinite = checked_nonfinite(nonfinite)
+        self._track_norms = bool(track_norms)
         self._num_threads = checked_threads(num_threads)
         self._strategy = checked_strategy(strategy)
         self._place = enrolled(strategy)
@@ -124,6 +129,7 @@ class Optimizer:
             self._nonfinite,
             self._strategy,
             self._place,
+            self._track_norms,
         )
 
     def _watch_gathers(self) -> None:
@@ -153,6 +159,28 @@ class Optimizer:
     @skipped_steps.setter
     def skipped_steps(self, count: int) -> None:
         self._store.skipped_steps = count
+
+    @property
+    def last_gradient_norm(self) -> float | None:
+        """The joint norm of all gradients of the last step that computed it, before its clipping.
+
+        Steps compute it if there is a bound on norms, if `nonfinite` is not "propagate", or with
+        ``track_norms=True``.  It is that of the gradients that the rule gets but for the clipping:
+        reduced by a strategy, accumulated, and clipped by `clipvalue` if that is combined with a
+        bound on norms.  The norm of an `IndexedSlices` is that of its values.  None before the
+        first such step, and in copies.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> opt = rmsjit.RMSprop(global_clipnorm=1.0)
+        >>> _ = opt.apply_gradients([(np.array([3.0, 4.0]), np.zeros(2))])
+        >>> opt.last_gradient_norm
+        5.0
+        """
+        engine = vars(self).get("_engine")
+        return None if engine is None else engine.last_norm
 
     def _refuse(self, error: BaseException) -> NoReturn:
         """Raise an error that comes before the step, where a strategy's other ranks expect one."""

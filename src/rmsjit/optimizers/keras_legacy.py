@@ -13,6 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from rmsjit.autodiff.nested import flatten
+from rmsjit.optimizers.accumulating import AccumulatingOptimizer
+from rmsjit.optimizers.accumulation import Accumulator
 from rmsjit.optimizers.arguments import (
     checked_clip_weights,
     checked_factor,
@@ -25,7 +27,6 @@ from rmsjit.optimizers.arguments import (
     checked_weight_decay,
     with_schedule,
 )
-from rmsjit.optimizers.averages import AveragingOptimizer
 from rmsjit.optimizers.base import with_shared_parameters
 from rmsjit.optimizers.grouped import group_configs
 from rmsjit.rule.averaging import Averaging
@@ -110,7 +111,7 @@ def _clipping_bound(name: str, doc: str) -> property:
 
 
 @with_shared_parameters
-class RMSprop(AveragingOptimizer):
+class RMSprop(AccumulatingOptimizer):
     """RMSprop as ``tf.keras.optimizers.legacy.RMSprop`` computes it, on NumPy arrays in place.
 
     With ``g`` the clipped gradient::
@@ -167,6 +168,12 @@ class RMSprop(AveragingOptimizer):
         The weight of the old average, between 0 and 1.
     ema_overwrite_frequency : int, optional
         Overwrite the variables by their averages every so many steps.
+    gradient_accumulation_steps : int, optional
+        Take one step for so many calls of `apply_gradients`, with the mean of their gradients, as
+        in Keras 3; see `flush`.  `iterations` counts steps.  A schedule is given the number of
+        calls.
+    gradient_accumulation_reduction : {"mean", "sum"}, default "mean"
+        What a step takes of the gradients of its calls.
     *shared*
 
     Raises
@@ -242,8 +249,11 @@ class RMSprop(AveragingOptimizer):
         use_ema: bool = False,
         ema_momentum: float = 0.99,
         ema_overwrite_frequency: int | None = None,
+        gradient_accumulation_steps: int | None = None,
+        gradient_accumulation_reduction: str = "mean",
         sparse: str = "rows",
         nonfinite: str = "propagate",
+        track_norms: bool = False,
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
         strategy: Strategy | None = None,
@@ -280,14 +290,27 @@ class RMSprop(AveragingOptimizer):
         averaging = Averaging(ema_momentum, ema_overwrite_frequency)
         if use_ema:
             form = form.with_average()
+        if gradient_accumulation_steps is not None:
+            self._accumulator = Accumulator(
+                gradient_accumulation_steps, gradient_accumulation_reduction, nonfinite
+            )
         hyperparameters = Hyperparameters(
             numbers,
             counts_steps=form.bias_correction,
             in_float32=form.float32_numbers,
             averaging=averaging if form.has_average else None,
+            calls_per_step=self.gradient_accumulation_steps or 1,
         )
         super().__init__(
-            name, form, hyperparameters, sparse, nonfinite, num_threads, slot_allocator, strategy
+            name,
+            form,
+            hyperparameters,
+            sparse,
+            nonfinite,
+            num_threads,
+            slot_allocator,
+            strategy,
+            track_norms,
         )
 
     # --- one step ---------------------------------------------------------------------------
@@ -337,7 +360,11 @@ class RMSprop(AveragingOptimizer):
         counter = self._counter
         if pairs and not counter.flags.writeable and self._strategy is None:
             check_counter(counter)
-        if pairs and (
+        if self._accumulator is not None:
+            if pairs:
+                aggregate = bool(experimental_aggregate_gradients)
+                self._accumulate(self._accumulator, pairs, aggregate)
+        elif pairs and (
             self._is_hooked or self.gradient_transformers or self.gradient_aggregator is not None
         ):
             self._step_through_hooks(pairs, counter, bool(experimental_aggregate_gradients))
@@ -481,6 +508,13 @@ class RMSprop(AveragingOptimizer):
         super().__init_subclass__(**arguments)
         cls._is_hooked = any(_overrides(cls, name) for name in _HOOKS)
 
+    def _step_with(self, pairs: tuple[Any, ...], aggregate: bool) -> None:
+        hooked = self.gradient_transformers or self.gradient_aggregator is not None
+        if self._is_hooked or hooked:
+            self._step_through_hooks(pairs, self._counter, aggregate)
+        else:
+            self._step(pairs, self._clipping, self._counter, aggregate)
+
     def _step_through_hooks(
         self, given: tuple[Any, ...], counter: NDArray[Any], aggregate: bool
     ) -> None:
@@ -491,15 +525,18 @@ class RMSprop(AveragingOptimizer):
         if prepared is None:
             self.skipped_steps += 1
         else:
-            pairs, clipping, aggregate, finite = prepared
+            pairs, clipping, aggregate, finite, norm = prepared
             self._step(pairs, clipping, counter, aggregate, finite)
+            if norm is not None:
+                self._engine.last_norm = norm
 
     def _through_hooks(
         self, given: tuple[Any, ...], aggregate: bool
-    ) -> tuple[tuple[Any, ...], Clipping, bool, bool] | None:
-        """Pairs for the step, its clipping, whether a strategy sums, whether all is finite.
+    ) -> tuple[tuple[Any, ...], Clipping, bool, bool, float | None] | None:
+        """Pairs for the step, its clipping, whether a strategy sums, whether all is finite; a norm.
 
-        None if the step is to be skipped.
+        The norm is that before clipping, None if the step finds it.  None if the step is to be
+        skipped.
         """
         pairs = present_pairs(given)
         replaced = self.gradient_aggregator is not None or _overrides(
@@ -515,13 +552,22 @@ class RMSprop(AveragingOptimizer):
                     "sums: sum by gradient_aggregator, or before apply_gradients with "
                     "experimental_aggregate_gradients=False"
                 )
-            return pairs_of(pairs), self._clipping, True, True
+            return pairs_of(pairs), self._clipping, True, True, None
         pairs = present_pairs(pairs_of(pairs))
         finite = self._nonfinite == PROPAGATE or self._are_finite(pairs)
         if not finite and self._strategy is None:  # ranks skip in their step, all together
             return None
+        norm = self._norm_of(pairs)
         pairs = list(self._transform_gradients(pairs))
-        return pairs_of(pairs), NO_CLIPPING, False, finite
+        return pairs_of(pairs), NO_CLIPPING, False, finite, norm
+
+    def _norm_of(self, pairs: Pairs) -> float | None:
+        """The joint norm of gradients that are about to be clipped, if it is wanted."""
+        if not (self._track_norms or self._clipping.by_norm):
+            return None
+        from rmsjit.steps.norms import global_norm  # imports Numba
+
+        return global_norm(pairs)
 
     def _are_finite(self, pairs: Pairs) -> bool:
         """Whether all gradients are finite; an error names those that must be and are not."""
@@ -628,6 +674,9 @@ class RMSprop(AveragingOptimizer):
             arguments["grad_scale"] = self.grad_scale
         if self.use_ema:
             for key in ("use_ema", "ema_momentum", "ema_overwrite_frequency"):
+                arguments[key] = getattr(self, key)
+        if self._accumulator is not None:
+            for key in ("gradient_accumulation_steps", "gradient_accumulation_reduction"):
                 arguments[key] = getattr(self, key)
         return arguments | {"centered": self.centered} | self._arguments_of_form(shown)
 

@@ -107,6 +107,7 @@ class RMSPropOptimizer(Optimizer):
         grad_scale: float = 1.0,
         sparse: str = "rows",
         nonfinite: str = "propagate",
+        track_norms: bool = False,
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
         strategy: Strategy | None = None,
@@ -130,7 +131,15 @@ class RMSPropOptimizer(Optimizer):
         self._clipping = Clipping(gradient_scale=checked_gradient_scale(maximize, grad_scale))
         hyperparameters = Hyperparameters(numbers, names={"rho": "decay"})
         super().__init__(
-            name, form, hyperparameters, sparse, nonfinite, num_threads, slot_allocator, strategy
+            name,
+            form,
+            hyperparameters,
+            sparse,
+            nonfinite,
+            num_threads,
+            slot_allocator,
+            strategy,
+            track_norms,
         )
 
     def compute_gradients(

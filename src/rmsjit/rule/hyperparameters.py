@@ -38,6 +38,9 @@ class Hyperparameters:
         The names of those that are rounded to float32 before they are used.
     averaging : Averaging, optional
         How the average of the weights follows them.
+    calls_per_step : int
+        How many gradients are accumulated for a step.  As in Keras 3, a schedule is given the
+        number of calls before the one that takes the step.
 
     Attributes
     ----------
@@ -54,6 +57,7 @@ class Hyperparameters:
         counts_steps: bool = False,
         in_float32: Collection[str] = (),
         averaging: Averaging | None = None,
+        calls_per_step: int = 1,
     ) -> None:
         self._given = {"decay": 0.0, "weight_decay": 0.0, "clip_weights": math.inf, **given}
         self._names = dict(names or {})
@@ -62,6 +66,7 @@ class Hyperparameters:
         self._counts_steps = counts_steps
         self._in_float32 = frozenset(in_float32)
         self.averaging = averaging
+        self._calls_per_step = calls_per_step
         self._latest: Numbers | None = None
         self.constant: Numbers | None = None
         self.groups: tuple[GroupSettings, ...] = ()
@@ -132,8 +137,9 @@ class Hyperparameters:
     ) -> StepNumbers:
         iterations = 0 if counter is None else int(counter)
         read = self._rounding(value_of) if self._in_float32 else value_of
+        calls = (iterations + 1) * self._calls_per_step - 1
         return StepNumbers(
-            read("learning_rate", iterations) / (1.0 + read("decay", iterations) * iterations),
+            read("learning_rate", calls) / (1.0 + read("decay", iterations) * iterations),
             in_unit_interval(self._name("rho"), read("rho", iterations)),
             in_unit_interval(self._name("momentum"), read("momentum", iterations)),
             positive(self._name("epsilon"), read("epsilon", iterations)),

@@ -8,6 +8,7 @@ the act, so an error changes nothing, and a signal never sees a step half done.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.entering import entries_of, first_epsilon, known_members
 from rmsjit.steps.launching import launch_for
+from rmsjit.steps.nonfinite import PROPAGATE
 from rmsjit.steps.pairs import (
     Pairs,
     check_is_array,
@@ -68,10 +70,19 @@ class Engine:
         Whether rows that a sparse gradient does not name are updated as by a zero gradient.
     nonfinite : {"propagate", "skip", "raise"}
         What to do about a NaN or an infinity in a gradient.
+    track_norms : bool
+        Whether every step computes the norm of its gradients.
     strategy : Strategy, optional
         Shares the steps with other processes.
     place : int
         The number of the optimizer among those of the strategy.
+
+    Attributes
+    ----------
+    reads_norms : bool
+        Whether every step computes norms, clipped or not.
+    last_norm : float or None
+        The joint norm of the gradients of the last step that computed it, before it was clipped.
     """
 
     def __init__(
@@ -82,11 +93,15 @@ class Engine:
         nonfinite: str = nonfinite.PROPAGATE,
         strategy: Strategy | None = None,
         place: int = 0,
+        track_norms: bool = False,
     ) -> None:
         self.store = store
         self.num_threads = num_threads
         self.exact = exact
         self.nonfinite = nonfinite
+        self.track_norms = track_norms
+        self.reads_norms = track_norms or nonfinite != PROPAGATE
+        self.last_norm: float | None = None
         self.strategy = strategy
         self.place = place
         self._plans: Plans[Plan] = Plans()
@@ -175,7 +190,7 @@ class Engine:
         values, scale = (None, 1.0) if stage is None else (stage.values, stage.scale)
         scale *= clipping.gradient_scale
         limit = clipping.limit / abs(scale)
-        must_judge = clipping.by_norm or self.nonfinite != nonfinite.PROPAGATE or scale != 1.0
+        must_judge = clipping.by_norm or self.reads_norms or scale != 1.0
         factors = None
         may_launch = True
         while True:
@@ -347,11 +362,13 @@ class Engine:
     ) -> tuple[bool, NDArray[Any] | None]:
         """Whether the step is taken, and what to multiply each gradient by."""
         factors: NDArray[Any] | None = None if scale == 1.0 else np.full(plan.count, scale)
-        if not clipping.by_norm and self.nonfinite == nonfinite.PROPAGATE:
+        if not clipping.by_norm and not self.reads_norms:
             return True, factors
-        norms, name = plan.norms(binding, clipping.limit / abs(scale), launch), plan.name
+        limit = clipping.limit / abs(scale) if clipping.by_norm else math.inf
+        norms, name = plan.norms(binding, limit, launch), plan.name
         if stage is not None:
             norms, name = stage.whole(norms), stage.name
+        self.last_norm = abs(scale) * math.sqrt(norms.squares.sum())
         if not nonfinite.accepts(self.nonfinite, norms.finite, name):
             return False, None
         if clipping.by_norm:

@@ -97,6 +97,12 @@ class NormPass:
         return known
 
 
+def global_norm(pairs: Sequence[tuple[Any, Any]]) -> float:
+    """The joint norm of gradients that have the dtypes of their variables."""
+    values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
+    return math.sqrt(sum(_square(v, g, x) for v, (g, x) in zip(values, pairs, strict=True)))
+
+
 def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[Any, Any]]:
     """Pairs with scaled and clipped copies of the gradients, for user code that is given them.
 

@@ -1,0 +1,394 @@
+"""Gradient accumulation: one step for several calls, as in Keras 3."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import rmsjit
+from rmsjit.arrays.dtypes import dtype_named
+
+N = 3
+SETTINGS = {
+    "plain": {},
+    "momentum": {"momentum": 0.9},
+    "clipvalue": {"clipvalue": 0.3},
+    "clipnorm": {"clipnorm": 0.4},
+    "global_clipnorm": {"global_clipnorm": 0.4},
+    "decay": {"form": rmsjit.Form(weight_decay="decoupled"), "weight_decay": 0.1},
+    "bias_correction": {"form": rmsjit.Form(bias_correction=True)},
+    "average": {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2},
+    "transformers": {
+        "clipnorm": 0.4,
+        "gradient_transformers": [lambda pairs: [(2 * g, v) for g, v in pairs]],
+    },
+}
+
+
+def gradients(shape, dtype="float64", count=4 * N):
+    rng = np.random.default_rng(11)
+    return [rng.normal(size=shape).astype(dtype) for _ in range(count)]
+
+
+def accumulating(calls=N, **settings):
+    return rmsjit.RMSprop(0.05, gradient_accumulation_steps=calls, **settings)
+
+
+def added(arrays):
+    """The sum from left to right."""
+    total = arrays[0].copy()
+    for array in arrays[1:]:
+        total = total + array
+    return total
+
+
+def rounds(items, calls=N):
+    return [items[k : k + calls] for k in range(0, len(items), calls)]
+
+
+def slices(values, rows):
+    return rmsjit.IndexedSlices(np.array(values, float).reshape(len(rows), 1), rows)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_round_is_a_step_with_its_mean_or_sum(name, reduction):
+    w, plain = np.ones((4, 2)), np.ones((4, 2))
+    opt = accumulating(gradient_accumulation_reduction=reduction, **SETTINGS[name])
+    other = rmsjit.RMSprop(0.05, **SETTINGS[name])
+    for number, given in enumerate(rounds(gradients(w.shape))):
+        for call, g in enumerate(given):
+            assert opt.accumulated_calls == call
+            before = w.copy()
+            assert opt.apply_gradients([(g, w)]).numpy() == number + (call == N - 1)
+            assert (before == w).all() == (call < N - 1)
+        total = added(given)
+        other.apply_gradients([(total / N if reduction == "mean" else total, plain)])
+        np.testing.assert_array_equal(w, plain)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_types_are_added_up_in_float32(dtype):
+    dtype = dtype_named(dtype)
+    w, plain = np.ones(50, dtype), np.ones(50, dtype)
+    opt, other = accumulating(), rmsjit.RMSprop(0.05)
+    for given in rounds(gradients(w.shape, dtype)):
+        for g in given:
+            opt.apply_gradients([(g, w)])
+        other.apply_gradients([(added([g.astype("f4") for g in given]) / 3, plain)])
+        np.testing.assert_array_equal(w, plain)
+
+
+def test_gradients_are_not_kept_by_reference():
+    w, g, opt = np.zeros(2), np.ones(2), accumulating(2, gradient_accumulation_reduction="sum")
+    opt.apply_gradients([(g, w)])
+    g[...] = 100.0
+    opt.apply_gradients([(np.zeros(2), w)])
+    np.testing.assert_allclose(opt.get_slot(w, "rms").numpy(), 0.1)
+
+
+@pytest.mark.parametrize("clipping", [{}, {"clipnorm": 0.5}])
+def test_rows_of_tables_are_merged(clipping):
+    table, plain = np.ones((6, 1)), np.ones((6, 1))
+    opt, other = accumulating(**clipping), rmsjit.RMSprop(0.05, **clipping)
+    opt.apply_gradients([(slices([1, 2, 3], [4, 0, 4]), table)])
+    opt.apply_gradients([(slices([5], [2]), table)])
+    opt.apply_gradients([(slices([-1, 7], [0, 5]), table)])
+    other.apply_gradients([(slices([1 / 3, 5 / 3, 4 / 3, 7 / 3], [0, 2, 4, 5]), plain)])
+    np.testing.assert_allclose(table, plain, rtol=1e-15)
+    np.testing.assert_array_equal(table[[1, 3]], 1.0)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_dense_and_a_sparse_gradient_of_one_variable(order):
+    table, plain = np.ones((3, 1)), np.ones((3, 1))
+    opt, other = accumulating(2), rmsjit.RMSprop(0.05)
+    given = [slices([2, 4], [2, 2]), np.full((3, 1), 8.0)]
+    for g in given[:: 1 - 2 * order]:
+        opt.apply_gradients([(g, table)])
+    other.apply_gradients([(np.array([[4.0], [4.0], [7.0]]), plain)])
+    np.testing.assert_array_equal(table, plain)
+
+
+def test_exact_rows():
+    table, plain = np.ones((4, 1)), np.ones((4, 1))
+    opt, other = accumulating(2, sparse="exact", momentum=0.9), rmsjit.RMSprop(0.05, momentum=0.9)
+    for rows in ([0], [1, 1], [3], [2]):
+        opt.apply_gradients([(slices([1.0] * len(rows), rows), table)])
+    for dense in ([0.5, 1, 0, 0], [0, 0, 0.5, 0.5]):
+        other.apply_gradients([(np.array(dense).reshape(4, 1), plain)])
+    opt.sync()
+    np.testing.assert_allclose(table, plain, rtol=1e-14)
+
+
+def test_variables_need_not_have_a_gradient_in_every_call():
+    a, b, opt = np.zeros(1), np.zeros(1), accumulating(2)
+    opt.apply_gradients([(np.ones(1), a)])
+    opt.apply_gradients([(np.full(1, 4.0), b)])
+    np.testing.assert_allclose(opt.get_slot(a, "rms").numpy(), 0.1 * 0.5**2)
+    np.testing.assert_allclose(opt.get_slot(b, "rms").numpy(), 0.1 * 2.0**2)
+
+
+def test_views_are_one_variable():
+    w, opt = np.zeros(4), accumulating(2)
+    opt.apply_gradients([(np.ones(4), w)])
+    opt.apply_gradients([(np.ones(4), w[...])])
+    assert len(opt.variables_seen) == 1
+    np.testing.assert_allclose(opt.get_slot(w, "rms").numpy(), 0.1)
+
+
+def test_a_schedule_is_given_the_number_of_calls():
+    class Noting(rmsjit.schedules.LearningRateSchedule):
+        seen = ()
+
+        def __call__(self, step):
+            self.seen += (int(step),)
+            return 0.1
+
+    schedule = Noting()
+    opt, w = rmsjit.RMSprop(schedule, gradient_accumulation_steps=N), np.ones(1)
+    for g in gradients((1,)):
+        opt.apply_gradients([(g, w)])
+    assert schedule.seen == (2, 5, 8, 11)
+    assert int(opt.iterations) == 4
+
+
+# --- flush ----------------------------------------------------------------------------------
+
+
+def test_flush_steps_with_the_calls_that_there_are():
+    w, plain, opt, other = np.ones(2), np.ones(2), accumulating(), rmsjit.RMSprop(0.05)
+    given = gradients((2,), count=5)
+    for g in given:
+        opt.apply_gradients([(g, w)])
+    assert opt.flush().numpy() == 2
+    assert opt.accumulated_calls == 0
+    other.apply_gradients([(added(given[:3]) / 3, plain)])
+    other.apply_gradients([(added(given[3:]) / 2, plain)])
+    np.testing.assert_array_equal(w, plain)
+    assert opt.flush().numpy() == 2
+    np.testing.assert_array_equal(w, plain)
+
+
+def test_flush_without_accumulation_does_nothing():
+    assert rmsjit.RMSprop().flush().numpy() == 0
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", range(N))
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (np.ones(3), ValueError),
+        (np.ones(2, complex), TypeError),
+        (rmsjit.IndexedSlices([1.0], [2]), IndexError),
+        (None, ValueError),
+    ],
+)
+def test_a_wrong_call_changes_nothing(wrong, error, at):
+    w, plain, opt, other = np.ones(2), np.ones(2), accumulating(), accumulating()
+    for call, g in enumerate(gradients((2,), count=2 * N)):
+        if call % N == at:
+            with pytest.raises(error):
+                opt.apply_gradients([(g, w), (wrong, w)] if wrong is not None else [(None, w)])
+        opt.apply_gradients([(g, w)])
+        other.apply_gradients([(g, plain)])
+        np.testing.assert_array_equal(w, plain)
+    assert int(opt.iterations) == 2
+
+
+def test_a_step_that_fails_can_be_repeated():
+    w, plain = np.ones(2), np.ones(2)
+    rate = [0.05]
+    opt, other = rmsjit.RMSprop(lambda: rate[0], gradient_accumulation_steps=2), accumulating(2)
+    first, second = gradients((2,), count=2)
+    opt.apply_gradients([(first, w)])
+    rate[0] = np.nan
+    with pytest.raises(ValueError, match="learning_rate"):
+        opt.apply_gradients([(second, w)])
+    assert opt.accumulated_calls == 1
+    rate[0] = 0.05
+    for g in (first, second):
+        other.apply_gradients([(g, plain)])
+    opt.apply_gradients([(second, w)])
+    np.testing.assert_array_equal(w, plain)
+
+
+def test_nonfinite():
+    bad = np.full(1, np.inf)
+    w, opt = np.ones(1), accumulating(2, nonfinite="skip")
+    opt.apply_gradients([(bad, w)])
+    opt.apply_gradients([(np.ones(1), w)])
+    assert (opt.skipped_steps, opt.accumulated_calls, int(opt.iterations), w[0]) == (1, 0, 0, 1.0)
+    opt = accumulating(2, nonfinite="raise")
+    with pytest.raises(FloatingPointError, match="variable 0"):
+        opt.apply_gradients([(bad, w)])
+    assert opt.accumulated_calls == 0
+
+
+def test_an_empty_list_is_not_a_call():
+    opt = accumulating()
+    opt.apply_gradients([])
+    assert opt.accumulated_calls == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"gradient_accumulation_steps": 0}, ValueError),
+        ({"gradient_accumulation_steps": 2.0}, TypeError),
+        ({"gradient_accumulation_steps": True}, TypeError),
+        (
+            {"gradient_accumulation_steps": 2, "gradient_accumulation_reduction": "max"},
+            ValueError,
+        ),
+    ],
+)
+def test_wrong_arguments(arguments, error):
+    with pytest.raises(error, match=list(arguments)[-1]):
+        rmsjit.RMSprop(**arguments)
+
+
+# --- state ----------------------------------------------------------------------------------
+
+
+def in_a_round(**settings):
+    """A table, a vector and an optimizer, two calls after its first step."""
+    table, w, opt = np.ones((4, 1)), np.ones(2), accumulating(4, **settings)
+    for rows in ([0], [1, 1], [3], [2], [2], [0, 2]):
+        pairs = [(slices([1.0] * len(rows), rows), table), (np.full(2, len(rows)), w)]
+        opt.apply_gradients(pairs)
+    assert opt.accumulated_calls == 2
+    return table, w, opt
+
+
+def ended(table, w, opt):
+    opt.apply_gradients([(slices([3.0], [1]), table), (np.full(2, 0.5), w)])
+    opt.flush()
+    assert int(opt.iterations) == 2
+    return table, w
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda these: pickle.loads(pickle.dumps(these))])
+def test_copies_go_on_with_a_round(copied):
+    these = in_a_round()
+    others = copied(these)
+    for ours, theirs in zip(ended(*these), ended(*others), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_copies_can_be_flushed_at_once():
+    table, w, opt = in_a_round()
+    variable = rmsjit.Variable(w, constraint=lambda w: np.minimum(w, 0.9))
+    opt.apply_gradients([(np.ones(2), variable)])
+    other_table, other, twin = copy.deepcopy((table, variable, opt))
+    opt.flush(), twin.flush()
+    np.testing.assert_array_equal(table, other_table)
+    np.testing.assert_array_equal(variable.numpy(), other.numpy())
+    assert other.numpy().max() <= 0.9
+
+
+@pytest.mark.parametrize("into", ["new", "own", "other"])
+def test_checkpoints_go_on_with_a_round(tmp_path, into):
+    table, w, opt = in_a_round()
+    path = tmp_path / "run.npz"
+    rmsjit.save(path, opt, {"table": table, "w": w})
+    expected = [v.copy() for v in ended(*copy.deepcopy((table, w, opt)))]
+    if into == "new":
+        opt, named = rmsjit.load(path)
+        table, w = named["table"], named["w"]
+    else:
+        if into == "other":
+            table, w, opt = np.zeros((4, 1)), np.zeros(2), accumulating(4)
+        opt.apply_gradients([(np.ones((4, 1)), table), (np.ones(2), w)])
+        rmsjit.load(path, opt, {"table": table, "w": w})
+    assert opt.accumulated_calls == 2
+    for ours, theirs in zip(ended(table, w, opt), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_checkpoint_without_a_round_ends_the_round(tmp_path):
+    table, w, opt = in_a_round()
+    named = {"table": table, "w": w}
+    opt.flush()
+    rmsjit.save(tmp_path / "run.npz", opt, named)
+    opt.apply_gradients([(np.ones(2), w)])
+    rmsjit.load(tmp_path / "run.npz", opt, named)
+    assert opt.accumulated_calls == 0
+
+
+def test_a_round_needs_an_optimizer_that_accumulates(tmp_path):
+    table, w, opt = in_a_round()
+    named = {"table": table, "w": w}
+    rmsjit.save(tmp_path / "run.npz", opt, named)
+    with pytest.raises(ValueError, match="2 calls were saved that wait for a step"):
+        rmsjit.load(tmp_path / "run.npz", rmsjit.RMSprop(0.05), named)
+
+
+def test_every_variable_of_a_round_must_be_saved(tmp_path):
+    w, opt = np.ones(2), accumulating()
+    opt.apply_gradients([(np.ones(2), w)])
+    with pytest.raises(ValueError, match="variables must contain"):
+        rmsjit.save(tmp_path / "run.npz", opt, {})
+
+
+def test_moving_variables_in_a_round_is_refused():
+    table, w, opt = in_a_round()
+    with pytest.raises(RuntimeError, match="flush"):
+        opt.rebind(w, w.copy())
+    with pytest.raises(RuntimeError, match="flush"):
+        opt.resize_rows(table, np.ones((5, 1)))
+    opt.flush()
+    opt.rebind(w, w.copy())
+
+
+def test_a_forgotten_variable_has_no_sum():
+    _table, w, opt = in_a_round()
+    before = w.copy()
+    opt.forget(w)
+    opt.flush()
+    np.testing.assert_array_equal(w, before)
+
+
+def test_configuration():
+    opt = accumulating(4, gradient_accumulation_reduction="sum")
+    again = rmsjit.RMSprop.from_config(opt.get_config())
+    assert again.gradient_accumulation_steps == 4
+    assert again.gradient_accumulation_reduction == "sum"
+    assert rmsjit.RMSprop().gradient_accumulation_steps is None
+
+
+# --- Keras ----------------------------------------------------------------------------------
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"momentum": 0.9, "clipnorm": 0.5, "weight_decay": 0.01},
+        {"centered": True, "global_clipnorm": 0.5},
+    ],
+)
+def test_20_steps_as_in_keras(settings):
+    keras = pytest.importorskip("keras")
+    rate = {"initial_learning_rate": 0.01, "decay_steps": 7, "decay_rate": 0.9}
+    w, calls = np.linspace(-1, 1, 30, dtype="float32"), 3
+    theirs = keras.Variable(w.copy())
+    opt = rmsjit.forms.keras(
+        rmsjit.schedules.ExponentialDecay(**rate), gradient_accumulation_steps=calls, **settings
+    )
+    other = keras.optimizers.RMSprop(
+        keras.optimizers.schedules.ExponentialDecay(**rate),
+        gradient_accumulation_steps=calls,
+        **settings,
+    )
+    other.build([theirs])
+    for g in gradients(w.shape, w.dtype, 20 * calls):
+        opt.apply_gradients([(g, w)])
+        other.apply([keras.ops.convert_to_tensor(g)], [theirs])
+        assert int(opt.iterations) == int(other.iterations)
+        np.testing.assert_allclose(w, np.asarray(theirs), rtol=1e-6, atol=1e-7)

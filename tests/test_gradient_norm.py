@@ -1,0 +1,74 @@
+"""The norm of the gradients that steps report: `last_gradient_norm`."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import rmsjit
+
+PAIR = [np.array([3.0, -4.0]), np.array([12.0])]  # of norm 13
+READS = {
+    "clipnorm": ({"clipnorm": 0.5}, 13.0),
+    "global_clipnorm": ({"global_clipnorm": 0.5}, 13.0),
+    "skip": ({"nonfinite": "skip"}, 13.0),
+    "raise": ({"nonfinite": "raise"}, 13.0),
+    "track": ({"track_norms": True}, 13.0),
+    "track and clipvalue": ({"track_norms": True, "clipvalue": 1.0}, 13.0),
+    "clipvalue first": ({"clipvalue": 4.0, "clipnorm": 0.5}, np.sqrt(9 + 16 + 16)),
+    "transformers": ({"track_norms": True, "clipnorm": 1, "gradient_transformers": [list]}, 13.0),
+    "mean of calls": ({"track_norms": True, "gradient_accumulation_steps": 1}, 13.0),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_it_is_that_before_clipping(name):
+    settings, expected = READS[name]
+    opt, variables = rmsjit.RMSprop(**settings), [np.zeros(2), np.zeros(1)]
+    assert opt.last_gradient_norm is None
+    opt.apply_gradients(zip(PAIR, variables, strict=True))
+    assert opt.last_gradient_norm == pytest.approx(expected, rel=1e-15)
+    opt.apply_gradients([(np.array([2.0]), variables[1])])
+    assert opt.last_gradient_norm == 2.0
+
+
+@pytest.mark.parametrize("settings", [{}, {"clipvalue": 1.0}])
+def test_steps_that_need_no_norm_compute_none(settings):
+    opt = rmsjit.RMSprop(**settings)
+    opt.apply_gradients([(PAIR[0], np.zeros(2))])
+    assert opt.last_gradient_norm is None
+
+
+def test_tracking_changes_no_bit():
+    rng = np.random.default_rng(1)
+    w, plain = np.ones(100, np.float32), np.ones(100, np.float32)
+    opt, other = (
+        rmsjit.RMSprop(0.1, clipvalue=0.5, track_norms=True),
+        rmsjit.RMSprop(0.1, clipvalue=0.5),
+    )
+    for _ in range(3):
+        g = rng.normal(size=100).astype(np.float32)
+        opt.apply_gradients([(g, w)])
+        other.apply_gradients([(g, plain)])
+        assert opt.last_gradient_norm == pytest.approx(np.linalg.norm(g.astype(float)), rel=1e-6)
+    np.testing.assert_array_equal(w, plain)
+
+
+def test_sparse_gradients_count_by_their_values():
+    opt = rmsjit.RMSprop(track_norms=True)
+    slices = rmsjit.IndexedSlices([[3.0], [4.0]], [1, 1])
+    opt.apply_gradients([(slices, np.zeros((2, 1)))])
+    assert opt.last_gradient_norm == 5.0
+
+
+def test_a_skipped_step_reports_what_it_met():
+    opt = rmsjit.RMSprop(nonfinite="skip")
+    opt.apply_gradients([(np.array([np.inf]), np.zeros(1))])
+    assert opt.last_gradient_norm == np.inf
+
+
+def test_of_the_older_interface():
+    opt = rmsjit.train.RMSPropOptimizer(0.1, track_norms=True)
+    opt.apply_gradients([(PAIR[0], np.zeros(2))])
+    assert opt.last_gradient_norm == 5.0
+    assert copy.deepcopy(opt).last_gradient_norm is None
