@@ -38,10 +38,11 @@ try:
     import checks
     import failures
     import resuming
+    import training
 finally:
     sys.path.remove(str(FOLDER))
 
-NAMES = (*checks.CHECKS, *resuming.CHECKS, *failures.CHECKS)
+NAMES = (*checks.CHECKS, *resuming.CHECKS, *failures.CHECKS, *training.CHECKS)
 
 
 def mpiexec():

@@ -12,10 +12,11 @@ def main(folder, names):
     import checks
     import failures
     import resuming
+    import training
     from mpi4py import MPI
 
     warnings.simplefilter("error")
-    everything = {**checks.CHECKS, **resuming.CHECKS, **failures.CHECKS}
+    everything = {**checks.CHECKS, **resuming.CHECKS, **failures.CHECKS, **training.CHECKS}
     comm, results = MPI.COMM_WORLD, {}
     for name in names or everything:
         begin = time.perf_counter()
