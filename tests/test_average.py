@@ -279,6 +279,14 @@ def test_new_rows_start_from_their_own_values():
 # --- Keras ----------------------------------------------------------------------------------
 
 
+def test_the_configuration_of_keras_is_read():
+    config = {"learning_rate": 0.01, "use_ema": True, "ema_momentum": 0.8, "clipnorm": None}
+    config |= {"ema_overwrite_frequency": 5, "gradient_accumulation_steps": 2}
+    opt = rmsjit.forms.from_config(config | {"loss_scale_factor": None})
+    assert (opt.use_ema, opt.ema_momentum, opt.ema_overwrite_frequency) == (True, 0.8, 5)
+    assert opt.gradient_accumulation_steps == 2
+
+
 @pytest.mark.live
 @pytest.mark.parametrize("frequency", [None, 4])
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.9, "weight_decay": 0.01}])

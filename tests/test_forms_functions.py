@@ -354,7 +354,7 @@ def test_from_config_with_a_schedule():
         ({"class_name": "Adam", "config": {}}, TypeError, "one of 'Adam'"),
         ({"beta_1": 0.9}, TypeError, r"no form .* has all of the arguments \['beta_1'\]"),
         ([("lr", 0.1)], TypeError, "config must be a mapping, got list"),
-        (KERAS_3 | {"use_ema": True}, ValueError, "use_ema must be False"),
+        (KERAS_3 | {"loss_scale_factor": 8}, ValueError, "loss_scale_factor must be None"),
     ],
 )
 def test_from_config_says_what_is_wrong(config, error, match):

@@ -126,7 +126,14 @@ HYPERPARAMETERS = ["centered", "decay", "epsilon", "learning_rate", "lr", "momen
 # --- Where we differ, all of it --------------------------------------------------------------
 
 # Arguments of our own, all by keyword; those of other forms of the rule are the Keras face's.
-FORM_KEYWORDS = {"form": None}
+FORM_KEYWORDS = {
+    "form": None,
+    "use_ema": False,
+    "ema_momentum": 0.99,
+    "ema_overwrite_frequency": None,
+    "gradient_accumulation_steps": None,
+    "gradient_accumulation_reduction": "mean",
+}
 OUR_KEYWORDS = {
     "weight_decay": 0.0,
     "decoupled_weight_decay": True,
@@ -135,6 +142,7 @@ OUR_KEYWORDS = {
     "grad_scale": 1.0,
     "sparse": "rows",
     "nonfinite": "propagate",
+    "track_norms": False,
     "num_threads": None,
     "slot_allocator": None,
     "strategy": None,
@@ -142,9 +150,15 @@ OUR_KEYWORDS = {
 _NUMBERS = {"clip_weights", "weight_decay"}
 _GROUPS = {"add_group", "grad_scale", "groups", "maximize"}
 _MEMORY = {"forget", "rebind", "resize_rows", "variables_seen"}
+_STEPS = {"last_gradient_norm", "skipped_steps"}
+_OF_KERAS_3 = {
+    *("averaged", "ema_momentum", "ema_overwrite_frequency", "finalize_variable_values", "use_ema"),
+    *("gradient_accumulation_reduction", "gradient_accumulation_steps"),
+    *("accumulated_calls", "flush"),
+}
 OUR_NAMES = {
-    "keras": {"build", "form", "name", "skipped_steps", "sync", *_NUMBERS, *_GROUPS, *_MEMORY},
-    "train": {"build", "skipped_steps", "sync", *_GROUPS, *_MEMORY},
+    "keras": {"build", "form", "name", "sync", *_NUMBERS, *_GROUPS, *_MEMORY, *_STEPS, *_OF_KERAS_3},
+    "train": {"build", "sync", *_GROUPS, *_MEMORY, *_STEPS},
 }
 # Signatures of the TensorFlow that was asked (2.21) that are not those of the pages (2.15, 1.10).
 RECORDED_OTHERWISE = {

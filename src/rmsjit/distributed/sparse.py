@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
-from rmsjit.arrays.rows import merged
 from rmsjit.distributed.comm import gathered
 from rmsjit.distributed.dense import DenseBuffer
 from rmsjit.distributed.incoming import Rows
@@ -23,11 +22,42 @@ from rmsjit.distributed.wire import slices_for
 from rmsjit.rule.clipping import Clipping
 
 _MOST_IN_32_BITS = 2**31 - 1
+_FEW = 8
 
 
 def combined(rows: Rows) -> Rows:
     """The same gradient with ascending, unique indices; duplicates are added in order."""
-    return Rows(*merged(rows.values, rows.indices))
+    values, indices = rows
+    if len(indices) < 2 or bool(np.all(indices[1:] > indices[:-1])):
+        return rows
+    order = np.argsort(indices, kind="stable")
+    ordered = indices[order]
+    is_first = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    starts = np.flatnonzero(is_first)
+    sorted_values = values[order]
+    if len(starts) < len(ordered):
+        sorted_values = _sums(sorted_values, starts)
+    return Rows(sorted_values, ordered[starts])
+
+
+def _sums(values: NDArray[Any], starts: NDArray[np.int64]) -> NDArray[Any]:
+    """The sums of groups of consecutive slices, each added strictly in order.
+
+    All second slices are added at once, then all third ones; the last few long groups are finished
+    one by one.  (`np.add.reduceat` may add in another order.)
+    """
+    lengths = np.diff(starts, append=len(values))
+    sums = values[starts]
+    done, active = 1, np.flatnonzero(lengths > 1)
+    while len(active) > _FEW:
+        sums[active] += values[starts[active] + done]
+        done += 1
+        active = active[lengths[active] > done]
+    for group in active.tolist():
+        rest = values[starts[group] + done : starts[group] + lengths[group]]
+        sums[group] = np.add.accumulate(np.concatenate([sums[group : group + 1], rest]))[-1]
+    return sums
 
 
 def travelling(rows: Rows, precision: Precision) -> Rows:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rmsjit.optimizers.accumulation import Accumulator
 from rmsjit.optimizers.averages import AveragingOptimizer
+from rmsjit.state.entries import Entry
 from rmsjit.steps.pairs import Pairs, check_counter
 from rmsjit.variables import Variable
 
@@ -84,24 +83,11 @@ class AccumulatingOptimizer(AveragingOptimizer):
 
     # --- variables that move ----------------------------------------------------------------
 
-    def forget(self, var: Any) -> None:
-        """Drop a variable and its slots; see `Optimizer.forget`."""
-        entry = self._store.named(var)
-        super().forget(var)
+    def _forget_sums(self, entry: Entry) -> None:
         if self._accumulator is not None:
             self._accumulator.forget(entry.key)
 
-    def rebind(self, old: Any, new: Any = None) -> None:
-        """Transfer the state of variables to other memory; see `Optimizer.rebind`."""
-        self._refuse_partial("rebind")
-        super().rebind(old, new)
-
-    def resize_rows(self, old: Any, new: Any = None) -> None:
-        """Keep the slots of a table after rows were added or removed; see `Optimizer`."""
-        self._refuse_partial("resize_rows")
-        super().resize_rows(old, new)
-
-    def _refuse_partial(self, what: str) -> None:
+    def _refuse_to_move(self, what: str) -> None:
         """Raise `RuntimeError` where sums of gradients can't be taken along."""
         if self.accumulated_calls:
             raise RuntimeError(

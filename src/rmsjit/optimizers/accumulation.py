@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.layout import Key
-from rmsjit.arrays.rows import merged
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.rule.averaging import positive_integer
 from rmsjit.rule.form import Form
@@ -203,8 +202,8 @@ def _own(gradient: Any, variable: Any) -> Gradient:
     array = array_of(variable)
     dtype = dtype_of_sum(array.dtype)
     if isinstance(gradient, IndexedSlices):
-        values, indices = merged(gradient.values, gradient.indices.astype(np.int64))
-        return IndexedSlices(values.astype(dtype), indices, gradient.dense_shape)
+        rows = gradient.indices.astype(np.int64)
+        return IndexedSlices(gradient.values.astype(dtype), rows, gradient.dense_shape).coalesce()
     own = np.empty_like(array, dtype, subok=False)  # in the order of the variable
     own[...] = gradient
     return own
@@ -216,7 +215,7 @@ def _sum(left: Gradient, right: Gradient) -> Gradient:
     if isinstance(left, IndexedSlices) and isinstance(right, IndexedSlices):
         values = np.concatenate([left.values, right.values])
         indices = np.concatenate([left.indices, right.indices])
-        return IndexedSlices(*merged(values, indices), right.dense_shape)
+        return IndexedSlices(values, indices, right.dense_shape).coalesce()
     if isinstance(left, IndexedSlices):
         left, right = right, left
     if not isinstance(right, IndexedSlices):

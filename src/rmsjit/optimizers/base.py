@@ -381,6 +381,7 @@ class Optimizer:
         >>> opt.variables_seen
         []
         """
+        self._forget_sums(self._store.named(var))
         forget(self._store, var)
 
     def rebind(self, old: Any, new: Any = None) -> None:
@@ -416,6 +417,7 @@ class Optimizer:
         >>> opt.get_slot(moved, "rms").shape
         (3,)
         """
+        self._refuse_to_move("rebind")
         rebind(self._store, old, new, self._catch_up)
 
     def resize_rows(self, old: Any, new: Any = None) -> None:
@@ -449,6 +451,7 @@ class Optimizer:
         >>> print(opt.get_slot(larger, "rms").numpy()[:, 0].round(3))
         [0.1 0.1 0.1 0.1 0. ]
         """
+        self._refuse_to_move("resize_rows")
         epsilon = first_epsilon(self._store.form, self._hyperparameters)
         resize_rows(self._store, old, new, epsilon, self._catch_up)
 
@@ -467,6 +470,12 @@ class Optimizer:
         """Bring all rows of a table up to date, without importing Numba for other variables."""
         if entry.clock is not None:
             self._engine.catch_up(entry)
+
+    def _forget_sums(self, entry: Entry) -> None:
+        """Drop what an optimizer holds of a variable besides slots."""
+
+    def _refuse_to_move(self, what: str) -> None:
+        """Raise `RuntimeError` if variables can't be moved now; by default they always can."""
 
     def get_slot_names(self) -> list[str]:
         """The names of the slots of each variable."""
