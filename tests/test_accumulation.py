@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+import rmsjit.interop
 from rmsjit.arrays.dtypes import dtype_named
 
 N = 3
@@ -343,6 +344,12 @@ def test_moving_variables_in_a_round_is_refused():
         opt.resize_rows(table, np.ones((5, 1)))
     opt.flush()
     opt.rebind(w, w.copy())
+
+
+def test_an_exchange_of_state_in_a_round_is_refused():
+    table, w, opt = in_a_round()
+    with pytest.raises(RuntimeError, match="flush"):
+        rmsjit.interop.to_chainer_arrays(opt, {"table": table, "w": w})
 
 
 def test_a_forgotten_variable_has_no_sum():

@@ -68,9 +68,12 @@ def state_of(optimizer: Optimizer, variables: Variables) -> State:
         If an argument is of a wrong type.
     ValueError
         If the optimizer has state for a variable that is not among `variables`.
+    RuntimeError
+        In the middle of a round of gradient accumulation.
     """
     check_arguments(optimizer, variables)
     check_all_named(optimizer, variables)
+    optimizer._refuse_to_move("an exchange of state")
     optimizer.sync()
     slots: dict[str, dict[str, NDArray[Any]]] = {}
     for slot in optimizer._store.form.slot_names:
