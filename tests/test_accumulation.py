@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import pytest
 import rmsjit
 import rmsjit.interop
 from rmsjit.arrays.dtypes import dtype_named
+from rmsjit.checkpoints.content import SavedRound, SavedWeight
+from rmsjit.checkpoints.rounds import round_differences
 
 N = 3
 SETTINGS = {
@@ -327,6 +330,25 @@ def test_a_round_needs_an_optimizer_that_accumulates(tmp_path):
     rmsjit.save(tmp_path / "run.npz", opt, named)
     with pytest.raises(ValueError, match="2 calls were saved that wait for a step"):
         rmsjit.load(tmp_path / "run.npz", rmsjit.RMSprop(0.05), named)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows", "match"),
+    [
+        ((4, 1), [0, 4], "rows up to 4"),
+        ((4, 1), [[0, 1]], "for rows"),
+        ((), [0, 1], "for rows"),
+        ((4, 2), [0, 1], "gradient in the sum"),
+    ],
+)
+def test_sums_that_do_not_fit_are_refused(shape, rows, match):
+    sums = [
+        SavedWeight("w", "gradient", np.ones((2, 1))),
+        SavedWeight("w", "rows", np.array(rows, np.int64)),
+    ]
+    checkpoint = SimpleNamespace(accumulated=SavedRound(2, sums))
+    found = round_differences(checkpoint, accumulating(), {"w": np.ones(shape)})
+    assert any(match in difference for difference in found)
 
 
 def test_every_variable_of_a_round_must_be_saved(tmp_path):

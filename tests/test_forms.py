@@ -681,7 +681,7 @@ def test_unknown_value_of_a_setting_is_refused_by_name(name):
         (lambda: Form(()), 'slots must have different names, "rms" among them'),
         (lambda: Form((Slot("mg"),)), 'slots must have different names, "rms" among them'),
         (lambda: Form((Slot("rms"), Slot("rms"))), "slots must have different names"),
-        (lambda: Slot("rms", "ones"), "start must be a .*number or \"epsilon\", got 'ones'"),
+        (lambda: Slot("rms", "ones"), "start must be a finite number, .* got 'ones'"),
         (lambda: Slot("rms", zero_gradient="grows"), "zero_gradient must be one of 'decay', "),
         (lambda: Form(fused="no"), "fused"),
         (lambda: Form(float32_numbers=("lr",)), "float32_numbers must be some of 'learning_rate'"),

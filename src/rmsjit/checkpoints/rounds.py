@@ -115,7 +115,10 @@ def _sum_difference(saved: SavedWeight, table: Any, rows: Any) -> Iterator[str]:
     title, value = f"{saved.name} in the sum of {saved.variable!r}", saved.value
     shape, dtype = table.shape, dtype_of_sum(table.dtype)
     if rows is not None:
-        shape = (len(rows), *shape[1:]) if rows.ndim == 1 else shape
+        if rows.ndim != 1 or table.ndim == 0:
+            yield f"{title}: saved for rows {rows.shape}, here a variable of shape {shape}"
+            return
+        shape = (len(rows), *shape[1:])
     if saved.name == ROWS:
         shape, dtype = shape[:1], np.dtype(np.int64)
     if value.shape != shape or value.dtype != dtype:
