@@ -157,7 +157,17 @@ _OF_KERAS_3 = {
     *("accumulated_calls", "flush"),
 }
 OUR_NAMES = {
-    "keras": {"build", "form", "name", "sync", *_NUMBERS, *_GROUPS, *_MEMORY, *_STEPS, *_OF_KERAS_3},
+    "keras": {
+        "build",
+        "form",
+        "name",
+        "sync",
+        *_NUMBERS,
+        *_GROUPS,
+        *_MEMORY,
+        *_STEPS,
+        *_OF_KERAS_3,
+    },
     "train": {"build", "sync", *_GROUPS, *_MEMORY, *_STEPS},
 }
 # Signatures of the TensorFlow that was asked (2.21) that are not those of the pages (2.15, 1.10).
