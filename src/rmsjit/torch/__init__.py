@@ -6,7 +6,7 @@ Imported only by who asks for it: ``import rmsjit.torch``.
 try:
     import torch as _torch  # noqa: F401
 except ImportError as error:
-    raise ImportError("rmsjit.torch needs PyTorch: pip install 'rmsjit[torch]'") from error
+    raise ImportError("rmsjit.torch needs PyTorch: pip install torch") from error
 
 from rmsjit.torch.optimizer import RMSprop
 
