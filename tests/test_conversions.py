@@ -287,12 +287,12 @@ def test_configuration_of_the_legacy_optimizer_of_a_later_keras_is_taken():
 
 
 def test_subclass_that_knows_later_words_keeps_them():
-    class Averaged(rmsjit.RMSprop):
-        def __init__(self, use_ema=False, **arguments):
+    class Compiled(rmsjit.RMSprop):
+        def __init__(self, jit_compile=False, **arguments):
             super().__init__(**arguments)
-            self.use_ema = use_ema
+            self.jit_compile = jit_compile
 
-    assert Averaged.from_config({"use_ema": True}).use_ema is True
+    assert Compiled.from_config({"jit_compile": True}).jit_compile is True
 
 
 # --- what is documented ---------------------------------------------------------------------

@@ -706,7 +706,6 @@ def test_contradictions_are_refused(make, match):
         ({"form": Form(), "centered": True}, "centered=True is not for a form without it"),
         ({"form": Form(), "weight_decay": 0.1}, "weight_decay is not for a form without it"),
         ({"form": Form(), "clip_weights": 0.1}, "clip_weights is not for a form without it"),
-        ({"weight_decay": 0.1}, "weight_decay is not for a form without it"),
         ({"form": Form(clip_weights=True)}, "a form that clips weights needs clip_weights"),
         ({"form": Form(clip_weights=True), "clip_weights": 0.0}, "clip_weights must be positive"),
         (
