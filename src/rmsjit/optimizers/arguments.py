@@ -27,12 +27,17 @@ def checked_name(name: Any) -> str:
     return name
 
 
-def checked_factor(name: str, value: Any) -> Any:
-    """A number between 0 and 1, or a callable that returns one."""
+def _number_or_function(name: str, value: Any, check: Callable[[str, float], float]) -> Any:
+    """A number that passes a check, or a function, whose results are checked at each step."""
     value = checked(name, value)
     if not callable(value):
-        in_unit_interval(name, float(value))
+        check(name, float(value))
     return value
+
+
+def checked_factor(name: str, value: Any) -> Any:
+    """A number between 0 and 1, or a callable that returns one."""
+    return _number_or_function(name, value, in_unit_interval)
 
 
 def checked_rate(name: str, value: Any) -> Any:
@@ -47,10 +52,7 @@ def checked_nonnegative(name: str, value: Any) -> float:
 
 def checked_epsilon(name: str, value: Any) -> Any:
     """A positive number, or a callable that returns one."""
-    value = checked(name, value)
-    if not callable(value):
-        positive(name, float(value))
-    return value
+    return _number_or_function(name, value, positive)
 
 
 def checked_flag(name: str, value: Any) -> bool:
@@ -68,10 +70,7 @@ def checked_gradient_scale(maximize: Any, grad_scale: Any) -> float:
 
 def checked_weight_decay(name: str, value: Any) -> Any:
     """A number that is not negative, or a callable that returns one."""
-    value = checked(name, value)
-    if not callable(value):
-        nonnegative(name, float(value))
-    return value
+    return _number_or_function(name, value, nonnegative)
 
 
 def checked_clip_weights(name: str, value: Any) -> float:

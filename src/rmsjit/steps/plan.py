@@ -221,8 +221,7 @@ class Plan:
         try:
             binding = self.free.pop()
         except IndexError:
-            groups = self._assignment.groups
-            binding = Binding(self._addresses, self._computing, self.reader, groups)
+            binding = self._new_binding()
         read = self.reader.compiled
         if read is not None:
             others = read(id(pairs), binding.read_address)
@@ -235,6 +234,10 @@ class Plan:
         if others or self.sparse:
             self._bind_others(pairs, binding)
         return binding
+
+    def _new_binding(self) -> Binding:
+        groups = self._assignment.groups
+        return Binding(self._addresses, self._computing, self.reader, groups)
 
     def bind_in_place(self, addresses: Sequence[int], alive: Any) -> Binding | None:
         """Bind dense gradients that the caller has checked, by their addresses.
@@ -260,8 +263,7 @@ class Plan:
         try:
             binding = self.free.pop()
         except IndexError:
-            groups = self._assignment.groups
-            binding = Binding(self._addresses, self._computing, self.reader, groups)
+            binding = self._new_binding()
         binding.gradients[:] = found
         binding.alive = alive
         return binding
