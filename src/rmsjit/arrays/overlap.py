@@ -251,15 +251,17 @@ def _stride_and_width(canonical: NDArray[Any]) -> tuple[int, int]:
 
 def merged_spans(spans: Iterable[Span]) -> NDArray[np.int64]:
     """Ascending, disjoint spans of the same memory, as an array of starts and ends."""
-    merged: list[list[int]] = []
+    starts: list[int] = []
+    ends: list[int] = []
     for start, end in sorted(spans):
         if start == end:
             continue
-        if merged and start < merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], end)
+        if ends and start < ends[-1]:
+            ends[-1] = max(ends[-1], end)
         else:
-            merged.append([start, end])
-    return np.array(merged, np.int64).reshape(-1, 2).T.copy()
+            starts.append(start)
+            ends.append(end)
+    return np.array((starts, ends), np.int64)
 
 
 def span_that_meets(spans: NDArray[np.int64], contiguous: NDArray[Any]) -> Span | None:

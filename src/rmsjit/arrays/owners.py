@@ -71,6 +71,14 @@ def ground_of(array: NDArray[Any]) -> Ground:
     return Ground(id(anchor), address_of(anchor), anchor.nbytes)
 
 
+def is_still(ground: Ground, view: NDArray[Any]) -> bool:
+    """Whether a view has the same memory under it as before."""
+    base = view.base
+    if type(base) is np.ndarray and base.flags.owndata:  # written out for steps of many variables
+        return ground == (id(base), address_of(base), base.nbytes)
+    return ground == ground_of(view)
+
+
 def held_elsewhere(owned: Sequence[Iterable[NDArray[Any]]]) -> list[bool]:
     """For each group of arrays over the same memory, whether anybody else holds that memory.
 

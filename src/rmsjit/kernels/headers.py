@@ -33,17 +33,17 @@ C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
 COUNT, TUPLE_TYPE, EXPECTED, COLUMNS, SPAN_STARTS, SPAN_ENDS, SPANS, ADDRESSES = range(8)
 WORDS = 8
 
-# Columns of `expected`: the variable's object, its array (0 without a gradient), and the array's
-# data and memory; the gradient's type, and how it is read; then what both arrays must have: dtype
-# object, flags that must be set, size in bytes, number of dimensions, and the dimensions.
+# Columns of `expected`: the variable's object, its array (0 without a gradient), the array's data
+# and memory, and the dtype object of both arrays; the gradient's type, and how it is read; then
+# what both arrays must have: flags that are set, size in bytes, number of dimensions, dimensions.
 (
     VARIABLE_OBJECT,
     OWNER,
     OWNER_DATA,
     OWNER_MEMORY,
+    DTYPE,
     KIND,
     READING,
-    DTYPE,
     FLAGS,
     NBYTES,
     NDIM,
@@ -165,8 +165,8 @@ def headers_readable(read):
     variable = np.zeros_like(gradient)
     pairs = ((gradient, variable),)
     data, own_data = (a.__array_interface__["data"][0] for a in (gradient, variable))
-    row = [id(variable), id(variable), own_data, own_data, id(np.ndarray), IN_PLACE]
-    row += [id(gradient.dtype), C_CONTIGUOUS | ALIGNED, gradient.nbytes, gradient.ndim]
+    row = [id(variable), id(variable), own_data, own_data, id(gradient.dtype), id(np.ndarray)]
+    row += [IN_PLACE, C_CONTIGUOUS | ALIGNED, gradient.nbytes, gradient.ndim]
     expected, addresses = np.array([*row, *gradient.shape], np.int64), np.zeros(1, np.int64)
     at, found = (a.__array_interface__["data"][0] for a in (expected, addresses))
     call = np.array([1, id(tuple), at, len(expected), 0, 0, 0, found], np.int64)

@@ -19,7 +19,7 @@ from rmsjit.arrays.layout import (
     memory_key,
     span_of,
 )
-from rmsjit.arrays.owners import ground_of, private_view
+from rmsjit.arrays.owners import ground_of, is_still, private_view
 from rmsjit.state.clock import Clock
 from rmsjit.variables import Variable, array_of
 
@@ -81,12 +81,15 @@ class Entry:
         In a copy, the key of the original.
     homes : tuple of Home
         In a copy, the arrays that may be its variable, until a step uses it.
+    footprint : (int, rmsjit.steps.place.Footprint) or None
+        The memory that steps touch, and the store's epoch when it was looked up.
     """
 
     __slots__ = (
         "_scratch",
         "canonical",
         "clock",
+        "footprint",
         "given",
         "ground",
         "group",
@@ -123,6 +126,7 @@ class Entry:
         self.met_again = False
         self.origin: Key | None = None
         self.homes: tuple[Home, ...] = ()
+        self.footprint: tuple[int, Any] | None = None
         self._scratch: list[NDArray[np.int32]] = []
         self.saw(variable)
 
@@ -132,12 +136,16 @@ class Entry:
         Not an array that owns its memory: any view leads to it, and NumPy does not resize an array
         in place that has weak references.
         """
+        things: tuple[Any, ...] = (variable,)
+        if type(variable) is not np.ndarray:
+            array = array_of(variable)
+            things = (variable,) if array is variable else (variable, array)
         seen = self.given
-        for thing in {id(thing): thing for thing in (variable, array_of(variable))}.values():
+        for thing in things:
             if isinstance(thing, np.ndarray) and thing.base is None:
                 continue
             reference = weakref.ref(thing)
-            if not any(reference is other for other in seen):
+            if not _is_among(reference, seen):
                 alive = [other for other in seen if other() is not None]
                 seen = (*alive[1 - _MOST_GIVEN :], reference)
         self.given = seen
@@ -180,12 +188,20 @@ class Entry:
     @property
     def is_gone(self) -> bool:
         """Whether the memory was closed, resized or remapped, and must not be accessed."""
-        return ground_of(self.owner) != self.ground
+        return not is_still(self.ground, self.owner)
 
     @property
     def own_views(self) -> list[NDArray[Any]]:
         """All of our own arrays over the memory."""
         return [self.owner, self.canonical, self.table, *(home.view for home in self.homes)]
+
+
+def _is_among(reference: Any, others: tuple[Any, ...]) -> bool:
+    """Whether it is one of them; equality would compare what they refer to."""
+    for other in others:  # noqa: SIM110  (`any` takes longer, and this is part of every move)
+        if other is reference:
+            return True
+    return False
 
 
 class Member(NamedTuple):

@@ -107,7 +107,13 @@ class SlotStore:
         array = array_of(variable)
         if not isinstance(array, np.ndarray):
             return None
-        key = array_key(array)
+        return self._entry_at(array_key(array), array)
+
+    def find_contiguous(self, array: NDArray[Any]) -> Entry | None:
+        """`find` for a C-contiguous array, without its layout."""
+        return self._entry_at((address_of(array), array.dtype, array.size), array)
+
+    def _entry_at(self, key: Key, array: NDArray[Any]) -> Entry | None:
         if self._unmet:
             self._meet(key, array)
         entry = self.entries.get(key)

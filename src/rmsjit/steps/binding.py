@@ -16,8 +16,8 @@ from rmsjit.rule.numbers import RuleNumbers, lapsed, packed
 from rmsjit.runtime.threads import Launch
 from rmsjit.runtime.trials import Trials
 from rmsjit.steps.act import Act
-from rmsjit.steps.headers import HeaderReader
 from rmsjit.steps.occurrences import Occurrences
+from rmsjit.steps.place import Place
 
 
 class Binding:
@@ -47,26 +47,23 @@ class Binding:
         Told how long the step takes.
     acts, norm_acts : dict
         Acts made of these arrays, to be run again.
+    place : Place
+        Where the addresses are.
     alive : object
-        Keeps the memory behind the addresses alive.
+        Keeps the gradients behind the addresses alive.
     """
 
-    def __init__(
-        self,
-        addresses: NDArray[np.int64],
-        computing: Iterable[str],
-        reader: HeaderReader,
-        groups: int,
-    ) -> None:
-        count = len(addresses)
+    def __init__(self, place: Place, computing: Iterable[str], groups: int) -> None:
+        count = len(place.addresses)
+        self.place = place
         self.gradients = np.zeros(count, np.int64)
-        self.addresses = addresses.copy()
+        self.addresses = place.addresses.copy()
         self.occurrences: dict[int, Occurrences] = {}
         fields = len(RuleNumbers._fields)
         self.numbers = {name: np.zeros((groups, fields), name) for name in computing}
         self.lapse_numbers = {name: np.zeros((groups, 4)) for name in computing}
         self.alive: Any = None
-        self._read_call = reader.call_for(self.gradients)
+        self._read_call = place.reader.call_for(self.gradients)
         self.read_address = address_of(self._read_call)
         self.values: Numbers | None = None
         self.limit = 0.0
@@ -77,10 +74,11 @@ class Binding:
         self.norm_acts: dict[tuple[Launch, float], Act] = {}
         self.totals = np.zeros((count, 2))
 
-    def move(self, addresses: NDArray[np.int64], reader: HeaderReader) -> None:
-        """Switch to other memory of the same structure; the acts stay valid."""
-        self.addresses[...] = addresses
-        reader.direct(self._read_call)
+    def move(self, place: Place) -> None:
+        """Switch to another place of the same plan; the acts stay valid."""
+        self.place = place
+        self.addresses[...] = place.addresses
+        place.reader.direct(self._read_call)
 
     def scales_of(self, kinds: Kinds) -> NDArray[Any]:
         """An array for a scale of each gradient, in the dtype of the arithmetic."""

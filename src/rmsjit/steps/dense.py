@@ -113,21 +113,3 @@ class DenseGroup:
         part = pieces_of(part, self.positions, self._rows)
         self._partitions[bins, after_norms] = part
         return part
-
-
-def entry_addresses(form: Form, members: Sequence[Member | None]) -> NDArray[np.int64]:
-    """The addresses of each variable's memory and slots, as kernels read them.
-
-    Returns
-    -------
-    int64 array, shape (variables, 1 + slots)
-        Slots in the order of the form's `arithmetic`; zeros without a gradient.
-    """
-    names = form.arithmetic.slot_names
-    rows = [
-        [0] * (1 + len(names))
-        if member is None
-        else [address_of(member.entry.canonical), *(address_of(member.slots[n]) for n in names)]
-        for member in members
-    ]
-    return np.array(rows, np.int64)

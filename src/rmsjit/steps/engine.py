@@ -39,7 +39,8 @@ from rmsjit.steps.pairs import (
     no_gradient,
     warn_of_missing,
 )
-from rmsjit.steps.plan import Draft, Plan
+from rmsjit.steps.place import Draft, Place
+from rmsjit.steps.plan import Placed, Plan
 from rmsjit.steps.plans import Plans, identity_of, layouts_of, structure_of
 from rmsjit.steps.reduction import Reduction, Request, Strategy
 from rmsjit.variables import array_of
@@ -104,7 +105,7 @@ class Engine:
         self.last_norm: float | None = None
         self.strategy = strategy
         self.place = place
-        self._plans: Plans[Plan] = Plans()
+        self._plans: Plans[Placed] = Plans()
         self._trials = TrialsBySize()
         self._limit = num_threads or 0  # 0 until the first step that asks for the number
 
@@ -194,13 +195,15 @@ class Engine:
         factors = None
         may_launch = True
         while True:
-            plan = self._plans.last
-            binding = None if plan is None else plan.bind(pairs)
-            if binding is None or plan is None:
+            plan, last = None, self._plans.last
+            if last is not None:
+                plan = last.plan
+                binding = plan.bind(pairs)
+            if plan is None or binding is None:
                 plan, binding, pairs = self._bound(pairs, hyperparameters)
-            launch = ONE_THREAD
-            if plan.dropped or plan.may_need_threads or plan.draft or self.exact:
-                if not self._is_ready(plan):
+            place, launch = binding.place, ONE_THREAD
+            if place.dropped or plan.may_need_threads or place.draft or self.exact:
+                if not self._is_ready(plan, place):
                     continue
                 if may_launch:
                     launch = self._launch(plan, binding)
@@ -217,14 +220,14 @@ class Engine:
                 binding.pack(values, limit, plan.form)
 
             counted = counter
-            if plan.constrained:
+            if place.constrained:
                 counted = None  # until the constraints have been applied
                 _check_room(counter)
             acts = plan.acts(binding, factors, clipping.clipvalue is not None, launch, counted)
-            if plan.draft is not None and not self._entered(plan):
+            if place.draft is not None and not self._entered(plan, place):
                 continue
             if hooks.live:
-                hooks.wrote(plan.owners)
+                hooks.wrote(place.owners)
             status = acts[0].run()
             if status == DONE:
                 break
@@ -232,22 +235,24 @@ class Engine:
                 raise _full(counter)
             may_launch = may_launch and status != CLOSED
 
-        if plan.constrained:
-            self._constrain(plan, acts[1:], counter)
+        if place.constrained:
+            self._constrain(plan, place, acts[1:], counter)
         binding.alive, binding.occurrences = None, {}
         plan.free.append(binding)
         if stage is not None:
             stage.share()
         return True
 
-    def _constrain(self, plan: Plan, later: Sequence[Act], counter: NDArray[Any] | None) -> None:
+    def _constrain(
+        self, plan: Plan, place: Place, later: Sequence[Act], counter: NDArray[Any] | None
+    ) -> None:
         """Apply the constraints, and the updates that follow them; then count the step.
 
         The variables have been updated, so the step counts even if a constraint raises.
         """
         try:
             for groups, act in zip(plan.rounds, [*later, None], strict=True):
-                plan.constrain(groups)
+                plan.constrain(groups, place.constrained)
                 if act is not None:
                     act.run()
         finally:
@@ -261,48 +266,49 @@ class Engine:
         variables = [variable for _, variable in pairs]
         kinds = [type(gradient) for gradient, _ in pairs]
         with self.store.lock.lock:
-            plan = self._known_plan(variables, kinds)
-            binding = None if plan is None else plan.bind(pairs)
-            if binding is not None and plan is not None:
-                plan.was_met_again()
+            known = self._known_plan(variables, kinds)
+            binding = None if known is None else known.plan.bind(pairs, known.place)
+            if binding is not None and known is not None:
+                known.place.was_met_again()
                 self.store.grouping.warn_of_unused()
-                self._plans.keep(plan)
-                return plan, binding, pairs
+                self._plans.keep(known)
+                return known.plan, binding, pairs
             for _ in range(_ATTEMPTS):
-                plan = self._drafted(variables, kinds, hyperparameters)
-                binding = plan.bind(pairs)
+                plan, place = self._drafted(variables, kinds, hyperparameters)
+                binding = plan.bind(pairs, place)
                 if binding is not None:
                     return plan, binding, pairs
         raise RuntimeError("variables must not be changed by others while a step reads them")
 
-    def _known_plan(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
-        """The plan of these variables, or another one adapted to them; None if there is none."""
-        plan = self._plans.of_objects(identity_of(variables, kinds))
+    def _known_plan(self, variables: Sequence[Any], kinds: Sequence[type]) -> Placed | None:
+        """The plan of these variables, or another one that serves for them, if any."""
+        known = self._plans.of_objects(identity_of(variables, kinds))
+        if known is not None:
+            return known if known.plan.is_valid else None
+        plan = self._plan_alike(variables, kinds)
         if plan is not None:
-            return plan if plan.is_valid else None
-        alike = self._plan_alike(variables, kinds)
-        members = None if alike is None else known_members(self.store, variables)
-        if alike is not None and members is not None:
-            return alike.moved(variables, members)
+            members = known_members(self.store, variables, plan.slot_names)
+            if members is not None:
+                return Placed(plan, plan.moved(variables, members))
         for position, variable in enumerate(variables):
             if kinds[position] is not type(None):
                 check_variable(variable, position)
             else:
                 check_is_array(variable, position)
-        alike = self._plans.of_memory(layouts_of(variables, kinds))
-        if alike is None or not alike.is_valid or alike.has_gone:
+        known = self._plans.of_memory(layouts_of(variables, kinds))
+        if known is None or not known.plan.is_valid or known.place.has_gone:
             return None
-        return alike.rebound(variables)
+        return Placed(known.plan, known.place.rebound(variables))
 
     def _plan_alike(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
-        """A plan that can be moved to the memory of these variables, if there is one."""
+        """A plan that serves for other memory of the structure of these variables, if any."""
         alike = self._plans.of_structure(structure_of(variables, kinds))
-        return alike if alike is not None and alike.is_valid else None
+        return alike.plan if alike is not None and alike.plan.is_valid else None
 
     def _drafted(
         self, variables: Sequence[Any], kinds: Sequence[type], hyperparameters: Hyperparameters
-    ) -> Plan:
-        """A new plan; variables that are new are not entered into the store yet."""
+    ) -> Placed:
+        """A new plan or place; variables that are new are not entered into the store yet."""
         store = self.store
         if store.is_due_for_a_sweep:
             self._plans.clear()  # they keep variables alive, as the store does
@@ -315,34 +321,36 @@ class Engine:
         slots = {entry.key: dict(entry.slots) for entry in present}
         for entry, slot, value in fresh:
             slots[entry.key][slot] = value
-        members = [None if entry is None else Member(entry, slots[entry.key]) for entry in entries]
-        alike = self._plan_alike(variables, kinds)
-        if alike is None:
+        plan = self._plan_alike(variables, kinds)
+        if plan is None:
+            members = [None if e is None else Member(e, slots[e.key]) for e in entries]
             groups = store.grouping.assigned(variables, entries, store.find)
             plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch, groups)
+            place = plan.place
         else:
-            plan = alike.moved(variables, members)
-        plan.draft = Draft(present, fresh, len(store.entries))
+            place = plan.moved(variables, [Member(e, slots[e.key]) for e in present])
+        place.draft = Draft(present, fresh, len(store.entries))
         if plan.may_need_threads or self.exact or not self._limit:
             self._limit = self.num_threads or thread_limit()  # which reads several files
-        return plan
+        return Placed(plan, place)
 
-    def _entered(self, plan: Plan) -> bool:
+    def _entered(self, plan: Plan, place: Place) -> bool:
         """Enter new variables into the store; False if it has changed meanwhile."""
-        assert plan.draft is not None
-        entries, slots, known = plan.draft
+        assert place.draft is not None
+        entries, slots, known = place.draft
         with self.store.lock.lock:
             unchanged = plan.is_valid and len(self.store.entries) == known
             entered = unchanged and self.store.enter(entries, slots)
             if entered:
-                plan.draft = None
-                self._plans.add(plan)
+                place.draft = None
+                self._plans.add(Placed(plan, place))
+                self._plans.last = None  # so that the next step notes that they are met again
         return entered
 
-    def _is_ready(self, plan: Plan) -> bool:
+    def _is_ready(self, plan: Plan, place: Place) -> bool:
         """Warn of missing gradients and start clocks; False if that needs a new plan."""
-        if plan.dropped:
-            warn_of_missing(plan.dropped)
+        if place.dropped:
+            warn_of_missing(place.dropped)
         return not self.exact or exact.settled(plan.sparse, self.store, self._limit)
 
     def _launch(self, plan: Plan, binding: Binding) -> Launch:
@@ -365,7 +373,7 @@ class Engine:
         if not clipping.by_norm and not self.reads_norms:
             return True, factors
         limit = clipping.limit / abs(scale) if clipping.by_norm else math.inf
-        norms, name = plan.norms(binding, limit, launch), plan.name
+        norms, name = plan.norms(binding, limit, launch), binding.place.name
         if stage is not None:
             norms, name = stage.whole(norms), stage.name
         self.last_norm = abs(scale) * math.sqrt(norms.squares.sum())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.rule.form import Form
@@ -62,14 +63,20 @@ def entries_of(
     return entries
 
 
-def known_members(store: SlotStore, variables: Sequence[Any]) -> list[Member] | None:
-    """The entries and slots of variables; None unless all are known."""
-    names, members = store.form.slot_names, []
-    for variable in variables:
-        entry = store.find(variable)
-        if entry is None or not all(name in entry.slots for name in names):
+def known_members(
+    store: SlotStore, arrays: Sequence[NDArray[Any]], names: Sequence[str]
+) -> list[Member] | None:
+    """The entries of plain contiguous arrays, all with slots of these names; None if one is not."""
+    members = []
+    for array in arrays:
+        entry = store.find_contiguous(array)
+        if entry is None:
             return None
-        members.append(Member(entry, entry.slots))
+        slots = entry.slots
+        for name in names:
+            if name not in slots:
+                return None
+        members.append(Member(entry, slots))
     return members
 
 

@@ -5,27 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from rmsjit.arrays.layout import Key
 from rmsjit.rule.form import Form
 from rmsjit.state.grouping import Assignment
 from rmsjit.state.slots import Member
 from rmsjit.steps.dense import DenseGroup
 from rmsjit.steps.pairs import is_sparse
+from rmsjit.steps.place import turns_of
 from rmsjit.steps.sparse import SparseGroup
 
 Group = DenseGroup | SparseGroup
-
-
-def turns_of(members: Sequence[Member | None]) -> list[int]:
-    """For each pair, how many earlier pairs have the same variable and are updated before it."""
-    seen: dict[Key, int] = {}
-    turns = []
-    for member in members:
-        turn = seen.get(member.entry.key, 0) if member else 0
-        if member:
-            seen[member.entry.key] = turn + 1
-        turns.append(turn)
-    return turns
 
 
 def rounds_of(

@@ -39,6 +39,16 @@ class HeaderReader:
         The compiled reader; None where object headers can't be read.
     """
 
+    __slots__ = (
+        "_expected",
+        "_kinds",
+        "_variables",
+        "_written",
+        "compiled",
+        "own_memory",
+        "owners",
+    )
+
     def __init__(
         self,
         variables: Sequence[Any],
@@ -88,21 +98,18 @@ class HeaderReader:
         return reader
 
     def moved(
-        self,
-        arrays: Sequence[NDArray[Any]],
-        memory: NDArray[np.int64],
-        written: NDArray[np.int64],
+        self, arrays: Sequence[NDArray[Any]], memory: Sequence[int], written: NDArray[np.int64]
     ) -> HeaderReader:
         """A reader for other arrays of the same shapes, all with a gradient."""
         reader = object.__new__(HeaderReader)
-        vars(reader).update(vars(self))
-        reader._variables, reader.owners = tuple(arrays), list(arrays)
-        reader.own_memory, reader._written = memory.tolist(), written
+        reader._variables, reader._kinds = tuple(arrays), self._kinds
+        reader.owners, reader.own_memory = list(arrays), memory
+        reader._written, reader.compiled = written, self.compiled
         reader._expected = expected = self._expected.copy()
-        expected[:, headers.VARIABLE_OBJECT] = ids = list(map(id, arrays))
-        expected[:, headers.OWNER] = ids
-        expected[:, headers.OWNER_DATA] = expected[:, headers.OWNER_MEMORY] = memory
-        expected[:, headers.DTYPE] = [id(array.dtype) for array in arrays]
+        for k, array in enumerate(arrays):
+            expected[k, headers.VARIABLE_OBJECT] = expected[k, headers.OWNER] = id(array)
+            expected[k, headers.OWNER_DATA] = expected[k, headers.OWNER_MEMORY] = memory[k]
+            expected[k, headers.DTYPE] = id(array.dtype)
         return reader
 
     def call_for(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:

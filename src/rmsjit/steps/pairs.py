@@ -48,12 +48,14 @@ def checked_pairs(pairs: Pairs) -> Pairs:
     TypeError
         If one is not a tuple or list of two.
     """
+    plain = True
     for position, pair in enumerate(pairs):
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(
                 f"grads_and_vars[{position}] must be a (gradient, variable) pair, got {brief(pair)}"
             )
-    return tuple((gradient, variable) for gradient, variable in pairs)
+        plain = plain and type(pair) is tuple
+    return pairs if plain else tuple((gradient, variable) for gradient, variable in pairs)
 
 
 def check_counter(counter: NDArray[Any] | None) -> None:

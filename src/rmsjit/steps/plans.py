@@ -61,10 +61,11 @@ class Plans(Generic[P]):
     def add(self, plan: P) -> None:
         """Add a plan; drop the oldest if there are too many."""
         _put(self._by_identity, plan.identity, plan)
-        if plan.structure is None:
+        structure = plan.structure
+        if structure is None:
             _put(self._by_layouts, plan.layouts, plan)
         else:
-            _put(self._by_structure, plan.structure, plan)
+            _put(self._by_structure, structure, plan)
 
     def clear(self) -> None:
         """Forget all plans."""
@@ -77,7 +78,7 @@ class Plans(Generic[P]):
 def _put(plans: OrderedDict[Any, P], key: Any, plan: P) -> None:
     plans[key] = plan
     plans.move_to_end(key)
-    while len(plans) > MOST:
+    if len(plans) > MOST:
         plans.popitem(last=False)
 
 
@@ -106,6 +107,6 @@ def structure_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, 
     for array, kind in zip(variables, kinds, strict=True):
         if kind is not np.ndarray or type(array) is not np.ndarray or not array.flags.carray:
             return None
-    if len(set(map(address_of, variables))) < len(variables):
+    if len(variables) > 1 and len(set(map(address_of, variables))) < len(variables):
         return None
-    return tuple((array.dtype, array.shape) for array in variables)
+    return tuple([(array.dtype, array.shape) for array in variables])
