@@ -27,6 +27,7 @@ from rmsjit.distributed.sparse import travelling
 from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
 from rmsjit.distributed.wire import Slices, slices_for
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.making import start_from_variable
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build
 from rmsjit.steps.norms import Norms
@@ -121,7 +122,7 @@ class ShardedPlan(StagePlan):
             whole, array, cut = self._whole[key], incoming.arrays[k], self.cuts[k]
             move_slots(self._comm, whole, array, cut, piece, slots, gather=False)
             if piece is not None:
-                store.start_from_variable(piece, without=slots)
+                start_from_variable(store.form, piece, without=slots)
         self._whole = {}
 
     # --- one step ---------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from rmsjit.checkpoints.content import decoded
 from rmsjit.distributed.comm import receive, send
 from rmsjit.distributed.shards import Cut
 from rmsjit.state.entries import Entry, entry_of
+from rmsjit.state.making import missing_slots
 from rmsjit.state.slots import SlotStore
 from rmsjit.variables import array_of
 
@@ -98,7 +99,7 @@ class Joined:
             _piece(store, entry, cut, rank)
             for entry, cut in zip(self._entries, self._cuts, strict=True)
         ]
-        fresh = self.whole.missing(self._entries) if rank == 0 else []
+        fresh = missing_slots(self.whole, self._entries) if rank == 0 else []
         self.whole.enter(self._entries, fresh)
         for key, known in store.entries.items():
             if key in owners and key not in cuts:

@@ -20,7 +20,7 @@ from rmsjit.state.entries import Entry, Home, entry_of
 from rmsjit.variables import array_of
 
 
-class Place(NamedTuple):
+class InOwner(NamedTuple):
     """The position of a view in the array that owns its memory."""
 
     offset: int  # in bytes, from the first element of the array to that of the view
@@ -40,7 +40,7 @@ class Described(NamedTuple):
     dtype: str
     layout: Layout
     objects: list[tuple[Any, Layout]]  # the objects that were passed as this variable
-    places: list[tuple[NDArray[Any], Place, Layout]]  # arrays that own its memory, if still held
+    places: list[tuple[NDArray[Any], InOwner, Layout]]  # arrays that own its memory, if still held
     slots: dict[str, NDArray[Any]]  # in canonical order
     group: Any  # to which the variable was given, or None
 
@@ -78,10 +78,10 @@ def _described(entry: Entry, things: list[Any], is_held: bool) -> Described:
     )
 
 
-def _place(view: NDArray[Any]) -> Place:
+def _place(view: NDArray[Any]) -> InOwner:
     anchor = anchor_of(view)
     offset = address_of(view) - address_of(anchor)
-    return Place(offset, view.shape, view.strides, anchor.shape, anchor.strides)
+    return InOwner(offset, view.shape, view.strides, anchor.shape, anchor.strides)
 
 
 def revived(state: Described) -> Entry:
@@ -108,7 +108,7 @@ def is_nowhere(view: NDArray[Any]) -> bool:
     return not view.flags.writeable and not any(view.strides)
 
 
-def _view_at(place: Place, anchor: NDArray[Any], dtype: str) -> NDArray[Any] | None:
+def _view_at(place: InOwner, anchor: NDArray[Any], dtype: str) -> NDArray[Any] | None:
     """The view at the same place in a copied array, or None if that is impossible."""
     if (place.offset, *place[1:3]) == (0, *place[3:]) and dtype == anchor.dtype.name:
         return private_view(anchor)  # it is the array itself
@@ -126,7 +126,7 @@ def _view_at(place: Place, anchor: NDArray[Any], dtype: str) -> NDArray[Any] | N
     return np.ndarray(place.shape, dtype_named(dtype), whole, start, strides)
 
 
-def _moved(place: Place, steps: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
+def _moved(place: InOwner, steps: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
     """Offset and strides of the view if the array has other strides, None if it can't be one."""
     axes = [k for k, length in enumerate(place.lengths) if length > 1]
     axes.sort(key=lambda k: -place.steps[k])

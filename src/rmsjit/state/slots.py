@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -11,23 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rmsjit.arrays.dtypes import dtype_named
-from rmsjit.arrays.layout import Key, address_of, array_key, canonical_view, layout_of
-from rmsjit.arrays.overlap import Overlaps, refuse_overlap
-from rmsjit.arrays.owners import Ground, ground_of, held_elsewhere, private_view
+from rmsjit.arrays.layout import Key, address_of, array_key, layout_of
+from rmsjit.arrays.overlap import refuse_overlap
+from rmsjit.arrays.owners import ground_of, held_elsewhere, private_view
 from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
-from rmsjit.rule.form import Form, Slot
+from rmsjit.rule.form import Form
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.runtime.warning import warn
 from rmsjit.state.copies import described, is_nowhere, revived
 from rmsjit.state.entries import Entry as Entry
-from rmsjit.state.entries import Home, SlotMemory
 from rmsjit.state.entries import Member as Member
+from rmsjit.state.entries import SlotMemory
 from rmsjit.state.entries import entry_of as entry_of
 from rmsjit.state.grouping import Grouping
+from rmsjit.state.index import NO_VARIABLE, Index
+from rmsjit.state.making import checked_allocation, refuse_shared
+from rmsjit.state.meeting import meet
 from rmsjit.variables import Variable, array_of
 
-_NO_VARIABLE = "weight"  # first part of the keys of weights that belong to no variable
 _FIRST_SWEEP = 32  # variables before the first sweep
 _MANY = 16  # variables with the same shape and dtype, each stepped once, that cause a warning
 
@@ -73,12 +74,12 @@ class SlotStore:
         self.grouping = Grouping()
         self._form = form
         self._stems: dict[str, int] = {}  # number of variables per name
-        self._index: _Index | None = None
+        self._index: Index | None = None
         self._sweep_at = _FIRST_SWEEP
-        self._unmet: dict[Key, Entry] = {}  # in a copy: unused entries, by the key of each home
-        self._unsettled = False
-        self._apart = False  # whether the copy was made without any of its variables
-        self._links_arrays = True  # whether copying preserved the sharing of arrays
+        self.unmet: dict[Key, Entry] = {}  # in a copy: unused entries, by the key of each home
+        self.unsettled = False
+        self.apart = False  # whether the copy was made without any of its variables
+        self.links_arrays = True  # whether copying preserved the sharing of arrays
         self._seen_once: Counter[tuple[Any, str]] = Counter()  # dead variables by shape and dtype
         self._told: set[str] = set()
 
@@ -114,8 +115,8 @@ class SlotStore:
         return self._entry_at((address_of(array), array.dtype, array.size), array)
 
     def _entry_at(self, key: Key, array: NDArray[Any]) -> Entry | None:
-        if self._unmet:
-            self._meet(key, array)
+        if self.unmet:
+            meet(self, key, array)
         entry = self.entries.get(key)
         return None if entry is None or entry.is_gone else entry
 
@@ -124,9 +125,9 @@ class SlotStore:
 
         Raises `ValueError`, which begins with `name`, if the variable was resized.
         """
-        if self._unmet:
-            self._meet(fresh.key, fresh.owner, name)
-        former = self._refreshed().grounds.get(fresh.ground.root)
+        if self.unmet:
+            meet(self, fresh.key, fresh.owner, name)
+        former = self.index().grounds.get(fresh.ground.root)
         if former is not None and former != fresh.ground:
             raise ValueError(
                 f"{name} was resized since the optimizer last used it: call resize_rows(variable) "
@@ -142,20 +143,20 @@ class SlotStore:
         """Raise `ValueError` if new variables overlap each other or known variables or slots."""
         new = list(new)
         for entry in new:
-            while (other := self._refreshed().variables.meeting(entry)) and other.is_gone:
+            while (other := self.index().variables.meeting(entry)) and other.is_gone:
                 self.drop([other])
-        index = self._refreshed()
+        index = self.index()
         refuse_overlap(index.variables, new, name)
         refuse_overlap(index.slots, new, name)
 
-    def _refreshed(self) -> _Index:
+    def index(self) -> Index:
         """The index, updated with everything that was entered since its last use.
 
         It is rebuilt from the entries if an update was interrupted or another thread is using it.
         """
         index, self._index = self._index, None
         if index is None or not index.can_follow(self):
-            index = _Index()
+            index = Index()
         index.follow(self)
         self._index = index
         return index
@@ -174,7 +175,7 @@ class SlotStore:
     def add_slot(self, variable: Any, slot: str, value: NDArray[Any]) -> Variable:
         """Add a slot that the rule does not use, for a variable that has been checked."""
         entry = self.find(variable)
-        self._refuse_shared([SlotMemory(slot, value)], [entry_of(variable)])
+        refuse_shared(self, [SlotMemory(slot, value)], [entry_of(variable)])
         if entry is None:
             entry = entry_of(variable)
             self.enter([entry], [])
@@ -184,7 +185,7 @@ class SlotStore:
     def add_weight(self, name: str, value: NDArray[Any], trainable: bool) -> Variable:
         """Add a weight that belongs to no variable."""
         weight = Variable(value, f"{self.name}/{name}", trainable=trainable)
-        self.created[(_NO_VARIABLE, len(self.created)), name] = weight
+        self.created[(NO_VARIABLE, len(self.created)), name] = weight
         return weight
 
     def added_slot_names(self) -> list[str]:
@@ -192,31 +193,8 @@ class SlotStore:
         return [
             slot
             for key, slot in self.created
-            if key[0] != _NO_VARIABLE and slot not in self.form.slot_names
+            if key[0] != NO_VARIABLE and slot not in self.form.slot_names
         ]
-
-    def missing(
-        self, entries: Iterable[Entry], epsilon: float = 0.0
-    ) -> list[tuple[Entry, str, NDArray[Any]]]:
-        """The slots that the form requires and these entries lack, allocated but not entered."""
-        entries = list({entry.key: entry for entry in entries}.values())
-        fresh = [
-            (entry, slot, self._memory_for(entry, slot))
-            for entry, slot in self._creation_order(entries)
-            if slot.name not in entry.slots
-        ]
-        if self.allocator is not None:  # otherwise the memory is new
-            self._refuse_shared([SlotMemory(s.name, memory) for _, s, memory in fresh], entries)
-        for entry, slot, memory in fresh:
-            self._start(entry, slot, memory, epsilon)
-        return [(entry, slot.name, memory) for entry, slot, memory in fresh]
-
-    def _refuse_shared(self, slots: Iterable[SlotMemory], entries: Iterable[Entry]) -> None:
-        """Raise `ValueError` if slots overlap each other, known memory or these entries."""
-        index, slots = self._refreshed(), list(slots)
-        new = Overlaps(entry for entry in entries if entry.key not in self.entries)
-        for known in (index.variables, index.slots, new):
-            refuse_overlap(known, slots, _title, "slots must have memory of their own")
 
     def enter(self, entries: Iterable[Entry], fresh: Iterable[tuple[Entry, str, Any]]) -> bool:
         """Make new entries and slots known.
@@ -270,17 +248,17 @@ class SlotStore:
                 created[entry.key, slot] = variable
         unmet = {
             home: entry
-            for home, entry in self._unmet.items()
+            for home, entry in self.unmet.items()
             if entries.get(entry.key) is entry and entry.homes
         }
         # In one call, so that a signal handler sees all of the change or nothing.
-        vars(self).update(entries=entries, created=created, _unmet=unmet, _index=None)
+        vars(self).update(entries=entries, created=created, unmet=unmet, _index=None)
         self.changed()
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """Know the same variables and slots as before if the block raises an error."""
-        names = ("entries", "created", "_stems", "_unmet")
+        names = ("entries", "created", "_stems", "unmet")
         before = {name: dict(vars(self)[name]) for name in names}
         slots = [(entry, entry.slots) for entry in self.entries.values()]
         try:
@@ -318,7 +296,7 @@ class SlotStore:
         self._sweep_at = max(_FIRST_SWEEP, 2 * len(self.entries))
         for (shape, dtype), count in self._seen_once.most_common(1):
             if count >= _MANY:
-                self._tell(
+                self.tell(
                     "seen once",
                     f"{count} variables of shape {shape} and dtype {dtype} were stepped once each "
                     f"and are gone, with their state: `w = w - x`, and functions that return new "
@@ -370,10 +348,10 @@ class SlotStore:
         for slot, flat in entry.slots.items():
             if new.shape == entry.shape:
                 flat = entry.layout.reordered(flat, entry.shape, new.layout)
-            new.slots[slot] = self._placed(flat, new)
+            new.slots[slot] = self.placed(flat, new)
         return new
 
-    def _placed(self, flat: NDArray[Any], entry: Entry) -> NDArray[Any]:
+    def placed(self, flat: NDArray[Any], entry: Entry) -> NDArray[Any]:
         """A slot's elements, copied unless their memory is suitable as a slot of this entry."""
         fits = flat.flags.c_contiguous and flat.flags.writeable
         off = (address_of(flat) - address_of(entry.canonical)) % CACHE_LINE
@@ -383,7 +361,7 @@ class SlotStore:
         memory[...] = flat
         return memory
 
-    def _tell(self, what: str, message: str) -> None:
+    def tell(self, what: str, message: str) -> None:
         """Warn once."""
         if what not in self._told:
             self._told.add(what)
@@ -418,7 +396,7 @@ class SlotStore:
         self.grouping = state["grouping"]
         for group in self.grouping.groups:
             group.epoch = self.epoch
-        self._links_arrays = state["probe"][0] is state["probe"][1]
+        self.links_arrays = state["probe"][0] is state["probe"][1]
         entries = [revived(known) for known in state["entries"]]
         for entry, known in zip(entries, state["entries"], strict=True):
             for slot, flat in known.slots.items():
@@ -428,107 +406,16 @@ class SlotStore:
                 entry.slots[slot] = memory
             if is_nowhere(entry.owner):
                 entry.homes = ()  # nobody held the variable when it was copied
-            self._unmet |= {home.key: entry for home in entry.homes}
+            self.unmet |= {home.key: entry for home in entry.homes}
         self.entries = {entry.key: entry for entry in entries}
-        self._unsettled = bool(entries)
+        self.unsettled = bool(entries)
         for number, slot, variable in state["created"]:
             if number is None:
-                self.created[(_NO_VARIABLE, len(self.created)), slot] = variable
+                self.created[(NO_VARIABLE, len(self.created)), slot] = variable
             elif variable is None:
                 self.created[entries[number].key, slot] = self._slot(entries[number], slot)
             else:
                 self.created[entries[number].key, slot] = variable
-
-    def _meet(self, key: Key, array: NDArray[Any], name: str = "") -> None:
-        """Find out which entry of a copy belongs to an array, when the copy first sees it."""
-        if self._unsettled:
-            self._unsettled = False
-            self._settle()
-        entry = self._unmet.get(key)
-        if entry is not None:
-            home = next(home for home in entry.homes if home.key == key)
-            self._settle_at({entry.key: (entry, home)})
-        elif self._unmet and key not in self.entries:
-            self._meet_stranger(array, name)
-
-    def _settle(self) -> None:
-        """Settle each entry that has exactly one home that somebody else holds."""
-        unmet = _distinct(self._unmet.values())
-        homes = [(entry, home) for entry in unmet for home in entry.homes]
-        views = [
-            [home.view, *(entry.own_views[:3] if home is entry.homes[0] else ())]
-            for entry, home in homes
-        ]
-        found: dict[Key, list[Any]] = {}
-        for (entry, home), held in zip(homes, held_elsewhere(views), strict=True):
-            if held:
-                found.setdefault(entry.key, []).append((entry, home))
-        self._apart = not found
-        self._settle_at({key: places[0] for key, places in found.items() if len(places) == 1})
-
-    def _settle_at(self, places: Mapping[Key, tuple[Entry, Home]]) -> None:
-        """Make the given homes the variables of their entries."""
-        changes: dict[Key, Entry | None] = {}
-        for key, (entry, home) in places.items():
-            if home is entry.homes[0]:
-                entry.homes = ()
-                continue
-            changes[key] = new = entry_of(home.view)
-            new.follow(entry)
-            new.given = entry.given
-            for slot, flat in entry.slots.items():
-                original = entry.homes[0].to_original(flat)
-                new.slots[slot] = self._placed(home.from_original(original), new)
-        if changes:
-            self.replace(changes)
-        self._unmet = {home: entry for home, entry in self._unmet.items() if entry.homes}
-
-    def _meet_stranger(self, array: NDArray[Any], name: str) -> None:
-        """Handle an array that was not copied with the optimizer, but may be a copied variable."""
-        unmet = [
-            entry
-            for entry in _distinct(self._unmet.values())
-            if (entry.canonical.dtype, entry.canonical.size) == (array.dtype, array.size)
-        ]
-        alike = [entry for entry in unmet if entry.shape == array.shape]
-        same = next((e for e in [*alike, *unmet] if _has_values(e.homes, array)), None)
-        if same is None and not alike:
-            return
-        if same is not None:
-            self.replace({same.key: self.moved(same, array)})
-        if name and (self._apart if same is None else self._links_arrays):
-            begins = "starts without state"
-            if same is not None:
-                begins = f"continues with the state of {same.name}, since it has the same values"
-            self._tell(
-                "stranger",
-                f"{name} is not one of the variables that the optimizer was copied with, as are "
-                f"{', '.join(entry.name for entry in (alike or unmet)[:3])} of its shape, and "
-                f"{begins}; copy the optimizer and its variables together, or "
-                f"assign the state to other variables with rebind",
-            )
-
-    def _creation_order(self, entries: list[Entry]) -> list[tuple[Entry, Slot]]:
-        if self.form.creation == "by_variable":
-            return [(entry, slot) for entry in entries for slot in self.form.slots]
-        return [(entry, slot) for slot in self.form.slots for entry in entries]
-
-    def _memory_for(self, entry: Entry, slot: Slot) -> NDArray[Any]:
-        dtype = entry.canonical.dtype if slot.dtype is None else dtype_named(slot.dtype)
-        return self.allocate((entry.canonical.size,), dtype, entry.canonical)
-
-    def _start(self, entry: Entry, slot: Slot, memory: NDArray[Any], epsilon: float) -> None:
-        own = self.created.get((entry.key, slot.name))  # added before the rule used it
-        if own is not None and own.shape == entry.shape:
-            memory[...] = entry.layout.canonical(own.array).reshape(-1)
-        else:
-            memory[...] = slot.first_values(epsilon, entry.canonical.reshape(-1))
-
-    def start_from_variable(self, entry: Entry, without: Collection[str]) -> None:
-        """Set slots that start from the variable, but for some, after its values have changed."""
-        for slot in self.form.slots:
-            if slot.start == "variable" and slot.name not in without:
-                entry.slots[slot.name][...] = entry.canonical.reshape(-1)
 
     def allocate(
         self, shape: tuple[int, ...], dtype: DTypeLike, beside: NDArray[Any] | None = None
@@ -536,7 +423,7 @@ class SlotStore:
         """Memory for a slot, with the same offset within a cache line as `beside`."""
         dtype = np.dtype(dtype)
         if self.allocator is not None:
-            return _checked_allocation(self.allocator(shape, dtype), shape, dtype)
+            return checked_allocation(self.allocator(shape, dtype), shape, dtype)
         start = 0 if beside is None else address_of(beside)
         return allocate_aligned(shape, dtype, start)
 
@@ -551,76 +438,3 @@ class SlotStore:
 
     def _wrapped(self, entry: Entry, slot: str, value: NDArray[Any]) -> Variable:
         return Variable(value, f"{self.name}/{entry.name}/{slot}", trainable=False)
-
-
-class _Index:
-    """The variables and slots of a store, sorted by memory."""
-
-    def __init__(self) -> None:
-        self.variables: Overlaps[Entry] = Overlaps()
-        self.slots: Overlaps[SlotMemory] = Overlaps()
-        self.grounds: dict[int, Ground] = {}  # by their root
-        self._entries = self._created = 0
-
-    def can_follow(self, store: SlotStore) -> bool:
-        return self._entries <= len(store.entries) and self._created <= len(store.created)
-
-    def follow(self, store: SlotStore) -> None:
-        """Add what was entered since the last call."""
-        more = len(store.entries) - self._entries
-        for entry in list(islice(reversed(store.entries.values()), more))[::-1]:
-            if not is_nowhere(entry.owner):
-                self.variables.add(entry)
-            self.grounds[entry.ground.root] = entry.ground
-            self._entries += 1
-        more = len(store.created) - self._created
-        for (key, slot), value in list(islice(reversed(store.created.items()), more))[::-1]:
-            if key[0] != _NO_VARIABLE:
-                self.slots.add(SlotMemory(slot, value.array))
-            self._created += 1
-
-
-def _title(memory: Any) -> str:
-    """The name of a slot or a variable in a message."""
-    if isinstance(memory, SlotMemory):
-        return f"the slot {memory.name}"
-    return f"the variable {memory.name}" if memory.name else "its variable"
-
-
-def _distinct(entries: Iterable[Entry]) -> list[Entry]:
-    return list({id(entry): entry for entry in entries}.values())
-
-
-def _has_values(homes: Iterable[Home], array: NDArray[Any]) -> bool:
-    """Whether an array has exactly the values that a variable had when it was copied.
-
-    If the shapes differ, the values must be in the same order in memory, and not all equal.
-    """
-    canonical = canonical_view(array)
-    several = bool((canonical != canonical.reshape(-1)[:1]).any())
-    return any(
-        home.view.tobytes() == array.tobytes()
-        if home.view.shape == array.shape
-        else several and canonical_view(home.view).tobytes() == canonical.tobytes()
-        for home in homes
-    )
-
-
-def _checked_allocation(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    fits = (
-        isinstance(array, np.ndarray)
-        and array.shape == shape
-        and array.dtype == dtype
-        and array.flags.c_contiguous
-        and array.flags.writeable
-        and array.flags.aligned
-    )
-    if not fits:
-        got = repr(type(array).__name__)
-        if isinstance(array, np.ndarray):
-            got = f"shape {array.shape}, dtype {array.dtype}"
-        raise ValueError(
-            f"slot_allocator must return a writeable, C-contiguous array of shape {shape} and "
-            f"dtype {dtype}, got {got}"
-        )
-    return array  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.entries import Entry
+from rmsjit.state.making import missing_slots
 from rmsjit.state.slots import Member, SlotStore
 from rmsjit.steps import exact, nonfinite
 from rmsjit.steps.act import CLOSED, DONE, FULL, Act
@@ -317,7 +318,7 @@ class Engine:
         present = [entry for entry in entries if entry is not None]
         if variables and not present:
             raise no_gradient([naming(v, k) for k, v in enumerate(variables)])
-        fresh = store.missing(present, first_epsilon(store.form, hyperparameters))
+        fresh = missing_slots(store, present, first_epsilon(store.form, hyperparameters))
         slots = {entry.key: dict(entry.slots) for entry in present}
         for entry, slot, value in fresh:
             slots[entry.key][slot] = value

@@ -12,6 +12,7 @@ from rmsjit.arrays.dtypes import Precision
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.entries import Entry, Member, SlotMemory
+from rmsjit.state.making import missing_slots
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.pairs import check_is_array, check_variable, naming
 
@@ -104,4 +105,4 @@ def build(store: SlotStore, variables: Sequence[Any], hyperparameters: Hyperpara
             store.sweep()
         entries = entries_of(store, variables, [np.ndarray] * len(variables))
         known = [entry for entry in entries if entry is not None]
-        store.enter(known, store.missing(known, first_epsilon(store.form, hyperparameters)))
+        store.enter(known, missing_slots(store, known, first_epsilon(store.form, hyperparameters)))

@@ -1,0 +1,91 @@
+"""Making slots: memory of their own, and the values that they start from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.dtypes import dtype_named
+from rmsjit.arrays.overlap import Overlaps, refuse_overlap
+from rmsjit.rule.form import Form, Slot
+from rmsjit.state.entries import Entry, SlotMemory
+from rmsjit.state.index import title
+
+if TYPE_CHECKING:
+    from rmsjit.state.slots import SlotStore
+
+
+def missing_slots(
+    store: SlotStore, entries: Iterable[Entry], epsilon: float = 0.0
+) -> list[tuple[Entry, str, NDArray[Any]]]:
+    """The slots that the form requires and these entries lack, allocated but not entered."""
+    entries = list({entry.key: entry for entry in entries}.values())
+    fresh = [
+        (entry, slot, _memory_for(store, entry, slot))
+        for entry, slot in _creation_order(store.form, entries)
+        if slot.name not in entry.slots
+    ]
+    if store.allocator is not None:  # otherwise the memory is new
+        refuse_shared(store, [SlotMemory(s.name, memory) for _, s, memory in fresh], entries)
+    for entry, slot, memory in fresh:
+        _start(store, entry, slot, memory, epsilon)
+    return [(entry, slot.name, memory) for entry, slot, memory in fresh]
+
+
+def _creation_order(form: Form, entries: list[Entry]) -> list[tuple[Entry, Slot]]:
+    if form.creation == "by_variable":
+        return [(entry, slot) for entry in entries for slot in form.slots]
+    return [(entry, slot) for slot in form.slots for entry in entries]
+
+
+def _memory_for(store: SlotStore, entry: Entry, slot: Slot) -> NDArray[Any]:
+    dtype = entry.canonical.dtype if slot.dtype is None else dtype_named(slot.dtype)
+    return store.allocate((entry.canonical.size,), dtype, entry.canonical)
+
+
+def refuse_shared(store: SlotStore, slots: list[SlotMemory], entries: list[Entry]) -> None:
+    """Raise `ValueError` if slots overlap each other, known memory or these entries."""
+    index = store.index()
+    new = Overlaps(entry for entry in entries if entry.key not in store.entries)
+    for known in (index.variables, index.slots, new):
+        refuse_overlap(known, slots, title, "slots must have memory of their own")
+
+
+def _start(
+    store: SlotStore, entry: Entry, slot: Slot, memory: NDArray[Any], epsilon: float
+) -> None:
+    own = store.created.get((entry.key, slot.name))  # added before the rule used it
+    if own is not None and own.shape == entry.shape:
+        memory[...] = entry.layout.canonical(own.array).reshape(-1)
+    else:
+        memory[...] = slot.first_values(epsilon, entry.canonical.reshape(-1))
+
+
+def start_from_variable(form: Form, entry: Entry, without: Collection[str]) -> None:
+    """Set slots that start from the variable, but for some, after its values have changed."""
+    for slot in form.slots:
+        if slot.start == "variable" and slot.name not in without:
+            entry.slots[slot.name][...] = entry.canonical.reshape(-1)
+
+
+def checked_allocation(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    fits = (
+        isinstance(array, np.ndarray)
+        and array.shape == shape
+        and array.dtype == dtype
+        and array.flags.c_contiguous
+        and array.flags.writeable
+        and array.flags.aligned
+    )
+    if not fits:
+        got = repr(type(array).__name__)
+        if isinstance(array, np.ndarray):
+            got = f"shape {array.shape}, dtype {array.dtype}"
+        raise ValueError(
+            f"slot_allocator must return a writeable, C-contiguous array of shape {shape} and "
+            f"dtype {dtype}, got {got}"
+        )
+    return array  # type: ignore[no-any-return]

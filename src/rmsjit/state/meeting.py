@@ -1,0 +1,110 @@
+"""How the copy of an optimizer finds out which arrays are its variables, when it first sees them.
+
+See `rmsjit.state.copies`: an entry of a copy has several homes, arrays that were copied with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from rmsjit.arrays.layout import Key, canonical_view
+from rmsjit.arrays.owners import held_elsewhere
+from rmsjit.state.entries import Entry, Home, entry_of
+
+if TYPE_CHECKING:
+    from rmsjit.state.slots import SlotStore
+
+
+def meet(store: SlotStore, key: Key, array: NDArray[Any], name: str = "") -> None:
+    """Find out which entry of a copy belongs to an array, when the copy first sees it."""
+    if store.unsettled:
+        store.unsettled = False
+        _settle(store)
+    entry = store.unmet.get(key)
+    if entry is not None:
+        home = next(home for home in entry.homes if home.key == key)
+        _settle_at(store, {entry.key: (entry, home)})
+    elif store.unmet and key not in store.entries:
+        _meet_stranger(store, array, name)
+
+
+def _settle(store: SlotStore) -> None:
+    """Settle each entry that has exactly one home that somebody else holds."""
+    unmet = _distinct(store.unmet.values())
+    homes = [(entry, home) for entry in unmet for home in entry.homes]
+    views = [
+        [home.view, *(entry.own_views[:3] if home is entry.homes[0] else ())]
+        for entry, home in homes
+    ]
+    found: dict[Key, list[Any]] = {}
+    for (entry, home), held in zip(homes, held_elsewhere(views), strict=True):
+        if held:
+            found.setdefault(entry.key, []).append((entry, home))
+    store.apart = not found
+    _settle_at(store, {key: places[0] for key, places in found.items() if len(places) == 1})
+
+
+def _settle_at(store: SlotStore, places: Mapping[Key, tuple[Entry, Home]]) -> None:
+    """Make the given homes the variables of their entries."""
+    changes: dict[Key, Entry | None] = {}
+    for key, (entry, home) in places.items():
+        if home is entry.homes[0]:
+            entry.homes = ()
+            continue
+        changes[key] = new = entry_of(home.view)
+        new.follow(entry)
+        new.given = entry.given
+        for slot, flat in entry.slots.items():
+            original = entry.homes[0].to_original(flat)
+            new.slots[slot] = store.placed(home.from_original(original), new)
+    if changes:
+        store.replace(changes)
+    store.unmet = {home: entry for home, entry in store.unmet.items() if entry.homes}
+
+
+def _meet_stranger(store: SlotStore, array: NDArray[Any], name: str) -> None:
+    """Handle an array that was not copied with the optimizer, but may be a copied variable."""
+    unmet = [
+        entry
+        for entry in _distinct(store.unmet.values())
+        if (entry.canonical.dtype, entry.canonical.size) == (array.dtype, array.size)
+    ]
+    alike = [entry for entry in unmet if entry.shape == array.shape]
+    same = next((e for e in [*alike, *unmet] if _has_values(e.homes, array)), None)
+    if same is None and not alike:
+        return
+    if same is not None:
+        store.replace({same.key: store.moved(same, array)})
+    if name and (store.apart if same is None else store.links_arrays):
+        begins = "starts without state"
+        if same is not None:
+            begins = f"continues with the state of {same.name}, since it has the same values"
+        store.tell(
+            "stranger",
+            f"{name} is not one of the variables that the optimizer was copied with, as are "
+            f"{', '.join(entry.name for entry in (alike or unmet)[:3])} of its shape, and "
+            f"{begins}; copy the optimizer and its variables together, or "
+            f"assign the state to other variables with rebind",
+        )
+
+
+def _distinct(entries: Iterable[Entry]) -> list[Entry]:
+    return list({id(entry): entry for entry in entries}.values())
+
+
+def _has_values(homes: Iterable[Home], array: NDArray[Any]) -> bool:
+    """Whether an array has exactly the values that a variable had when it was copied.
+
+    If the shapes differ, the values must be in the same order in memory, and not all equal.
+    """
+    canonical = canonical_view(array)
+    several = bool((canonical != canonical.reshape(-1)[:1]).any())
+    return any(
+        home.view.tobytes() == array.tobytes()
+        if home.view.shape == array.shape
+        else several and canonical_view(home.view).tobytes() == canonical.tobytes()
+        for home in homes
+    )
