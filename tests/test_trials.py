@@ -151,14 +151,14 @@ def test_a_step_without_work_tells_nothing():
 def test_work_of_the_same_size_shares_its_trials():
     """So that new arrays at each step, and plans that are made anew, don't begin again."""
     by_size = TrialsBySize()
-    assert by_size.of(4, 1.1e6) is by_size.of(4, 2.0e6)
-    different = [by_size.of(4, 1.1e6), by_size.of(4, 3e6), by_size.of(2, 1.1e6)]
-    different.append(by_size.of(4, 1.1e6, kind="sparse"))
+    assert by_size.of(4, 1.1e6, "dense") is by_size.of(4, 2.0e6, "dense")
+    works = [(4, 1.1e6, "dense"), (4, 3e6, "dense"), (2, 1.1e6, "dense"), (4, 1.1e6, "sparse")]
+    different = [by_size.of(*work) for work in works]
     assert len(set(different)) == 4
 
 
 def test_little_work_has_no_trials():
     by_size = TrialsBySize()
-    assert by_size.of(4, LEAST_BYTES - 1) is None
-    assert by_size.of(4, LEAST_BYTES) is not None
-    assert by_size.of(1, 1e9) is None
+    assert by_size.of(4, LEAST_BYTES - 1, "dense") is None
+    assert by_size.of(4, LEAST_BYTES, "dense") is not None
+    assert by_size.of(1, 1e9, "dense") is None

@@ -79,6 +79,7 @@ def collect() -> Report:
         },
         "threads": known("threads", _threads),
         "threading_layer": known("threading_layer", _threading_layer),
+        "learned": known("learned", _learned),
         "cache": known("cache", _cache),
         "ranks": known("ranks", _ranks),
         "environment": {name: os.environ.get(name) for name in ENVIRONMENT},
@@ -88,7 +89,7 @@ def collect() -> Report:
 
 def as_text(report: Report) -> str:
     """The report as readable, aligned lines."""
-    parts = (_versions, _machine, _storage, _cluster, _problems)
+    parts = (_versions, _machine, _trials, _storage, _cluster, _problems)
     blocks = [list(part(report)) for part in parts]
     width = max(len(label) for block in blocks for label, _ in block)
     return "\n\n".join(
@@ -167,6 +168,21 @@ def _threading_layer() -> str:
     return threads.layer_name()
 
 
+def _learned() -> list[Report]:
+    from rmsjit.runtime import learned
+
+    return [
+        {
+            "kind": work.kind,
+            "bytes": [1 << work.bits - 1, 1 << work.bits],
+            "most_threads": work.most,
+            "fastest": learned.fastest(costs),
+            "bytes_per_second": {threads: 1 / cost for threads, cost in sorted(costs.items())},
+        }
+        for work, costs in sorted(learned.known().items())
+    ]
+
+
 def _cache() -> Report:
     from rmsjit.runtime import store
 
@@ -209,6 +225,18 @@ def _reason(threads: Report) -> str:
     if not threads["limited_by"]:
         return "one for each CPU"
     return "limited by " + " and ".join(REASONS[name] for name in threads["limited_by"])
+
+
+def _trials(report: Report) -> Lines:
+    """What steps that tried several numbers of threads have found, a line for each kind."""
+    label = "Threads that were fastest"
+    for row in report["learned"] or []:
+        least, most = map(human_size, row["bytes"])
+        by_threads = row["bytes_per_second"].items()
+        speeds = [f"{threads}: {human_size(speed)}/s" for threads, speed in by_threads]
+        work = f"{row['kind']}, {least} to {most} written"
+        yield label, f"{row['fastest']} of {row['most_threads']} ({work}; {', '.join(speeds)})"
+        label = ""
 
 
 def _storage(report: Report) -> Lines:

@@ -28,6 +28,7 @@ from rmsjit.runtime.warning import warn
 
 _HEAD = b"rmsjit kernel 1\n"
 _SUFFIX = ".kernel"
+THREADS_FILE = "threads.json"  # beside the kernels; see `rmsjit.runtime.learned`
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _TO_LOOK = getattr(os, "O_PATH", os.O_RDONLY)  # enough where listing the folder is not permitted
 
@@ -100,7 +101,7 @@ def read(path: Path, identity: str) -> bytes | None:
         If the file exists but can't be read or trusted.
     """
     try:
-        stored = _trusted_bytes(path)
+        stored = trusted_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     if stored is None:
@@ -114,10 +115,15 @@ def read(path: Path, identity: str) -> bytes | None:
     return body[len(named) :] if body.startswith(named) else None
 
 
-def _trusted_bytes(path: Path) -> bytes | None:
+def trusted_bytes(path: Path) -> bytes | None:
     """The content of a regular file; None if it is a pipe, a folder or the like.
 
     Owner and permissions are checked on open descriptors, since the path may change meanwhile.
+
+    Raises
+    ------
+    OSError
+        If there is no such file, or it can't be read or trusted.
     """
     if not hasattr(os, "getuid"):
         return path.read_bytes() if path.is_file() else None
@@ -144,7 +150,7 @@ def _check_trusted(descriptor: int, path: Path) -> None:
 
 
 def write(path: Path, identity: str, content: bytes) -> None:
-    """Store `content` for `identity`, as readable and writable for others as the folder.
+    """Store `content` for `identity`; see `replace`.
 
     Raises
     ------
@@ -153,10 +159,21 @@ def write(path: Path, identity: str, content: bytes) -> None:
     """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     body = identity.encode() + b"\n" + content
+    replace(path, _HEAD + hashlib.sha256(body).digest() + body)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a whole file, as readable and writable for others as the folder.
+
+    Raises
+    ------
+    OSError
+        If the file can't be written.
+    """
     handle, temporary = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with open(handle, "wb") as file:
-            file.write(_HEAD + hashlib.sha256(body).digest() + body)
+            file.write(content)
         with contextlib.suppress(OSError):  # some file systems have no permissions
             os.chmod(temporary, path.parent.stat().st_mode & 0o666)
         os.replace(temporary, path)
@@ -172,9 +189,9 @@ def contents(folder: Path) -> Iterator[Path]:
 
 
 def clear(folder: Path) -> int:
-    """Remove all kernels and leftovers of interrupted processes; return the number of kernels."""
+    """Remove all that rmsjit has written there; return the number of kernels."""
     kernels = list(contents(folder))
-    for path in [*kernels, *folder.glob(".*-*")]:
+    for path in [*kernels, folder / THREADS_FILE, *folder.glob(".*-*")]:
         with contextlib.suppress(OSError):
             path.unlink()
     return len(kernels)

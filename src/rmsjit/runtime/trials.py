@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+
+from rmsjit.runtime import learned
+from rmsjit.runtime.learned import Work
 
 LEAST_BYTES = 1 << 16  # any processor moves less than this before other threads have started
 _SAMPLES = 5  # timed steps of each number of threads in a round
@@ -32,6 +36,10 @@ class Trials:
     ----------
     most : int
         The maximum number of threads.
+    guess : dict of int to float
+        The costs that an earlier process found: its fastest candidate is the first to be tried.
+    settled : callable, optional
+        Called with the costs at the end of each round.
 
     Attributes
     ----------
@@ -45,14 +53,20 @@ class Trials:
         Whether the next step must be timed for a round.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(
+        self,
+        most: int,
+        guess: Mapping[int, float] = MappingProxyType({}),
+        settled: Callable[[dict[int, float]], None] | None = None,
+    ) -> None:
         self.candidates = tuple(sorted({1, max(1, most // 2), most}))
         self.best = 1
+        self._settled = settled
         self.costs: dict[int, float] = {}
         self._quiet = 0  # steps until the next round
         self._slow = 0
         self._turn = [True]  # taken by who records a step; nobody waits for it
-        self._begin(self.candidates)
+        self._begin(sorted(self.candidates, key=lambda count: guess.get(count, math.inf)))
 
     def choose(self) -> int:
         """The number of threads for the next step."""
@@ -92,7 +106,7 @@ class Trials:
         at = self.candidates.index(self.best)
         return self.candidates[max(0, at - 1) : at + 2]
 
-    def _begin(self, candidates: tuple[int, ...]) -> None:
+    def _begin(self, candidates: Sequence[int]) -> None:
         """Begin a round."""
         self._samples: dict[int, list[float]] = {count: [] for count in candidates}
         self._asked = candidates[0]
@@ -126,6 +140,8 @@ class Trials:
         lost = (1 + _SAMPLES) * sum(max(0.0, cost - usual) for cost in costs.values())
         self._quiet = max(_LEAST_STEPS, math.ceil(lost / (_SHARE * usual)) if usual else 0)
         self.timing = False
+        if self._settled is not None:
+            self._settled(self.costs)
 
     def _watch(self, cost: float) -> None:
         """Have the next round begin early if steps have become slow."""
@@ -138,12 +154,15 @@ class TrialsBySize:
     """Trials for work of any size; work of the same size, to a factor of two, shares them."""
 
     def __init__(self) -> None:
-        self._trials: dict[Any, Trials] = {}
+        self._trials: dict[Work, Trials] = {}
 
-    def of(self, most: int, nbytes: float, kind: Hashable = None) -> Trials | None:
+    def of(self, most: int, nbytes: float, kind: str) -> Trials | None:
         """The trials for work of a kind, None if it is too little for more than one thread."""
         if most <= 1 or nbytes < LEAST_BYTES:
             return None
-        key = (kind, most, int(nbytes).bit_length())
-        trials = self._trials.get(key)
-        return self._trials.setdefault(key, Trials(most)) if trials is None else trials
+        work = Work(kind, most, int(nbytes).bit_length())
+        trials = self._trials.get(work)
+        if trials is None:
+            trials = Trials(most, learned.guess(work), partial(learned.note, work))
+            trials = self._trials.setdefault(work, trials)
+        return trials

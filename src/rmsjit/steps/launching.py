@@ -13,7 +13,7 @@ def launch_for(plan: Plan, binding: Binding, trials: TrialsBySize, limit: int) -
     """Permission for the number of threads, up to a limit, that has proved fastest for a step."""
     if not plan.may_need_threads:
         return ONE_THREAD
-    own = trials.of(limit, plan.nbytes(binding), kind=bool(plan.sparse))
+    own = trials.of(limit, plan.nbytes(binding), "sparse" if plan.sparse else "dense")
     binding.trials = own
     wanted = 1 if own is None else own.choose()
     if wanted == 1:
