@@ -140,6 +140,9 @@ OUR_KEYWORDS = {
     "clip_weights": None,
     "maximize": False,
     "grad_scale": 1.0,
+    "master_weights": False,
+    "rounding": "nearest",
+    "seed": 0,
     "sparse": "rows",
     "nonfinite": "propagate",
     "track_norms": False,
@@ -149,6 +152,7 @@ OUR_KEYWORDS = {
 }
 _NUMBERS = {"clip_weights", "weight_decay"}
 _GROUPS = {"add_group", "grad_scale", "groups", "maximize"}
+_PRECISION = {"master_weights", "rounding", "seed"}
 _MEMORY = {"forget", "rebind", "resize_rows", "variables_seen"}
 _STEPS = {"last_gradient_norm", "skipped_steps"}
 _OF_KERAS_3 = {
@@ -163,12 +167,13 @@ OUR_NAMES = {
         "name",
         "sync",
         *_NUMBERS,
+        *_PRECISION,
         *_GROUPS,
         *_MEMORY,
         *_STEPS,
         *_OF_KERAS_3,
     },
-    "train": {"build", "sync", *_GROUPS, *_MEMORY, *_STEPS},
+    "train": {"build", "sync", *_PRECISION, *_GROUPS, *_MEMORY, *_STEPS},
 }
 # Signatures of the TensorFlow that was asked (2.21) that are not those of the pages (2.15, 1.10).
 RECORDED_OTHERWISE = {

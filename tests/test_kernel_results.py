@@ -163,6 +163,7 @@ def assert_updates_whole_variables(kernel, form, dtype, clipped, bins):
         dense.CUTS: address_of(cuts),
         dense.PIECES: address_of(pieces),
         dense.ADDRESSES: address_of(table),
+        dense.COLUMNS: table.shape[1],
         dense.GRADIENTS: address_of(addresses),
         dense.NUMBERS: address_of(numbers),
         dense.SCALES: address_of(scales),
@@ -203,7 +204,17 @@ def test_slots_of_another_dtype(fresh):
     cuts, pieces = np.array([0, 1]), np.array([[0, 0, COUNT, 0]])
     table, numbers = np.array([*map(address_of, state.values())]), numbers_for(form, "float16")
     gradients, scales = np.array([address_of(g)]), np.full(1, FACTOR, np.float32)
-    called(kernel, 1, *map(address_of, (cuts, pieces, table, gradients, numbers, scales)))
+    memory = {
+        dense.CUTS: cuts,
+        dense.PIECES: pieces,
+        dense.ADDRESSES: table,
+        dense.GRADIENTS: gradients,
+        dense.NUMBERS: numbers,
+        dense.SCALES: scales,
+    }
+    words = {word: address_of(array) for word, array in memory.items()}
+    words |= {dense.BINS: 1, dense.COLUMNS: len(table)}
+    called(kernel, *in_order(words, dense.WORDS))
     assert np.allclose(state["rms"], expected["rms"], 1e-6)
     assert np.allclose(wide(state["variable"]), expected["variable"], 1e-3)
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+ARITHMETIC = "arithmetic"  # as the dtype of a slot
+
 
 @dataclass(frozen=True, eq=False)  # one object for each dtype, compared by identity
 class Precision:
@@ -82,10 +84,19 @@ class Kinds(NamedTuple):
     total: str  # the type in which gradients are summed
 
 
+def slot_precision(precision: Precision, name: str | None) -> Precision:
+    """The precision of a slot, from that of the variable and the dtype in `rmsjit.Slot`."""
+    if name is None:
+        return precision
+    if name == ARITHMETIC:
+        return _PRECISIONS[precision.computing] if precision.is_half else precision
+    return _PRECISIONS[name]
+
+
 @functools.cache
 def kinds_of(precision: Precision, slot_dtypes: tuple[str | None, ...]) -> Kinds:
-    """The types for a variable's precision and its slots' dtypes; None means the variable's."""
-    slots = [precision if name is None else _PRECISIONS[name] for name in slot_dtypes]
+    """The types for a variable's precision and the dtypes of its slots, as in `rmsjit.Slot`."""
+    slots = [slot_precision(precision, name) for name in slot_dtypes]
     computing = np.result_type(precision.computing, *(slot.computing for slot in slots)).name
     total = precision.storage if precision.components == 2 else computing
     return Kinds(precision.storage, tuple(slot.storage for slot in slots), computing, total)

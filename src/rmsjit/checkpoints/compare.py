@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit.arrays.dtypes import dtype_named, precision_of
+from rmsjit.arrays.dtypes import dtype_named, precision_of, slot_precision
 from rmsjit.arrays.layout import Key, array_key, canonical_view, layout_of, overlaps_itself
 from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.checkpoints.array_file import DTYPES
@@ -209,8 +209,11 @@ def _slot_difference(
     shape, dtype = held.shape, held.dtype
     if is_rules_slot(weight, checkpoint):
         value = checkpoint.variables[weight.variable].value
-        own_dtype = checkpoint.optimizer.form.slot(weight.name).dtype
-        shape, dtype = value.shape, dtype_named(own_dtype) if own_dtype else value.dtype
+        shape, dtype = value.shape, value.dtype
+        precision = precision_of(dtype)  # None if the variables differ in dtype, too
+        if precision is not None:
+            slot = checkpoint.optimizer.form.slot(weight.name)
+            dtype = dtype_named(slot_precision(precision, slot.dtype).name)
     if weight.value.dtype != dtype:
         yield f"dtype of {title}: saved {weight.value.dtype}, here {dtype}"
     if weight.value.shape != shape:

@@ -34,7 +34,7 @@ from rmsjit.arrays.layout import Layout
 from rmsjit.checkpoints import schema
 from rmsjit.checkpoints.array_file import Arrays, as_dtype
 from rmsjit.rule.form import Form
-from rmsjit.rule.presets import keras_legacy, tf1, with_terms
+from rmsjit.rule.presets import keras_legacy, tf1, with_precision, with_terms
 
 FORMAT, VERSION = "rmsjit checkpoint", 2
 
@@ -229,12 +229,17 @@ def fits(form: Form, made: Form) -> bool:
 
     Setting a momentum later adds its slot, and setting it to 0 does not remove the slot.
     """
-    if form.has_average != made.has_average:
+    if _additions(form) != _additions(made):
         return False
-    form, made = form.without_average(), made.without_average()
+    form, made = form.without_additions, made.without_additions
     family = [keras_legacy(centered=made.centered, momentum=used) for used in (False, True)]
     family.append(family[0].with_momentum())
     return form in (made, made.with_momentum()) or (made in family and form in family)
+
+
+def _additions(form: Form) -> tuple[bool, bool, str]:
+    """What an optimizer adds to any form."""
+    return form.has_average, form.has_master, form.rounding
 
 
 def _check_config_of_form(saved: SavedOptimizer) -> None:
@@ -253,6 +258,8 @@ def _check_config_of_form(saved: SavedOptimizer) -> None:
         made = keras_legacy(centered=config["centered"], momentum=config["momentum"] > 0)
     if config.get("use_ema"):
         made = made.with_average()
+    master, rounding = config.get("master_weights", False), config.get("rounding", "nearest")
+    made = with_precision(made, master_weights=master, rounding=rounding)
     if not fits(form, made) or form.centered != config["centered"]:
         raise ValueError(f"the configuration is for {made}, but the state for {form}")
     if config["momentum"] > 0 and not form.has_momentum:

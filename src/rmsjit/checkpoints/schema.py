@@ -12,7 +12,7 @@ from dataclasses import fields
 from typing import Any
 
 from rmsjit.checkpoints.array_file import DTYPES
-from rmsjit.rule.form import Form, Slot
+from rmsjit.rule.form import SLOT_DTYPES, Form, Slot
 
 Check = Callable[[str, Any], None]
 
@@ -199,7 +199,7 @@ _SUM: dict[str, Check] = {**_ARRAY, "variable": _string, "name": _one_of("gradie
 _SLOT: dict[str, Check] = {
     "name": _string,
     "start": _start,
-    "dtype": _optional(_dtype),
+    "dtype": _one_of(*SLOT_DTYPES),
     "zero_gradient": _string,
 }
 assert _SLOT.keys() == {one.name for one in fields(Slot)}
@@ -225,6 +225,9 @@ _CONFIG: dict[str, Check] = {
     "clip_weights": _optional(_number),
     "maximize": _flag,
     "grad_scale": _number,
+    "master_weights": _flag,
+    "rounding": _one_of("nearest", "stochastic"),
+    "seed": _count,
 }
 _CONFIG_TF1 = {**_CONFIG, "use_locking": _flag, "decoupled_weight_decay": _flag}
 _CONFIG_RMSPROP = {

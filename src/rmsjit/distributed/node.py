@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from rmsjit.arrays.dtypes import kinds_of
 from rmsjit.distributed.comm import gathered_objects, load_mpi
 from rmsjit.distributed.incoming import Incoming
 from rmsjit.rule.form import Form
@@ -84,15 +83,14 @@ def load_kernels(
 
     precisions, arrays = incoming.precisions, incoming.arrays
     written = sum(arrays[k].nbytes for k in incoming.dense) * (1 + len(form.slots))
-    form = form.arithmetic
-    dtypes = tuple(slot.dtype for slot in form.slots)
+    made = {precision: form.compiled_for(precision) for precision in precisions.values()}
     for parallel in (False, True) if threads > 1 and written >= LEAST_BYTES else (False,):
         for precision in {precisions[k] for k in incoming.dense}:
-            loader.update_dense(form, kinds_of(precision, dtypes), clipped, parallel)
+            loader.update_dense(*made[precision], clipped, parallel)
         for precision in {precisions[k] for k in incoming.sparse}:
-            loader.update_rows(form, kinds_of(precision, dtypes), exact, parallel)
+            loader.update_rows(*made[precision], exact, parallel)
             if exact:
-                loader.catch_up_rows(form, kinds_of(precision, dtypes), parallel)
+                loader.catch_up_rows(*made[precision], parallel)
         if norms:
             for precision in set(precisions.values()):
                 loader.sums_of_squares(precision.real, precision.computing, parallel)

@@ -70,8 +70,9 @@ class ReplicatedPlan(StagePlan):
         build(engine.store, variables, hyperparameters)
 
     def share_slots(self, engine: Engine, fresh: Fresh) -> None:
-        names, entries = engine.store.form.slot_names, engine.store.entries
-        slots = [entries[key].slots[name] for key in fresh for name in names]
+        store = engine.store
+        entries = [store.entries[key] for key in fresh]
+        slots = [entry.slots[slot.name] for entry in entries for slot in store.slots_of(entry)]
         Overwriting(slots).run(self._comm)
 
     def rebound(self, incoming: Incoming) -> Self:

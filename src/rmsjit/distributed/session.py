@@ -314,7 +314,7 @@ class Session:
         return (
             f"{self._settings}, {terms.form}, exact={engine.exact}, "
             f"nonfinite={engine.nonfinite!r}, track_norms={engine.track_norms}, "
-            f"aggregate={terms.aggregate}"
+            f"seed={engine.seed}, aggregate={terms.aggregate}"
         )
 
     def _new_plan(self, incoming: Incoming, terms: Terms) -> StagePlan:

@@ -122,7 +122,7 @@ class ShardedPlan(StagePlan):
             whole, array, cut = self._whole[key], incoming.arrays[k], self.cuts[k]
             move_slots(self._comm, whole, array, cut, piece, slots, gather=False)
             if piece is not None:
-                start_from_variable(store.form, piece, without=slots)
+                start_from_variable(store, piece, without=slots)
         self._whole = {}
 
     # --- one step ---------------------------------------------------------------------------

@@ -94,7 +94,6 @@ class Joined:
         self.whole.skipped_steps = store.skipped_steps
         self._entries = [entry_of(owners[key]) for key in cuts]
         self._cuts = list(cuts.values())
-        self._names = store.form.slot_names
         self._pieces = [
             _piece(store, entry, cut, rank)
             for entry, cut in zip(self._entries, self._cuts, strict=True)
@@ -116,7 +115,8 @@ class Joined:
         """Exchange the slots."""
         for entry, cut, piece in zip(self._entries, self._cuts, self._pieces, strict=True):
             array = array_of(entry.owner)
-            move_slots(comm, entry.slots, array, cut, piece, self._names, gather=True)
+            names = [slot.name for slot in self.whole.slots_of(entry)]
+            move_slots(comm, entry.slots, array, cut, piece, names, gather=True)
 
 
 def _piece(store: SlotStore, entry: Entry, cut: Cut, rank: int) -> Entry | None:
@@ -125,11 +125,8 @@ def _piece(store: SlotStore, entry: Entry, cut: Cut, rank: int) -> Entry | None:
     if part.size == 0:
         return None
     piece = store.entries.get(array_key(part))
-    lacking = (
-        store.form.slot_names
-        if piece is None
-        else [name for name in store.form.slot_names if name not in piece.slots]
-    )
+    held = {} if piece is None else piece.slots
+    lacking = [slot.name for slot in store.slots_of(entry) if slot.name not in held]
     if lacking:
         raise ValueError(f"this rank has no slots {', '.join(lacking)} of its part of a variable")
     return piece

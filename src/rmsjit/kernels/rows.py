@@ -11,6 +11,7 @@ Rows that a gradient does not name can catch up later, by a clock; see `rmsjit.s
 import numpy as np
 from numba import float64, int32, njit, uint16
 
+from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import element_rule, lapse_rule, read_numbers
 from rmsjit.kernels.scalars import bounded_sum, clip, load, scale
 from rmsjit.kernels.views import (
@@ -29,11 +30,11 @@ from rmsjit.state.clock import CAPACITY, DONE, LAPSES, NOW, ROWS
 SEARCHED, INDICES, MARKS, STARTS, ORDER, TABLE_ROWS = range(6)
 SEARCH_WORDS = 6
 # Words of an update: after the first, those of the search come first.
-BINS, DISTINCT, CUTS, VALUES, TABLE, WIDTH, NUMBERS, FACTOR, TOTALS, TOTAL_WIDTH, CLOCK = (
-    0,
-    *range(SEARCH_WORDS, SEARCH_WORDS + 10),
+BINS = 0
+DISTINCT, CUTS, VALUES, TABLE, WIDTH, NUMBERS, FACTOR, TOTALS, TOTAL_WIDTH, CLOCK, NOISE, PLACE = (
+    range(SEARCH_WORDS, SEARCH_WORDS + 12)
 )
-WORDS = SEARCH_WORDS + 10
+WORDS = SEARCH_WORDS + 12
 DECAY, CARRY, DRIFT, KEPT = range(4)  # the rows of `lapses`
 # Words of a catching up, and of a tick.
 BEHIND, BEHIND_COUNT, CATCH_TABLE, CATCH_WIDTH, CATCH_CLOCK = range(1, 6)
@@ -166,6 +167,7 @@ def update_rows(form, kinds, exact):
       arithmetic (complex for complex tables).  Bins must not share a cache line, or their threads
       wait for each other at every row.
     - ``CLOCK``: the words of the clock.
+    - ``NOISE``: see `rmsjit.kernels.rounding.noise_of`; ``PLACE``: the position of the table in it.
     """
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     TOTAL, COLUMNS = number_type(kinds.total), 1 + len(kinds.slots)
@@ -173,6 +175,7 @@ def update_rows(form, kinds, exact):
     SIZES = tuple(size_of(number_type(name)) for name in (kinds.variable, *kinds.slots))
     slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
     update_element, catch_up_row = element_rule(form), _catch_up(form, kinds)
+    key_of, noise = noise_of(form)
 
     @njit(**INLINED)
     def update_bin(call_address, b):
@@ -184,6 +187,7 @@ def update_rows(form, kinds, exact):
         factor = pointer(call[FACTOR], COMPUTING)[0]
         total = pointer(call[TOTALS] + b * call[TOTAL_WIDTH] * TOTAL_BYTES, TOTAL)
         clock = words(call[CLOCK]) if exact else words(call_address)
+        key = key_of(call[NOISE], call[PLACE])
         first, end = cuts[b], cuts[b + 1]
         last = starts[end]
         for u in range(end - first):
@@ -213,7 +217,7 @@ def update_rows(form, kinds, exact):
             if exact:
                 catch_up_row(row, width, variable, slots, clock)
             for i in range(width):
-                update_element(i, total[i], variable, slots, h)
+                update_element(i, total[i], variable, slots, h, noise(key, row * width + i))
             if exact:
                 pointer(clock[DONE], uint16)[row] = uint16(clock[NOW] + 1)
 

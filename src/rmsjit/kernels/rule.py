@@ -12,11 +12,17 @@ lacks is not compiled.  With ``g`` the clipped gradient and ``h`` the numbers of
     variable <- variable - u                              without a momentum slot
     average <- ema_momentum*average + (1 - ema_momentum)*variable       with an average
 
+With master weights, `variable` above is the slot "master", from which the variable is rounded.
 An index may be an element of a dense variable or of a row of a table.
 """
 
 from numba import njit
 
+from rmsjit.kernels.rounding import (
+    is_nearest,
+    is_neighbour,
+    store_stochastically,
+)
 from rmsjit.kernels.scalars import (
     add_weighted_modulus,
     at_most,
@@ -34,7 +40,7 @@ from rmsjit.kernels.scalars import (
     weighted_square,
 )
 from rmsjit.kernels.views import fields_of
-from rmsjit.rule.form import CARRY, DECAY, Form
+from rmsjit.rule.form import CARRY, DECAY, STOCHASTIC, Form
 from rmsjit.rule.numbers import RuleNumbers
 from rmsjit.runtime.flags import INLINED
 
@@ -43,7 +49,10 @@ read_numbers = fields_of(RuleNumbers)  # into scalars, which loops keep in regis
 
 
 def element_rule(form: Form):
-    """The function that applies a form to element `i` of a variable and its slots."""
+    """The function that applies a form to element `i` of a variable and its slots.
+
+    `noise` are 32 random bits for the element, which only stochastic rounding uses.
+    """
     RMS = form.index("rms")
     CENTERED = form.centered
     MG = form.index("mg") if CENTERED else -1
@@ -61,10 +70,11 @@ def element_rule(form: Form):
     denominator, quotient = _denominator(form.epsilon), _quotient(form.quotient)
     variance_of = _variance(form)
     clamped = real_nonnegative if form.complex_square == "modulus" else nonnegative
+    read_value, write_value = _reader(form), _writer(form)
 
     @njit(**INLINED)
-    def update_element(i, g, variable, slots, h):
-        value = load(variable, i)
+    def update_element(i, g, variable, slots, h, noise):
+        value = read_value(i, variable, slots)
         if COUPLED:
             if FUSED:
                 g = multiply_add(value, h.decay, g)
@@ -109,9 +119,50 @@ def element_rule(form: Form):
             store(slots[AVERAGE], i, averaged)
             if h.ema_overwrites != 0:
                 value = averaged
-        store(variable, i, value)
+        write_value(i, variable, slots, value, noise)
 
     return update_element
+
+
+def _reader(form: Form):
+    """The function that reads the value that a step starts from.
+
+    With master weights, that is the master weight, unless somebody has written to the variable
+    since it was rounded from it: then it is the variable.
+    """
+    if not form.has_master:
+
+        @njit(**INLINED)
+        def read_variable(i, variable, slots):
+            return load(variable, i)
+
+        return read_variable
+    MASTER = form.index("master")
+    is_rounded = is_neighbour if form.rounding == STOCHASTIC else is_nearest
+
+    @njit(**INLINED)
+    def read_master(i, variable, slots):
+        master = load(slots[MASTER], i)
+        return master if is_rounded(variable, i, master) else load(variable, i)
+
+    return read_master
+
+
+def _writer(form: Form):
+    """The function that writes the new value, rounded to the dtype of the variable."""
+    STOCHASTICALLY, HAS_MASTER = form.rounding == STOCHASTIC, form.has_master
+    MASTER = form.index("master") if HAS_MASTER else -1
+
+    @njit(**INLINED)
+    def write_value(i, variable, slots, value, noise):
+        if HAS_MASTER:
+            store(slots[MASTER], i, value)
+        if STOCHASTICALLY:
+            store_stochastically(variable, i, value, noise)
+        else:
+            store(variable, i, value)
+
+    return write_value
 
 
 def _square_average(form: Form):
@@ -218,17 +269,18 @@ def lapse_rule(form: Form):
     HAS_MOMENTUM = form.has_momentum
     MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
     SHRINKS = form.weight_decay is not None
+    read_value, write_value = _reader(form), _writer(form)
     change_slots = _slot_lapses([slot.zero_gradient for slot in form.slots])
 
     @njit(**INLINED)
     def lapse_element(i, variable, slots, decay, carry, kept, drift, bound):
         if HAS_MOMENTUM:
-            value = load(variable, i)
+            value = read_value(i, variable, slots)
             if SHRINKS:
                 value = value * kept
-            store(variable, i, value - load(slots[MOMENTUM], i) * drift)
+            write_value(i, variable, slots, value - load(slots[MOMENTUM], i) * drift, 0)
         elif SHRINKS:
-            store(variable, i, load(variable, i) * kept)
+            write_value(i, variable, slots, read_value(i, variable, slots) * kept, 0)
         change_slots(i, slots, decay, carry, bound)
 
     return lapse_element

@@ -17,7 +17,7 @@ FLOAT16_BITS = types.uint16
 BFLOAT16_BITS = types.int16
 
 
-def _by_type(implementation_for):
+def by_type(implementation_for):
     """A function for compiled code; `implementation_for` takes types and gives what to compile."""
 
     @functools.wraps(implementation_for)
@@ -29,7 +29,7 @@ def _by_type(implementation_for):
 
 
 @intrinsic
-def _float16_to_float32(typing_context, bits):
+def float16_to_float32(typing_context, bits):
     def codegen(context, builder, signature, args):
         return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
 
@@ -37,7 +37,7 @@ def _float16_to_float32(typing_context, bits):
 
 
 @intrinsic
-def _float32_to_float16(typing_context, value):
+def float32_to_float16(typing_context, value):
     def codegen(context, builder, signature, args):
         return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
 
@@ -45,7 +45,7 @@ def _float32_to_float16(typing_context, value):
 
 
 @intrinsic
-def _bfloat16_to_float32(typing_context, bits):
+def bfloat16_to_float32(typing_context, bits):
     """A bfloat16 is the upper half of a float32."""
 
     def codegen(context, builder, signature, args):
@@ -57,7 +57,7 @@ def _bfloat16_to_float32(typing_context, bits):
 
 
 @intrinsic
-def _float32_to_bfloat16(typing_context, value):
+def float32_to_bfloat16(typing_context, value):
     """Round to nearest even by an integer addition; a NaN stays a (quiet) NaN."""
 
     def codegen(context, builder, signature, args):
@@ -73,29 +73,29 @@ def _float32_to_bfloat16(typing_context, value):
     return types.int16(value), codegen
 
 
-@_by_type
+@by_type
 def load(array, i):
     """Element `i` of `array`, in the type that the rule computes in."""
     if array.dtype == FLOAT16_BITS:
-        return lambda array, i: _float16_to_float32(array[i])
+        return lambda array, i: float16_to_float32(array[i])
     if array.dtype == BFLOAT16_BITS:
-        return lambda array, i: _bfloat16_to_float32(array[i])
+        return lambda array, i: bfloat16_to_float32(array[i])
     return lambda array, i: array[i]
 
 
-@_by_type
+@by_type
 def store(array, i, value):
     """Write `value` to element `i` of `array`, rounded once to its dtype."""
     if array.dtype == FLOAT16_BITS:
 
         def store_float16(array, i, value):
-            array[i] = _float32_to_float16(value)
+            array[i] = float32_to_float16(value)
 
         return store_float16
     if array.dtype == BFLOAT16_BITS:
 
         def store_bfloat16(array, i, value):
-            array[i] = _float32_to_bfloat16(value)
+            array[i] = float32_to_bfloat16(value)
 
         return store_bfloat16
 
@@ -105,7 +105,7 @@ def store(array, i, value):
     return store_same
 
 
-@_by_type
+@by_type
 def nonnegative(value):
     """`value`, or zero if it is negative; NaN stays NaN; complex numbers are unchanged."""
     if isinstance(value, types.Complex):
@@ -113,7 +113,7 @@ def nonnegative(value):
     return lambda value: max(value, type(value)(0))  # the other order would drop a NaN
 
 
-@_by_type
+@by_type
 def real_nonnegative(value):
     """`value`, or zero if its real part is negative; for numbers without an imaginary part."""
     if isinstance(value, types.Complex):
@@ -121,7 +121,7 @@ def real_nonnegative(value):
     return lambda value: max(value, type(value)(0))
 
 
-@_by_type
+@by_type
 def at_most(value, bound):
     """The minimum of `value` and `bound`; NaN stays NaN; complex numbers are unchanged."""
     if isinstance(value, types.Complex):
@@ -129,7 +129,7 @@ def at_most(value, bound):
     return lambda value, bound: min(value, bound)
 
 
-@_by_type
+@by_type
 def bounded_sum(left, right, largest):
     """``left + right``, at most `largest` in magnitude if both are finite."""
     if isinstance(left, types.Complex):
@@ -144,7 +144,7 @@ def bounded_sum(left, right, largest):
     return real_sum
 
 
-@_by_type
+@by_type
 def root(value):
     """The principal square root; a negative real part without imaginary part gives +i."""
     if isinstance(value, types.Complex):
@@ -152,13 +152,13 @@ def root(value):
     return lambda value: np.sqrt(value)
 
 
-@_by_type
+@by_type
 def squared(value):
     """``value**2``."""
     return lambda value: value * value
 
 
-@_by_type
+@by_type
 def modulus_squared(value):
     """``|value|**2``, of the type of `value`."""
     if isinstance(value, types.Complex):
@@ -168,7 +168,7 @@ def modulus_squared(value):
     return lambda value: value * value
 
 
-@_by_type
+@by_type
 def weighted_square(weight, value):
     """``weight * value**2``, which is 0 for a weight of 0 even if the square overflows."""
     if isinstance(value, types.Complex):
@@ -176,7 +176,7 @@ def weighted_square(weight, value):
     return lambda weight, value: weight * value * value
 
 
-@_by_type
+@by_type
 def weighted_modulus(weight, value):
     """``weight * |value|**2``; `weighted_square` for real numbers."""
     if isinstance(value, types.Complex):
@@ -192,7 +192,7 @@ def _fma(typing_context, left, right, addend):
     return left(left, left, left), codegen
 
 
-@_by_type
+@by_type
 def add_weighted_modulus(weight, value, addend):
     """``weight * |value|**2 + addend``; for real numbers fused, as ``(weight*value)*value``."""
     if isinstance(value, types.Complex):
@@ -200,7 +200,7 @@ def add_weighted_modulus(weight, value, addend):
     return lambda weight, value, addend: multiply_add(weight * value, value, addend)
 
 
-@_by_type
+@by_type
 def multiply_add(left, right, addend):
     """``left*right + addend``, rounded once for real numbers."""
     kinds = (left, right, addend)
@@ -210,7 +210,7 @@ def multiply_add(left, right, addend):
     return lambda left, right, addend: left * right + addend
 
 
-@_by_type
+@by_type
 def clip(value, bound):
     """`value` clipped to plus and minus `bound`; NaN stays NaN; complex numbers are unchanged."""
     if isinstance(value, types.Complex):
@@ -218,7 +218,7 @@ def clip(value, bound):
     return lambda value, bound: max(min(value, bound), -bound)
 
 
-@_by_type
+@by_type
 def scale(value, factor):
     """`value` times a real `factor`, for complex numbers part by part."""
     if isinstance(value, types.Complex):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rmsjit.optimizers.accumulation import Accumulator
 from rmsjit.optimizers.averages import AveragingOptimizer
+from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.state.entries import Entry
 from rmsjit.steps.pairs import Pairs, check_counter
 from rmsjit.variables import Variable
@@ -14,12 +15,12 @@ class AccumulatingOptimizer(AveragingOptimizer):
 
     _accumulator: Accumulator | None = None
 
-    @property
+    @fixed_at_construction
     def gradient_accumulation_steps(self) -> int | None:
         """How many calls of `apply_gradients` make a step; None for one."""
         return None if self._accumulator is None else self._accumulator.calls_per_step
 
-    @property
+    @fixed_at_construction
     def gradient_accumulation_reduction(self) -> str:
         """Whether a step takes the "mean" or the "sum" of the gradients of its calls."""
         return "mean" if self._accumulator is None else self._accumulator.reduction

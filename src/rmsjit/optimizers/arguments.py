@@ -80,6 +80,22 @@ def checked_clip_weights(name: str, value: Any) -> float:
     return positive(name, as_number(name, value))
 
 
+def checked_rounding(value: Any) -> str:
+    """How variables of half types are rounded."""
+    if value not in ("nearest", "stochastic"):
+        raise ValueError(f'rounding must be "nearest" or "stochastic", got {value!r}')
+    return str(value)
+
+
+def checked_seed(value: Any) -> int:
+    """A seed of random bits."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"seed must be an integer, got {value!r}")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1, got {value}")
+    return int(value)
+
+
 def checked_threads(value: int | None) -> int | None:
     """A number of threads, or None for all that the process may use."""
     if value is None:

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import converted
 from rmsjit.arrays.layout import array_key
 from rmsjit.autodiff import hooks
+from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.keras_weights import WeightedOptimizer
 from rmsjit.optimizers.uninterrupted import copying, run
 from rmsjit.rule.averaging import Averaging
-from rmsjit.rule.form import AVERAGE
+from rmsjit.rule.form import AVERAGE, MASTER
 from rmsjit.steps.pairs import naming
 from rmsjit.variables import array_of
 
@@ -26,9 +27,9 @@ Copies = list[tuple[NDArray[Any], NDArray[Any]]]  # to, from
 class AveragingOptimizer(WeightedOptimizer):
     """The part of `rmsjit.RMSprop` that uses the average of the weights."""
 
-    @property
+    @fixed_at_construction
     def use_ema(self) -> bool:
-        """Whether steps keep a moving average of the weights; fixed at construction."""
+        """Whether steps keep a moving average of the weights."""
         return self._averaging is not None
 
     @property
@@ -130,17 +131,25 @@ class AveragingOptimizer(WeightedOptimizer):
         [0.569]
         """
         if self.use_ema:
-            _write(self._averages(list(var_list)))
+            variables = list(var_list)
+            _write([*self._averages(variables), *self._averages(variables, masters=True)])
 
-    def _averages(self, variables: list[Any]) -> Copies:
-        """The memory of each variable, once, and its average in the variable's dtype."""
+    def _averages(self, variables: list[Any], masters: bool = False) -> Copies:
+        """The memory of each variable, once, and its average in that dtype.
+
+        Or the memory of its master weights, for those variables that have them.
+        """
         self._refuse_divided("the average of the weights")
         found: dict[Any, tuple[NDArray[Any], NDArray[Any]]] = {}
         for position, variable in enumerate(variables):
             array, average = array_of(variable), self.get_slot(variable, AVERAGE.name).array
             if not array.flags.writeable:
                 raise ValueError(f"{naming(variable, position)} must be writeable, got read-only")
-            found[array_key(array)] = array, converted(average, array.dtype)
+            master = self._store.slot_of(variable, MASTER.name)
+            if masters and master is None:
+                continue
+            memory = array if not masters or master is None else master.array
+            found[array_key(array)] = memory, converted(average, memory.dtype)
         return list(found.values())
 
 

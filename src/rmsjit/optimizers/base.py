@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 from rmsjit.autodiff import hooks
 from rmsjit.optimizers import grouped
 from rmsjit.optimizers.arguments import (
+    checked_flag,
     checked_function,
     checked_gradient_scale,
     checked_name,
     checked_nonfinite,
+    checked_seed,
     checked_sparse,
     checked_strategy,
     checked_threads,
     enrolled,
 )
+from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.parameter_group import ParameterGroup
 from rmsjit.rule.clipping import Clipping
-from rmsjit.rule.form import Form
+from rmsjit.rule.form import STOCHASTIC, Form
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.entries import Entry
 from rmsjit.state.slots import SlotAllocator, SlotStore
@@ -54,6 +57,15 @@ _SHARED_PARAMETERS = """
     grad_scale : float, default 1.0
         Multiply gradients by this before they are clipped: 1/N for sums over N examples, or the
         inverse of a loss scale.
+    master_weights : bool, default False
+        Keep a float32 copy of each float16 or bfloat16 variable in a slot "master", update that,
+        and write it to the variable, rounded.  All slots of such a variable are float32 then.
+        Variables of other dtypes are trained as without it.
+    rounding : {"nearest", "stochastic"}, default "nearest"
+        How float16 and bfloat16 variables are rounded.  "stochastic" rounds up with a probability
+        equal to the part that is lost otherwise, so that many small steps add up.
+    seed : int, default 0
+        Of the random bits of stochastic rounding.
     sparse : {"rows", "exact"}, default "rows"
         How an `IndexedSlices` gradient affects the rows that it does not name.  "rows" leaves
         them and their slots alone.  "exact" gives the result of the dense rule with a zero
@@ -102,17 +114,20 @@ class Optimizer:
         slot_allocator: SlotAllocator | None,
         strategy: Strategy | None,
         track_norms: bool,
+        seed: int = 0,
     ) -> None:
         self._name = checked_name(name)
         self._hyperparameters = hyperparameters
         self._exact = checked_sparse(sparse)
         self._nonfinite = checked_nonfinite(nonfinite)
-        self._track_norms = bool(track_norms)
+        self._track_norms = checked_flag("track_norms", track_norms)
+        self._seed = checked_seed(seed)
         self._num_threads = checked_threads(num_threads)
         self._strategy = checked_strategy(strategy)
         self._place = enrolled(strategy)
         allocator = checked_function("slot_allocator", slot_allocator)
         self._store = SlotStore(self._name, form, allocator)
+        self._refuse_divided_noise(form)
         if self._exact and form.without_closed_form:
             raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
         self._watch_gathers()
@@ -130,6 +145,7 @@ class Optimizer:
             self._strategy,
             self._place,
             self._track_norms,
+            self._seed,
         )
 
     def _watch_gathers(self) -> None:
@@ -210,9 +226,41 @@ class Optimizer:
         """
         build(self._store, list(var_list), self._hyperparameters)
 
-    @property
+    def _refuse_divided_noise(self, form: Form) -> None:
+        """Raise `NotImplementedError` where the parts of a variable would repeat random bits."""
+        if form.rounding == STOCHASTIC and getattr(self._strategy, "shard_state", False):
+            raise NotImplementedError(
+                'rounding="stochastic" is not for shard_state=True, where bits would depend on the '
+                'number of ranks: use master_weights=True with rounding="nearest"'
+            )
+
+    @fixed_at_construction
+    def master_weights(self) -> bool:
+        """Whether variables of half types have float32 master weights."""
+        return self._store.form.has_master
+
+    @fixed_at_construction
+    def rounding(self) -> str:
+        """How variables of half types are rounded: "nearest" or "stochastic"."""
+        return self._store.form.rounding
+
+    @fixed_at_construction
+    def seed(self) -> int:
+        """The seed of the random bits of stochastic rounding."""
+        return self._seed
+
+    def _arguments_of_precision(self) -> dict[str, Any]:
+        """The arguments for half types, as far as they are used."""
+        form, used = self._store.form, dict[str, Any]()
+        if form.has_master:
+            used["master_weights"] = True
+        if form.rounding == STOCHASTIC:
+            used |= {"rounding": STOCHASTIC, "seed": self._seed}
+        return used
+
+    @fixed_at_construction
     def maximize(self) -> bool:
-        """Whether steps ascend; fixed at construction."""
+        """Whether steps ascend."""
         return self._clipping.gradient_scale < 0
 
     @property
@@ -222,6 +270,11 @@ class Optimizer:
 
     @grad_scale.setter
     def grad_scale(self, value: float) -> None:
+        if "_clipping" not in vars(self):
+            raise AttributeError(
+                f"grad_scale can be set once the optimizer is constructed, got {value!r}: pass it "
+                f"to the constructor; an attribute that a subclass adds needs another name"
+            )
         scale = checked_gradient_scale(self.maximize, value)
         self._clipping = replace(self._clipping, gradient_scale=scale)
 

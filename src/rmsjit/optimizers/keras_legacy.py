@@ -24,10 +24,12 @@ from rmsjit.optimizers.arguments import (
     checked_gradient_scale,
     checked_nonnegative,
     checked_rate,
+    checked_rounding,
     checked_weight_decay,
     with_schedule,
 )
 from rmsjit.optimizers.base import with_shared_parameters
+from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.grouped import group_configs
 from rmsjit.rule.averaging import Averaging
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
@@ -39,7 +41,7 @@ from rmsjit.rule.hyperparameters import (
     is_used,
     positive,
 )
-from rmsjit.rule.presets import keras_legacy, with_terms
+from rmsjit.rule.presets import keras_legacy, with_precision, with_terms
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
 from rmsjit.steps.pairs import check_counter, naming, pairs_of, present_pairs
@@ -251,6 +253,9 @@ class RMSprop(AccumulatingOptimizer):
         ema_overwrite_frequency: int | None = None,
         gradient_accumulation_steps: int | None = None,
         gradient_accumulation_reduction: str = "mean",
+        master_weights: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         sparse: str = "rows",
         nonfinite: str = "propagate",
         track_norms: bool = False,
@@ -288,8 +293,13 @@ class RMSprop(AccumulatingOptimizer):
             raise TypeError(f"form must be a Form or None, got {form!r}")
         _check_form(form, bool(centered), uses_momentum, numbers)
         averaging = Averaging(ema_momentum, ema_overwrite_frequency)
-        if use_ema:
+        if checked_flag("use_ema", use_ema):
             form = form.with_average()
+        form = with_precision(
+            form,
+            master_weights=checked_flag("master_weights", master_weights),
+            rounding=checked_rounding(rounding),
+        )
         if gradient_accumulation_steps is not None:
             self._accumulator = Accumulator(
                 gradient_accumulation_steps, gradient_accumulation_reduction, nonfinite
@@ -311,6 +321,7 @@ class RMSprop(AccumulatingOptimizer):
             slot_allocator,
             strategy,
             track_norms,
+            seed,
         )
 
     # --- one step ---------------------------------------------------------------------------
@@ -608,7 +619,7 @@ class RMSprop(AccumulatingOptimizer):
             raise ValueError(f"weight_decay is not for a form without it, got {form}")
         adds_slot = name == "momentum" and is_used(value) and not form.has_momentum
         legacy = keras_legacy(centered=form.centered, momentum=False)
-        if adds_slot and form.without_average() != legacy:
+        if adds_slot and form.without_additions != legacy:
             raise ValueError(
                 f"momentum is not for a form without it, got {form}; such a form has momentum "
                 f"from construction or not at all"
@@ -618,9 +629,9 @@ class RMSprop(AccumulatingOptimizer):
             self._store.form = form.with_momentum()
             self._momentum_came_later = True
 
-    @property
+    @fixed_at_construction
     def clip_weights(self) -> float | None:
-        """Bound on each element of a variable, or None; fixed at construction."""
+        """Bound on each element of a variable, or None."""
         bound: float = self._hyperparameters["clip_weights"]
         return None if math.isinf(bound) else bound
 
@@ -678,11 +689,12 @@ class RMSprop(AccumulatingOptimizer):
         if self._accumulator is not None:
             for key in ("gradient_accumulation_steps", "gradient_accumulation_reduction"):
                 arguments[key] = getattr(self, key)
+        arguments |= self._arguments_of_precision()
         return arguments | {"centered": self.centered} | self._arguments_of_form(shown)
 
     def _arguments_of_form(self, shown: Callable[[str], Any]) -> dict[str, Any]:
         """The arguments that tf-keras does not have, unless the form is tf-keras's own."""
-        form = self.form.without_average()
+        form = self.form.without_additions
         if form == keras_legacy(centered=form.centered, momentum=form.has_momentum):
             return {}
         late = keras_legacy(centered=form.centered, momentum=False).with_momentum()

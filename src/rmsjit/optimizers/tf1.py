@@ -14,12 +14,14 @@ from rmsjit.optimizers.arguments import (
     checked_factor,
     checked_flag,
     checked_gradient_scale,
+    checked_rounding,
     checked_weight_decay,
 )
 from rmsjit.optimizers.base import Optimizer, is_integer_scalar, with_shared_parameters
 from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.form import STOCHASTIC
 from rmsjit.rule.hyperparameters import Hyperparameters, checked, is_used
-from rmsjit.rule.presets import tf1, with_terms
+from rmsjit.rule.presets import tf1, with_precision, with_terms
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.pairs import pairs_of
@@ -105,6 +107,9 @@ class RMSPropOptimizer(Optimizer):
         clip_weights: float | None = None,
         maximize: bool = False,
         grad_scale: float = 1.0,
+        master_weights: bool = False,
+        rounding: str = "nearest",
+        seed: int = 0,
         sparse: str = "rows",
         nonfinite: str = "propagate",
         track_norms: bool = False,
@@ -128,6 +133,11 @@ class RMSPropOptimizer(Optimizer):
             decoupled=checked_flag("decoupled_weight_decay", decoupled_weight_decay),
             clips=clip_weights is not None,
         )
+        form = with_precision(
+            form,
+            master_weights=checked_flag("master_weights", master_weights),
+            rounding=checked_rounding(rounding),
+        )
         self._clipping = Clipping(gradient_scale=checked_gradient_scale(maximize, grad_scale))
         hyperparameters = Hyperparameters(numbers, names={"rho": "decay"})
         super().__init__(
@@ -140,6 +150,7 @@ class RMSPropOptimizer(Optimizer):
             slot_allocator,
             strategy,
             track_norms,
+            seed,
         )
 
     def compute_gradients(
@@ -285,6 +296,10 @@ class RMSPropOptimizer(Optimizer):
             if not pairs and self._strategy is None:
                 raise _no_pairs()
             counter = None if global_step is None else _checked_step(global_step)
+            if counter is None and self.rounding == STOCHASTIC:
+                raise ValueError(
+                    'rounding="stochastic" needs the count of steps: pass a global_step, got None'
+                )
         except BaseException as error:
             self._refuse(error)
         if self._use_locking:
@@ -366,7 +381,7 @@ class RMSPropOptimizer(Optimizer):
             used["maximize"] = True
         if self.grad_scale != 1.0:
             used["grad_scale"] = self.grad_scale
-        return used
+        return used | self._arguments_of_precision()
 
 
 def _no_pairs() -> ValueError:

@@ -15,8 +15,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import ARITHMETIC, Kinds, Precision, kinds_of
+
 DECAY, CARRY, STAY = "decay", "carry", "stay"
 NO_CLOSED_FORM = "no closed form"
+STOCHASTIC = "stochastic"
 
 
 def _check(holder: Any, name: str, allowed: tuple[Any, ...]) -> None:
@@ -29,6 +32,9 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
+SLOT_DTYPES = (None, ARITHMETIC, "float16", "bfloat16", "float32", "float64")
+
+
 @dataclass(frozen=True)
 class Slot:
     """One array that the rule keeps for each variable.
@@ -39,7 +45,8 @@ class Slot:
     start : float or {"epsilon", "variable"}, default 0.0
         The initial value of every element; "variable" for a copy of the variable.
     dtype : str, optional
-        Such as "float64"; by default, that of the variable.
+        Such as "float64"; by default, that of the variable.  "arithmetic" is float32 for half types
+        and otherwise the variable's.
     zero_gradient : {"decay", "carry", "stay", "no closed form"}
         What a step with a zero gradient does to it: multiplies it by rho, multiplies it by the
         momentum factor, or nothing; "no closed form" for anything else, which ``sparse="exact"``
@@ -58,7 +65,7 @@ class Slot:
 
     def __post_init__(self) -> None:
         _check(self, "zero_gradient", (DECAY, CARRY, STAY, NO_CLOSED_FORM))
-        _check(self, "dtype", (None, "float16", "bfloat16", "float32", "float64"))
+        _check(self, "dtype", SLOT_DTYPES)
         if self.start not in ("epsilon", "variable") and not _is_finite(self.start):
             raise ValueError(
                 f'start must be a finite number, "epsilon" or "variable", got {self.start!r}'
@@ -77,7 +84,8 @@ RMS = Slot("rms", zero_gradient=DECAY)
 MG = Slot("mg", zero_gradient=DECAY)
 MOMENTUM = Slot("momentum", zero_gradient=CARRY)
 AVERAGE = Slot("average", start="variable")  # of the variable over the steps
-_KNOWN = {slot.name: slot for slot in (RMS, MG, MOMENTUM, AVERAGE)}
+MASTER = Slot("master", start="variable", dtype=ARITHMETIC, zero_gradient=STAY)
+_KNOWN = {slot.name: slot for slot in (RMS, MG, MOMENTUM, AVERAGE, MASTER)}
 
 _CHOICES = {
     "epsilon": ("outside", "inside"),
@@ -90,6 +98,7 @@ _CHOICES = {
     "complex_square": ("product", "modulus"),
     "quotient": ("rate_last", "rate_first", "reciprocal", "rate_over"),
     "creation": ("by_slot", "by_variable"),
+    "rounding": ("nearest", STOCHASTIC),
 }
 
 _SWITCHES = ("nesterov", "bias_correction", "clip_weights", "clamp", "fused")
@@ -112,11 +121,14 @@ class Form:
         p  <- p - momentum          or   p - lr*g/d
         average <- ema_momentum*average + (1 - ema_momentum)*p     with a slot "average"
 
+    With a slot "master", ``p`` is that slot, and the variable is ``p`` rounded to its dtype.
+
     Parameters
     ----------
     slots : tuple of Slot
         In the order of creation.  "rms" must be among them; "mg" makes the form centered;
-        "average" is a moving average of the variable.
+        "average" is a moving average of the variable; "master" holds the float32 value of a
+        variable of a half type, and other variables do not get it.
     epsilon : {"outside", "inside"}
         ``sqrt(v) + epsilon``, or ``sqrt(v + epsilon)``.
     learning_rate : {"inside", "outside"}
@@ -152,6 +164,9 @@ class Form:
     creation : {"by_slot", "by_variable"}
         Whether the first slot of all variables is created before their second, or all slots of one
         variable before those of the next; the order of weights and checkpoints.
+    rounding : {"nearest", "stochastic"}
+        How a variable of a half type is rounded when it is stored: to the nearest number, or up
+        with a probability equal to the part that is rounded away, and otherwise down.
 
     Raises
     ------
@@ -185,6 +200,7 @@ class Form:
     fused: bool = False
     float32_numbers: tuple[str, ...] = ()
     creation: str = "by_slot"
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slots", tuple(self.slots))
@@ -230,11 +246,12 @@ class Form:
 
     @classmethod
     def with_slots(cls, *names: str, rms_start: float | str = 0.0, **settings: Any) -> Form:
-        """A form with some of the slots "rms", "mg", "momentum" and "average", in this order.
+        """A form with some of the slots "rms", "mg", "momentum", "average" and "master".
 
         Parameters
         ----------
         *names : str
+            In the order of creation.
         rms_start : float or "epsilon", default 0.0
             The initial value of ``rms``.
         **settings
@@ -276,7 +293,8 @@ class Form:
         """This form with a momentum slot, otherwise unchanged."""
         if self.has_momentum:
             return self
-        return replace(self, slots=(*self.slots, MOMENTUM))
+        dtype = ARITHMETIC if self.has_master else None
+        return replace(self, slots=(*self.slots, replace(MOMENTUM, dtype=dtype)))
 
     @property
     def has_average(self) -> bool:
@@ -291,13 +309,53 @@ class Form:
         """The form that `with_average` makes into this one."""
         return replace(self, slots=tuple(slot for slot in self.slots if slot != AVERAGE))
 
+    @property
+    def has_master(self) -> bool:
+        """Whether there are master weights."""
+        return MASTER.name in self.slot_names
+
+    def with_master(self) -> Form:
+        """This form with master weights, and other slots as wide as these; else unchanged."""
+        if self.has_master:
+            return self
+        wide = [replace(slot, dtype=slot.dtype or ARITHMETIC) for slot in self.slots]
+        return replace(self, slots=(*wide, MASTER))
+
+    def without_master(self) -> Form:
+        """The form that `with_master` makes into this one; this one if there is none."""
+        narrow = replace(self, slots=self._narrow_slots())
+        return narrow if {*narrow.with_master().slots} == {*self.slots} else self
+
+    def _narrow_slots(self) -> tuple[Slot, ...]:
+        """The slots but for master weights, none wider than the variable because of these."""
+        own = [slot for slot in self.slots if slot.name != MASTER.name]
+        return tuple(replace(s, dtype=None) if s.dtype == ARITHMETIC else s for s in own)
+
+    @property
+    def without_additions(self) -> Form:
+        """This form without what an optimizer adds to any: average, master weights, rounding."""
+        return replace(self.without_master().without_average(), rounding="nearest")
+
+    def of_variables(self, *, half: bool) -> Form:
+        """This form as it is for variables of a half type, or of another type.
+
+        Only half types have master weights, and are rounded when they are stored.
+        """
+        return self if half else self._of_wide_variables
+
+    @functools.cached_property
+    def _of_wide_variables(self) -> Form:
+        return replace(self, slots=self._narrow_slots(), rounding="nearest")
+
     @functools.cached_property
     def arithmetic(self) -> Form:
         """This form without what kernels do not depend on, so that forms can share them.
 
-        Its slots are sorted by name, as in every table that kernels read.
+        Its slots are sorted by name, as in every table that kernels read, but "master" is the last:
+        so the tables of variables that do not have it begin alike.
         """
-        slots = sorted((replace(slot, start=0.0) for slot in self.slots), key=lambda s: s.name)
+        slots = [replace(slot, start=0.0) for slot in self.slots]
+        slots.sort(key=lambda slot: (slot.name == MASTER.name, slot.name))
         decay = "decoupled" if self.weight_decay == "independent" else self.weight_decay
         return replace(
             self,
@@ -308,11 +366,18 @@ class Form:
             creation="by_slot",
         )
 
+    def compiled_for(self, precision: Precision) -> tuple[Form, Kinds]:
+        """The form and the types that kernels for variables of a precision are compiled from."""
+        form = self.of_variables(half=precision.is_half).arithmetic
+        return form, kinds_of(precision, tuple(slot.dtype for slot in form.slots))
+
     @property
     def without_closed_form(self) -> str | None:
         """Why several steps with a zero gradient can't be taken as one; None if they can."""
         if self.has_average:
             return "the average of the weights depends on every step in between"
+        if self.rounding == STOCHASTIC:
+            return "stochastic rounding depends on every step in between"
         for slot in self.slots:
             if slot.zero_gradient == NO_CLOSED_FORM:
                 return f"the slot {slot.name!r} has no closed form under a zero gradient"

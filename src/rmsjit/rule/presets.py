@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rmsjit.rule.form import Form
+from rmsjit.rule.form import STOCHASTIC, Form
 
 
 def keras_legacy(*, centered: bool, momentum: bool) -> Form:
@@ -26,3 +26,10 @@ def with_terms(form: Form, *, decays: bool, decoupled: bool, clips: bool) -> For
     """
     kind = "subtracted" if decoupled else "coupled"
     return replace(form, weight_decay=kind if decays else None, clip_weights=clips)
+
+
+def with_precision(form: Form, *, master_weights: bool, rounding: str) -> Form:
+    """A form with master weights and stochastic rounding, as far as they are asked for."""
+    if rounding == STOCHASTIC:
+        form = replace(form, rounding=rounding)
+    return form.with_master() if master_weights else form

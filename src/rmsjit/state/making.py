@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import dtype_named
+from rmsjit.arrays.dtypes import dtype_named, slot_precision
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
-from rmsjit.rule.form import Form, Slot
+from rmsjit.rule.form import Slot
 from rmsjit.state.entries import Entry, SlotMemory
 from rmsjit.state.index import title
 
@@ -25,7 +25,7 @@ def missing_slots(
     entries = list({entry.key: entry for entry in entries}.values())
     fresh = [
         (entry, slot, _memory_for(store, entry, slot))
-        for entry, slot in _creation_order(store.form, entries)
+        for entry, slot in _creation_order(store, entries)
         if slot.name not in entry.slots
     ]
     if store.allocator is not None:  # otherwise the memory is new
@@ -35,14 +35,16 @@ def missing_slots(
     return [(entry, slot.name, memory) for entry, slot, memory in fresh]
 
 
-def _creation_order(form: Form, entries: list[Entry]) -> list[tuple[Entry, Slot]]:
-    if form.creation == "by_variable":
-        return [(entry, slot) for entry in entries for slot in form.slots]
-    return [(entry, slot) for slot in form.slots for entry in entries]
+def _creation_order(store: SlotStore, entries: list[Entry]) -> list[tuple[Entry, Slot]]:
+    if store.form.creation == "by_variable":
+        return [(entry, slot) for entry in entries for slot in store.slots_of(entry)]
+    own = {entry.key: store.slots_of(entry) for entry in entries}
+    names = store.form.slot_names
+    return [(e, s) for name in names for e in entries for s in own[e.key] if s.name == name]
 
 
 def _memory_for(store: SlotStore, entry: Entry, slot: Slot) -> NDArray[Any]:
-    dtype = entry.canonical.dtype if slot.dtype is None else dtype_named(slot.dtype)
+    dtype = dtype_named(slot_precision(entry.precision, slot.dtype).name)
     return store.allocate((entry.canonical.size,), dtype, entry.canonical)
 
 
@@ -64,9 +66,9 @@ def _start(
         memory[...] = slot.first_values(epsilon, entry.canonical.reshape(-1))
 
 
-def start_from_variable(form: Form, entry: Entry, without: Collection[str]) -> None:
+def start_from_variable(store: SlotStore, entry: Entry, without: Collection[str]) -> None:
     """Set slots that start from the variable, but for some, after its values have changed."""
-    for slot in form.slots:
+    for slot in store.slots_of(entry):
         if slot.start == "variable" and slot.name not in without:
             entry.slots[slot.name][...] = entry.canonical.reshape(-1)
 

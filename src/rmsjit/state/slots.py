@@ -15,7 +15,7 @@ from rmsjit.arrays.layout import Key, address_of, array_key, layout_of
 from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.arrays.owners import ground_of, held_elsewhere, private_view
 from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
-from rmsjit.rule.form import Form
+from rmsjit.rule.form import Form, Slot
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.runtime.warning import warn
 from rmsjit.state.copies import described, is_nowhere, revived
@@ -416,6 +416,14 @@ class SlotStore:
                 self.created[entries[number].key, slot] = self._slot(entries[number], slot)
             else:
                 self.created[entries[number].key, slot] = variable
+
+    def slots_of(self, entry: Entry) -> tuple[Slot, ...]:
+        """The slots that the form has for a variable, whether they exist yet or not."""
+        return self.form.of_variables(half=entry.precision.is_half).slots
+
+    def has_all_slots(self, entry: Entry) -> bool:
+        """Whether a variable has all slots of the form."""
+        return all(slot.name in entry.slots for slot in self.slots_of(entry))
 
     def allocate(
         self, shape: tuple[int, ...], dtype: DTypeLike, beside: NDArray[Any] | None = None

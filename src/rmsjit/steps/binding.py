@@ -43,6 +43,9 @@ class Binding:
         The result of a pass over the gradients; see `rmsjit.steps.norms.Norms`.
     is_scaled : bool
         Whether a scale may differ from 1.
+    noise : int64 array, shape (1 + pairs,)
+        For stochastic rounding: the number of the step, and a word for each variable; see
+        `rmsjit.steps.noise`.
     trials : Trials or None
         Told how long the step takes.
     acts, norm_acts : dict
@@ -53,7 +56,9 @@ class Binding:
         Keeps the gradients behind the addresses alive.
     """
 
-    def __init__(self, place: Place, computing: Iterable[str], groups: int) -> None:
+    def __init__(
+        self, place: Place, computing: Iterable[str], groups: int, noise: NDArray[np.int64]
+    ) -> None:
         count = len(place.addresses)
         self.place = place
         self.gradients = np.zeros(count, np.int64)
@@ -62,6 +67,7 @@ class Binding:
         fields = len(RuleNumbers._fields)
         self.numbers = {name: np.zeros((groups, fields), name) for name in computing}
         self.lapse_numbers = {name: np.zeros((groups, 4)) for name in computing}
+        self.noise = noise.copy()
         self.alive: Any = None
         self._read_call = place.reader.call_for(self.gradients)
         self.read_address = address_of(self._read_call)

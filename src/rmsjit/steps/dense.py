@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import Kinds, Precision, kinds_of
+from rmsjit.arrays.dtypes import Kinds, Precision
 from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import dense, loader
 from rmsjit.rule.form import Form
@@ -52,8 +52,8 @@ class DenseGroup:
         self.members = tuple(members)
         self.precision: Precision = members[0].entry.precision
         self.sizes = np.array([member.entry.canonical.size for member in members], np.int64)
-        self._form = form.arithmetic
-        self.kinds: Kinds = kinds_of(self.precision, tuple(s.dtype for s in self._form.slots))
+        self.kinds: Kinds
+        self._form, self.kinds = form.compiled_for(self.precision)
         self._itemsize = members[0].entry.canonical.itemsize
         self._starts = np.array([address_of(m.entry.canonical) for m in members], np.int64)
         written = (sum(slot.nbytes for slot in member.slots.values()) for member in members)
@@ -95,11 +95,13 @@ class DenseGroup:
         words[dense.BINS] = bins
         words[dense.CUTS] = address_of(part.bins)
         words[dense.PIECES] = address_of(part.pieces)
-        words[dense.ADDRESSES] = address_of(addresses)
+        words[dense.ADDRESSES], words[dense.COLUMNS] = address_of(addresses), addresses.shape[1]
         words[dense.GRADIENTS] = address_of(binding.gradients)
         words[dense.NUMBERS] = address_of(numbers)
         words[dense.SCALES] = address_of(scales)
-        update = Call(kernel, words, (part, addresses, numbers, scales, binding.gradients))
+        words[dense.NOISE] = address_of(binding.noise)
+        alive = part, addresses, numbers, scales, binding.gradients, binding.noise
+        update = Call(kernel, words, alive)
         return [*before, update, *after]
 
     def _partitioned(self, bins: int, after_norms: bool) -> Partition:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rmsjit.arrays.layout import rows_key
 from rmsjit.autodiff import hooks
 from rmsjit.rule.clipping import Clipping, refuse_complex
+from rmsjit.rule.form import STOCHASTIC
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
@@ -30,6 +31,7 @@ from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.entering import entries_of, first_epsilon, known_members
 from rmsjit.steps.launching import launch_for
+from rmsjit.steps.noise import NO_NOISE, noise_for
 from rmsjit.steps.nonfinite import PROPAGATE
 from rmsjit.steps.pairs import (
     Pairs,
@@ -40,7 +42,7 @@ from rmsjit.steps.pairs import (
     no_gradient,
     warn_of_missing,
 )
-from rmsjit.steps.place import Draft, Place
+from rmsjit.steps.place import Draft, Place, turns_of
 from rmsjit.steps.plan import Placed, Plan
 from rmsjit.steps.plans import Plans, identity_of, layouts_of, structure_of
 from rmsjit.steps.reduction import Reduction, Request, Strategy
@@ -74,6 +76,8 @@ class Engine:
         What to do about a NaN or an infinity in a gradient.
     track_norms : bool
         Whether every step computes the norm of its gradients.
+    seed : int
+        Of the random bits of stochastic rounding.
     strategy : Strategy, optional
         Shares the steps with other processes.
     place : int
@@ -96,7 +100,9 @@ class Engine:
         strategy: Strategy | None = None,
         place: int = 0,
         track_norms: bool = False,
+        seed: int = 0,
     ) -> None:
+        self.seed = seed
         self.store = store
         self.num_threads = num_threads
         self.exact = exact
@@ -219,6 +225,8 @@ class Engine:
                 values = hyperparameters.constant or hyperparameters.at(counter)
             if values is not binding.values or limit != binding.limit:
                 binding.pack(values, limit, plan.form)
+            if plan.is_noisy and counter is not None:
+                binding.noise[0] = int(counter)
 
             counted = counter
             if place.constrained:
@@ -288,7 +296,7 @@ class Engine:
             return known if known.plan.is_valid else None
         plan = self._plan_alike(variables, kinds)
         if plan is not None:
-            members = known_members(self.store, variables, plan.slot_names)
+            members = known_members(self.store, variables, plan.place.members)
             if members is not None:
                 return Placed(plan, plan.moved(variables, members))
         for position, variable in enumerate(variables):
@@ -326,7 +334,9 @@ class Engine:
         if plan is None:
             members = [None if e is None else Member(e, slots[e.key]) for e in entries]
             groups = store.grouping.assigned(variables, entries, store.find)
-            plan = Plan(variables, kinds, members, store.form, self.exact, store.epoch, groups)
+            noise = self._noise(entries, members)
+            form = store.form
+            plan = Plan(variables, kinds, members, form, self.exact, store.epoch, groups, noise)
             place = plan.place
         else:
             place = plan.moved(variables, [Member(e, slots[e.key]) for e in present])
@@ -334,6 +344,13 @@ class Engine:
         if plan.may_need_threads or self.exact or not self._limit:
             self._limit = self.num_threads or thread_limit()  # which reads several files
         return Placed(plan, place)
+
+    def _noise(
+        self, entries: Sequence[Entry | None], members: Sequence[Member | None]
+    ) -> NDArray[np.int64]:
+        if self.store.form.rounding != STOCHASTIC:
+            return NO_NOISE
+        return noise_for(self.store, entries, turns_of(members), self.seed)
 
     def _entered(self, plan: Plan, place: Place) -> bool:
         """Enter new variables into the store; False if it has changed meanwhile."""

@@ -65,26 +65,22 @@ def entries_of(
 
 
 def known_members(
-    store: SlotStore, arrays: Sequence[NDArray[Any]], names: Sequence[str]
+    store: SlotStore, arrays: Sequence[NDArray[Any]], alike: Sequence[Member | None]
 ) -> list[Member] | None:
-    """The entries of plain contiguous arrays, all with slots of these names; None if one is not."""
+    """The entries of plain contiguous arrays; None unless all have the slots of members alike."""
     members = []
-    for array in arrays:
+    for array, other in zip(arrays, alike, strict=True):
         entry = store.find_contiguous(array)
-        if entry is None:
+        if entry is None or other is None or not other.slots.keys() <= entry.slots.keys():
             return None
-        slots = entry.slots
-        for name in names:
-            if name not in slots:
-                return None
-        members.append(Member(entry, slots))
+        members.append(Member(entry, entry.slots))
     return members
 
 
 def _check_slots(form: Form, precision: Precision, variable: Any, position: int) -> None:
     """Raise `TypeError` for a complex variable if a slot has a dtype of its own."""
     if precision.components == 2:
-        for slot in form.slots:
+        for slot in form.of_variables(half=False).slots:
             if slot.dtype is not None:
                 raise TypeError(
                     f"{naming(variable, position)} must be real for the slot {slot.name!r} in "

@@ -60,7 +60,8 @@ class Place:
         The ids of the variables and the types of their gradients, by which the place is found
         again.  It keeps the variables alive, so their ids are not reused.
     addresses : int64 array, shape (pairs, 1 + slots)
-        Of each variable's memory and slots, as kernels read them; zeros without a gradient.
+        Of each variable's memory and slots, as kernels read them; zeros without a gradient, and
+        for a slot that the variable does not have.
     written : int64 array, shape (2, spans)
         The memory that a step writes (`rmsjit.arrays.overlap.merged_spans`).
     reader : HeaderReader
@@ -178,7 +179,8 @@ class Footprint(NamedTuple):
     start : int
         The address of the variable.
     addresses : int64 array, shape (1, 1 + slots)
-        Of the variable, and of its slots in the order of the form's `arithmetic`.
+        Of the variable, and of its slots in the order of the form's `arithmetic`; 0 for a slot
+        that it does not have.
     written : int64 array, shape (2, spans)
         See `rmsjit.arrays.overlap.merged_spans`.
     """
@@ -191,7 +193,8 @@ class Footprint(NamedTuple):
     def of(cls, member: Member, names: Sequence[str]) -> Footprint:
         """The footprint of a variable with the slots of these names."""
         start = address_of(member.entry.canonical)
-        addresses = [start, *(address_of(member.slots[name]) for name in names)]
+        held = member.slots
+        addresses = [start, *(address_of(held[n]) if n in held else 0 for n in names)]
         slots = map(span_of, member.slots.values())
         written = merged_spans([member.entry.span, *slots])
         return cls(start, np.array([addresses], np.int64), written)

@@ -26,6 +26,7 @@ from rmsjit.steps.binding import Binding
 from rmsjit.steps.dense import DenseGroup
 from rmsjit.steps.exact import settling_calls
 from rmsjit.steps.groups import Group, rounds_of
+from rmsjit.steps.noise import NO_NOISE
 from rmsjit.steps.norms import NormPass, Norms
 from rmsjit.steps.occurrences import Occurrences
 from rmsjit.steps.pairs import Pairs, dense_gradient
@@ -55,6 +56,8 @@ class Plan:
         See `rmsjit.state.slots.SlotStore.epoch`.
     assignment : Assignment
         Which variables have settings of their own.
+    noise : int64 array, shape (1 + pairs,)
+        What stochastic rounding reads; see `rmsjit.steps.noise`.
 
     Attributes
     ----------
@@ -77,6 +80,8 @@ class Plan:
         Those that no step is using, each at the place of its last step.
     may_need_threads : bool
         Whether a step can be enough work for more than one thread.
+    is_noisy : bool
+        Whether a step needs its number for stochastic rounding.
     """
 
     def __init__(
@@ -88,8 +93,10 @@ class Plan:
         exact: bool,
         epoch: NDArray[np.int64],
         assignment: Assignment,
+        noise: NDArray[np.int64] = NO_NOISE,
     ) -> None:
-        self._assignment = assignment
+        self._assignment, self._noise = assignment, noise
+        self.is_noisy = noise is not NO_NOISE
         self.form, self.exact, self.epoch = form, exact, epoch
         self._valid_epoch = int(epoch[0])
         self.slot_names = form.arithmetic.slot_names
@@ -113,7 +120,8 @@ class Plan:
         ]
         self.free: list[Binding] = []
         grouped = assignment.groups > 1  # and what is moved may be in another group
-        movable = self._same_calls and not (exact or self.may_need_threads or grouped)
+        fixed = exact or self.may_need_threads or grouped or self.is_noisy
+        movable = self._same_calls and not fixed
         self.structure = structure_of(variables, kinds) if movable else None
 
     @property
@@ -167,7 +175,8 @@ class Plan:
         try:
             binding = self.free.pop()
         except IndexError:
-            return Binding(place or self.place, self._computing, self._assignment.groups)
+            groups = self._assignment.groups
+            return Binding(place or self.place, self._computing, groups, self._noise)
         if place is not None and place is not binding.place:
             binding.move(place)
         return binding

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import Kinds, Precision, converted, kinds_of
+from rmsjit.arrays.dtypes import Kinds, Precision, converted
 from rmsjit.arrays.layout import address_of, layout_of, rows_key
 from rmsjit.arrays.overlap import span_that_meets
 from rmsjit.indexed_slices import IndexedSlices
@@ -49,10 +49,8 @@ class Table:
 
     def __init__(self, variable: Any, member: Member, form: Form) -> None:
         self.array: NDArray[Any] = array_of(variable)
-        self.form = form.arithmetic
-        self.kinds: Kinds = kinds_of(
-            member.entry.precision, tuple(slot.dtype for slot in self.form.slots)
-        )
+        self.kinds: Kinds
+        self.form, self.kinds = form.compiled_for(member.entry.precision)
         self.rows = self.array.shape[0] if self.array.ndim else 0
         self.rows_key = rows_key(self.array) if self.array.ndim else ()
         self.width = int(np.prod(self.array.shape[1:]))
@@ -202,9 +200,9 @@ class SparseGroup:
         bins: int,
         clock: Clock | None,
     ) -> list[Call]:
-        table, numbers = self.table, binding.numbers[self.kinds.computing][self._row]
+        table = self.table
         if table.in_place:
-            return [self._update(table.addresses, numbers, occurrences, factor, bins, clock)]
+            return [self._update(table.addresses, binding, occurrences, factor, bins, clock)]
         named, places = np.unique(occurrences.indices, return_inverse=True)
         places = places.reshape(-1).astype(np.int64)
         compact = found_rows(occurrences.values, places, np.zeros(len(named), np.int32))
@@ -215,18 +213,19 @@ class SparseGroup:
             before.append(copy_call(clock.done, own.done, False, named))
             before.append(copy_call(clock.words[:1], own.words[:1], False))
             after.append(copy_call(clock.done, own.done, True, named))
-        return [*before, self._update(addresses, numbers, compact, factor, bins, own), *after]
+        return [*before, self._update(addresses, binding, compact, factor, bins, own), *after]
 
     def _update(
         self,
         addresses: NDArray[np.int64],
-        numbers: NDArray[Any],
+        binding: Binding,
         occurrences: Occurrences,
         factor: float,
         bins: int,
         clock: Clock | None,
     ) -> Call:
         kinds, width = self.kinds, self.table.width
+        numbers, noise = binding.numbers[kinds.computing][self._row], binding.noise
         cuts = np.empty(bins + 1, np.int64)
         totals = np.empty((bins, width + _APART), kinds.total)
         factors = np.array([factor], kinds.computing)
@@ -241,9 +240,10 @@ class SparseGroup:
         words[rows.FACTOR] = address_of(factors)
         words[rows.TOTALS], words[rows.TOTAL_WIDTH] = address_of(totals), totals.shape[1]
         words[rows.CLOCK] = 0 if clock is None else address_of(clock.words)
+        words[rows.NOISE], words[rows.PLACE] = address_of(noise), self.position
         kernel = loader.update_rows(self.table.form, kinds, clock is not None, bins > 1)
-        alive = occurrences, cuts, totals, factors, addresses, numbers, clock, self.table.arrays
-        return Call(kernel, np.array(words), alive)
+        alive = occurrences, cuts, totals, factors, addresses, numbers, noise, clock
+        return Call(kernel, np.array(words), (*alive, self.table.arrays))
 
 
 def tick_call(clock: Clock, numbers: NDArray[Any]) -> Call:

@@ -1,0 +1,207 @@
+"""Rounding to half types: which numbers a value may be rounded to, and stochastic rounding.
+
+Stochastic rounding adds random bits below the last bit that is kept, then cuts: the mean over all
+random bits is the value itself.  The bits come from a function of a key and the number of the
+element, so they depend neither on threads nor on how the work is cut.
+"""
+
+from llvmlite import ir
+from numba import njit, types, uint64
+from numba.extending import intrinsic
+
+from rmsjit.kernels.scalars import (
+    BFLOAT16_BITS,
+    FLOAT16_BITS,
+    bfloat16_to_float32,
+    by_type,
+    float16_to_float32,
+    float32_to_bfloat16,
+    float32_to_float16,
+)
+from rmsjit.kernels.views import words
+from rmsjit.rule.form import STOCHASTIC, Form
+from rmsjit.runtime.flags import INLINED
+
+_WORD = ir.IntType(32)
+_FRACTION = 0x7FFFFF  # the bits of a float32
+_EXPONENT = 0x7F800000
+_MAGNITUDE = 0x7FFFFFFF
+_HALF_DROPPED = 13  # bits of a float32 that a normal float16 lacks
+_HALF_SMALLEST = 113  # the exponent field of the smallest normal float16 in a float32
+_SIGNIFICAND = 24  # bits of a float32 with the leading one
+_MOST_DROPPED = 31  # so that a sum with random bits fits into a word
+_ALL_BITS = 0xFFFFFFFF
+
+
+# --- random bits ----------------------------------------------------------------------------
+
+
+@njit(**INLINED)
+def _no_key(noise_address, place):
+    return uint64(0)
+
+
+@njit(**INLINED)
+def _no_noise(key, number):
+    return 0
+
+
+@njit(**INLINED)
+def _key(noise_address, place):
+    """The key of a step of a variable, by the finaliser of SplitMix64."""
+    noise = words(noise_address)
+    bits = uint64(noise[1 + place]) + uint64(noise[0]) * uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> uint64(27))) * uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> uint64(31))
+
+
+@intrinsic
+def _noise(typing_context, key, number):
+    """32 random bits, by a hash of 32 bits, which vectors can compute.
+
+    The upper half of the key goes in between, so two keys never give the same sequence shifted.
+    Element 2**32 of a variable gets the bits of element 0.
+    """
+
+    def codegen(context, builder, signature, args):
+        low = builder.trunc(args[0], _WORD)
+        high = builder.trunc(builder.lshr(args[0], args[0].type(32)), _WORD)
+        bits = builder.add(builder.trunc(args[1], _WORD), low)
+        bits = builder.mul(builder.xor(bits, builder.lshr(bits, _WORD(16))), _WORD(0x21F0AAAD))
+        bits = builder.xor(bits, high)
+        bits = builder.mul(builder.xor(bits, builder.lshr(bits, _WORD(15))), _WORD(0xD35A2D97))
+        return builder.xor(bits, builder.lshr(bits, _WORD(15)))
+
+    return types.uint32(types.uint64, types.int64), codegen
+
+
+def noise_of(form: Form):
+    """Two functions: of the key of a variable, and of the random bits of an element by that key.
+
+    The first takes the address of the noise: int64 (1 + variables,), the number of the step and
+    then a word for each variable; and the place of the variable there.
+    """
+    return (_key, _noise) if form.rounding == STOCHASTIC else (_no_key, _no_noise)
+
+
+# --- rounding -------------------------------------------------------------------------------
+
+
+def _chosen(builder, bits, cut, infinity, nearest):
+    """A finite number that was cut, or the nearest number if that is infinite or NaN.
+
+    A finite number in the range of the half type does not become infinite by random bits.
+    """
+    finite = builder.icmp_unsigned("<", builder.and_(bits, _WORD(_MAGNITUDE)), _WORD(_EXPONENT))
+    in_range = builder.icmp_unsigned("<", cut, _WORD(infinity))
+    return builder.select(builder.and_(finite, in_range), cut, nearest)
+
+
+@intrinsic
+def _cut_to_bfloat16(typing_context, value, noise, nearest):
+    """A float32 with random bits added, cut to bfloat16; `nearest` if that is not finite."""
+
+    def codegen(context, builder, signature, args):
+        value, noise, nearest = args
+        bits = builder.bitcast(value, _WORD)
+        magnitude = builder.and_(bits, _WORD(_MAGNITUDE))
+        total = builder.add(magnitude, builder.and_(noise, _WORD(0xFFFF)))
+        cut = builder.lshr(total, _WORD(16))
+        own = builder.and_(builder.zext(nearest, _WORD), _WORD(0x7FFF))
+        chosen = _chosen(builder, bits, cut, _EXPONENT >> 16, own)
+        return _with_sign(builder, bits, chosen)
+
+    return types.int16(types.float32, types.uint32, types.int16), codegen
+
+
+@intrinsic
+def _cut_to_float16(typing_context, value, noise, nearest):
+    """A float32 with random bits added, cut to float16; `nearest` if that is not finite.
+
+    The significand loses 13 bits, and more below the smallest normal float16.
+    """
+
+    def codegen(context, builder, signature, args):
+        value, noise, nearest = args
+        bits = builder.bitcast(value, _WORD)
+        field = builder.lshr(builder.and_(bits, _WORD(_EXPONENT)), _WORD(23))
+        is_normal = builder.icmp_unsigned(">=", field, _WORD(_HALF_SMALLEST))
+        below = builder.select(is_normal, _WORD(0), builder.sub(_WORD(_HALF_SMALLEST), field))
+        above = builder.select(is_normal, builder.sub(field, _WORD(_HALF_SMALLEST)), _WORD(0))
+        significand = builder.or_(builder.and_(bits, _WORD(_FRACTION)), _WORD(_FRACTION + 1))
+        # What is below the bits that random ones can reach is 0 or too small to matter.
+        dropped = builder.add(below, _WORD(_HALF_DROPPED))
+        is_tiny = builder.icmp_unsigned(">", dropped, _WORD(_MOST_DROPPED))
+        excess = builder.select(is_tiny, builder.sub(dropped, _WORD(_MOST_DROPPED)), _WORD(0))
+        vanishes = builder.icmp_unsigned(">", excess, _WORD(_SIGNIFICAND))
+        shift = builder.select(vanishes, _WORD(_SIGNIFICAND), excess)
+        kept = builder.lshr(significand, shift)
+        dropped = builder.select(is_tiny, _WORD(_MOST_DROPPED), dropped)
+        mask = builder.sub(builder.shl(_WORD(1), dropped), _WORD(1))
+        total = builder.add(kept, builder.and_(noise, mask))
+        cut = builder.add(builder.lshr(total, dropped), builder.shl(above, _WORD(10)))
+        own = builder.and_(builder.zext(nearest, _WORD), _WORD(0x7FFF))
+        chosen = _chosen(builder, bits, cut, 0x7C00, own)
+        return _with_sign(builder, bits, chosen)
+
+    return types.uint16(types.float32, types.uint32, types.uint16), codegen
+
+
+def _with_sign(builder, bits, magnitude):
+    """The half number of a magnitude with the sign of a float32."""
+    sign = builder.and_(builder.lshr(bits, _WORD(16)), _WORD(0x8000))
+    return builder.trunc(builder.or_(magnitude, sign), ir.IntType(16))
+
+
+@by_type
+def _stochastic(array, value, noise):
+    """The element of `array` to which a value is rounded by random bits."""
+    if array.dtype == FLOAT16_BITS:
+        return lambda array, value, noise: _cut_to_float16(value, noise, float32_to_float16(value))
+    if array.dtype == BFLOAT16_BITS:
+        return lambda array, value, noise: _cut_to_bfloat16(
+            value, noise, float32_to_bfloat16(value)
+        )
+    return None
+
+
+@by_type
+def _widened(array, bits):
+    """An element of `array` as a float32."""
+    if array.dtype == FLOAT16_BITS:
+        return lambda array, bits: float16_to_float32(bits)
+    if array.dtype == BFLOAT16_BITS:
+        return lambda array, bits: bfloat16_to_float32(bits)
+    return None
+
+
+@by_type
+def _nearest(array, value):
+    """The element of `array` that is nearest to a value."""
+    if array.dtype == FLOAT16_BITS:
+        return lambda array, value: float32_to_float16(value)
+    if array.dtype == BFLOAT16_BITS:
+        return lambda array, value: float32_to_bfloat16(value)
+    return None
+
+
+@njit(**INLINED)
+def store_stochastically(array, i, value, noise):
+    """Write `value` to element `i` of an array of a half type, rounded by random bits."""
+    array[i] = _stochastic(array, value, noise)
+
+
+@njit(**INLINED)
+def is_nearest(array, i, value):
+    """Whether element `i` of an array of a half type is `value`, rounded to nearest."""
+    return _widened(array, array[i]) == _widened(array, _nearest(array, value))
+
+
+@njit(**INLINED)
+def is_neighbour(array, i, value):
+    """Whether element `i` of an array of a half type is `value`, rounded up or down."""
+    own = _widened(array, array[i])
+    low = _widened(array, _stochastic(array, value, 0))
+    high = _widened(array, _stochastic(array, value, _ALL_BITS))
+    return (own == low) | (own == high)

@@ -1,0 +1,52 @@
+"""The random bits of stochastic rounding: what makes those of a variable differ from all others.
+
+The bits of an element are a function of the seed, the number of the step, the number of its
+variable and its own number, so a run that is saved and resumed gets the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.state.slots import Entry, SlotStore
+
+NO_NOISE = np.zeros(1, np.int64)  # where nothing is rounded by random bits
+
+
+def noise_for(
+    store: SlotStore, entries: Sequence[Entry | None], turns: Sequence[int], seed: int
+) -> NDArray[np.int64]:
+    """The memory that kernels read, `rmsjit.kernels.rounding.noise_of`, of the variables of a step.
+
+    Parameters
+    ----------
+    store : SlotStore
+        Numbers variables in the order in which they got slots, as a checkpoint does.
+    entries : sequence of Entry or None
+        None where there is no gradient.
+    turns : sequence of int
+        How many earlier pairs have the same variable; each of its updates gets other bits.
+    seed : int
+
+    Returns
+    -------
+    int64 array, shape (1 + entries,)
+        The first, the number of the step, is still to be written.
+    """
+    numbers = {entry.key: number for number, entry in enumerate(store.with_slots())}
+    noise = np.zeros(1 + len(entries), np.int64)
+    for place, (entry, turn) in enumerate(zip(entries, turns, strict=True), 1):
+        if entry is not None:
+            number = numbers.setdefault(entry.key, len(numbers))
+            noise[place] = _word(seed, number, turn)
+    return noise
+
+
+def _word(seed: int, number: int, turn: int) -> Any:
+    """64 bits that differ, as good as certainly, between any two variables and seeds."""
+    words = np.random.SeedSequence(seed, spawn_key=(number, turn)).generate_state(1, np.uint64)
+    return words.view(np.int64)[0]
