@@ -133,6 +133,7 @@ FORM_KEYWORDS = {
     "ema_overwrite_frequency": None,
     "gradient_accumulation_steps": None,
     "gradient_accumulation_reduction": "mean",
+    "loss_scale": None,
 }
 OUR_KEYWORDS = {
     "weight_decay": 0.0,
@@ -158,7 +159,7 @@ _STEPS = {"last_gradient_norm", "skipped_steps"}
 _OF_KERAS_3 = {
     *("averaged", "ema_momentum", "ema_overwrite_frequency", "finalize_variable_values", "use_ema"),
     *("gradient_accumulation_reduction", "gradient_accumulation_steps"),
-    *("accumulated_calls", "flush"),
+    *("accumulated_calls", "flush", "loss_scale", "scale_loss"),
 }
 OUR_NAMES = {
     "keras": {

@@ -8,6 +8,7 @@ from rmsjit._version import __version__ as __version__
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.rule.form import Form, Slot
+from rmsjit.rule.loss_scale import DynamicLossScale
 from rmsjit.variables import Variable
 
 if _TYPE_CHECKING:
@@ -37,6 +38,7 @@ _ON_DEMAND = {  # imported at first use, because each import takes time
 }
 
 __all__ = [
+    "DynamicLossScale",
     "Form",
     "GradientTape",
     "IndexedSlices",

@@ -7,6 +7,7 @@ The text, of format version 2::
      "optimizer": {"class", "subclass", "config", "form", "iterations", "skipped_steps",
                    "weights": [{"variable", "name", "array", "dtype", "shape"}, ...],
                    "groups": [{"patterns", "variables", "settings"}, ...],
+                   "loss_scale": {"value", "good_steps"},
                    "accumulated": {"calls", "sums": [<as weights>, ...]}}}
 
 ``array`` is the name of an array in the file.  It is null for a variable that shares the memory of
@@ -14,6 +15,7 @@ an earlier one, which ``same_memory_as`` names.  ``axes`` are the axes of a vari
 stride, ``flipped`` those with a negative stride.  ``weights`` are in the order of the optimizer's
 weights; ``variable`` is null for weights that are not slots.  ``groups`` is left out if there are
 none; ``variables`` are names of variables, ``settings`` arguments of `Optimizer.add_group`.
+``loss_scale`` is there only for a dynamic one.
 ``accumulated`` is there only in the middle of a round of gradient accumulation; a sum is
 "gradient", or for a table with sparse gradients "gradient" and "rows".
 """
@@ -34,6 +36,7 @@ from rmsjit.arrays.layout import Layout
 from rmsjit.checkpoints import schema
 from rmsjit.checkpoints.array_file import Arrays, as_dtype
 from rmsjit.rule.form import Form
+from rmsjit.rule.loss_scale import ScaleState
 from rmsjit.rule.presets import keras_legacy, tf1, with_precision, with_terms
 
 FORMAT, VERSION = "rmsjit checkpoint", 2
@@ -77,6 +80,7 @@ class SavedOptimizer:
     iterations: int | None  # None if the class does not count them
     skipped_steps: int = 0
     groups: list[SavedGroup] | None = None  # None if the source does not tell
+    loss_scale: ScaleState | None = None  # None if it never changes
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
             "skipped_steps": optimizer.skipped_steps,
             "weights": [_weight_record(saved, arrays) for saved in checkpoint.weights],
             **({"groups": groups} if groups else {}),
+            **_scale_record(optimizer.loss_scale),
             **_round_record(checkpoint.accumulated, arrays),
         },
     }
@@ -175,7 +180,8 @@ def _checkpoint(content: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     groups = [SavedGroup(**record) for record in optimizer.pop("groups", [])]
     _check_groups(groups, variables)
     form = _form(optimizer["form"], content["version"])
-    changed = {"form": form, "groups": groups}
+    scale = optimizer.pop("loss_scale", None)
+    changed = {"form": form, "groups": groups, "loss_scale": scale and ScaleState(**scale)}
     saved = SavedOptimizer(class_name=optimizer.pop("class"), **optimizer | changed)
     if saved.subclass == saved.class_name:
         _check_config_of_form(saved)
@@ -326,6 +332,10 @@ def _layout(record: dict[str, Any]) -> Layout:
             f"{record['shape']}"
         )
     return Layout(axes, tuple(slice(None, None, -1 if k in flipped else None) for k in axes))
+
+
+def _scale_record(state: ScaleState | None) -> dict[str, Any]:
+    return {} if state is None else {"loss_scale": state._asdict()}
 
 
 def _round_record(saved: SavedRound | None, arrays: Arrays) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from rmsjit.checkpoints.compare import (
     own_weights,
 )
 from rmsjit.checkpoints.content import Checkpoint, SavedWeight, fits
+from rmsjit.checkpoints.loss_scales import scale_writes
 from rmsjit.checkpoints.plateaus import plateau_differences, plateau_writes
 from rmsjit.checkpoints.rounds import restore_round
 from rmsjit.optimizers.base import Optimizer
@@ -114,7 +115,8 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) 
         restore_round(checkpoint, optimizer, variables)
 
     plateaus = plateau_writes(checkpoint.optimizer, optimizer)
-    completed([*copies, *clocks, *plateaus, skipped], finish)
+    scale = scale_writes(optimizer, checkpoint.optimizer.loss_scale)
+    completed([*copies, *clocks, *plateaus, *scale, skipped], finish)
 
 
 def refuse_differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> None:

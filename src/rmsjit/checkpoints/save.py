@@ -26,6 +26,7 @@ from rmsjit.checkpoints.content import (
     encoded,
 )
 from rmsjit.checkpoints.groups import add_saved_groups, saved_groups
+from rmsjit.checkpoints.loss_scales import scale_state
 from rmsjit.checkpoints.restore import new_optimizer, new_variables, restore
 from rmsjit.checkpoints.rounds import saved_round
 from rmsjit.optimizers.base import Optimizer
@@ -221,6 +222,7 @@ def _saved_optimizer(optimizer: Optimizer, groups: list[SavedGroup]) -> SavedOpt
         iterations=int(optimizer.iterations) if isinstance(optimizer, RMSprop) else None,
         skipped_steps=optimizer.skipped_steps,
         groups=groups,
+        loss_scale=scale_state(optimizer),
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from rmsjit.checkpoints.array_file import DTYPES
 from rmsjit.rule.form import SLOT_DTYPES, Form, Slot
 
@@ -29,13 +31,15 @@ def check(content: Any) -> None:
     for position, record in enumerate(content["variables"]):
         _fields(f"variables[{position}]", record, _VARIABLE)
     optimizer = content["optimizer"]
-    _fields("optimizer", optimizer, _OPTIMIZER, optional={"groups", "accumulated"})
+    _fields("optimizer", optimizer, _OPTIMIZER, optional=_OPTIONAL)
     for position, record in enumerate(optimizer["weights"]):
         _fields(f"weights[{position}]", record, _WEIGHT)
     for position, record in enumerate(optimizer.get("groups", ())):
         _fields(f"groups[{position}]", record, _GROUP)
         settings = record["settings"]
         _fields(f"groups[{position}].settings", settings, _SETTINGS, optional=_SETTINGS.keys())
+    if "loss_scale" in optimizer:
+        _fields("loss_scale", optimizer["loss_scale"], _SCALE)
     if "accumulated" in optimizer:
         _fields("accumulated", optimizer["accumulated"], _ROUND)
         for position, record in enumerate(optimizer["accumulated"]["sums"]):
@@ -151,11 +155,17 @@ _flag = _that("true or false", lambda value: isinstance(value, bool))
 _count = _that("an integer from 0 to 2**64 - 1", _is_count)
 _counts = _that(f"a list of at most {_MOST_AXES} non-negative integers", _are_counts)
 _number = _that("a finite number", _is_finite)
+_scale = _that(
+    "a positive number in the range of float32",
+    lambda value: _is_finite(value) and 0 < value <= float(np.finfo(np.float32).max),
+)
 _start = _that(
     "a finite number", lambda value: value in ("epsilon", "variable") or _is_finite(value)
 )
 # A rate may be a schedule, which is checked when it is made.
 _rate = _that("a finite number", lambda value: isinstance(value, dict) or _is_finite(value))
+# It is checked when it is made.
+_loss_scale = _that("a number or a dictionary", lambda v: isinstance(v, dict) or _is_finite(v))
 _dtype = _one_of(*DTYPES)
 
 # --- records --------------------------------------------------------------------------------
@@ -186,14 +196,17 @@ _OPTIMIZER: dict[str, Check] = {
     "skipped_steps": _count,
     "weights": _list,
     "groups": _list,
+    "loss_scale": _dictionary,
     "accumulated": _dictionary,
 }
+_OPTIONAL = {"groups", "loss_scale", "accumulated"}
 _GROUP: dict[str, Check] = {"patterns": _strings, "variables": _strings, "settings": _dictionary}
 _SETTINGS: dict[str, Check] = {
     "learning_rate": _rate,
     **dict.fromkeys(("lr_multiplier", "weight_decay", "rho", "momentum", "epsilon"), _number),
     "frozen": _flag,
 }
+_SCALE: dict[str, Check] = {"value": _scale, "good_steps": _count}
 _ROUND: dict[str, Check] = {"calls": _count, "sums": _list}
 _SUM: dict[str, Check] = {**_ARRAY, "variable": _string, "name": _one_of("gradient", "rows")}
 _SLOT: dict[str, Check] = {
@@ -242,6 +255,7 @@ _CONFIG_RMSPROP = {
     "ema_overwrite_frequency": _optional(_count),
     "gradient_accumulation_steps": _count,
     "gradient_accumulation_reduction": _one_of("mean", "sum"),
+    "loss_scale": _loss_scale,
 }
 _NEEDED = {"learning_rate", "decay", "momentum", "epsilon", "centered", "name"}
 _NEEDED_TF1 = _NEEDED | {"use_locking"}

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +25,7 @@ from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.hyperparameters import Numbers
 from rmsjit.rule.numbers import StepNumbers
 
-_BOUNDS = tuple(field.name for field in fields(Clipping))
+_BOUNDS = ("clipvalue", "clipnorm", "global_clipnorm", "factor")  # as arguments of `Clipping`
 _NUMBERS = len(StepNumbers._fields)
 _ABSENT = math.nan  # for a bound that is not set
 _NOTHING = np.iinfo(np.int64).min  # what the maximum ignores

@@ -257,7 +257,8 @@ class Session:
                 for k, line in enumerate(incoming.lines)
             ]
             groups = len(engine.store.grouping.groups)
-            header = f"{incoming.header}, counter={counted}, groups={groups}"
+            scale = request.clipping.loss_scale
+            header = f"{incoming.header}, counter={counted}, groups={groups}, loss_scale={scale}"
             known = claim(header, incoming.names, lines)
             plan.claimed = (now, known)
         return known

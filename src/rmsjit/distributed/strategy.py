@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from rmsjit.checkpoints.compare import check_optimizer, check_variables
+from rmsjit.checkpoints.loss_scales import scale_state, set_scale_state
 from rmsjit.checkpoints.plateaus import plateau_states, set_plateau_states
 from rmsjit.checkpoints.rounds import check_no_round
 from rmsjit.distributed.agreement import shared_errors
@@ -359,6 +360,7 @@ class MPIStrategy:
         values.run(comm)
         optimizer.skipped_steps = broadcast_object(comm, target.skipped_steps)
         set_plateau_states(optimizer, broadcast_object(comm, plateau_states(optimizer)))
+        set_scale_state(optimizer, broadcast_object(comm, scale_state(optimizer)))
 
     def _agree(
         self,

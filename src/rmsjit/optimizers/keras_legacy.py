@@ -13,7 +13,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from rmsjit.autodiff.nested import flatten
-from rmsjit.optimizers.accumulating import AccumulatingOptimizer
 from rmsjit.optimizers.accumulation import Accumulator
 from rmsjit.optimizers.arguments import (
     checked_clip_weights,
@@ -22,6 +21,7 @@ from rmsjit.optimizers.arguments import (
     checked_function,
     checked_functions,
     checked_gradient_scale,
+    checked_nonfinite,
     checked_nonnegative,
     checked_rate,
     checked_rounding,
@@ -31,6 +31,7 @@ from rmsjit.optimizers.arguments import (
 from rmsjit.optimizers.base import with_shared_parameters
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.grouped import group_configs
+from rmsjit.optimizers.loss_scaling import ScalingOptimizer
 from rmsjit.rule.averaging import Averaging
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.form import Form
@@ -41,9 +42,10 @@ from rmsjit.rule.hyperparameters import (
     is_used,
     positive,
 )
+from rmsjit.rule.loss_scale import DynamicLossScale, LossScale, checked_loss_scale
 from rmsjit.rule.presets import keras_legacy, with_precision, with_terms
 from rmsjit.state.slots import SlotAllocator
-from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
+from rmsjit.steps.nonfinite import PROPAGATE, RAISE, SKIP, accepts, finite_gradients
 from rmsjit.steps.pairs import check_counter, naming, pairs_of, present_pairs
 from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
@@ -86,6 +88,18 @@ def _check_form(form: Form, centered: bool, uses_momentum: bool, numbers: dict[s
         raise ValueError("a form that clips weights needs clip_weights, got None")
 
 
+def _policy(nonfinite: str, loss_scale: LossScale | None) -> str:
+    """What to do with a gradient that is not finite: a dynamic loss scale has to skip it."""
+    if not isinstance(loss_scale, DynamicLossScale):
+        return nonfinite
+    if checked_nonfinite(nonfinite) == RAISE:
+        raise ValueError(
+            'nonfinite must be "skip" or left out with a dynamic loss_scale, which skips such '
+            'steps, got "raise"'
+        )
+    return SKIP
+
+
 def _hyperparameter(
     name: str, check: Callable[[str, Any], Any], doc: str, number: str = ""
 ) -> property:
@@ -113,7 +127,7 @@ def _clipping_bound(name: str, doc: str) -> property:
 
 
 @with_shared_parameters
-class RMSprop(AccumulatingOptimizer):
+class RMSprop(ScalingOptimizer):
     """RMSprop as ``tf.keras.optimizers.legacy.RMSprop`` computes it, on NumPy arrays in place.
 
     With ``g`` the clipped gradient::
@@ -176,6 +190,10 @@ class RMSprop(AccumulatingOptimizer):
         calls.
     gradient_accumulation_reduction : {"mean", "sum"}, default "mean"
         What a step takes of the gradients of its calls.
+    loss_scale : float, "dynamic" or DynamicLossScale, optional
+        Divide gradients by this, for a loss that was multiplied by it (`scale_loss`), so that small
+        gradients do not vanish in half precision.  A dynamic scale looks for the largest that works
+        and skips steps with a NaN or an infinity, as ``nonfinite="skip"`` does.
     *shared*
 
     Raises
@@ -253,6 +271,7 @@ class RMSprop(AccumulatingOptimizer):
         ema_overwrite_frequency: int | None = None,
         gradient_accumulation_steps: int | None = None,
         gradient_accumulation_reduction: str = "mean",
+        loss_scale: Any = None,
         master_weights: bool = False,
         rounding: str = "nearest",
         seed: int = 0,
@@ -267,7 +286,9 @@ class RMSprop(AccumulatingOptimizer):
             warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=2)
             learning_rate = lr
         scale = checked_gradient_scale(maximize, grad_scale)
-        self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm, scale)
+        of_loss = checked_loss_scale(loss_scale)
+        nonfinite = _policy(nonfinite, of_loss)
+        self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm, scale, of_loss)
         self.gradient_transformers = checked_functions(
             "gradient_transformers", gradient_transformers
         )
@@ -483,7 +504,8 @@ class RMSprop(AccumulatingOptimizer):
     ) -> list[tuple[Any, Any]]:
         from rmsjit.autodiff.losses import gradients_of
 
-        gradients, variables = gradients_of(loss, var_list, grad_loss, tape)
+        scaled, upstream = self._upstream(loss, grad_loss)
+        gradients, variables = gradients_of(scaled, var_list, upstream, tape)
         return list(zip(gradients, variables, strict=True))
 
     # --- hooks for subclasses ---------------------------------------------------------------
@@ -530,6 +552,7 @@ class RMSprop(AccumulatingOptimizer):
         self, given: tuple[Any, ...], counter: NDArray[Any], aggregate: bool
     ) -> None:
         try:
+            self._refuse_hooks_of_scaled_gradients()
             prepared = self._through_hooks(given, aggregate)
         except BaseException as error:
             self._refuse(error)
@@ -540,6 +563,15 @@ class RMSprop(AccumulatingOptimizer):
             self._step(pairs, clipping, counter, aggregate, finite)
             if norm is not None:
                 self._engine.last_norm = norm
+
+    def _refuse_hooks_of_scaled_gradients(self) -> None:
+        """Raise `NotImplementedError`: hooks get gradients in the dtypes of their variables."""
+        if self._clipping.loss_scale is not None:
+            raise NotImplementedError(
+                "loss_scale is not for gradient_transformers, gradient_aggregator and the methods "
+                "that replace them: they would see gradients without the scale in half precision; "
+                "divide by a scale of your own in apply_gradients, with gradients in float32"
+            )
 
     def _through_hooks(
         self, given: tuple[Any, ...], aggregate: bool
@@ -689,7 +721,7 @@ class RMSprop(AccumulatingOptimizer):
         if self._accumulator is not None:
             for key in ("gradient_accumulation_steps", "gradient_accumulation_reduction"):
                 arguments[key] = getattr(self, key)
-        arguments |= self._arguments_of_precision()
+        arguments |= self._arguments_of_scale() | self._arguments_of_precision()
         return arguments | {"centered": self.centered} | self._arguments_of_form(shown)
 
     def _arguments_of_form(self, shown: Callable[[str], Any]) -> dict[str, Any]:

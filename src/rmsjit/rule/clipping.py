@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import as_number
+from rmsjit.rule.loss_scale import LossScale
 
 
 @dataclass(frozen=True)
 class Clipping:
     """The clipping bounds of an optimizer, None for those not set.
 
-    Gradients are multiplied by `gradient_scale` before they are clipped; it is negative if the loss
-    is to be maximised.
+    Gradients are multiplied by `factor` before they are clipped: by `gradient_scale`, which is
+    negative if the loss is to be maximised, and divided by the loss scale.
 
     Raises
     ------
@@ -31,6 +32,7 @@ class Clipping:
     clipnorm: float | None = None
     global_clipnorm: float | None = None
     gradient_scale: float = 1.0
+    loss_scale: LossScale | None = None
 
     def __post_init__(self) -> None:
         for name in ("clipvalue", "clipnorm", "global_clipnorm"):
@@ -47,6 +49,12 @@ class Clipping:
                 f"and global_clipnorm={self.global_clipnorm}"
             )
 
+    @property
+    def factor(self) -> float:
+        """What gradients are multiplied by now."""
+        scale = self.loss_scale
+        return self.gradient_scale if scale is None else self.gradient_scale / scale.value
+
     @cached_property
     def by_norm(self) -> bool:
         return self.clipnorm is not None or self.global_clipnorm is not None
@@ -59,7 +67,8 @@ class Clipping:
     @cached_property
     def is_none(self) -> bool:
         """Whether gradients are used as they are."""
-        return not self.by_norm and self.clipvalue is None and self.gradient_scale == 1.0
+        is_scaled = self.gradient_scale != 1.0 or self.loss_scale is not None
+        return not (self.by_norm or is_scaled) and self.clipvalue is None
 
     @np.errstate(all="ignore")
     def factors(self, squares: NDArray[Any], finite: bool = False) -> NDArray[Any]:

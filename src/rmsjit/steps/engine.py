@@ -155,8 +155,14 @@ class Engine:
                 taken = self._update(pairs, hyperparameters, clipping, counter)
         else:
             taken = self._update(pairs, hyperparameters, clipping, counter)
+        self._note(taken, clipping)
+
+    def _note(self, taken: bool, clipping: Clipping) -> None:
+        """Count a step that was skipped, and let a loss scale learn of it."""
         if not taken:
             self.store.skipped_steps += 1
+        if clipping.loss_scale is not None:
+            clipping.loss_scale.update(taken)
 
     def complete(
         self, request: Request, reduce: Callable[[Engine, Request], Reduction | None]
@@ -165,8 +171,8 @@ class Engine:
         with self.store.lock.lock:
             stage = reduce(self, request)
             taken = stage is not None and self._completed(request, stage)
-        if not taken and request.pairs:
-            self.store.skipped_steps += 1
+        if request.pairs:
+            self._note(taken, request.clipping)
 
     def _completed(self, request: Request, stage: Reduction) -> bool:
         hyperparameters, counter = request.hyperparameters, request.counter
@@ -197,6 +203,8 @@ class Engine:
         """
         values, scale = (None, 1.0) if stage is None else (stage.values, stage.scale)
         scale *= clipping.gradient_scale
+        if clipping.loss_scale is not None:
+            scale /= clipping.loss_scale.value
         limit = clipping.limit / abs(scale)
         must_judge = clipping.by_norm or self.reads_norms or scale != 1.0
         factors = None

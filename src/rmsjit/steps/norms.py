@@ -114,8 +114,8 @@ def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[
     """
     values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
     with np.errstate(all="ignore"):  # NaN and infinity are handled elsewhere
-        if clipping.gradient_scale != 1.0:
-            values = [np.asarray(v * v.real.dtype.type(clipping.gradient_scale)) for v in values]
+        if clipping.factor != 1.0:
+            values = [np.asarray(v * v.real.dtype.type(clipping.factor)) for v in values]
         if clipping.clipvalue is not None:
             values = [_clipped_by_value(value, clipping.limit) for value in values]
         if clipping.by_norm:

@@ -1,0 +1,176 @@
+"""Loss scales: the factor by which a loss, and so its gradients, are multiplied.
+
+Gradients in float16 vanish below 6e-8.  A loss that is multiplied by a large number has gradients
+that do not; the step divides them again.  A dynamic scale looks for the largest one with which
+gradients do not overflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from rmsjit.rule.averaging import positive_integer
+from rmsjit.rule.hyperparameters import as_number, positive
+
+
+class LossScale(Protocol):
+    """What a step needs of a loss scale."""
+
+    @property
+    def value(self) -> float:
+        """What the loss is multiplied by now."""
+        ...
+
+    def update(self, taken: bool) -> None:
+        """Learn whether a step was taken, or skipped because a gradient was not finite."""
+        ...
+
+    def to_config(self) -> Any:
+        """The argument that makes such a scale, as a value for JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class FixedLossScale:
+    """A loss scale that never changes."""
+
+    value: float
+
+    def update(self, taken: bool) -> None:
+        """Do nothing."""
+
+    def to_config(self) -> float:
+        """The argument that makes such a scale, as a value for JSON."""
+        return self.value
+
+
+class ScaleState(NamedTuple):
+    """What a dynamic loss scale knows.
+
+    Attributes
+    ----------
+    value : float
+    good_steps : int
+        The number of steps since the scale has last changed or a step was skipped.
+    """
+
+    value: float
+    good_steps: int
+
+
+@dataclass(eq=False)
+class DynamicLossScale:
+    """A loss scale that grows while gradients are finite, and shrinks when they are not.
+
+    The rules are those of PyTorch's ``GradScaler``: after `growth_interval` steps without a NaN or
+    an infinity, the scale is multiplied by `growth_factor`, unless it would overflow in float32.
+    A step with one is skipped, and the scale is multiplied by `backoff_factor`.
+
+    Parameters
+    ----------
+    initial : float, default 65536.0
+    growth_factor : float, default 2.0
+        Above 1.
+    backoff_factor : float, default 0.5
+        Between 0 and 1.
+    growth_interval : int, default 2000
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of a wrong type or out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import rmsjit
+    >>> scale = rmsjit.DynamicLossScale(initial=8.0, growth_interval=2)
+    >>> opt = rmsjit.RMSprop(0.1, loss_scale=scale)
+    >>> w = np.zeros(2, np.float16)
+    >>> for gradient in ([8.0, 8.0], [8.0, np.inf], [4.0, 4.0], [4.0, 4.0]):
+    ...     _ = opt.apply_gradients([(np.array(gradient, np.float16), w)])
+    ...     print(opt.loss_scale, opt.skipped_steps)
+    8.0 0
+    4.0 1
+    4.0 1
+    8.0 1
+    """
+
+    initial: float = 2.0**16
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("initial", "growth_factor", "backoff_factor"):
+            number = float(np.float32(positive(name, as_number(name, getattr(self, name)))))
+            setattr(self, name, number)
+        if not self.growth_factor > 1:
+            raise ValueError(f"growth_factor must be above 1, got {self.growth_factor}")
+        if not self.backoff_factor < 1:
+            raise ValueError(f"backoff_factor must be below 1, got {self.backoff_factor}")
+        self.growth_interval = positive_integer("growth_interval", self.growth_interval)
+        self._state = ScaleState(self.initial, 0)
+
+    @property
+    def value(self) -> float:
+        """What the loss is multiplied by now."""
+        return self._state.value
+
+    @property
+    def state(self) -> ScaleState:
+        """What it knows, to be given to `set_state`."""
+        return self._state
+
+    def set_state(self, state: ScaleState) -> None:
+        """Go on from a former state."""
+        self._state = state
+
+    def update(self, taken: bool) -> None:
+        """Learn whether a step was taken, or skipped because a gradient was not finite."""
+        value, good_steps = self._state
+        if not taken:
+            smaller = _product(value, self.backoff_factor)
+            self._state = ScaleState(smaller or value, 0)  # steps divide by it
+        elif good_steps + 1 < self.growth_interval:
+            self._state = ScaleState(value, good_steps + 1)
+        else:
+            grown = _product(value, self.growth_factor)
+            self._state = ScaleState(grown if np.isfinite(grown) else value, 0)
+
+    def to_config(self) -> dict[str, Any]:
+        """The arguments, as values for JSON."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+
+@np.errstate(over="ignore")
+def _product(value: float, factor: float) -> float:
+    """The product in float32, as PyTorch keeps the scale."""
+    return float(np.float32(value) * np.float32(factor))
+
+
+def checked_loss_scale(value: Any) -> LossScale | None:
+    """The loss scale of an optimizer, from its argument or what `get_config` made of that.
+
+    A dynamic one is a new one, since two optimizers must not count the steps of each other.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is none.
+    """
+    if value is None:
+        return None
+    if isinstance(value, DynamicLossScale):
+        return DynamicLossScale(**value.to_config())
+    if isinstance(value, Mapping):
+        return DynamicLossScale(**value)
+    if isinstance(value, str):
+        if value != "dynamic":
+            raise ValueError(f'loss_scale must be "dynamic" or a number, got {value!r}')
+        return DynamicLossScale()
+    return FixedLossScale(positive("loss_scale", as_number("loss_scale", value)))
