@@ -18,10 +18,10 @@ import pytest
 from rmsjit.autodiff import hooks
 from rmsjit.autodiff.gather import gather
 from rmsjit.autodiff.losses import gradients_of, gradients_of_arguments, gradients_of_touched
-from rmsjit.autodiff.nested import flatten
 from rmsjit.autodiff.tape import GradientTape
 from rmsjit.autodiff.traced import Traced
 from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.nest import flatten
 from rmsjit.variables import Variable
 
 # Numeric derivatives ----------------------------------------------------------------------------

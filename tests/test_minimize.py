@@ -286,10 +286,11 @@ def test_a_variable_of_integers_is_refused(form):
 
 
 @every_face
-def test_a_variable_that_is_not_trainable_is_updated_where_it_is_named(form):
-    v = Variable(np.array([1.0, 2.0]), trainable=False)
-    minimize(form.optimizer(0.1), lambda: v**2, [v])
-    assert same_bits(v, stepped(form, [1.0, 2.0], [np.array([2.0, 4.0])]))
+def test_a_variable_that_is_not_trainable_is_left_alone_where_it_is_named(form):
+    v, fixed = Variable(np.array([1.0, 2.0])), Variable(np.array([3.0]), trainable=False)
+    minimize(form.optimizer(0.1), lambda: v**2 * fixed, [v, fixed])
+    assert same_bits(v, stepped(form, [1.0, 2.0], [np.array([6.0, 12.0])]))
+    assert fixed.tolist() == [3]
 
 
 @every_face

@@ -3,7 +3,7 @@
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from rmsjit import train
+from rmsjit import nest, train
 from rmsjit._version import __version__ as __version__
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizers.keras_legacy import RMSprop
@@ -53,6 +53,7 @@ __all__ = [
     "interop",
     "load",
     "lr_range_test",
+    "nest",
     "optimize",
     "save",
     "schedules",

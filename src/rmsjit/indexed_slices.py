@@ -243,6 +243,17 @@ class IndexedSlices:
         )
 
 
+def maker_of_slices(gradient: Any) -> str | None:
+    """The method of `IndexedSlices` that takes the sparse gradient of another library, or None."""
+    if getattr(gradient, "is_sparse", False) is True:
+        return IndexedSlices.from_torch.__name__
+    if all(hasattr(gradient, name) for name in ("values", "indices", "dense_shape")):
+        return IndexedSlices.from_tensorflow.__name__
+    if hasattr(gradient, "tocsr"):
+        return IndexedSlices.from_scipy.__name__
+    return None
+
+
 def _as_numbers(values: ArrayLike) -> NDArray[Any]:
     array = np.asarray(values)
     if array.dtype.kind not in "biufc" and precision_of(array.dtype) is None:

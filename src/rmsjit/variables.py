@@ -54,7 +54,8 @@ class Variable(NDArrayOperatorsMixin):
     dtype : dtype_like, optional
         Converts (and so copies) an `initial_value` of another dtype.
     trainable : bool, default True
-        Whether `rmsjit.GradientTape` watches the variable automatically.
+        Whether `rmsjit.GradientTape` watches the variable automatically.  If False, optimizers
+        leave it alone, whatever its gradient.
     constraint : callable, optional
         Called with the value after each update; its result becomes the value.
 
@@ -328,6 +329,11 @@ class Variable(NDArrayOperatorsMixin):
 def array_of(value: Any) -> Any:
     """The array of a `Variable` or of a recorded result; other values unchanged."""
     return value.array if isinstance(value, (Variable, hooks.Recorded)) else value
+
+
+def is_trainable(variable: Any) -> bool:
+    """Whether steps may change a variable: an array, or a `Variable` that is trainable."""
+    return not isinstance(variable, Variable) or variable.trainable
 
 
 def arrays_of(arguments: Any) -> Any:

@@ -1,5 +1,5 @@
 """Automatic differentiation, built on the autograd package: tapes, `gather`, gradients of losses.
 
-`hooks` and `nested` are light and used throughout rmsjit.  Modules that import autograd are
+`hooks` is light and used throughout rmsjit.  Modules that import autograd are
 imported only when they are needed.
 """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from rmsjit.autodiff.nested import flatten
 from rmsjit.autodiff.tape import GradientTape
+from rmsjit.nest import flatten
 from rmsjit.variables import Variable, brief
 
 
@@ -59,18 +60,34 @@ def gradients_of(
 
 
 def gradients_of_arguments(
-    loss: Callable[..., Any], var_list: Any, grad_loss: Any = None
+    loss: Callable[..., Any], var_list: Any, grad_loss: Any = None, tape: GradientTape | None = None
 ) -> tuple[list[Any], list[Any]]:
     """The gradients of ``loss(*var_list)``, as in TensorFlow 1; otherwise as `gradients_of`.
 
     The loss gets the flattened variables as arguments: a `Variable` as it is, a plain array as a
     stand-in, so that the tape notices its use.
     """
-    variables = _checked_variables(var_list)
-    with GradientTape() as tape:
+    variables = _checked_variables(var_list() if callable(var_list) else var_list)
+    with tape or GradientTape() as tape:
         arguments = tape.watch(variables)
         value = loss(*arguments)
     return tape.gradient(value, arguments, grad_loss), variables
+
+
+def takes_arguments(loss: Callable[..., Any]) -> bool:
+    """Whether a loss takes the variables; TensorFlow itself calls it without arguments."""
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return True
+    return any(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
+        or (
+            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and parameter.default is parameter.empty
+        )
+        for parameter in parameters
+    )
 
 
 def gradients_of_touched(

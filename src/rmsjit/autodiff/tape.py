@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.owners import anchor_of
 from rmsjit.autodiff import hooks
-from rmsjit.autodiff.nested import flatten, pack_like, zip_leaves
 from rmsjit.autodiff.record import Record, TapeNode, is_differentiable, source_of
 from rmsjit.autodiff.traced import Traced, register_variable_types
 from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.nest import flatten, matches, pack_like
 from rmsjit.variables import Variable, array_of, brief
 
 
@@ -260,7 +260,7 @@ def _watch(record: Record, leaf: Any) -> Any:
 def _seeds(target: Any, output_gradients: Any) -> list[tuple[TapeNode, Any]]:
     """The nodes of the targets, each with the gradient to start from."""
     seeds = []
-    for leaf, weights in zip_leaves(target, output_gradients):
+    for _, leaf, weights in matches(target, output_gradients, "target", "output_gradients"):
         value = _target_value(leaf)
         weights = np.ones(value.shape, value.dtype) if weights is None else _read(weights)
         if weights.shape != value.shape:

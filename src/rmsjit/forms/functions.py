@@ -10,6 +10,7 @@ from typing import Any
 from rmsjit.forms.formula import formula
 from rmsjit.forms.library import REQUIRED, Library, roles
 from rmsjit.forms.table import LIBRARIES
+from rmsjit.optimizers.arguments import refuse_variables
 from rmsjit.optimizers.keras_legacy import RMSprop
 
 FormFunction = Callable[..., RMSprop]
@@ -89,10 +90,12 @@ def _bound(
     """The arguments of a call by name, or a `TypeError` that says what is wrong with them."""
     for name in kwargs:
         if name not in signature.parameters:
-            raise TypeError(
-                f"{library.name}() has no argument {name!r}; "
-                f"the nearest is {nearest(library, name, signature.parameters)!r}"
-            )
+            instead = f"the nearest is {nearest(library, name, signature.parameters)!r}"
+            if _ROLES.get(name) == {"weight_decay"}:
+                instead = "the library's RMSprop does not decay weights, rmsjit.RMSprop can"
+            raise TypeError(f"{library.name}() has no argument {name!r}; {instead}")
+    for value in args[:1]:
+        refuse_variables(next(iter(signature.parameters)), value)
     try:
         return signature.bind(*args, **kwargs).arguments
     except TypeError as error:

@@ -21,7 +21,7 @@ from rmsjit.state.entries import Entry
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import entries_of
 from rmsjit.steps.nonfinite import PROPAGATE, RAISE, accepts, finite_gradients
-from rmsjit.steps.pairs import Pairs, index_error, naming, present_pairs
+from rmsjit.steps.pairs import Pairs, check_indices, naming, present_pairs
 from rmsjit.variables import Variable, array_of
 
 Gradient = NDArray[Any] | IndexedSlices
@@ -138,7 +138,7 @@ class Accumulator:
         pairs = present_pairs(given)
         for position, (gradient, variable) in enumerate(pairs):
             if isinstance(gradient, IndexedSlices):
-                _check_range(gradient, variable, position)
+                check_indices(gradient, variable, position)
         if self._nonfinite == RAISE:
             finite = finite_gradients([gradient for gradient, _ in pairs])
             accepts(RAISE, finite, lambda k: naming(pairs[k][1], k))
@@ -230,13 +230,6 @@ def _divided(gradient: Gradient, calls: int) -> Gradient:
     if isinstance(gradient, IndexedSlices):
         return IndexedSlices(gradient.values / calls, gradient.indices, gradient.dense_shape)
     return np.asarray(gradient / calls)
-
-
-def _check_range(gradient: IndexedSlices, variable: Any, position: int) -> None:
-    """Raise `IndexError` if an index is not a row of the table."""
-    outside = (gradient.indices < 0) | (gradient.indices >= len(array_of(variable)))
-    if outside.any():
-        raise index_error(gradient, int(outside.argmax()), variable, position)
 
 
 def _variable_of(store: SlotStore, name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from rmsjit.rule.hyperparameters import (
     nonnegative,
     positive,
 )
+from rmsjit.variables import array_of, brief
 
 Initializer = str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]
 
@@ -40,9 +41,29 @@ def checked_factor(name: str, value: Any) -> Any:
     return _number_or_function(name, value, in_unit_interval)
 
 
-def checked_rate(name: str, value: Any) -> Any:
+def checked_rate(name: str, value: Any, schedule: bool = True) -> Any:
     """A learning rate: a number, a callable that returns one, or a schedule."""
-    return checked(name, value, schedule=True)
+    refuse_variables(name, value)
+    return checked(name, value, schedule=schedule)
+
+
+def refuse_variables(name: str, value: Any) -> None:
+    """Raise `TypeError` for variables as the first argument, where PyTorch has them."""
+    if _holds_variables(value):
+        raise TypeError(
+            f"{name} must be a number, a function or a schedule, got {brief(value)}: variables are "
+            f"not given to the optimizer but to each step, as in "
+            f"apply_gradients([(gradient, variable)])"
+        )
+
+
+def _holds_variables(value: Any) -> bool:
+    """Whether a value is an array, a tensor, or anything that may hold them, as PyTorch takes."""
+    if isinstance(value, dict):
+        return "class_name" not in value  # else it is the configuration of a schedule
+    if callable(value) or isinstance(value, (str, bytes)):
+        return False
+    return isinstance(value, Iterable) and getattr(array_of(value), "ndim", 1) > 0
 
 
 def checked_nonnegative(name: str, value: Any) -> float:

@@ -25,6 +25,7 @@ from rmsjit.optimizers.arguments import (
     checked_threads,
     enrolled,
 )
+from rmsjit.optimizers.elsewhere import ForeignNames
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.parameter_group import ParameterGroup
 from rmsjit.rule.clipping import Clipping
@@ -97,11 +98,12 @@ def with_shared_parameters(cls: C) -> C:
     return cls
 
 
-class Optimizer:
+class Optimizer(ForeignNames):
     """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`."""
 
     _clipping: Clipping
     _has_steps = False  # whether it counts its steps, as schedules need
+    _counter: NDArray[Any] | None = None  # of the steps, if it counts them
 
     def __init__(
         self,
@@ -197,6 +199,26 @@ class Optimizer:
         """
         engine = vars(self).get("_engine")
         return None if engine is None else engine.last_norm
+
+    @property
+    def current_learning_rate(self) -> float | None:
+        """The learning rate that the next step will use, whatever it is given as.
+
+        That is the number, or the value of the schedule or of the function of the step at
+        `iterations`, lowered by `decay`; groups of variables may have others.  A function without
+        arguments may change at each call and is not called: it counts as what it returned for the
+        last step, and as None before the first one.  So does a function of the step in
+        `train.RMSPropOptimizer`, whose ``global_step`` belongs to the caller.
+
+        Examples
+        --------
+        >>> import rmsjit
+        >>> opt = rmsjit.RMSprop(rmsjit.schedules.ExponentialDecay(0.1, 1, decay_rate=0.5))
+        >>> opt.iterations = 2
+        >>> opt.current_learning_rate
+        0.025
+        """
+        return self._hyperparameters.current_rate(self._counter)
 
     def _refuse(self, error: BaseException) -> NoReturn:
         """Raise an error that comes before the step, where a strategy's other ranks expect one."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from rmsjit.autodiff.nested import flatten
+from rmsjit.nest import flatten
 from rmsjit.optimizers.accumulation import Accumulator
 from rmsjit.optimizers.arguments import (
     checked_clip_weights,
@@ -26,12 +26,14 @@ from rmsjit.optimizers.arguments import (
     checked_rate,
     checked_rounding,
     checked_weight_decay,
+    refuse_variables,
     with_schedule,
 )
 from rmsjit.optimizers.base import with_shared_parameters
+from rmsjit.optimizers.elsewhere import explaining_arguments
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.grouped import group_configs
-from rmsjit.optimizers.loss_scaling import ScalingOptimizer
+from rmsjit.optimizers.one_step import BlockOptimizer
 from rmsjit.rule.averaging import Averaging
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.form import Form
@@ -127,7 +129,7 @@ def _clipping_bound(name: str, doc: str) -> property:
 
 
 @with_shared_parameters
-class RMSprop(ScalingOptimizer):
+class RMSprop(BlockOptimizer):
     """RMSprop as ``tf.keras.optimizers.legacy.RMSprop`` computes it, on NumPy arrays in place.
 
     With ``g`` the clipped gradient::
@@ -244,6 +246,7 @@ class RMSprop(ScalingOptimizer):
     _momentum_came_later = False
     _is_hooked = False  # whether a subclass overrides one of `_HOOKS`
 
+    @explaining_arguments()
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -283,7 +286,8 @@ class RMSprop(ScalingOptimizer):
         strategy: Strategy | None = None,
     ) -> None:
         if lr is not None:
-            warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=2)
+            refuse_variables("learning_rate", learning_rate)
+            warnings.warn("lr is the old name of learning_rate", DeprecationWarning, stacklevel=3)
             learning_rate = lr
         scale = checked_gradient_scale(maximize, grad_scale)
         of_loss = checked_loss_scale(loss_scale)
@@ -385,24 +389,31 @@ class RMSprop(ScalingOptimizer):
         Everything is checked before the first write: an error leaves variables, slots and
         `iterations` unchanged.
         """
+        aggregate = bool(experimental_aggregate_gradients)
+        block = self._block if self._blocks else None
+        if block is not None:
+            block.add(pairs_of(grads_and_vars), aggregate)
+            return self._iterations
         try:
             pairs = pairs_of(grads_and_vars)
         except BaseException as error:
             self._refuse(error)
+        self._apply(pairs, aggregate)
+        return self._iterations
+
+    def _apply(self, pairs: tuple[Any, ...], aggregate: bool) -> None:
         counter = self._counter
         if pairs and not counter.flags.writeable and self._strategy is None:
             check_counter(counter)
         if self._accumulator is not None:
             if pairs:
-                aggregate = bool(experimental_aggregate_gradients)
                 self._accumulate(self._accumulator, pairs, aggregate)
         elif pairs and (
             self._is_hooked or self.gradient_transformers or self.gradient_aggregator is not None
         ):
-            self._step_through_hooks(pairs, counter, bool(experimental_aggregate_gradients))
+            self._step_through_hooks(pairs, counter, aggregate)
         elif pairs or self._strategy is not None:
-            self._step(pairs, self._clipping, counter, bool(experimental_aggregate_gradients))
-        return self._iterations
+            self._step(pairs, self._clipping, counter, aggregate)
 
     def minimize(
         self,
@@ -417,10 +428,12 @@ class RMSprop(ScalingOptimizer):
         Parameters
         ----------
         loss : callable, or a value with its `tape`
-            A function without arguments that returns the loss, computed by `autograd.numpy` or
-            NumPy from `rmsjit.Variable`.  If the loss is an array, its sum is minimised.
+            Returns the loss, computed by `autograd.numpy` or NumPy.  A function of the variables
+            takes them as arguments, in the order of ``rmsjit.nest.flatten(var_list)``; one without
+            arguments reads `rmsjit.Variable`.  If the loss is an array, its sum is minimised.
         var_list : list, tuple, nested structure, or a callable that returns one
-            The variables; a callable is called after the loss.  May be empty.
+            The variables, of which a function of the variables may take plain arrays.  A callable
+            is called after a loss without arguments.  May be empty.
         grad_loss : array_like, optional
             The upstream gradient, of the shape of `loss`; ones by default.
         name : str, optional
@@ -447,6 +460,14 @@ class RMSprop(ScalingOptimizer):
         >>> opt = rmsjit.RMSprop(learning_rate=0.1)
         >>> print(opt.minimize(lambda: (v ** 2) / 2.0, [v]).numpy(), v.numpy())
         1 9.683772
+
+        The loss as a function of plain arrays:
+
+        >>> import numpy as np
+        >>> w = np.array([10.0])
+        >>> _ = rmsjit.RMSprop(learning_rate=0.1).minimize(lambda w: (w**2).sum() / 2, [w])
+        >>> print(w)
+        [9.68377224]
         """
         pairs = self._compute_gradients(loss, var_list, grad_loss=grad_loss, tape=tape)
         return self.apply_gradients(pairs, name=name)
@@ -502,10 +523,12 @@ class RMSprop(ScalingOptimizer):
     def _compute_gradients(
         self, loss: Any, var_list: Any, grad_loss: Any = None, tape: Any = None
     ) -> list[tuple[Any, Any]]:
-        from rmsjit.autodiff.losses import gradients_of
+        from rmsjit.autodiff import losses
 
+        takes_variables = callable(loss) and losses.takes_arguments(loss)
+        compute = losses.gradients_of_arguments if takes_variables else losses.gradients_of
         scaled, upstream = self._upstream(loss, grad_loss)
-        gradients, variables = gradients_of(scaled, var_list, upstream, tape)
+        gradients, variables = compute(scaled, var_list, upstream, tape)
         return list(zip(gradients, variables, strict=True))
 
     # --- hooks for subclasses ---------------------------------------------------------------

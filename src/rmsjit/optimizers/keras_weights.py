@@ -9,16 +9,18 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rmsjit.optimizers.arguments import Initializer, initial_value
-from rmsjit.optimizers.base import Optimizer, is_integer_scalar
+from rmsjit.optimizers.base import is_integer_scalar
+from rmsjit.optimizers.structured import StructuredOptimizer
 from rmsjit.optimizers.uninterrupted import copying, run
 from rmsjit.steps.pairs import check_variable
 from rmsjit.variables import Variable, array_of
 
 
-class WeightedOptimizer(Optimizer):
+class WeightedOptimizer(StructuredOptimizer):
     """The part of `rmsjit.RMSprop` that exposes its state."""
 
     _has_steps = True
+    _counter: NDArray[Any]
 
     def __init__(self, name: str, *arguments: Any) -> None:
         super().__init__(name, *arguments)

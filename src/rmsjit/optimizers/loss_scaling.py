@@ -43,7 +43,7 @@ class ScalingOptimizer(AccumulatingOptimizer):
         if grad_loss is not None:
             return loss, np.asarray(grad_loss) * self.loss_scale
         if callable(loss):
-            return lambda: self.scale_loss(loss()), None
+            return lambda *variables: self.scale_loss(loss(*variables)), None
         return loss, np.full(np.shape(loss), self.loss_scale)
 
     def _arguments_of_scale(self) -> dict[str, Any]:

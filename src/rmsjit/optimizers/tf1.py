@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,13 +13,16 @@ from rmsjit.optimizers.arguments import (
     checked_factor,
     checked_flag,
     checked_gradient_scale,
+    checked_rate,
     checked_rounding,
     checked_weight_decay,
 )
-from rmsjit.optimizers.base import Optimizer, is_integer_scalar, with_shared_parameters
+from rmsjit.optimizers.base import is_integer_scalar, with_shared_parameters
+from rmsjit.optimizers.elsewhere import explaining_arguments
+from rmsjit.optimizers.structured import StructuredOptimizer
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.form import STOCHASTIC
-from rmsjit.rule.hyperparameters import Hyperparameters, checked, is_used
+from rmsjit.rule.hyperparameters import Hyperparameters, is_used
 from rmsjit.rule.presets import tf1, with_precision, with_terms
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.slots import SlotAllocator
@@ -32,7 +34,7 @@ GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2
 
 
 @with_shared_parameters
-class RMSPropOptimizer(Optimizer):
+class RMSPropOptimizer(StructuredOptimizer):
     """RMSprop as ``tf.train.RMSPropOptimizer`` computes it, on NumPy arrays in place.
 
     With ``g`` the gradient::
@@ -92,6 +94,7 @@ class RMSPropOptimizer(Optimizer):
     GATE_OP = GATE_OP
     GATE_GRAPH = GATE_GRAPH
 
+    @explaining_arguments(rho="decay")
     def __init__(
         self,
         learning_rate: Any,
@@ -118,7 +121,7 @@ class RMSPropOptimizer(Optimizer):
         strategy: Strategy | None = None,
     ) -> None:
         numbers = {
-            "learning_rate": checked("learning_rate", learning_rate),
+            "learning_rate": checked_rate("learning_rate", learning_rate, schedule=False),
             "rho": checked_factor("decay", decay),
             "momentum": checked_factor("momentum", momentum),
             "epsilon": checked_epsilon("epsilon", epsilon),
@@ -211,7 +214,7 @@ class RMSPropOptimizer(Optimizer):
 
         if var_list is None:
             gradients, variables = losses.gradients_of_touched(loss, grad_loss)
-        elif _takes_arguments(loss):
+        elif losses.takes_arguments(loss):
             gradients, variables = losses.gradients_of_arguments(loss, var_list, grad_loss)
         else:
             gradients, variables = losses.gradients_of(loss, var_list, grad_loss)
@@ -405,19 +408,3 @@ def _check_graph_arguments(gate: Any, aggregation: Any, colocate: Any) -> None:
         raise ValueError(f"aggregation_method must be None, 0, 1 or 2, got {aggregation!r}")
     if not isinstance(colocate, (bool, np.bool_)):
         raise ValueError(f"colocate_gradients_with_ops must be True or False, got {colocate!r}")
-
-
-def _takes_arguments(loss: Callable[..., Any]) -> bool:
-    """Whether a loss takes the variables; TensorFlow itself calls it without arguments."""
-    try:
-        parameters = inspect.signature(loss).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        return True
-    return any(
-        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
-        or (
-            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            and parameter.default is parameter.empty
-        )
-        for parameter in parameters
-    )

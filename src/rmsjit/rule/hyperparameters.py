@@ -137,9 +137,8 @@ class Hyperparameters:
     ) -> StepNumbers:
         iterations = 0 if counter is None else int(counter)
         read = self._rounding(value_of) if self._in_float32 else value_of
-        calls = (iterations + 1) * self._calls_per_step - 1
         return StepNumbers(
-            read("learning_rate", calls) / (1.0 + read("decay", iterations) * iterations),
+            self._rate(iterations, read),
             in_unit_interval(self._name("rho"), read("rho", iterations)),
             in_unit_interval(self._name("momentum"), read("momentum", iterations)),
             positive(self._name("epsilon"), read("epsilon", iterations)),
@@ -149,6 +148,28 @@ class Hyperparameters:
             *self._of_average(iterations),
         )
 
+    def _rate(self, iterations: int, read: Callable[[str, int], float]) -> float:
+        calls = (iterations + 1) * self._calls_per_step - 1
+        return read("learning_rate", calls) / (1.0 + read("decay", iterations) * iterations)
+
+    def current_rate(self, counter: NDArray[Any] | None) -> float | None:
+        """The learning rate of the next step, without calling a function that takes no step.
+
+        Such a function may return another value at each call, so the value that it last returned
+        counts; None if there is none.  The same holds for any function if steps are not counted.
+        """
+        given = self._given["learning_rate"]
+        is_function = callable(given) and not is_schedule(given)
+        read: Callable[[str, int], float]
+        if not is_function or ("learning_rate" in self._of_step and counter is not None):
+            read = self._value
+        elif "learning_rate" in self._used:
+            read = self.last
+        else:
+            return None
+        read = self._rounding(read) if self._in_float32 else read
+        return self._rate(0 if counter is None else int(counter), read)
+
     def _of_average(self, steps: int) -> tuple[float, float]:
         """The numbers of the average of the weights."""
         if self.averaging is None:
@@ -157,6 +178,14 @@ class Hyperparameters:
 
     def now(self, name: str, iterations: int = 0) -> float:
         """The current value; schedules and functions of the step depend on `iterations`."""
+        value = self._value(name, iterations)
+        given = self._given[name]
+        if callable(given) and not is_schedule(given):
+            self._used[name] = value
+        return value
+
+    def _value(self, name: str, iterations: int) -> float:
+        """The same, without noting what a function returns."""
         given, title = self._given[name], self._name(name)
         if isinstance(given, float):
             return given
@@ -167,8 +196,7 @@ class Hyperparameters:
         function = getattr(given, "__qualname__", repr(given))
         arguments = (iterations,) if name in self._of_step else ()
         call = f"{function}({', '.join(map(str, arguments))})"
-        value = self._used[name] = as_number(f"{title} (from {call})", given(*arguments))
-        return value
+        return as_number(f"{title} (from {call})", given(*arguments))
 
     def last(self, name: str, iterations: int = 0) -> float:
         """The value that the last step used.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from rmsjit.arrays.layout import Key
 from rmsjit.runtime.warning import warn
 from rmsjit.state.entries import Entry, stem_of
+from rmsjit.variables import is_trainable
 
 
 class Group(Protocol):
@@ -51,7 +52,8 @@ class Assignment(NamedTuple):
     rows : int64 array, shape (variables,)
         The row of each variable.
     frozen : frozenset of int
-        The positions of the variables that are not updated.
+        The positions of the variables that are not updated: those of frozen groups, and those that
+        are not trainable.
     """
 
     groups: int
@@ -132,8 +134,9 @@ class Grouping:
         find : callable
             Gives the entry of a variable, or None.
         """
+        fixed = {k for k, variable in enumerate(variables) if not is_trainable(variable)}
         if not self.groups:
-            return Assignment(1, np.zeros(len(variables), np.int64))
+            return Assignment(1, np.zeros(len(variables), np.int64), frozenset(fixed))
         rows = [
             self.row_of(entry or find(variable), stem_of(variable))
             for variable, entry in zip(variables, entries, strict=True)
@@ -143,7 +146,7 @@ class Grouping:
                 self._idle = [g for g in self._idle if g is not self.groups[row - 1]]
                 self._unseen.pop(entry.key, None)
         frozen = {k for k, row in enumerate(rows) if row and self.groups[row - 1].frozen}
-        return Assignment(len(self.groups) + 1, np.array(rows, np.int64), frozenset(frozen))
+        return Assignment(len(self.groups) + 1, np.array(rows, np.int64), frozenset(frozen | fixed))
 
     def warn_of_unused(self) -> None:
         """Warn once of what no step has used; variables that are frozen need no gradient."""

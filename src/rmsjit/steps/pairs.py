@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import SUPPORTED, Precision, converted, precision_of
 from rmsjit.arrays.layout import layout_of, overlaps_itself
 from rmsjit.arrays.masked import refuse_masked
-from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.indexed_slices import IndexedSlices, maker_of_slices
 from rmsjit.runtime.warning import warn
 from rmsjit.variables import Variable, array_of, brief
 
 _MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits
 
 Pairs = tuple[Any, ...]
+Position = int | str  # of a pair in its list; or its path in the structures of `RMSprop.step`
 
 
 def pairs_of(grads_and_vars: Iterable[Any]) -> Pairs:
@@ -105,7 +106,7 @@ def warn_of_missing(names: Sequence[str]) -> None:
     warn(f"no gradient for {', '.join(names)}: left unchanged")
 
 
-def check_is_array(variable: Any, position: int) -> None:
+def check_is_array(variable: Any, position: Position) -> None:
     """Raise `TypeError` unless a variable is or holds an array."""
     if not isinstance(array_of(variable), np.ndarray):
         raise TypeError(
@@ -114,7 +115,7 @@ def check_is_array(variable: Any, position: int) -> None:
         )
 
 
-def check_variable(variable: Any, position: int) -> Precision:
+def check_variable(variable: Any, position: Position) -> Precision:
     """Check that a variable can be trained; its precision.
 
     Raises
@@ -147,7 +148,7 @@ def check_variable(variable: Any, position: int) -> Precision:
     return precision
 
 
-def dense_gradient(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
+def dense_gradient(gradient: Any, variable: Any, position: Position) -> NDArray[Any]:
     """The gradient as an array, of its variable's shape and of a dtype that can be cast.
 
     Raises
@@ -177,7 +178,7 @@ def dense_gradient(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
 
 
 def sparse_gradient(
-    gradient: IndexedSlices, variable: Any, position: int
+    gradient: IndexedSlices, variable: Any, position: Position
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """The values and indices of a sparse gradient that fits its variable.
 
@@ -216,7 +217,7 @@ def sparse_gradient(
     return gradient.values, np.array(gradient.indices, np.int64)
 
 
-def index_error(gradient: IndexedSlices, k: int, variable: Any, position: int) -> IndexError:
+def index_error(gradient: IndexedSlices, k: int, variable: Any, position: Position) -> IndexError:
     """The error for an index that is out of range."""
     rows = array_of(variable).shape[0]
     return IndexError(
@@ -225,10 +226,16 @@ def index_error(gradient: IndexedSlices, k: int, variable: Any, position: int) -
     )
 
 
-def _as_array(gradient: Any, variable: Any, position: int) -> NDArray[Any]:
+def _as_array(gradient: Any, variable: Any, position: Position) -> NDArray[Any]:
     gradient = array_of(gradient)
     if isinstance(gradient, np.ndarray):
         return gradient
+    maker = maker_of_slices(gradient)
+    if maker is not None:
+        raise TypeError(
+            f"{_gradient_of(variable, position)} must be an array or an rmsjit.IndexedSlices, got "
+            f"a sparse {type(gradient).__name__}: give rmsjit.IndexedSlices.{maker}(gradient)"
+        )
     known = isinstance(gradient, (list, tuple, numbers.Number, np.generic))
     if not (known or hasattr(gradient, "__array__")):
         raise TypeError(
@@ -249,12 +256,23 @@ def is_sparse(kind: type) -> bool:
     return issubclass(kind, IndexedSlices)
 
 
-def _gradient_of(variable: Any, position: int) -> str:
+def check_indices(gradient: IndexedSlices, variable: Any, position: Position) -> None:
+    """Raise `IndexError` if an index is not a row of the table."""
+    outside = (gradient.indices < 0) | (gradient.indices >= len(array_of(variable)))
+    if outside.any():
+        raise index_error(gradient, int(outside.argmax()), variable, position)
+
+
+def _gradient_of(variable: Any, position: Position) -> str:
+    if isinstance(position, str):
+        return f"gradients{position}, the gradient of params{position},"
     return f"the gradient of {naming(variable, position)}"
 
 
-def naming(variable: Any, position: int) -> str:
+def naming(variable: Any, position: Position) -> str:
     """How messages name a variable."""
+    if isinstance(position, str):
+        return f"params{position}"
     if isinstance(variable, Variable):
         return f"variable {position} ({variable.name})"
     return f"variable {position}"

@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from rmsjit.arrays.layout import address_of, array_key
-from rmsjit.variables import Variable, array_of
+from rmsjit.variables import Variable, array_of, is_trainable
 
 MOST = 16  # plans of each sort; a training loop has one list of variables, a GAN a few
 
@@ -90,7 +90,7 @@ def layouts_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ..
 def _view_of(variable: Any) -> tuple[Any, ...]:
     array = array_of(variable)
     constrained = isinstance(variable, Variable) and variable.constraint is not None
-    return (array_key(array), array.shape, array.strides, constrained)
+    return (array_key(array), array.shape, array.strides, constrained, is_trainable(variable))
 
 
 def identity_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:

@@ -1,0 +1,82 @@
+"""What other libraries call things: errors that say how they are written here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., None])
+
+_PAIRS = "opt.apply_gradients([(gradient, variable)])"
+_TORCH = "rmsjit.torch.RMSprop is an optimizer of PyTorch"
+_ATTRIBUTES = {
+    "zero_grad": f"there is nothing to set to zero, since gradients are given to {_PAIRS}",
+    "param_groups": f"opt.groups has the groups, opt.add_group makes one; {_TORCH}",
+    "add_param_group": f"opt.add_group makes a group; {_TORCH}",
+    "state_dict": (
+        "rmsjit.save(path, opt, variables) saves all state, opt.get_weights() returns it, and "
+        "rmsjit.interop.to_torch_state_dict makes one of PyTorch"
+    ),
+    "load_state_dict": (
+        "rmsjit.load(path, opt, variables) loads what rmsjit.save has saved, opt.set_weights sets "
+        "the state, and rmsjit.interop.from_torch_state_dict takes one of PyTorch"
+    ),
+    "update": f"{_PAIRS} updates variables in place; there is no state to pass around",
+    "init": "opt.build(variables) makes the slots; there is no state to pass around",
+}
+_ARGUMENTS = {
+    "lr": "learning_rate",
+    "step_size": "learning_rate",
+    "alpha": "rho",
+    "gamma": "rho",
+    "smoothing_constant": "rho",
+    "eps": "epsilon",
+}
+
+
+class ForeignNames:
+    """Answers attributes that other libraries' optimizers have by what to write instead."""
+
+    if not TYPE_CHECKING:  # or any misspelt attribute would be of type Any
+
+        def __getattr__(self, name):
+            """Raise `AttributeError`; called for attributes that are not there."""
+            hint = _ATTRIBUTES.get(name)
+            if hint is None:
+                return object.__getattribute__(self, name)  # raises the usual error
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}: {hint}",
+                name=name,
+                obj=self,
+            )
+
+
+def explaining_arguments(**own: str) -> Callable[[F], F]:
+    """A decorator of ``__init__``, which then explains the arguments of other libraries.
+
+    Parameters
+    ----------
+    **own : str
+        The names of the optimizer's arguments that differ from those of `RMSprop`.
+    """
+
+    def decorated(init: F) -> F:
+        known = inspect.signature(init).parameters
+
+        @functools.wraps(init)
+        def explained(self: Any, *args: Any, **kwargs: Any) -> None:
+            for name in kwargs:
+                if name in _ARGUMENTS and name not in known:
+                    here = own.get(_ARGUMENTS[name], _ARGUMENTS[name])
+                    raise TypeError(
+                        f"{type(self).__name__} has no argument {name!r}: it is called {here!r} "
+                        f"here, and the functions of rmsjit.forms take the arguments of other "
+                        f"libraries"
+                    )
+            init(self, *args, **kwargs)
+
+        return cast(F, explained)
+
+    return decorated
