@@ -499,7 +499,7 @@ def test_structures_of_sources_and_targets():
     assert tape.gradient([target, {"x": other}], a, [None, {"x": [10.0]}]) == 26
     assert tape.gradient(a, a) == 1
     assert tape.gradient([a, target], [a]) == [7]
-    with pytest.raises(ValueError, match="structure of 2 parts"):
+    with pytest.raises(ValueError, match="length of target, 2, got 1"):
         tape.gradient([target, other], a, [None])
 
 

@@ -348,7 +348,7 @@ BAD_ARGUMENTS = [
     ({"learning_rate": "fast"}, TypeError, r"learning_rate must be a number, got 'fast'"),
     ({"learning_rate": None}, TypeError, r"learning_rate must be a number, got None"),
     ({"learning_rate": True}, TypeError, r"learning_rate must be a number, got True"),
-    ({"learning_rate": np.ones(2)}, TypeError, r"learning_rate must be a number, got array"),
+    ({"learning_rate": np.ones(2)}, TypeError, r"learning_rate .*got ndarray array"),
     ({"learning_rate": [0.1]}, TypeError, r"learning_rate must be a number, got \[0.1\]"),
     ({"learning_rate": np.nan}, ValueError, r"learning_rate must be finite, got nan"),
     ({"learning_rate": np.inf}, ValueError, r"learning_rate must be finite, got inf"),

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import address_of
+
+# What a memoryview holds its object through, together with other views of the same buffer.
+_Buffer = type(gc.get_referents(memoryview(b""))[0])
 
 
 class Ground(NamedTuple):
@@ -83,7 +87,8 @@ def held_elsewhere(owned: Sequence[Iterable[NDArray[Any]]]) -> list[bool]:
     """For each group of arrays over the same memory, whether anybody else holds that memory.
 
     Each group must contain all of our own arrays over the memory: private views, or arrays that we
-    allocated.  The result is also true if we can't know, as for memory of other libraries.
+    allocated.  The result is also true if we can't know, as for memory of other libraries.  The
+    bytes that an array was unpickled from are known.
     """
     counts = _Counts()
     groups = [list(views) for views in owned]
@@ -105,14 +110,12 @@ class _Counts:
         self._external: dict[int, int] | None = None
 
     def walk(self, view: NDArray[Any]) -> None:
-        """Count the reference that each array in the chain has to the next."""
-        base: Any = view.base
-        while isinstance(base, np.ndarray):
-            counted = self._own.setdefault(id(base), [base, 0])
+        """Count the reference that each object in the chain has to the next."""
+        for below in _chain(view):
+            counted = self._own.setdefault(id(below), [below, 0])
             counted[1] += 1
             if counted[1] > 1:
                 return
-            base = base.base
 
     def is_held(self, view: NDArray[Any]) -> bool:
         if self._external is None:
@@ -120,16 +123,26 @@ class _Counts:
             self._external = {
                 key: references[key] - own - self._held_by_us for key, (_, own) in self._own.items()
             }
-        base: Any = view.base
-        while isinstance(base, np.ndarray):
-            if self._external[id(base)] > 0:
+        last: Any = None
+        for last in _chain(view):
+            if self._external[id(last)] > 0:
                 return True
-            if base.base is None:
-                return not base.flags.owndata
-            base = base.base
-        return True
+        if isinstance(last, np.ndarray) and last.base is None:
+            return not last.flags.owndata
+        return not isinstance(last, (bytes, bytearray))
 
     def _references(self) -> dict[int, int]:
         if not getattr(sys, "_is_gil_enabled", lambda: True)():
             return dict.fromkeys(self._own, sys.maxsize)
         return {key: sys.getrefcount(counted[0]) for key, counted in self._own.items()}
+
+
+def _chain(view: NDArray[Any]) -> Iterator[Any]:
+    """The objects below a view, each of which holds the next one, as far as they are counted."""
+    below: Any = view.base
+    while isinstance(below, (np.ndarray, memoryview, _Buffer, bytes, bytearray)):
+        yield below
+        if isinstance(below, np.ndarray):
+            below = below.base
+        else:  # bytes hold nothing, nor does a memoryview that was released
+            below = next(iter(gc.get_referents(below)), None)

@@ -51,7 +51,7 @@ def from_config(
     (0.99, 'outside')
     """
     arguments = _arguments(config)
-    if "form" in arguments:  # rmsjit's own
+    if "form" in arguments or "rmsjit" in arguments:  # rmsjit's own
         return RMSprop.from_config(arguments, dict(custom_objects or {}))
     library = library_of(arguments)
     rate = library.numbers["learning_rate"].name

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rmsjit.nest import flatten
 from rmsjit.rule.hyperparameters import (
     as_number,
     checked,
@@ -58,12 +59,11 @@ def refuse_variables(name: str, value: Any) -> None:
 
 
 def _holds_variables(value: Any) -> bool:
-    """Whether a value is an array, a tensor, or anything that may hold them, as PyTorch takes."""
-    if isinstance(value, dict):
-        return "class_name" not in value  # else it is the configuration of a schedule
-    if callable(value) or isinstance(value, (str, bytes)):
-        return False
-    return isinstance(value, Iterable) and getattr(array_of(value), "ndim", 1) > 0
+    """Whether a value is an array or tensor, a structure of them, or an iterator, as in PyTorch."""
+    if isinstance(value, Iterator):
+        return True
+    leaves = (array_of(leaf) for leaf in flatten(value))
+    return any(getattr(leaf, "ndim", 0) > 0 for leaf in leaves)
 
 
 def checked_nonnegative(name: str, value: Any) -> float:

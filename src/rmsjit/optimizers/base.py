@@ -35,6 +35,7 @@ from rmsjit.state.entries import Entry
 from rmsjit.state.slots import SlotAllocator, SlotStore
 from rmsjit.steps.entering import build, first_epsilon
 from rmsjit.steps.moving import forget, rebind, resize_rows
+from rmsjit.steps.nonfinite import PROPAGATE
 from rmsjit.steps.pairs import Pairs
 from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
@@ -149,6 +150,16 @@ class Optimizer(ForeignNames):
             self._track_norms,
             self._seed,
         )
+
+    def _run_settings(self) -> dict[str, Any]:
+        """The arguments that say how steps are run, as far as they are not the defaults."""
+        given = {
+            "sparse": ("exact" if self._exact else "rows", "rows"),
+            "nonfinite": (self._nonfinite, PROPAGATE),
+            "track_norms": (self._track_norms, False),
+            "num_threads": (self._num_threads, None),
+        }
+        return {name: value for name, (value, default) in given.items() if value != default}
 
     def _watch_gathers(self) -> None:
         """Bring rows up to date whenever `rmsjit.gather` is about to read them."""

@@ -58,6 +58,7 @@ Aggregator = Callable[[Pairs], Sequence[Any]]
 
 _HOOKS = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
 DEFAULT_EPSILON = 1e-7
+_OWN_PART = "rmsjit"  # of a configuration: a name that no argument of Keras has
 _SINCE_KERAS_2_11 = {  # only in configurations of the optimizers that replaced the legacy ones
     "ema_momentum",
     "ema_overwrite_frequency",
@@ -712,15 +713,17 @@ class RMSprop(BlockOptimizer):
 
         A callable becomes the value that the last step used, or its current value if there was no
         step; a schedule becomes its own configuration.  Variables of groups become their numbers in
-        the order in which they got slots.
+        the order in which they got slots.  Arguments that tf-keras does not have are there if they
+        are used: `sparse`, `nonfinite`, `track_norms` and `num_threads` in a dict "rmsjit".
 
         Raises
         ------
         TypeError
             If a custom schedule can't be serialised, or a variable of a group has no slots yet.
         """
-        config, groups = self._own_config(), group_configs(self._store)
-        return config | {"groups": groups} if groups else config
+        config = self._own_config()
+        further = {"groups": group_configs(self._store), _OWN_PART: self._run_settings()}
+        return config | {name: part for name, part in further.items() if part}
 
     def _own_config(self) -> dict[str, Any]:
         """The configuration without groups of variables."""
@@ -791,12 +794,13 @@ class RMSprop(BlockOptimizer):
         """
         arguments = dict(config)
         groups = arguments.pop("groups", ())
+        own = arguments.pop(_OWN_PART, {})
         _refuse_newer_keras(arguments, inspect.signature(cls).parameters)
         if "lr" in arguments:
             arguments["learning_rate"] = arguments.pop("lr")
         if isinstance(arguments.get("form"), dict):
             arguments["form"] = Form.from_dict(arguments["form"])
-        optimizer = cls(**with_schedule(arguments, custom_objects))
+        optimizer = cls(**with_schedule(arguments, custom_objects), **own)
         for group in groups:
             optimizer.add_group(**with_schedule(group, custom_objects))
         return optimizer

@@ -27,6 +27,18 @@ class WeightedOptimizer(StructuredOptimizer):
         self._counter = np.zeros((), np.int64)
         self._iterations = Variable(self._counter, f"{self._name}/iter", trainable=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The state for a copy, in which the counter is found in `iterations`."""
+        return {name: value for name, value in super().__getstate__().items() if name != "_counter"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        array = self._iterations.array
+        if not array.flags.writeable or isinstance(array, np.memmap):  # a message, or a file
+            array = array.copy()
+            self._iterations = Variable(array, self._iterations.name, trainable=False)
+        self._counter = array
+
     @property
     def iterations(self) -> Variable:
         """The number of steps taken, an int64 `Variable`."""

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import dtype_named
-from rmsjit.arrays.layout import Key, Layout, address_of, canonical_view, layout_of
+from rmsjit.arrays.layout import Key, Layout, address_of, array_key, canonical_view, layout_of
 from rmsjit.arrays.owners import anchor_of, held_elsewhere, private_view
 from rmsjit.state.entries import Entry, Home, entry_of
-from rmsjit.variables import array_of
+from rmsjit.variables import Variable, array_of
 
 
 class InOwner(NamedTuple):
@@ -61,8 +61,10 @@ def described(entries: Iterable[Entry]) -> list[Described]:
 
 def _described(entry: Entry, things: list[Any], is_held: bool) -> Described:
     slots, views = entry.slots, [(entry.owner, entry.layout)] if is_held else []
+    objects = [(thing, layout_of(array_of(thing))) for thing in things]
     if entry.homes:  # a copy that no step has used: any of these may still be the variable
-        things, views = [], [(home.view, home.layout) for home in entry.homes]
+        objects = _objects_at_homes(entry)
+        views = [(home.view, home.layout) for home in entry.homes]
         slots = {name: entry.homes[0].to_original(flat) for name, flat in slots.items()}
     return Described(
         entry.name,
@@ -71,11 +73,21 @@ def _described(entry: Entry, things: list[Any], is_held: bool) -> Described:
         entry.shape,
         entry.precision.name,
         entry.layout,
-        [(thing, layout_of(array_of(thing))) for thing in things],
+        objects,
         [(anchor_of(view), _place(view), layout) for view, layout in views],
         slots,
         entry.group,
     )
+
+
+def _objects_at_homes(entry: Entry) -> list[tuple[Any, Layout]]:
+    """The objects that were copied with an entry and are alive, with the layout of the original.
+
+    An unpickled array may be a view of another array, which is not the one that the user has.
+    """
+    layouts = {home.key: home.layout for home in entry.homes}
+    things = {array_key(array_of(thing)): thing for thing in entry.remembered()}
+    return [(thing, layouts[key]) for key, thing in things.items() if key in layouts]
 
 
 def _place(view: NDArray[Any]) -> InOwner:
@@ -84,19 +96,26 @@ def _place(view: NDArray[Any]) -> InOwner:
     return InOwner(offset, view.shape, view.strides, anchor.shape, anchor.strides)
 
 
-def revived(state: Described) -> Entry:
-    """The entry of the copy, with all arrays that may be its variable, but without slots."""
-    homes = [Home(private_view(array_of(thing)), layout) for thing, layout in state.objects]
+def revived(state: Described, links_arrays: bool) -> Entry:
+    """The entry of the copy, with all arrays that may be its variable, but without slots.
+
+    Where copying has made several arrays of one (`links_arrays` is False, as with joblib), only
+    those of a `Variable`, which it has not, may still be the user's; the others tell the values.
+    """
+    homes = [
+        Home(private_view(array_of(thing)), layout, links_arrays or isinstance(thing, Variable))
+        for thing, layout in state.objects
+    ]
     for anchor, place, layout in state.places:
         view = _view_at(place, anchor, state.dtype)
         if view is not None:
-            homes.append(Home(view, layout))
+            homes.append(Home(view, layout, links_arrays))
     if not homes:  # nobody holds the variable: a placeholder without memory, see `is_nowhere`
         view = np.broadcast_to(np.zeros((), dtype_named(state.dtype)), state.shape)
-        homes.append(Home(view, state.layout))
+        homes.append(Home(view, state.layout, links_arrays))
     entry = entry_of(homes[0].view)
     entry.given = ()  # without our own view
-    for thing, _ in state.objects:
+    for thing in [*(thing for thing, _ in state.objects), *(array for array, _, _ in state.places)]:
         entry.saw(thing)
     entry.name, entry.stem, entry.origin = state.name, state.stem, state.origin
     entry.homes, entry.group = tuple(homes), state.group

@@ -31,6 +31,7 @@ class Home(NamedTuple):
 
     view: NDArray[Any]  # our view of the copy
     layout: Layout  # of the original array, which may differ from that of the copy
+    is_linked: bool  # whether the user's copy of the variable may be the same memory
 
     @property
     def key(self) -> Key:
@@ -150,10 +151,13 @@ class Entry:
                 seen = (*alive[1 - _MOST_GIVEN :], reference)
         self.given = seen
 
+    def remembered(self) -> list[Any]:
+        """The remembered objects that are alive."""
+        return [thing for reference in self.given if (thing := reference()) is not None]
+
     def objects(self) -> list[Any]:
         """The remembered objects that are alive and still refer to this memory."""
-        alive = [thing for reference in self.given if (thing := reference()) is not None]
-        return [thing for thing in alive if array_key(array_of(thing)) == self.key]
+        return [thing for thing in self.remembered() if array_key(array_of(thing)) == self.key]
 
     def follow(self, other: Entry) -> None:
         """Become the successor of another entry."""

@@ -34,7 +34,7 @@ def meet(store: SlotStore, key: Key, array: NDArray[Any], name: str = "") -> Non
 def _settle(store: SlotStore) -> None:
     """Settle each entry that has exactly one home that somebody else holds."""
     unmet = _distinct(store.unmet.values())
-    homes = [(entry, home) for entry in unmet for home in entry.homes]
+    homes = [(entry, home) for entry in unmet for home in entry.homes if home.is_linked]
     views = [
         [home.view, *(entry.own_views[:3] if home is entry.homes[0] else ())]
         for entry, home in homes

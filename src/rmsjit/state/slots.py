@@ -299,9 +299,10 @@ class SlotStore:
                 self.tell(
                     "seen once",
                     f"{count} variables of shape {shape} and dtype {dtype} were stepped once each "
-                    f"and are gone, with their state: `w = w - x`, and functions that return new "
-                    f"parameters, make new arrays; to keep the state, change arrays in place, as "
-                    f"in `w -= x` or `w[...] = w - x`",
+                    f"and are gone, with their state: `w = w - x`, or `w = w*0.9999` before each "
+                    f"step, and functions that return new parameters make new arrays; to keep the "
+                    f"state, change arrays in place, as in `w -= x`, `w *= 0.9999` or "
+                    f"`w[...] = w - x`",
                 )
 
     def named(self, variable: Any) -> Entry:
@@ -397,7 +398,7 @@ class SlotStore:
         for group in self.grouping.groups:
             group.epoch = self.epoch
         self.links_arrays = state["probe"][0] is state["probe"][1]
-        entries = [revived(known) for known in state["entries"]]
+        entries = [revived(known, self.links_arrays) for known in state["entries"]]
         for entry, known in zip(entries, state["entries"], strict=True):
             for slot, flat in known.slots.items():
                 ordered = entry.homes[0].from_original(flat)
