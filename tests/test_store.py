@@ -153,7 +153,7 @@ def obtained(monkeypatch):
     """Whether a kernel was compiled, and the warnings; nothing is really compiled."""
     compiled = []
     monkeypatch.setattr(cache, "_compiled", lambda *_: compiled.append(True))
-    monkeypatch.setattr(cache, "_packed", lambda _: b"packed")
+    monkeypatch.setattr(cache.numba_internals, "packed", lambda _: b"packed")
     monkeypatch.setattr(cache, "_as_kernel", lambda result: (result, None))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import rmsjit
+from rmsjit.runtime import numba_internals
 
 Array = NDArray[np.float32]
 
@@ -101,15 +102,13 @@ def compile_ahead(variables: Sequence[Array], gradients: Sequence[Any] | None = 
     str
         The time taken, and whether the kernels were compiled or came from the cache.
     """
-    from numba.core import event
-
     copies = [variable.copy() for variable in variables]
     if gradients is None:
         gradients = [np.zeros_like(copy) for copy in copies]
     start = time.perf_counter()
-    with event.install_recorder("numba:compile") as compilations:
+    with numba_internals.compilations() as compiled:
         rmsjit.RMSprop().apply_gradients(zip(gradients, copies, strict=True))
     seconds = time.perf_counter() - start
-    if compilations.buffer:
+    if compiled:
         return f"Compiled the kernels in {seconds:.1f} s"
     return f"Loaded the compiled kernels from the cache in {seconds:.1f} s"

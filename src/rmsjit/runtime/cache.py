@@ -8,10 +8,10 @@ the code depends on, so editing a kernel's source never leads to stale code.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib.util
-import pickle
 import pkgutil
 import platform
 import sys
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmsjit.runtime import forks, store, threads
+from rmsjit.runtime import forks, numba_internals, store, threads
 from rmsjit.runtime.flags import FLAGS
 from rmsjit.runtime.settings import compilable, numba_config
 from rmsjit.runtime.store import cache_folder
@@ -31,6 +31,7 @@ _OTHER_SOURCES = (  # that kernels depend on
     "rule/numbers.py",
     "runtime/cache.py",
     "runtime/flags.py",
+    "runtime/numba_internals.py",
     "state/clock.py",
 )
 _SETTINGS_IN_CODE = (  # the settings of Numba that machine code depends on
@@ -92,8 +93,23 @@ def compile_kernel(
             with compilable():
                 if parallel:
                     threads.start()
-                _kernels[identity] = _obtain(name, str(identity), make, arguments, flags)
+                _kernels[identity] = _obtain_somehow(name, str(identity), make, arguments, flags)
         return _kernels[identity][0]
+
+
+def _obtain_somehow(
+    name: str,
+    key: str,
+    make: Callable[[], Callable[..., Any]],
+    arguments: int,
+    flags: Mapping[str, Any],
+) -> tuple[Kernel, Any]:
+    """The kernel, also with a version of Numba that lacks what its fast calls need."""
+    try:
+        return _obtain(name, key, make, arguments, flags)
+    except numba_internals.MissingNameError as error:
+        store.warn_once(None, error)
+        return _public(make, arguments, flags)
 
 
 def _obtain(
@@ -122,15 +138,14 @@ def _obtain(
         return _as_kernel(found)
     result = _compiled(make, arguments, flags)
     try:
-        store.write(path, identity, _packed(result))
+        store.write(path, identity, numba_internals.packed(result))
     except Exception as error:  # such as a full disk or a read-only folder
         store.warn_once(folder, error)
     return _as_kernel(result)
 
 
 def _as_kernel(result: Any) -> tuple[Kernel, Any]:
-    address = result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
-    return Kernel(result.entry_point, address), result
+    return Kernel(*numba_internals.entry(result)), result
 
 
 def _compiled(
@@ -141,44 +156,30 @@ def _compiled(
     signature = (int64,) * arguments
     dispatcher = njit(**flags)(make())
     dispatcher.compile(int64(*signature))
-    return dispatcher.overloads[signature]
+    return numba_internals.result_of(dispatcher, signature)
 
 
-def _packed(result: Any) -> bytes:
-    from numba.core import serialize
+def _public(
+    make: Callable[[], Callable[..., Any]], arguments: int, flags: Mapping[str, Any]
+) -> tuple[Kernel, Any]:
+    """The kernel from documented functions of Numba only; its calls from Python are slower."""
+    from numba import cfunc, int64
 
-    if result.lifted or result.library.has_dynamic_globals:
-        raise ValueError(f"{result.fndesc.qualname} can't be stored")
-    dumps: Callable[..., bytes] = serialize.dumps
-    return dumps(result._reduce())
+    function = cfunc(int64(*(int64,) * arguments), **flags)(make())
+    prototype = ctypes.CFUNCTYPE if flags["nogil"] else ctypes.PYFUNCTYPE
+    call = prototype(ctypes.c_int64, *(ctypes.c_int64,) * arguments)(function.address)
+    return Kernel(call, function.address), function
 
 
 def _loaded(path: Path, identity: str) -> Any:
-    """The stored result, or None if there is none.
-
-    This initialises only what machine code needs to run, in a fifth of the time that Numba's
-    compiler takes.
-    """
+    """The stored result, or None if there is none."""
     content = store.read(path, identity)
-    if content is None:
-        return None
-    from numba.core.compiler import CompileResult
-    from numba.core.compiler_lock import global_compiler_lock
-    from numba.core.registry import cpu_target
-    from numba.core.runtime.nrt import rtsys
-
-    rebuild: Callable[..., Any] = CompileResult._rebuild
-    context = cpu_target.target_context
-    with global_compiler_lock:
-        rtsys.initialize(context)
-        return rebuild(context, *pickle.loads(content))
+    return None if content is None else numba_internals.unpacked(content)
 
 
 def _identity(key: str) -> str:
     """Everything that the machine code depends on."""
-    from numba.core.registry import cpu_target
-
-    machine = cpu_target.target_context.codegen().magic_tuple()
+    machine = numba_internals.machine()
     config = numba_config()
     settings = [f"{name}={getattr(config, name, None)}" for name in _SETTINGS_IN_CODE]
     return "|".join(map(str, (key, _digest_of_sources(), _versions(), *machine, *settings)))

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from rmsjit.runtime import numba_internals
+
 
 def numba_config() -> Any:
     """Numba's configuration, from environment variables, its file and assignments."""
-    return import_module("numba.core.config")
+    return import_module("numba").config
 
 
 @contextmanager
@@ -31,6 +33,6 @@ def changed(**values: Any) -> Iterator[None]:
 @contextmanager
 def compilable() -> Iterator[None]:
     """Override the settings that would break or slow down our kernels."""
-    numba_config().reload_config()  # as a compilation does if the environment has changed
+    numba_internals.reload_settings()  # as a compilation does if the environment has changed
     with changed(DISABLE_JIT=0, BOUNDSCHECK=None):
         yield

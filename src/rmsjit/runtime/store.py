@@ -24,6 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from rmsjit.runtime.numba_internals import MissingNameError
 from rmsjit.runtime.warning import warn
 
 _HEAD = b"rmsjit kernel 1\n"
@@ -204,7 +205,9 @@ def warn_once(folder: Path | None, error: Exception) -> None:
         _warned = True
         cause = "it can't determine their sources"
         remedy = "set RMSJIT_CACHE=0 to silence this warning"
-        if folder is not None:
+        if isinstance(error, MissingNameError):
+            cause = "this version of Numba is not one that it was made for"
+        elif folder is not None:
             cause = f"the cache folder {folder} can't be used"
             remedy = (
                 "set RMSJIT_CACHE_DIR to a writable folder of your own, or RMSJIT_CACHE=0 to "

@@ -21,9 +21,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rmsjit.runtime import numba_internals
 from rmsjit.runtime.settings import changed, numba_config
 
-_UFUNC = "numba.np.ufunc"
 _TBB_NAMES = {"linux": "libtbb.so.12", "darwin": "libtbb.12.dylib", "win32": "tbb12.dll"}
 _OLDEST_TBB = 12060  # interface version; Numba refuses older ones, with a warning
 
@@ -70,44 +70,44 @@ def start() -> Layer:
     ValueError
         If the layer required by the user's settings is not available.
     """
-    parallel = import_module(f"{_UFUNC}.parallel")
-    started_before: bool = parallel._is_initialized
+    running = numba_internals.threads_run()
     passive = False
-    if not started_before:
+    if not running:
         _load_tbb()
         passive = not _loaded("libgomp")
         with _passive_openmp() as chosen, _priority_without_old_tbb(), _open_start_method():
-            parallel._launch_threads()
+            numba_internals.start_threads()
         passive = passive and chosen
-    name: str = parallel.threading_layer()
-    gnu = name == "omp" and _openmp_vendor() == "GNU"
+    name: str = import_module("numba").threading_layer()
+    gnu = name == "omp" and numba_internals.openmp_is_gnu()
+    started_before = running is not False  # if unknown, a fork is taken for the worse case
     return Layer(
         name,
         gnu,
         gnu and not passive,
         threading.main_thread().ident if started_before else threading.get_ident(),
         started_before,
-        *_thread_counts(parallel),
+        *_thread_counts(),
     )
 
 
-def _thread_counts(parallel: Any) -> tuple[Callable[[], int], int, int, object]:
+def _thread_counts() -> tuple[Callable[[], int], int, int, object]:
     """The functions behind ``numba.get_num_threads`` and ``set_num_threads``.
 
     The public functions take two locks per call, one of them shared between processes, and release
     the GIL, which can take milliseconds to acquire again.
     """
-    try:
-        functions = parallel._get_num_threads, parallel._set_num_threads
-        get, put = (_address(function) for function in functions)
-    except (AttributeError, ctypes.ArgumentError):  # this Numba has other names for them
-        functions = (
-            ctypes.CFUNCTYPE(ctypes.c_int)(parallel.get_num_threads),
-            ctypes.CFUNCTYPE(None, ctypes.c_int)(parallel.set_num_threads),
-        )
-        get, put = (_address(function) for function in functions)
-        return parallel.get_num_threads, get, put, functions
-    return ctypes.PYFUNCTYPE(ctypes.c_int)(get), get, put, functions
+    functions = numba_internals.thread_counts()
+    if functions is not None:
+        get, put = map(_address, functions)
+        return ctypes.PYFUNCTYPE(ctypes.c_int)(get), get, put, functions
+    numba = import_module("numba")
+    public = (
+        ctypes.CFUNCTYPE(ctypes.c_int)(numba.get_num_threads),
+        ctypes.CFUNCTYPE(None, ctypes.c_int)(numba.set_num_threads),
+    )
+    get, put = map(_address, public)
+    return numba.get_num_threads, get, put, public
 
 
 def _address(function: Any) -> int:
@@ -120,12 +120,7 @@ def keep_tbb_module() -> None:
     In a child forked by another thread than the one that started TBB, freeing it would wait for
     threads that no longer exist.
     """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(import_module(f"{_UFUNC}.tbbpool")))
-
-
-def _openmp_vendor() -> str:
-    vendor: str = getattr(import_module(f"{_UFUNC}.omppool"), "openmp_vendor", "GNU")
-    return vendor
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(numba_internals.tbb_module()))
 
 
 def _load_tbb() -> None:

@@ -1,0 +1,232 @@
+"""All private names of Numba that rmsjit uses, and what it does where a version lacks one.
+
+Checked with Numba 0.61.2 and 0.68.1.  Everywhere else rmsjit uses what Numba documents: `njit`,
+`cfunc`, `prange`, `types`, `numba.config` and `numba.extending`.
+
+- `STORING`: without one of these, kernels can't be kept in the cache.  They are compiled in every
+  process, and a warning says so.  Numba's own cache (``njit(cache=True)``) does not take their
+  place: it can't recognise functions that are made from other functions, and it mixes up serial
+  and parallel versions of one function.
+- `CALLING`: without one of these, kernels are also compiled by the public `numba.cfunc`, which
+  takes a microsecond longer for each call.
+- `THREADING`: without one of these, rmsjit uses slower public functions or makes the careful
+  assumption; `rmsjit.runtime.threading_layer` says which.
+- `OBSERVING`: without it, compilations are not counted.
+
+The options ``forceinline``, ``no_cpython_wrapper`` and ``no_cfunc_wrapper`` of `njit`
+(`rmsjit.runtime.flags`) are not documented either.  If a version refuses one, its error names it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class PrivateName(NamedTuple):
+    """A private name of Numba.
+
+    Attributes
+    ----------
+    module : str
+    name : str
+        With the class, for an attribute of one; empty for the module itself.
+    reason : str
+        What it is needed for.
+    """
+
+    module: str
+    name: str
+    reason: str
+
+
+STORING = (
+    PrivateName(
+        "numba.core.compiler", "CompileResult._reduce", "a compiled function as plain data"
+    ),
+    PrivateName("numba.core.compiler", "CompileResult._rebuild", "a function from this data"),
+    PrivateName("numba.core.serialize", "dumps", "pickles this data, which may hold functions"),
+    PrivateName(
+        "numba.core.codegen", "CodeLibrary.has_dynamic_globals", "whether code has addresses in it"
+    ),
+    PrivateName("numba.core.compiler_lock", "global_compiler_lock", "Numba's lock around LLVM"),
+    PrivateName("numba.core.registry", "cpu_target", "the target that code is loaded for"),
+    PrivateName(
+        "numba.core.codegen", "CPUCodegen.magic_tuple", "the processor that code is compiled for"
+    ),
+    PrivateName("numba.core.runtime.nrt", "rtsys", "starts what compiled code needs to run"),
+)
+CALLING = (
+    PrivateName("numba.core.dispatcher", "Dispatcher.overloads", "what was compiled"),
+    PrivateName(
+        "numba.core.codegen", "JITCodeLibrary.get_pointer_to_function", "an address in the code"
+    ),
+    PrivateName(
+        "numba.core.funcdesc",
+        "FunctionDescriptor.llvm_cfunc_wrapper_name",
+        "the name of the C function in the code",
+    ),
+    PrivateName(
+        "numba.core.compiler", "CompileResult.entry_point", "the function, called without checks"
+    ),
+)
+THREADING = (
+    PrivateName("numba.np.ufunc.parallel", "_is_initialized", "whether threads run already"),
+    PrivateName("numba.np.ufunc.parallel", "_launch_threads", "starts threads"),
+    PrivateName("numba.np.ufunc.parallel", "_get_num_threads", "called from compiled code"),
+    PrivateName("numba.np.ufunc.parallel", "_set_num_threads", "called from compiled code"),
+    PrivateName("numba.np.ufunc.omppool", "openmp_vendor", "whether OpenMP is GNU's"),
+    PrivateName("numba.np.ufunc.tbbpool", "", "kept in a child that can't shut TBB down"),
+    PrivateName("numba.core.config", "reload_config", "reads the environment again"),
+)
+OBSERVING = (PrivateName("numba.core.event", "install_recorder", "tells of compilations"),)
+
+
+class MissingNameError(RuntimeError):
+    """This version of Numba lacks a private name."""
+
+
+@contextmanager
+def _required() -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, ImportError) as error:
+        import numba
+
+        raise MissingNameError(f"Numba {numba.__version__} has changed: {error}") from error
+
+
+def result_of(dispatcher: Any, signature: tuple[Any, ...]) -> Any:
+    """What `dispatcher`, a jitted function, has compiled for the types of its arguments.
+
+    Raises
+    ------
+    MissingNameError
+    """
+    with _required():
+        return dispatcher.overloads[signature]
+
+
+def packed(result: Any) -> bytes:
+    """A compiled function as bytes.
+
+    Raises
+    ------
+    MissingNameError
+    ValueError
+        If its code holds addresses of this process.
+    """
+    with _required():
+        movable = not (result.lifted or result.library.has_dynamic_globals)
+        data = result._reduce() if movable else None
+        dumps = import_module("numba.core.serialize").dumps
+    if not movable:
+        raise ValueError(f"{result.fndesc.qualname} can't be stored")
+    content: bytes = dumps(data)
+    return content
+
+
+def unpacked(content: bytes) -> Any:
+    """The compiled function of `packed`.
+
+    This initialises only what machine code needs to run, in a fifth of the time that Numba's
+    compiler takes.
+
+    Raises
+    ------
+    MissingNameError
+    """
+    with _required():
+        rebuild = import_module("numba.core.compiler").CompileResult._rebuild
+        lock = import_module("numba.core.compiler_lock").global_compiler_lock
+        context = import_module("numba.core.registry").cpu_target.target_context
+        initialize = import_module("numba.core.runtime.nrt").rtsys.initialize
+    with lock:
+        initialize(context)
+        return rebuild(context, *pickle.loads(content))
+
+
+def machine() -> tuple[Any, ...]:
+    """The processor and its features, for which Numba compiles.
+
+    Raises
+    ------
+    MissingNameError
+    """
+    with _required():
+        context = import_module("numba.core.registry").cpu_target.target_context
+        found: tuple[Any, ...] = context.codegen().magic_tuple()
+    return found
+
+
+def entry(result: Any) -> tuple[Any, int]:
+    """A compiled function for Python, which checks nothing, and the address of the C function.
+
+    Raises
+    ------
+    MissingNameError
+    """
+    with _required():
+        address = result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
+        return result.entry_point, address
+
+
+def threads_run() -> bool | None:
+    """Whether Numba has started its threads; None if unknown."""
+    return getattr(import_module("numba.np.ufunc.parallel"), "_is_initialized", None)
+
+
+def start_threads() -> None:
+    """Start Numba's threads, on the layer that the user's settings lead to."""
+    import numba
+
+    start = getattr(import_module("numba.np.ufunc.parallel"), "_launch_threads", None)
+    (start or numba.get_num_threads)()
+
+
+def thread_counts() -> tuple[Any, Any] | None:
+    """The C functions that get and set the number of threads of a thread; None if gone."""
+    parallel = import_module("numba.np.ufunc.parallel")
+    try:
+        return parallel._get_num_threads, parallel._set_num_threads
+    except AttributeError:
+        return None
+
+
+def openmp_is_gnu() -> bool:
+    """Whether Numba's OpenMP is GNU's, also if unknown: the others have fewer faults."""
+    try:
+        vendor: str = import_module("numba.np.ufunc.omppool").openmp_vendor
+    except (AttributeError, ImportError):
+        return True
+    return vendor == "GNU"
+
+
+def tbb_module() -> Any:
+    """Numba's module for TBB, or None."""
+    try:
+        return import_module("numba.np.ufunc.tbbpool")
+    except ImportError:
+        return None
+
+
+def reload_settings() -> None:
+    """Read Numba's settings from the environment again, as its compiler does when it starts."""
+    reload_config = getattr(import_module("numba.core.config"), "reload_config", None)
+    if reload_config is not None:
+        reload_config()
+
+
+@contextmanager
+def compilations() -> Iterator[list[Any]]:
+    """What Numba compiles within the block; empty if it does not tell."""
+    try:
+        install_recorder = import_module("numba.core.event").install_recorder
+    except (AttributeError, ImportError):
+        yield []
+        return
+    with install_recorder("numba:compile") as recorder:
+        yield recorder.buffer
