@@ -1,11 +1,14 @@
 """Settings of the whole test run; everything that a test uses by name is imported instead."""
 
+import importlib.util
 import os
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 _WORKERS = 4  # threads that Numba may start; its own default is the number of processors
+
+collect_ignore = [] if importlib.util.find_spec("mpi4py") else ["mpi", "test_distributed.py"]
 
 _slow = [HealthCheck.too_slow]  # the first example of a form may have to compile its kernel
 settings.register_profile(

@@ -132,7 +132,7 @@ NO_NUMBERS = {
     "numpy complex": np.complex128(0.1),
     "0-d complex": np.array(0.1 + 0j),
     "date": np.datetime64(1, "s"),
-    "duration": np.timedelta64(1),
+    "duration": np.timedelta64(1, "s"),
     "0-d duration": np.array(1, "m8[s]"),
     "record": np.zeros((), [("a", "f8")]),
     "masked": np.ma.masked,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import autograd.numpy as anp
 import numpy as np
-from autograd.extend import defjvp, defvjp, primitive, vspace
-from autograd.numpy.numpy_vjps import untake
-from autograd.tracer import isbox
 from numpy.typing import NDArray
 
 from rmsjit.autodiff import hooks
+from rmsjit.autodiff.autograd_names import (
+    anp,
+    defjvp,
+    defvjp,
+    isbox,
+    primitive,
+    untake,
+    vspace,
+)
 from rmsjit.indexed_slices import IndexedSlices, as_integers, check_rows
 from rmsjit.variables import Variable, array_of
 

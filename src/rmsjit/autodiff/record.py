@@ -10,15 +10,23 @@ import threading
 from collections import defaultdict
 from typing import Any
 
-import autograd.numpy as anp
 import numpy as np
-from autograd.core import VJPNode, add_outgrads, primitive_vjps, sparse_object_types
-from autograd.tracer import Node, isbox, new_box, notrace_primitives
-from autograd.util import subvals
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import precision_of
 from rmsjit.autodiff import hooks
+from rmsjit.autodiff.autograd_names import (
+    Node,
+    VJPNode,
+    add_outgrads,
+    anp,
+    isbox,
+    new_box,
+    notrace_primitives,
+    primitive_vjps,
+    sparse_object_types,
+    subvals,
+)
 from rmsjit.autodiff.gather import Rows, conjugate, rows_pulled_back, slices_of, take_rows
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.variables import Variable

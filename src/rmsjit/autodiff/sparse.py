@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from autograd.extend import defjvp, defvjp, primitive
+
+from rmsjit.autodiff.autograd_names import defjvp, defvjp, primitive
 
 
 def from_left(matrix: Any, x: Any) -> Any:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from autograd.tracer import isbox
 from numpy.typing import NDArray
 
 from rmsjit.arrays.owners import anchor_of
 from rmsjit.autodiff import hooks
+from rmsjit.autodiff.autograd_names import isbox
 from rmsjit.autodiff.record import Record, TapeNode, is_differentiable, source_of
 from rmsjit.autodiff.traced import Traced, register_variable_types
 from rmsjit.indexed_slices import IndexedSlices

@@ -11,14 +11,19 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import autograd.numpy as anp
 import numpy as np
-from autograd.numpy.numpy_boxes import ArrayBox
-from autograd.numpy.numpy_vspaces import ArrayVSpace
-from autograd.tracer import Box, isbox, trace_primitives_map
 from numpy.typing import DTypeLike, NDArray
 
 from rmsjit.autodiff import hooks, sparse
+from rmsjit.autodiff.autograd_names import (
+    ArrayBox,
+    ArrayVSpace,
+    Box,
+    anp,
+    call_ufunc,
+    isbox,
+    recordable,
+)
 from rmsjit.autodiff.record import TapeNode, is_differentiable
 from rmsjit.variables import UNTRACED, Variable, arrays_of, mapped
 
@@ -104,7 +109,7 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
                 f"a tape can record `matrix @ x` and `x @ matrix` for a sparse matrix, but not "
                 f"{ufunc.__name__}: use matrix.toarray()"
             )
-        result = super().__array_ufunc__(ufunc, method, *inputs, **kwargs)
+        result = call_ufunc(self, ufunc, method, inputs, kwargs)
         if result is NotImplemented and all(isinstance(value, _OURS) for value in inputs):
             raise TypeError(
                 f"a tape can't record {ufunc.__name__} as {method}"
@@ -193,9 +198,9 @@ def _recordable(function: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
     """autograd's version of a NumPy function called with these positional arguments."""
     if function in _OF_LISTS:
         return _OF_LISTS[function]
-    recordable = trace_primitives_map.get(function)
+    version = recordable(function)
     name = f"{function.__module__}.{function.__name__}"
-    if recordable is None:
+    if version is None:
         raise TypeError(f"autograd has no version of {name} that a tape could record")
     if not any(isbox(argument) and argument._trace != UNTRACED for argument in args):
         # autograd would not see the box and would call NumPy's function, which called us.
@@ -203,7 +208,7 @@ def _recordable(function: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
             f"a tape can record {name} only if variables and results are positional arguments, "
             f"not inside lists or given by keyword"
         )
-    return recordable  # type: ignore[no-any-return]
+    return version
 
 
 def _box(value: Any, trace: float, node: Any) -> ArrayBox:
