@@ -38,11 +38,13 @@ try:
     import checks
     import failures
     import resuming
+    import sending
     import training
 finally:
     sys.path.remove(str(FOLDER))
 
-NAMES = (*checks.CHECKS, *resuming.CHECKS, *failures.CHECKS, *training.CHECKS)
+MODULES = (checks, resuming, failures, training, sending)
+NAMES = [name for module in MODULES for name in module.CHECKS]
 
 
 def mpiexec():

@@ -12,11 +12,13 @@ def main(folder, names):
     import checks
     import failures
     import resuming
+    import sending
     import training
     from mpi4py import MPI
 
     warnings.simplefilter("error")
-    everything = {**checks.CHECKS, **resuming.CHECKS, **failures.CHECKS, **training.CHECKS}
+    modules = (checks, resuming, failures, training, sending)
+    everything = {name: check for module in modules for name, check in module.CHECKS.items()}
     comm, results = MPI.COMM_WORLD, {}
     for name in names or everything:
         begin = time.perf_counter()

@@ -6,6 +6,9 @@ others meets them there, and all of them raise an error.  Only where all have se
 act go on to messages whose sizes must match.  A rank that can't take part because of an error says
 so in its header.  The message also carries the numbers of a step, so a learning rate that depends
 on something local can't let the ranks drift apart.
+
+Gradients that travel while others are computed are the only messages between two headers.  Which
+ones there are is agreed upon before the first of them, and all are finished before the next header.
 """
 
 from __future__ import annotations
@@ -13,17 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.distributed.comm import all_reduce, gathered_objects
 from rmsjit.distributed.differences import differences
-from rmsjit.distributed.intent import NO_FLAGS, TEXTS, Act, Flags, Intent, Place, Progress
+from rmsjit.distributed.intent import FOLLOWED, NO_FLAGS, TEXTS, Act, Flags, Intent, Place, Progress
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.hyperparameters import Numbers
 from rmsjit.rule.numbers import StepNumbers
+
+if TYPE_CHECKING:
+    from rmsjit.distributed.sending import Sending
 
 _BOUNDS = ("clipvalue", "clipnorm", "global_clipnorm", "factor")  # as arguments of `Clipping`
 _NUMBERS = len(StepNumbers._fields)
@@ -113,12 +119,16 @@ class Agreement:
         Why there can't be any further act; empty as long as there can.
     join_is_over : bool
         Whether a rank was outside of ``join()`` at the last exchange, or left it with an error.
+    refusals : int
+        How many acts have been refused on all ranks.
     """
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
         self.ended = ""
         self.join_is_over = False
+        self.refusals = 0
+        self._underway: Sending | None = None
 
     def reach(
         self,
@@ -148,6 +158,7 @@ class Agreement:
         """
         if self.ended:
             raise error or RuntimeError(self.ended)
+        self._finish_sending()
         largest = self._largest(own, error, flags, words)
         said: list[int] = largest.tolist()  # NumPy takes longer for single numbers
         active = said[_LEADER] != _NOTHING
@@ -169,6 +180,15 @@ class Agreement:
         sent = largest[_FIRST_NUMBER:] if said[_LEADER] == ~0 else None
         return Agreed(intent, fingerprint, found, uneven, sent)
 
+    def begin(self, sending: Sending) -> None:
+        """Let messages travel until the next act; all ranks have agreed on that."""
+        self._underway = sending
+
+    def _finish_sending(self) -> None:
+        sending, self._underway = self._underway, None
+        if sending is not None:
+            sending.finish()
+
     def _largest(
         self, own: Intent | None, error: BaseException | None, flags: Flags, words: Any
     ) -> NDArray[np.int64]:
@@ -188,14 +208,16 @@ class Agreement:
     @staticmethod
     def _is_alone(said: list[int]) -> bool:
         """Whether a rank does what others can't follow."""
-        return said[_ALONE] == 1 or said[0] != Act.STEP
+        return said[_ALONE] == 1 or said[0] not in FOLLOWED
 
     def _raise_errors(self, own: Intent | None, error: BaseException | None) -> None:
+        self.refusals += 1
         doing = "follow the others" if own is None else TEXTS[own.act]
         _raise_errors(self._comm, error, doing)
 
     def _raise_difference(self, own: Intent | None) -> None:
         """Find out why the ranks disagree, and raise on every rank."""
+        self.refusals += 1
         raise RuntimeError(differences(gathered_objects(self._comm, own)))
 
 

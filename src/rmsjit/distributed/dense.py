@@ -45,17 +45,20 @@ class DenseBuffer:
         ends = np.cumsum(list(sizes.values())).tolist()
         self._components = precision.components
         self._sums = Sums(ends[-1], precision, dtype)
-        self.results = {
-            k: self._sums.stored[end - size : end]
-            for (k, size), end in zip(sizes.items(), ends, strict=True)
+        places = {
+            k: slice(end - size, end) for (k, size), end in zip(sizes.items(), ends, strict=True)
         }
+        self.results = {k: self._sums.stored[place] for k, place in places.items()}
+        self._sent = {k: self._sums.wire[place] for k, place in places.items()}
         itemsize = self._sums.wire.itemsize
         self._pieces: list[tuple[NDArray[Any], NDArray[Any], Packing]] = []
+        self._full_with: dict[int, list[int]] = {}  # pieces by the position of their last gradient
         start = 0
         most = max(1, settings.bucket_bytes // itemsize)
         for parts in cut(sizes, most):
             stop = start + total_size(parts)
             piece = self._sums.wire[start:stop]
+            self._full_with.setdefault(parts[-1].position, []).append(len(self._pieces))
             self._pieces.append((piece, in_reals(piece, precision), Packing(parts, itemsize)))
             start = stop
         reals = min(most, ends[-1]) * self._components
@@ -64,12 +67,25 @@ class DenseBuffer:
 
     def start(self, comm: Any, gradients: Flats) -> None:
         """Start the reduction of gradients."""
-        for piece, reals, packing in self._pieces:
+        for number, (piece, _, packing) in enumerate(self._pieces):
             packing.fill(piece, gradients)
             if len(self._requests) == IN_FLIGHT:
                 self._requests.popleft().Wait()
-            dtype, count = self._sums.reals.dtype, packing.size * self._components
-            self._requests.append(self._adding.start(comm, reals, dtype, count))
+            self._requests.append(self.start_piece(comm, number))
+
+    def start_piece(self, comm: Any, number: int) -> Any:
+        """Start the reduction of one piece, which has been filled; returns the request."""
+        _, reals, packing = self._pieces[number]
+        dtype, count = self._sums.reals.dtype, packing.size * self._components
+        return self._adding.start(comm, reals, dtype, count)
+
+    def fill(self, position: int, gradient: NDArray[Any] | float) -> list[int]:
+        """Copy a flat gradient, or a number, to its place; the pieces that are full with it.
+
+        Gradients must be copied in the order of the buffer.
+        """
+        np.copyto(self._sent[position], gradient, casting="same_kind")
+        return self._full_with.get(position, [])
 
     def finish(self, scale: float) -> None:
         """Wait for the sums and multiply them by `scale`."""

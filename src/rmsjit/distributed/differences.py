@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rmsjit.distributed.intent import Act, Claim, Intent, Place, Progress
+from rmsjit.distributed.intent import FOLLOWED, Claim, Intent, Place, Progress
 
 
 def differences(intents: Sequence[Intent | None]) -> str:
@@ -36,10 +36,10 @@ def _difference(rank: int, other: Intent | None, first: int, reference: Intent) 
 
 
 def _difference_at_the_end(rank: int, first: int, reference: Intent) -> str:
-    if reference.act is Act.STEP and reference.joining:
+    if reference.act in FOLLOWED and reference.joining:
         return ""
     text = f"rank {rank} has no more batches, and rank {first} is about to {reference.text()}"
-    if reference.act is Act.STEP:
+    if reference.act in FOLLOWED:
         return f"{text} outside of strategy.join()"
     return f"{text}, which must wait until all ranks have left strategy.join()"
 

@@ -19,7 +19,10 @@ class Act(IntEnum):
     CLOSE = 6
     LEAVE = 7
     END = 8
+    SEND = 9
 
+
+FOLLOWED = (Act.STEP, Act.SEND)  # what a rank that has run out of batches takes part in
 
 TEXTS = {
     Act.STEP: "take the step",
@@ -30,6 +33,7 @@ TEXTS = {
     Act.CLOSE: "close the strategy",
     Act.LEAVE: "go on in join()",
     Act.END: "end its program",
+    Act.SEND: "send gradients",
 }
 
 
@@ -99,8 +103,13 @@ class Intent(NamedTuple):
     def text(self) -> str:
         """The act in words."""
         if self.act is Act.STEP:
-            return f"take step {self.progress.steps + 1} of optimizer {self.place.optimizer}"
+            return f"take {self._step()}"
+        if self.act is Act.SEND:
+            return f"send gradients of {self._step()}"
         return TEXTS[self.act]
+
+    def _step(self) -> str:
+        return f"step {self.progress.steps + 1} of optimizer {self.place.optimizer}"
 
 
 class Flags(NamedTuple):

@@ -84,10 +84,23 @@ class Join:
 
     def _follow(self, agreed: Agreed) -> None:
         """Take part in a step of the other ranks with gradients of zero."""
+        assert agreed.intent is not None
+        if agreed.intent.act is Act.SEND:
+            with shared_errors(self._group.comm, "follow the others"):
+                self._session_of(agreed).follow_sending(agreed)
+            return
         with shared_errors(self._group.comm, "follow the others"):
             taken, request, own = self._matching(agreed)
         session = taken.session
         taken.engine.complete(request, lambda engine, r: session.followed(engine, r, own, agreed))
+
+    def _session_of(self, agreed: Agreed) -> Session:
+        """The optimizer of this rank whose gradients the others send."""
+        assert agreed.intent is not None
+        for taken in self._taken.values():
+            if taken.session.place == agreed.intent.place:
+                return taken.session
+        raise _never_taken(agreed)
 
     def _matching(self, agreed: Agreed) -> tuple[_Taken, Request, Own]:
         """The step of this rank that is like the one that the others take."""
@@ -99,10 +112,15 @@ class Join:
                 if own.claim.fingerprint == agreed.fingerprint:
                     taken.session.check_followed(taken.engine, request, own, agreed)
                     return taken, request, own
-        raise RuntimeError(
-            f"it has no more batches, and has never taken a step like the one of the others "
-            f"({agreed.intent.text()}), so it does not know the variables"
-        )
+        raise _never_taken(agreed)
+
+
+def _never_taken(agreed: Agreed) -> RuntimeError:
+    assert agreed.intent is not None
+    return RuntimeError(
+        f"it has no more batches, and has never taken a step like the one of the others "
+        f"({agreed.intent.text()}), so it does not know the variables"
+    )
 
 
 def _zeros(incoming: Incoming) -> Pairs:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.distributed.comm import all_reduce, gathered_counts
+from rmsjit.distributed.comm import IN_FLIGHT, all_reduce, gathered_counts
 from rmsjit.distributed.dense import DenseBuffer
 from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.packing import Flats
@@ -30,10 +30,21 @@ if TYPE_CHECKING:
 
 
 class ReplicatedPlan(StagePlan):
-    """The plan if every rank has all slots."""
+    """The plan if every rank has all slots.
+
+    Attributes
+    ----------
+    messages : dict of int to DenseBuffer
+        Where gradients are put that are sent before the step, by position, in their order.
+    most_at_a_time : int
+        How many pieces of them may travel at a time.  What is sent as bfloat16 takes two
+        collectives, whose order must not depend on when the first one ends.
+    """
 
     def __init__(self, comm: Any, settings: Settings, incoming: Incoming, terms: Terms) -> None:
         super().__init__(comm, settings, incoming, terms)
+        self.messages: dict[int, DenseBuffer] = {}
+        self.most_at_a_time = IN_FLIGHT if settings.wire_dtype is None else 1
         self._buffers: list[DenseBuffer] = []
         self._sums: dict[int, NDArray[Any]] = {}  # views of the buffers
         self._summed: Pairs | None = None  # of all sums with their variables
@@ -42,7 +53,7 @@ class ReplicatedPlan(StagePlan):
             for k in incoming.sparse
         }
 
-    def _add_buffer(self, positions: list[int]) -> None:
+    def _add_buffer(self, positions: list[int]) -> DenseBuffer:
         incoming, first = self.incoming, positions[0]
         buffer = DenseBuffer(
             incoming.precisions[first],
@@ -54,13 +65,18 @@ class ReplicatedPlan(StagePlan):
         self._buffers.append(buffer)
         for k, result in buffer.results.items():
             self._sums[k] = incoming.layouts[k].logical(result, incoming.arrays[k].shape)
+        return buffer
 
     def lay_out(self, shards: Shards, exact: bool) -> None:
         """Allocate the buffers; every rank has all variables."""
-        self._buffers, self._sums, self._summed = [], {}, None
-        if self._comm.size > 1 and self.terms.aggregate:
-            for positions in self.incoming.by_precision(self.incoming.dense):
-                self._add_buffer(positions)
+        self._buffers, self._sums, self._summed, self.messages = [], {}, None, {}
+        if self._comm.size == 1 or not self.terms.aggregate:
+            return
+        incoming, sent = self.incoming, self.terms.sent
+        for positions in incoming.by_precision(sent):
+            self.messages.update(dict.fromkeys(positions, self._add_buffer(positions)))
+        for positions in incoming.by_precision(k for k in incoming.dense if k not in sent):
+            self._add_buffer(positions)
 
     def has_state(self, store: SlotStore, shards: Shards, k: int) -> bool:
         return self.incoming.keys[k] in store.entries
@@ -92,8 +108,10 @@ class ReplicatedPlan(StagePlan):
         if not self.terms.aggregate:
             own = {} if step.clipping.is_none else self._combined_rows(outgoing.rows)
             return self._stage(self._pairs(checked, own), step, combine=self._agreed_norms)
+        underway = self.messages.values() if outgoing.is_underway else ()
         for buffer in self._buffers:
-            buffer.start(self._comm, outgoing.flats)
+            if buffer not in underway:
+                buffer.start(self._comm, outgoing.flats)
         tables = self._reduced_tables(outgoing.rows, step.clipping)
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)

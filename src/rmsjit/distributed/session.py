@@ -33,6 +33,7 @@ from rmsjit.distributed.intent import (
     claim,
 )
 from rmsjit.distributed.replicated import ReplicatedPlan
+from rmsjit.distributed.sending import Outbox, Route, Sending
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.sharded import ShardedPlan
 from rmsjit.distributed.shards import Shards
@@ -93,6 +94,8 @@ class Session:
     place : Place
         Of the optimizer.
     roster : Roster
+    outbox : Outbox
+        Of the strategy.
 
     Attributes
     ----------
@@ -102,7 +105,9 @@ class Session:
         Its session number counts once all ranks have agreed on a first act.
     """
 
-    def __init__(self, group: Group, settings: Settings, place: Place, roster: Roster) -> None:
+    def __init__(
+        self, group: Group, settings: Settings, place: Place, roster: Roster, outbox: Outbox
+    ) -> None:
         self._group = group
         self._comm = group.comm
         self._settings = settings
@@ -112,6 +117,7 @@ class Session:
         self._steps = 0
         self._numbers = NumbersReader()
         self._roster = roster
+        self._outbox = outbox
         self._has_met = False
         self.place = place
         self.shards = Shards(group.comm.size)
@@ -121,6 +127,7 @@ class Session:
     def reduced(self, engine: Engine, request: Request, joining: bool) -> Stage | None:
         """Make the stage of one step; see `rmsjit.steps.reduction.Strategy`."""
         own = self.own(engine, request)
+        self._outbox.clear()
         intent = self._intent(engine, request, own, joining)
         agreed = self.agree(intent, own.error, self._flags(own, request), own.words)
         if agreed.uneven:
@@ -133,6 +140,7 @@ class Session:
 
         All ranks know that `check_followed` has passed.
         """
+        self._outbox.clear()
         return self._exchanged(engine, request, own, agreed)
 
     def check_followed(self, engine: Engine, request: Request, own: Own, agreed: Agreed) -> None:
@@ -161,6 +169,7 @@ class Session:
 
     def refuse(self, error: BaseException) -> None:
         """Let the other ranks know that this one can't take the step, and raise `error`."""
+        self._outbox.clear()
         self.agree(Intent(Act.STEP), error)
 
     def own(self, engine: Engine, request: Request) -> Own:
@@ -168,11 +177,14 @@ class Session:
         plan = None
         try:
             plan, checked = self._planned(engine, request)
+            is_underway = self._outbox.has_sums_of(plan)
             numbers = request.hyperparameters.at(request.counter)
             check_counter(request.counter)
             with np.errstate(all="ignore"):
                 outgoing = plan.outgoing(checked) if plan.is_prepared else None
-            own = self._claim(engine, request, plan)
+            if outgoing is not None and is_underway:
+                outgoing = outgoing._replace(is_underway=True)
+            own = self._claim(engine, request, plan, is_underway)
             words = words_of(numbers[0], request.clipping)
             return Own(plan, checked, outgoing, own, words, words_of_groups(numbers[1:]))
         except BaseException as error:  # the other ranks must learn of it, whatever it is
@@ -202,6 +214,8 @@ class Session:
             if outgoing is None:
                 with shared_errors(self._comm, "convert the gradients"):
                     outgoing = plan.outgoing(checked)
+            if isinstance(plan, ReplicatedPlan):
+                self._outbox.note(self, plan, own.claim)
             norms = clipping.by_norm or engine.reads_norms
             return plan.reduced(checked, outgoing, Step(numbers, clipping, norms, self._completed))
 
@@ -222,6 +236,42 @@ class Session:
 
     def _completed(self) -> None:
         self._steps += 1
+
+    # --- gradients before their step --------------------------------------------------------
+
+    def begin_sending(self, joining: bool) -> Sending:
+        """Agree with all ranks to send the gradients of the next step, which is like the last.
+
+        Raises
+        ------
+        RuntimeError
+            On all ranks, if another one does something else.
+        """
+        route = self._outbox.route_of(self)
+        intent = Intent(Act.SEND, self.place, Progress(self._steps), route.claim, joining)
+        if self.agree(intent, None).uneven:
+            with shared_errors(self._comm, "be followed by the others"):
+                pass
+        return self._sending(route)
+
+    def follow_sending(self, agreed: Agreed) -> None:
+        """Send zeros instead of the gradients that other ranks send.
+
+        Raises
+        ------
+        RuntimeError
+            If the last step of this rank was another one.
+        """
+        route = self._outbox.route_of(self)
+        intent = Intent(Act.SEND, self.place, Progress(self._steps))
+        if agreed.intent != intent or agreed.fingerprint != route.claim.fingerprint:
+            raise RuntimeError("this rank has not taken the same steps as the others")
+        self._sending(route, follows=True)
+
+    def _sending(self, route: Route, follows: bool = False) -> Sending:
+        sending = self._outbox.begin(Sending(route.plan, self._comm, follows))
+        self._group.agreement.begin(sending)
+        return sending
 
     # --- what the header says ---------------------------------------------------------------
 
@@ -246,9 +296,9 @@ class Session:
         unprepared = own.plan is not None and not own.plan.is_prepared
         return Flags(unprepared, not request.finite)
 
-    def _claim(self, engine: Engine, request: Request, plan: StagePlan) -> Claim:
+    def _claim(self, engine: Engine, request: Request, plan: StagePlan, is_underway: bool) -> Claim:
         counted = None if request.counter is None else request.counter.dtype
-        now = (self._known_epoch, int(engine.store.epoch[0]), counted)
+        now = (self._known_epoch, int(engine.store.epoch[0]), counted, is_underway)
         made_at, known = plan.claimed
         if made_at != now:
             incoming = plan.incoming
@@ -258,7 +308,10 @@ class Session:
             ]
             groups = len(engine.store.grouping.groups)
             scale = request.clipping.loss_scale
-            header = f"{incoming.header}, counter={counted}, groups={groups}, loss_scale={scale}"
+            header = (
+                f"{incoming.header}, counter={counted}, groups={groups}, sums={is_underway}, "
+                f"loss_scale={scale}"
+            )
             known = claim(header, incoming.names, lines)
             plan.claimed = (now, known)
         return known
@@ -270,6 +323,8 @@ class Session:
         if store.grouping.groups:
             stem = stem_of(plan.incoming.variables[k])
             group = store.grouping.described(store.entries.get(key), stem)
+        if k in plan.terms.sent:
+            group += f", sent as number {plan.terms.sent.index(k)}"
         if number is None:
             return f"new to the optimizer{group}"
         state = "" if plan.has_state(store, self.shards, k) else " without state"
@@ -293,7 +348,8 @@ class Session:
 
     def _planned(self, engine: Engine, request: Request) -> tuple[StagePlan, Checked]:
         """A known or new plan, and the gradients that it has checked."""
-        terms, plan = Terms(engine.store.form, request.aggregate), self._plans.last
+        sent = self._outbox.positions(request)
+        terms, plan = Terms(engine.store.form, request.aggregate, sent), self._plans.last
         if plan is not None and plan.terms == terms:
             checked = plan.incoming.checked(request.pairs)
             if checked is not None:
@@ -368,6 +424,7 @@ class Session:
 
     def forget(self, store: SlotStore) -> None:
         """Remove the slots of parts, and make the next step start like the first one."""
+        self._outbox.forget(self)
         for key, cut in self.shards.cuts.items():
             if key in self._known:
                 array = array_of(self._known[key].variable)

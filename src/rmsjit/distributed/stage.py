@@ -95,6 +95,7 @@ class Terms(NamedTuple):
 
     form: Form
     aggregate: bool
+    sent: tuple[int, ...] = ()  # the positions of gradients sent before the step, in their order
 
 
 class Step(NamedTuple):
@@ -117,10 +118,14 @@ class Step(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """What a rank sends: dense gradients, and sparse ones by position."""
+    """What a rank sends: dense gradients, and sparse ones by position.
+
+    `is_underway` says whether the gradients that were sent before the step are.
+    """
 
     flats: Flats
     rows: dict[int, Rows]
+    is_underway: bool = False
 
 
 Fresh = dict[Key, int]  # the positions of variables that are stepped for the first time

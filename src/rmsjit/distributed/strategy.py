@@ -8,6 +8,8 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from rmsjit.checkpoints.compare import check_optimizer, check_variables
 from rmsjit.checkpoints.loss_scales import scale_state, set_scale_state
 from rmsjit.checkpoints.plateaus import plateau_states, set_plateau_states
@@ -17,13 +19,15 @@ from rmsjit.distributed.comm import broadcast_object, load_mpi
 from rmsjit.distributed.group import group_of
 from rmsjit.distributed.intent import NO_CLAIM, Act, Claim, Intent, Place, claim
 from rmsjit.distributed.join import Join
+from rmsjit.distributed.sending import Outbox, Sending
 from rmsjit.distributed.session import Roster, Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
 from rmsjit.distributed.sharded_state import Joined, check_slots_can_be_divided
 from rmsjit.distributed.stage import Stage
 from rmsjit.distributed.starting import Overwriting
 from rmsjit.state.slots import SlotStore
-from rmsjit.variables import array_of
+from rmsjit.steps.pairs import is_sparse
+from rmsjit.variables import array_of, brief
 
 if TYPE_CHECKING:
     from rmsjit.steps.engine import Engine
@@ -140,6 +144,7 @@ class MPIStrategy:
         self.size: int = self._group.comm.size
         self.threads = self._group.node.threads
         self._sessions: WeakKeyDictionary[Engine, Session] = WeakKeyDictionary()
+        self._outbox = Outbox(self._group.agreement)
 
     @property
     def shard_state(self) -> bool:
@@ -193,9 +198,67 @@ class MPIStrategy:
         session = self._sessions.get(engine)
         if session is None:
             place = Place(self._number, engine.place)
-            session = Session(self._group, self._settings, place, self._roster)
+            session = Session(self._group, self._settings, place, self._roster, self._outbox)
             self._sessions[engine] = session
         return session
+
+    # --- gradients before their step --------------------------------------------------------
+
+    def send(self, gradient: Any, variable: Any) -> None:
+        """Let a gradient travel while others are computed; the next step uses the sum.
+
+        Call it for each gradient as soon as it is there, in the same order on all ranks, and pass
+        the same objects to the step.  The first step of an optimizer only learns the order;
+        from the second one on, gradients are sent at once if the order is that of the last step.
+
+        Parameters
+        ----------
+        gradient : ndarray, Variable or nested list
+            Of the shape of its variable; it must not change before the step.  None and an
+            `IndexedSlices` are accepted; sparse gradients travel with the step.
+        variable : ndarray or Variable
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the gradient does not fit the variable, or was sent already.
+        RuntimeError
+            On all ranks, if they are about to do different things.
+        NotImplementedError
+            With `shard_state`.
+
+        Notes
+        -----
+        The first call of a step waits until all ranks have come to theirs; the others return at
+        once.  A thread moves messages on, and the step waits for what is left.  If anything but
+        the step of these gradients comes next on all ranks, such as `save`, or the order has
+        changed, the step sends them once more.  With gradients that were sent, the step has the
+        same bits as without on two ranks, and the same up to the order of additions on more.
+
+        Examples
+        --------
+        >>> for layer in reversed(network):  # doctest: +SKIP
+        ...     layer.gradient = layer.backward()
+        ...     strategy.send(layer.gradient, layer.weights)
+        >>> opt.apply_gradients((l.gradient, l.weights) for l in network)  # doctest: +SKIP
+        """
+        if self._is_closed:
+            raise RuntimeError("this MPIStrategy is closed: construct another")
+        if self.shard_state:
+            raise NotImplementedError("send is for shard_state=False: the step sends all gradients")
+        if not isinstance(array_of(variable), np.ndarray):
+            raise TypeError(f"variable must be an array or a Variable, got {brief(variable)}")
+        if gradient is None or is_sparse(type(gradient)) or array_of(variable).size == 0:
+            return
+        sending = self._outbox.sending or self._begin_sending(variable)
+        sending.add(gradient, variable)
+
+    def _begin_sending(self, variable: Any) -> Sending:
+        """Send the gradients of a step, or keep them for it if their order is not known yet."""
+        session = self._outbox.session_for(variable)
+        if session is not None:
+            return session.begin_sending(self._join is not None)
+        return self._outbox.begin(Sending())
 
     # --- uneven ends ------------------------------------------------------------------------
 

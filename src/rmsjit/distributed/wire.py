@@ -103,6 +103,10 @@ class _Exchange:
         self._arrived = arrived
         self._request = messages.start_exchanging_shards(comm, sent, arrived, counts, sent.dtype)
 
+    def has_arrived(self) -> bool:
+        """Whether `sum_into` need not wait."""
+        return bool(self._request.Test())
+
     def sum_into(self, own: NDArray[Any]) -> None:
         """Wait, and add up this rank's share in order of rank."""
         self._request.Wait()
@@ -130,16 +134,33 @@ class _SumForAll:
     def __init__(self, exchange: _Exchange, array: NDArray[Any]) -> None:
         self._exchange = exchange
         self._array = array
+        self._gathering: Any = None  # the request for the sums of all ranks
 
     def Wait(self) -> None:  # noqa: N802 (as the requests of mpi4py)
         """Wait for the sum."""
+        if self._gathering is None:
+            self._gathering = self._started_gathering()
+        self._gathering.Wait()
+        np.copyto(self._array, self._exchange.sent)
+
+    def Test(self) -> bool:  # noqa: N802
+        """Whether the sum is there; sends this rank's share of it to all once that is known."""
+        if self._gathering is None:
+            if not self._exchange.has_arrived():
+                return False
+            self._gathering = self._started_gathering()
+        if not self._gathering.Test():
+            return False
+        np.copyto(self._array, self._exchange.sent)
+        return True
+
+    def _started_gathering(self) -> Any:
         comm, counts, sent = self._exchange.comm, self._exchange.counts, self._exchange.sent
         start = sum(counts[: comm.rank])
         own = slice(start, start + counts[comm.rank])
         self._exchange.sum_into(self._array[own])
         np.copyto(sent[own], self._array[own], casting="same_kind")
-        messages.start_gathering_shards(comm, sent, counts, sent.dtype).Wait()
-        np.copyto(self._array, sent)
+        return messages.start_gathering_shards(comm, sent, counts, sent.dtype)
 
 
 # --- rows of tables -------------------------------------------------------------------------
