@@ -4,8 +4,8 @@ A job has one or two optimizers, whose settings, variables and steps follow from
 so every rank knows what all others do, and what must come out.  The expected values come from
 ``tests/reference.py``, a NumPy implementation that shares no code with rmsjit.  Among the steps
 there are gradients that are not finite, errors on one rank, ranks that do something else than the
-others, other acts, and ends with different numbers of batches.  Every message is compared between
-ranks before it is sent.
+others, other acts, gradients that are sent before their step, and ends with different numbers of
+batches.  Every message is compared between ranks before it is sent.
 """
 
 import contextlib
@@ -196,6 +196,7 @@ class Job:
             [np.asarray(v + comm.rank) for v in model.values] for model in self.models
         ]
         self.is_known = [set() for _ in self.models]
+        self.sends = not self.shard and self.rng.random() < 0.6
 
     def new_strategy(self):
         return MPIStrategy(
@@ -241,6 +242,12 @@ class Job:
             pairs.append((gradient, variable))
         return pairs
 
+    def send(self, pairs, most=None):
+        """Send the dense gradients before the step, the last ones first, or some of them."""
+        if self.sends:
+            for gradient, variable in pairs[::-1][:most]:
+                self.strategy.send(gradient, variable)
+
     def step(self, which, trouble):
         """One step, or what comes in its place; the state of the model follows it."""
         model, opt = self.models[which], self.opts[which]
@@ -260,6 +267,8 @@ class Job:
         if trouble == "local":
             own = zip(everyone[0], strict=True)
             whole = total(own, 1.0, model.dtype)  # rows that are named twice are summed
+        if trouble != "local":
+            self.send(pairs, self.rng.choice([None, None, None, 1]))
         expected = contextlib.nullcontext()
         if not is_finite(whole) and model.policy == "raise":
             expected = raising(FloatingPointError)
@@ -288,7 +297,8 @@ class Job:
             act = lambda: opt.apply_gradients([*pairs, pairs[0]])  # noqa: E731
         elif trouble == "save" and is_odd:
             act = lambda: self.save(which)  # noqa: E731
-        with raising(kind):
+        with raising(kind, RuntimeError):  # which comes first if not all ranks have sent something
+            self.send(pairs, self.comm.rank % 3)
             act()
 
     def named(self, which):
@@ -318,9 +328,11 @@ class Job:
             for _ in range(batches.max())
         ]
         with self.strategy.join():
-            opt.apply_gradients(self.pairs(0, self.zeros(model, trained)))
-            for everyone in steps[: batches[self.comm.rank]]:
-                opt.apply_gradients(self.pairs(0, everyone[self.comm.rank]))
+            own = [everyone[self.comm.rank] for everyone in steps[: batches[self.comm.rank]]]
+            for gradients in (self.zeros(model, trained), *own):
+                pairs = self.pairs(0, gradients)
+                self.send(pairs)
+                opt.apply_gradients(pairs)
         model.step(self.whole([self.zeros(model, trained)] * self.comm.size, model), self.rates[0])
         for number, everyone in enumerate(steps):
             present = [
@@ -360,12 +372,12 @@ def spoil(gradients):
 
 
 @contextlib.contextmanager
-def raising(kind):
+def raising(*kinds):
     try:
         yield
-    except kind:
+    except kinds:
         return
-    raise AssertionError(f"no {kind.__name__} was raised")
+    raise AssertionError(f"none of {kinds} was raised")
 
 
 def compare_messages():
