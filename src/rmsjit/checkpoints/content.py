@@ -243,9 +243,10 @@ def fits(form: Form, made: Form) -> bool:
     return form in (made, made.with_momentum()) or (made in family and form in family)
 
 
-def _additions(form: Form) -> tuple[bool, bool, str]:
-    """What an optimizer adds to any form."""
-    return form.has_average, form.has_master, form.rounding
+def _additions(form: Form) -> tuple[Any, ...]:
+    """What an optimizer adds to any form; momentum that comes later is stored as rms is."""
+    rms = form.slot("rms")
+    return form.has_average, form.has_master, form.rounding, rms.dtype, rms.rounding
 
 
 def _check_config_of_form(saved: SavedOptimizer) -> None:
@@ -265,7 +266,8 @@ def _check_config_of_form(saved: SavedOptimizer) -> None:
     if config.get("use_ema"):
         made = made.with_average()
     master, rounding = config.get("master_weights", False), config.get("rounding", "nearest")
-    made = with_precision(made, master_weights=master, rounding=rounding)
+    state = config.get("state_dtype", {})
+    made = with_precision(made, master_weights=master, rounding=rounding, state_dtype=state)
     if not fits(form, made) or form.centered != config["centered"]:
         raise ValueError(f"the configuration is for {made}, but the state for {form}")
     if config["momentum"] > 0 and not form.has_momentum:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from rmsjit.checkpoints.array_file import DTYPES
-from rmsjit.rule.form import SLOT_DTYPES, Form, Slot
+from rmsjit.rule.form import ROUNDINGS, SLOT_DTYPES, STATE_DTYPES, Form, Slot
 
 Check = Callable[[str, Any], None]
 
@@ -120,6 +120,15 @@ def _optional(check: Check) -> Check:
     return lambda where, value: None if value is None else check(where, value)
 
 
+def _dictionary_of(check: Check) -> Check:
+    def check_all(where: str, value: Any) -> None:
+        _dictionary(where, value)
+        for key, one in value.items():
+            check(f"{where}[{_brief(key)}]", one)
+
+    return check_all
+
+
 def _one_of(*allowed: Any) -> Check:
     def is_allowed(value: Any) -> bool:
         return any(type(value) is type(one) and value == one for one in allowed)
@@ -214,6 +223,7 @@ _SLOT: dict[str, Check] = {
     "start": _start,
     "dtype": _one_of(*SLOT_DTYPES),
     "zero_gradient": _string,
+    "rounding": _string,
 }
 assert _SLOT.keys() == {one.name for one in fields(Slot)}
 _FORM: dict[str, Check] = {  # `Form` itself checks which strings are valid
@@ -239,7 +249,8 @@ _CONFIG: dict[str, Check] = {
     "maximize": _flag,
     "grad_scale": _number,
     "master_weights": _flag,
-    "rounding": _one_of("nearest", "stochastic"),
+    "rounding": _one_of(*ROUNDINGS),
+    "state_dtype": _dictionary_of(_one_of(*STATE_DTYPES)),
     "seed": _count,
 }
 _CONFIG_TF1 = {**_CONFIG, "use_locking": _flag, "decoupled_weight_decay": _flag}

@@ -28,6 +28,7 @@ OPTIONS = (  # arguments of `RMSprop` that every function takes, where the libra
     "loss_scale",
     "master_weights",
     "rounding",
+    "state_dtype",
     "seed",
     "sparse",
     "nonfinite",

@@ -5,6 +5,9 @@ random bits is the value itself.  The bits come from a function of a key and the
 element, so they depend neither on threads nor on how the work is cut.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from llvmlite import ir
 from numba import njit, types, uint64
 from numba.extending import intrinsic
@@ -82,7 +85,63 @@ def noise_of(form: Form):
     The first takes the address of the noise: int64 (1 + variables,), the number of the step and
     then a word for each variable; and the place of the variable there.
     """
-    return (_key, _noise) if form.rounding == STOCHASTIC else (_no_key, _no_noise)
+    return (_key, _noise) if form.is_random else (_no_key, _no_noise)
+
+
+@intrinsic
+def _more(typing_context, bits):
+    """Other 32 random bits, made from those of an element."""
+
+    def codegen(context, builder, signature, args):
+        (bits,) = args
+        bits = builder.mul(builder.xor(bits, builder.lshr(bits, _WORD(16))), _WORD(0x7FEB352D))
+        bits = builder.mul(builder.xor(bits, builder.lshr(bits, _WORD(15))), _WORD(0x846CA68B))
+        return builder.xor(bits, builder.lshr(bits, _WORD(16)))
+
+    return types.uint32(types.uint32), codegen
+
+
+@intrinsic
+def _upper_half(typing_context, bits):
+    def codegen(context, builder, signature, args):
+        return builder.lshr(args[0], _WORD(16))
+
+    return types.uint32(types.uint32), codegen
+
+
+@njit(**INLINED)
+def _same(bits):
+    return bits
+
+
+def bits_for(form: Form):
+    """By name of what is rounded by chance, the function that makes its bits from an element's.
+
+    What is rounded to bfloat16 needs 16 bits, so two of these share 32.  The variable is ``""``.
+    """
+    makers: dict[str, Callable[..., Any]] = {}
+    made: Callable[..., Any] | None = None
+    has_upper = False
+    stored = [(slot.name, slot.dtype) for slot in form.slots if slot.rounding == STOCHASTIC]
+    if form.rounding == STOCHASTIC:
+        stored.insert(0, ("", None))
+    for name, dtype in stored:
+        if has_upper and dtype == "bfloat16":
+            makers[name], has_upper = _then(made, _upper_half), False
+            continue
+        made = _same if made is None else _then(made, _more)
+        makers[name], has_upper = made, dtype == "bfloat16"
+    return makers
+
+
+def _then(first, second):
+    """A function that calls one function, and another one with the result."""
+
+    @njit(**INLINED)
+    def both(bits):
+        return second(first(bits))
+
+    return both
 
 
 # --- rounding -------------------------------------------------------------------------------
@@ -189,7 +248,7 @@ def _nearest(array, value):
 @njit(**INLINED)
 def store_stochastically(array, i, value, noise):
     """Write `value` to element `i` of an array of a half type, rounded by random bits."""
-    array[i] = _stochastic(array, value, noise)
+    array[i] = _stochastic(array, types.float32(value), noise)
 
 
 @njit(**INLINED)

@@ -18,11 +18,7 @@ An index may be an element of a dense variable or of a row of a table.
 
 from numba import njit
 
-from rmsjit.kernels.rounding import (
-    is_nearest,
-    is_neighbour,
-    store_stochastically,
-)
+from rmsjit.kernels.rounding import bits_for, is_nearest, is_neighbour, store_stochastically
 from rmsjit.kernels.scalars import (
     add_weighted_modulus,
     at_most,
@@ -51,7 +47,8 @@ read_numbers = fields_of(RuleNumbers)  # into scalars, which loops keep in regis
 def element_rule(form: Form):
     """The function that applies a form to element `i` of a variable and its slots.
 
-    `noise` are 32 random bits for the element, which only stochastic rounding uses.
+    `noise` are 32 random bits for the element, which only stochastic rounding uses.  A step uses
+    the values of slots before they are rounded.
     """
     RMS = form.index("rms")
     CENTERED = form.centered
@@ -71,6 +68,9 @@ def element_rule(form: Form):
     variance_of = _variance(form)
     clamped = real_nonnegative if form.complex_square == "modulus" else nonnegative
     read_value, write_value = _reader(form), _writer(form)
+    store_rms, store_mg, store_momentum, store_average = (
+        _slot_store(form, name) for name in ("rms", "mg", "momentum", "average")
+    )
 
     @njit(**INLINED)
     def update_element(i, g, variable, slots, h, noise):
@@ -86,12 +86,12 @@ def element_rule(form: Form):
             value = value - value * h.decay * h.lr
         # An average or a square that has overflowed, times a factor of 0, would be NaN.
         mean_square = average_square(at_most(load(slots[RMS], i), h.rms_bound), g, h)
-        store(slots[RMS], i, mean_square)
+        store_rms(slots[RMS], i, mean_square, noise)
         if CORRECTED:
             mean_square = mean_square / h.correction
         if CENTERED:
             mean = average(load(slots[MG], i), g, h)
-            store(slots[MG], i, mean)
+            store_mg(slots[MG], i, mean, noise)
             if CORRECTED:
                 mean = mean / h.correction
             mean_square = variance_of(mean_square, mean, h)
@@ -101,7 +101,7 @@ def element_rule(form: Form):
         if HAS_MOMENTUM:
             step = g / size if RATE_OUTSIDE else quotient(h.lr, g, size)
             carried = h.momentum * load(slots[MOMENTUM], i) + step
-            store(slots[MOMENTUM], i, carried)
+            store_momentum(slots[MOMENTUM], i, carried, noise)
             step = h.momentum * carried + step if NESTEROV else carried
         else:
             step = quotient(h.lr, g, size)
@@ -116,7 +116,7 @@ def element_rule(form: Form):
         if AVERAGES:
             old = load(slots[AVERAGE], i)
             averaged = h.ema_momentum * old + h.one_minus_ema_momentum * value
-            store(slots[AVERAGE], i, averaged)
+            store_average(slots[AVERAGE], i, averaged, noise)
             if h.ema_overwrites != 0:
                 value = averaged
         write_value(i, variable, slots, value, noise)
@@ -152,17 +152,36 @@ def _writer(form: Form):
     """The function that writes the new value, rounded to the dtype of the variable."""
     STOCHASTICALLY, HAS_MASTER = form.rounding == STOCHASTIC, form.has_master
     MASTER = form.index("master") if HAS_MASTER else -1
+    bits_of = bits_for(form).get("")
 
     @njit(**INLINED)
     def write_value(i, variable, slots, value, noise):
         if HAS_MASTER:
             store(slots[MASTER], i, value)
         if STOCHASTICALLY:
-            store_stochastically(variable, i, value, noise)
+            store_stochastically(variable, i, value, bits_of(noise))
         else:
             store(variable, i, value)
 
     return write_value
+
+
+def _slot_store(form: Form, name: str):
+    """The function that writes an element of a slot, rounded as the slot says."""
+    bits_of = bits_for(form).get(name)
+    if bits_of is None:
+
+        @njit(**INLINED)
+        def store_nearest(array, i, value, noise):
+            store(array, i, value)
+
+        return store_nearest
+
+    @njit(**INLINED)
+    def store_by_chance(array, i, value, noise):
+        store_stochastically(array, i, value, bits_of(noise))
+
+    return store_by_chance
 
 
 def _square_average(form: Form):

@@ -89,13 +89,13 @@ def store(array, i, value):
     if array.dtype == FLOAT16_BITS:
 
         def store_float16(array, i, value):
-            array[i] = float32_to_float16(value)
+            array[i] = float32_to_float16(types.float32(value))
 
         return store_float16
     if array.dtype == BFLOAT16_BITS:
 
         def store_bfloat16(array, i, value):
-            array[i] = float32_to_bfloat16(value)
+            array[i] = float32_to_bfloat16(types.float32(value))
 
         return store_bfloat16
 

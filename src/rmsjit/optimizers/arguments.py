@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.nest import flatten
+from rmsjit.rule.form import STATE_DTYPES, Form
 from rmsjit.rule.hyperparameters import (
     as_number,
     checked,
@@ -106,6 +107,39 @@ def checked_rounding(value: Any) -> str:
     if value not in ("nearest", "stochastic"):
         raise ValueError(f'rounding must be "nearest" or "stochastic", got {value!r}')
     return str(value)
+
+
+def checked_state_dtype(value: Any, form: Form) -> dict[str, str]:
+    """The dtypes of slots by name, from one for all slots of the rule or from a dict.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a dtype is not one that slots can have, or the form does not have a slot of a name.
+    """
+    if value is None:
+        return {}
+    has = {*form.slot_names, "momentum"}  # which may come later
+    if not isinstance(value, Mapping):
+        dtype = _state_dtype("state_dtype", value)
+        return {name: dtype for name in ("rms", "mg", "momentum") if name in has}
+    for name in value:
+        if name not in has or name == "master":
+            raise ValueError(
+                f"state_dtype must name slots among {', '.join(sorted(has - {'master'}))}, "
+                f"got {name!r}"
+            )
+    return {name: _state_dtype(f"state_dtype[{name!r}]", one) for name, one in value.items()}
+
+
+def _state_dtype(name: str, value: Any) -> str:
+    try:
+        found = value if isinstance(value, str) else np.dtype(value).name
+    except TypeError:
+        raise TypeError(f"{name} must be a dtype, got {value!r}") from None
+    if found not in STATE_DTYPES:
+        raise ValueError(f"{name} must be one of {', '.join(STATE_DTYPES)}, got {value!r}")
+    return found
 
 
 def checked_seed(value: Any) -> int:

@@ -66,6 +66,9 @@ _SHARED_PARAMETERS = """
     rounding : {"nearest", "stochastic"}, default "nearest"
         How float16 and bfloat16 variables are rounded.  "stochastic" rounds up with a probability
         equal to the part that is lost otherwise, so that many small steps add up.
+    state_dtype : dtype or dict of str to dtype, optional
+        That of all slots of the rule, or of each by name, in place of the variable's.  With
+        "bfloat16" a slot takes half the memory, and is rounded stochastically.
     seed : int, default 0
         Of the random bits of stochastic rounding.
     sparse : {"rows", "exact"}, default "rows"
@@ -103,6 +106,7 @@ class Optimizer(ForeignNames):
     """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`."""
 
     _clipping: Clipping
+    _state_dtype: dict[str, str]
     _has_steps = False  # whether it counts its steps, as schedules need
     _counter: NDArray[Any] | None = None  # of the steps, if it counts them
 
@@ -261,10 +265,11 @@ class Optimizer(ForeignNames):
 
     def _refuse_divided_noise(self, form: Form) -> None:
         """Raise `NotImplementedError` where the parts of a variable would repeat random bits."""
-        if form.rounding == STOCHASTIC and getattr(self._strategy, "shard_state", False):
+        if form.is_random and getattr(self._strategy, "shard_state", False):
             raise NotImplementedError(
-                'rounding="stochastic" is not for shard_state=True, where bits would depend on the '
-                'number of ranks: use master_weights=True with rounding="nearest"'
+                "stochastic rounding, of variables or of slots in bfloat16, is not for "
+                "shard_state=True, where bits would depend on the number of ranks: use "
+                'master_weights=True with rounding="nearest", and no state_dtype'
             )
 
     @fixed_at_construction
@@ -278,6 +283,11 @@ class Optimizer(ForeignNames):
         return self._store.form.rounding
 
     @fixed_at_construction
+    def state_dtype(self) -> dict[str, str]:
+        """The dtypes of slots that were asked for, by name."""
+        return dict(self._state_dtype)
+
+    @fixed_at_construction
     def seed(self) -> int:
         """The seed of the random bits of stochastic rounding."""
         return self._seed
@@ -288,7 +298,11 @@ class Optimizer(ForeignNames):
         if form.has_master:
             used["master_weights"] = True
         if form.rounding == STOCHASTIC:
-            used |= {"rounding": STOCHASTIC, "seed": self._seed}
+            used["rounding"] = STOCHASTIC
+        if self._state_dtype:
+            used["state_dtype"] = self.state_dtype
+        if form.is_random:
+            used["seed"] = self._seed
         return used
 
     @fixed_at_construction

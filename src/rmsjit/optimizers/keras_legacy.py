@@ -25,6 +25,7 @@ from rmsjit.optimizers.arguments import (
     checked_nonnegative,
     checked_rate,
     checked_rounding,
+    checked_state_dtype,
     checked_weight_decay,
     refuse_variables,
     with_schedule,
@@ -278,6 +279,7 @@ class RMSprop(BlockOptimizer):
         loss_scale: Any = None,
         master_weights: bool = False,
         rounding: str = "nearest",
+        state_dtype: Any = None,
         seed: int = 0,
         sparse: str = "rows",
         nonfinite: str = "propagate",
@@ -321,10 +323,12 @@ class RMSprop(BlockOptimizer):
         averaging = Averaging(ema_momentum, ema_overwrite_frequency)
         if checked_flag("use_ema", use_ema):
             form = form.with_average()
+        self._state_dtype = checked_state_dtype(state_dtype, form)
         form = with_precision(
             form,
             master_weights=checked_flag("master_weights", master_weights),
             rounding=checked_rounding(rounding),
+            state_dtype=self._state_dtype,
         )
         if gradient_accumulation_steps is not None:
             self._accumulator = Accumulator(

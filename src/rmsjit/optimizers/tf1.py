@@ -15,13 +15,13 @@ from rmsjit.optimizers.arguments import (
     checked_gradient_scale,
     checked_rate,
     checked_rounding,
+    checked_state_dtype,
     checked_weight_decay,
 )
 from rmsjit.optimizers.base import is_integer_scalar, with_shared_parameters
 from rmsjit.optimizers.elsewhere import explaining_arguments
 from rmsjit.optimizers.structured import StructuredOptimizer
 from rmsjit.rule.clipping import Clipping
-from rmsjit.rule.form import STOCHASTIC
 from rmsjit.rule.hyperparameters import Hyperparameters, is_used
 from rmsjit.rule.presets import tf1, with_precision, with_terms
 from rmsjit.runtime.forks import RenewedLock
@@ -112,6 +112,7 @@ class RMSPropOptimizer(StructuredOptimizer):
         grad_scale: float = 1.0,
         master_weights: bool = False,
         rounding: str = "nearest",
+        state_dtype: Any = None,
         seed: int = 0,
         sparse: str = "rows",
         nonfinite: str = "propagate",
@@ -136,10 +137,12 @@ class RMSPropOptimizer(StructuredOptimizer):
             decoupled=checked_flag("decoupled_weight_decay", decoupled_weight_decay),
             clips=clip_weights is not None,
         )
+        self._state_dtype = checked_state_dtype(state_dtype, form)
         form = with_precision(
             form,
             master_weights=checked_flag("master_weights", master_weights),
             rounding=checked_rounding(rounding),
+            state_dtype=self._state_dtype,
         )
         self._clipping = Clipping(gradient_scale=checked_gradient_scale(maximize, grad_scale))
         hyperparameters = Hyperparameters(numbers, names={"rho": "decay"})
@@ -299,9 +302,9 @@ class RMSPropOptimizer(StructuredOptimizer):
             if not pairs and self._strategy is None:
                 raise _no_pairs()
             counter = None if global_step is None else _checked_step(global_step)
-            if counter is None and self.rounding == STOCHASTIC:
+            if counter is None and self._store.form.is_random:
                 raise ValueError(
-                    'rounding="stochastic" needs the count of steps: pass a global_step, got None'
+                    "stochastic rounding needs the count of steps: pass a global_step, got None"
                 )
         except BaseException as error:
             self._refuse(error)

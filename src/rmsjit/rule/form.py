@@ -32,10 +32,13 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-SLOT_DTYPES = (None, ARITHMETIC, "float16", "bfloat16", "float32", "float64")
+HALVES = ("float16", "bfloat16")
+SLOT_DTYPES = (None, ARITHMETIC, *HALVES, "float32", "float64")
+ROUNDINGS = ("nearest", STOCHASTIC)
+STATE_DTYPES = ("bfloat16", "float32", "float64")  # float16 has no room for squares
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Slot:
     """One array that the rule keeps for each variable.
 
@@ -51,25 +54,41 @@ class Slot:
         What a step with a zero gradient does to it: multiplies it by rho, multiplies it by the
         momentum factor, or nothing; "no closed form" for anything else, which ``sparse="exact"``
         refuses.
+    rounding : {"nearest", "stochastic"}
+        How values are rounded to a half type, as for `Form`.
 
     Examples
     --------
     >>> Slot("rms", start=1.0, zero_gradient="decay")
-    Slot(name='rms', start=1.0, dtype=None, zero_gradient='decay')
+    Slot('rms', start=1.0, zero_gradient='decay')
     """
 
     name: str
     start: float | str = 0.0
     dtype: str | None = None
     zero_gradient: str = NO_CLOSED_FORM
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         _check(self, "zero_gradient", (DECAY, CARRY, STAY, NO_CLOSED_FORM))
         _check(self, "dtype", SLOT_DTYPES)
+        _check(self, "rounding", ROUNDINGS)
         if self.start not in ("epsilon", "variable") and not _is_finite(self.start):
             raise ValueError(
                 f'start must be a finite number, "epsilon" or "variable", got {self.start!r}'
             )
+
+    def __repr__(self) -> str:
+        """The settings that differ from the defaults; also part of the key of cached kernels."""
+        return _call("Slot", [repr(self.name)], _changed(self, without="name"))
+
+    def of_variables(self, *, half: bool) -> Slot:
+        """This slot as it is beside variables of a half type, or of another type.
+
+        Only what is stored in a half type is rounded.
+        """
+        is_half = self.dtype in HALVES or (self.dtype is None and half)
+        return self if is_half else replace(self, rounding="nearest")
 
     def first_value(self, epsilon: float) -> float:
         """The initial value of every element, in an optimizer with this epsilon."""
@@ -98,7 +117,7 @@ _CHOICES = {
     "complex_square": ("product", "modulus"),
     "quotient": ("rate_last", "rate_first", "reciprocal", "rate_over"),
     "creation": ("by_slot", "by_variable"),
-    "rounding": ("nearest", STOCHASTIC),
+    "rounding": ROUNDINGS,
 }
 
 _SWITCHES = ("nesterov", "bias_correction", "clip_weights", "clamp", "fused")
@@ -241,8 +260,7 @@ class Form:
 
     def _changed(self) -> dict[str, Any]:
         """The settings other than slots that differ from the defaults."""
-        settings = {one.name: one.default for one in fields(self) if one.name != "slots"}
-        return {k: getattr(self, k) for k, v in settings.items() if getattr(self, k) != v}
+        return _changed(self, without="slots")
 
     @classmethod
     def with_slots(cls, *names: str, rms_start: float | str = 0.0, **settings: Any) -> Form:
@@ -293,8 +311,28 @@ class Form:
         """This form with a momentum slot, otherwise unchanged."""
         if self.has_momentum:
             return self
-        dtype = ARITHMETIC if self.has_master else None
-        return replace(self, slots=(*self.slots, replace(MOMENTUM, dtype=dtype)))
+        rms = self.slot(RMS.name)
+        momentum = replace(MOMENTUM, dtype=rms.dtype, rounding=rms.rounding)
+        return replace(self, slots=(*self.slots, momentum))
+
+    def with_state(self, dtypes: Mapping[str, str | None]) -> Form:
+        """This form with the dtypes of some slots; those of half types are rounded by chance."""
+        slots = [
+            replace(
+                slot,
+                dtype=dtypes[slot.name],
+                rounding=STOCHASTIC if dtypes[slot.name] in HALVES else "nearest",
+            )
+            if slot.name in dtypes
+            else slot
+            for slot in self.slots
+        ]
+        return replace(self, slots=tuple(slots))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether steps round by chance."""
+        return STOCHASTIC in (self.rounding, *(slot.rounding for slot in self.slots))
 
     @property
     def has_average(self) -> bool:
@@ -333,19 +371,29 @@ class Form:
 
     @property
     def without_additions(self) -> Form:
-        """This form without what an optimizer adds to any: average, master weights, rounding."""
-        return replace(self.without_master().without_average(), rounding="nearest")
+        """This form without what an optimizer adds to any.
+
+        That is the average, master weights, stochastic rounding and the dtypes of reduced state.
+        """
+        plain = self.without_master().without_average()
+        reduced = {slot.name: None for slot in plain.slots if slot.rounding == STOCHASTIC}
+        return replace(plain.with_state(reduced), rounding="nearest")
 
     def of_variables(self, *, half: bool) -> Form:
         """This form as it is for variables of a half type, or of another type.
 
         Only half types have master weights, and are rounded when they are stored.
         """
-        return self if half else self._of_wide_variables
+        return self._of_half_variables if half else self._of_wide_variables
+
+    @functools.cached_property
+    def _of_half_variables(self) -> Form:
+        return replace(self, slots=tuple(slot.of_variables(half=True) for slot in self.slots))
 
     @functools.cached_property
     def _of_wide_variables(self) -> Form:
-        return replace(self, slots=self._narrow_slots(), rounding="nearest")
+        slots = tuple(slot.of_variables(half=False) for slot in self._narrow_slots())
+        return replace(self, slots=slots, rounding="nearest")
 
     @functools.cached_property
     def arithmetic(self) -> Form:
@@ -376,7 +424,7 @@ class Form:
         """Why several steps with a zero gradient can't be taken as one; None if they can."""
         if self.has_average:
             return "the average of the weights depends on every step in between"
-        if self.rounding == STOCHASTIC:
+        if self.is_random:
             return "stochastic rounding depends on every step in between"
         for slot in self.slots:
             if slot.zero_gradient == NO_CLOSED_FORM:
@@ -409,6 +457,12 @@ class Form:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 yield name, ours, theirs
+
+
+def _changed(value: Slot | Form, without: str) -> dict[str, Any]:
+    """The settings that differ from the defaults, but for one."""
+    settings = {one.name: one.default for one in fields(value) if one.name != without}
+    return {k: getattr(value, k) for k, v in settings.items() if getattr(value, k) != v}
 
 
 def _call(name: str, arguments: Iterable[str], settings: Mapping[str, Any]) -> str:

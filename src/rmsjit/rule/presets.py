@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from rmsjit.rule.form import STOCHASTIC, Form
@@ -28,8 +29,11 @@ def with_terms(form: Form, *, decays: bool, decoupled: bool, clips: bool) -> For
     return replace(form, weight_decay=kind if decays else None, clip_weights=clips)
 
 
-def with_precision(form: Form, *, master_weights: bool, rounding: str) -> Form:
-    """A form with master weights and stochastic rounding, as far as they are asked for."""
+def with_precision(
+    form: Form, *, master_weights: bool, rounding: str, state_dtype: Mapping[str, str]
+) -> Form:
+    """A form with reduced state, master weights and stochastic rounding, as far as asked for."""
+    form = form.with_state(state_dtype)
     if rounding == STOCHASTIC:
         form = replace(form, rounding=rounding)
     return form.with_master() if master_weights else form

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from rmsjit.arrays.layout import rows_key
 from rmsjit.autodiff import hooks
 from rmsjit.rule.clipping import Clipping, refuse_complex
-from rmsjit.rule.form import STOCHASTIC
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
@@ -356,7 +355,7 @@ class Engine:
     def _noise(
         self, entries: Sequence[Entry | None], members: Sequence[Member | None]
     ) -> NDArray[np.int64]:
-        if self.store.form.rounding != STOCHASTIC:
+        if not self.store.form.is_random:
             return NO_NOISE
         return noise_for(self.store, entries, turns_of(members), self.seed)
 
