@@ -72,3 +72,28 @@ def test_of_the_older_interface():
     opt.apply_gradients([(PAIR[0], np.zeros(2))])
     assert opt.last_gradient_norm == 5.0
     assert copy.deepcopy(opt).last_gradient_norm is None
+
+
+@pytest.mark.parametrize("name", ["global_clipnorm", "skip", "track", "transformers"])
+def test_by_groups(name):
+    settings, _ = READS[name]
+    opt = rmsjit.RMSprop(**settings)
+    first, second, third, still = (np.zeros(2) for _ in range(4))
+    opt.add_group([second, third], lr_multiplier=0.5)
+    frozen = opt.add_group([still], frozen=True)
+    opt.add_group([np.zeros(3)])
+    assert opt.last_gradient_norms is None
+    gradients = [np.array([3.0, 4.0]), np.array([0.0, 5.0]), np.array([12.0, 0.0]), np.full(2, 9.0)]
+    pairs = list(zip(gradients, [first, second, third, still], strict=True))
+    opt.apply_gradients(pairs)
+    assert opt.last_gradient_norms == pytest.approx((5.0, 13.0, 0.0, 0.0))
+    assert opt.last_gradient_norm == pytest.approx(np.hypot(5, 13))
+    frozen.frozen = False
+    opt.apply_gradients(pairs[3:])
+    assert opt.last_gradient_norms == pytest.approx((0.0, 0.0, 9 * np.sqrt(2), 0.0))
+
+
+def test_by_groups_where_there_are_none():
+    opt = rmsjit.RMSprop(track_norms=True)
+    opt.apply_gradients([(PAIR[0], np.zeros(2))])
+    assert opt.last_gradient_norms == (5.0,) == (opt.last_gradient_norm,)

@@ -736,3 +736,18 @@ def test_an_optimizer_with_groups_frees_its_slots_at_once():
 def test_groups_are_part_of_the_common_base():
     assert rmsjit.RMSprop.add_group is Optimizer.add_group
     assert rmsjit.train.RMSPropOptimizer.add_group is Optimizer.add_group
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
+def test_hooks_do_not_meet_what_is_frozen(nonfinite):
+    seen = []
+    settings = {
+        "global_clipnorm": 1.0,
+        "gradient_transformers": [lambda p: seen.append(len(p)) or p],
+    }
+    opt, w, still = rmsjit.RMSprop(0.1, nonfinite=nonfinite, **settings), np.ones(2), np.ones(2)
+    opt.add_group([still], frozen=True)
+    opt.apply_gradients([(np.full(2, 0.1), w), (np.full(2, np.nan), still)])
+    assert (w < 1).all()
+    assert (still == 1).all()
+    assert seen == [1]

@@ -155,7 +155,13 @@ _NUMBERS = {"clip_weights", "weight_decay"}
 _GROUPS = {"add_group", "grad_scale", "groups", "maximize"}
 _PRECISION = {"master_weights", "rounding", "seed"}
 _MEMORY = {"forget", "rebind", "resize_rows", "variables_seen"}
-_STEPS = {"current_learning_rate", "last_gradient_norm", "skipped_steps", "step"}
+_STEPS = {
+    "current_learning_rate",
+    "last_gradient_norm",
+    "last_gradient_norms",
+    "skipped_steps",
+    "step",
+}
 _OF_KERAS_3 = {
     *("averaged", "ema_momentum", "ema_overwrite_frequency", "finalize_variable_values", "use_ema"),
     *("gradient_accumulation_reduction", "gradient_accumulation_steps"),

@@ -42,14 +42,14 @@ def followed(pattern, opt, variable):
 
 
 def expected_scales(pattern, initial, growth, backoff, interval):
-    """The rules of PyTorch's scaler, in float32."""
+    """The rules of PyTorch's scaler, which keeps the scale in float32."""
     scale, good, scales = np.float32(initial), 0, [initial]
     for fine in pattern:
         good = good + 1 if fine else 0
         if not fine:
-            scale = scale * np.float32(backoff)
+            scale = np.float32(float(scale) * backoff)
         elif good == interval:
-            grown, good = scale * np.float32(growth), 0
+            grown, good = np.float32(float(scale) * growth), 0
             scale = grown if np.isfinite(grown) else scale
         scales.append(float(scale))
     return scales
@@ -273,6 +273,8 @@ def test_wrong_arguments(settings, error, message):
     ("arguments", "error", "message"),
     [
         ({"initial": 0}, ValueError, "initial must be positive"),
+        ({"initial": 1e39}, ValueError, "initial must be in the range of float32"),
+        ({"initial": 1e-46}, ValueError, "initial must be in the range of float32"),
         ({"growth_factor": 1.0}, ValueError, "growth_factor must be above 1"),
         ({"backoff_factor": 1.0}, ValueError, "backoff_factor must be below 1"),
         ({"growth_interval": 0}, ValueError, "growth_interval must be at least 1"),

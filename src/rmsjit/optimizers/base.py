@@ -216,6 +216,25 @@ class Optimizer(ForeignNames):
         return None if engine is None else engine.last_norm
 
     @property
+    def last_gradient_norms(self) -> tuple[float, ...] | None:
+        """`last_gradient_norm` by groups: of the variables in none, then of each of `groups`.
+
+        A group that had no gradient, or is frozen, has 0.  None where `last_gradient_norm` is.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> opt, head, body = rmsjit.RMSprop(track_norms=True), np.zeros(2), np.zeros(2)
+        >>> group = opt.add_group([head], lr_multiplier=10.0)
+        >>> _ = opt.apply_gradients([(np.array([3.0, 4.0]), head), (np.ones(2), body)])
+        >>> print(np.round(opt.last_gradient_norms, 3))
+        [1.414 5.   ]
+        """
+        engine = vars(self).get("_engine")
+        return None if engine is None else engine.last_norms
+
+    @property
     def current_learning_rate(self) -> float | None:
         """The learning rate that the next step will use, whatever it is given as.
 

@@ -47,6 +47,7 @@ from rmsjit.rule.hyperparameters import (
 )
 from rmsjit.rule.loss_scale import DynamicLossScale, LossScale, checked_loss_scale
 from rmsjit.rule.presets import keras_legacy, with_precision, with_terms
+from rmsjit.state.entries import stem_of
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.nonfinite import PROPAGATE, RAISE, SKIP, accepts, finite_gradients
 from rmsjit.steps.pairs import check_counter, naming, pairs_of, present_pairs
@@ -587,10 +588,10 @@ class RMSprop(BlockOptimizer):
         if prepared is None:
             self.skipped_steps += 1
         else:
-            pairs, clipping, aggregate, finite, norm = prepared
+            pairs, clipping, aggregate, finite, norms = prepared
             self._step(pairs, clipping, counter, aggregate, finite)
-            if norm is not None:
-                self._engine.last_norm = norm
+            if norms is not None:
+                self._engine.last_norm, self._engine.last_norms = math.hypot(*norms), norms
 
     def _refuse_hooks_of_scaled_gradients(self) -> None:
         """Raise `NotImplementedError`: hooks get gradients in the dtypes of their variables."""
@@ -603,13 +604,13 @@ class RMSprop(BlockOptimizer):
 
     def _through_hooks(
         self, given: tuple[Any, ...], aggregate: bool
-    ) -> tuple[tuple[Any, ...], Clipping, bool, bool, float | None] | None:
-        """Pairs for the step, its clipping, whether a strategy sums, whether all is finite; a norm.
+    ) -> tuple[tuple[Any, ...], Clipping, bool, bool, tuple[float, ...] | None] | None:
+        """Pairs for the step, its clipping, whether a strategy sums, whether all is finite; norms.
 
-        The norm is that before clipping, None if the step finds it.  None if the step is to be
-        skipped.
+        Those are the norms by group before clipping, None if the step finds them.  None if the step
+        is to be skipped.
         """
-        pairs = present_pairs(given)
+        pairs = [pair for pair in present_pairs(given) if not self._is_frozen(pair[1])]
         replaced = self.gradient_aggregator is not None or _overrides(
             type(self), "_aggregate_gradients"
         )
@@ -628,17 +629,26 @@ class RMSprop(BlockOptimizer):
         finite = self._nonfinite == PROPAGATE or self._are_finite(pairs)
         if not finite and self._strategy is None:  # ranks skip in their step, all together
             return None
-        norm = self._norm_of(pairs)
+        norms = self._norms_of(pairs)
         pairs = list(self._transform_gradients(pairs))
-        return pairs_of(pairs), NO_CLIPPING, False, finite, norm
+        return pairs_of(pairs), NO_CLIPPING, False, finite, norms
 
-    def _norm_of(self, pairs: Pairs) -> float | None:
-        """The joint norm of gradients that are about to be clipped, if it is wanted."""
+    def _norms_of(self, pairs: Pairs) -> tuple[float, ...] | None:
+        """The norms by group of gradients that are about to be clipped, if they are wanted."""
         if not (self._track_norms or self._clipping.by_norm):
             return None
-        from rmsjit.steps.norms import global_norm  # imports Numba
+        from rmsjit.steps.norms import norms_by_group  # imports Numba
 
-        return global_norm(pairs)
+        rows = [self._row_of(variable) for _, variable in pairs]
+        return norms_by_group(pairs, rows, 1 + len(self.groups))
+
+    def _row_of(self, variable: Any) -> int:
+        """The number of a variable's group, 0 if it is in none."""
+        return self._store.grouping.row_of(self._store.find(variable), stem_of(variable))
+
+    def _is_frozen(self, variable: Any) -> bool:
+        row = self._row_of(variable)
+        return row > 0 and self.groups[row - 1].frozen
 
     def _are_finite(self, pairs: Pairs) -> bool:
         """Whether all gradients are finite; an error names those that must be and are not."""

@@ -107,14 +107,15 @@ class DynamicLossScale:
 
     def __post_init__(self) -> None:
         for name in ("initial", "growth_factor", "backoff_factor"):
-            number = float(np.float32(positive(name, as_number(name, getattr(self, name)))))
-            setattr(self, name, number)
+            setattr(self, name, positive(name, as_number(name, getattr(self, name))))
+        if not 0 < _in_float32(self.initial) < np.inf:
+            raise ValueError(f"initial must be in the range of float32, got {self.initial}")
         if not self.growth_factor > 1:
             raise ValueError(f"growth_factor must be above 1, got {self.growth_factor}")
         if not self.backoff_factor < 1:
             raise ValueError(f"backoff_factor must be below 1, got {self.backoff_factor}")
         self.growth_interval = positive_integer("growth_interval", self.growth_interval)
-        self._state = ScaleState(self.initial, 0)
+        self._state = ScaleState(_in_float32(self.initial), 0)
 
     @property
     def value(self) -> float:
@@ -134,12 +135,12 @@ class DynamicLossScale:
         """Learn whether a step was taken, or skipped because a gradient was not finite."""
         value, good_steps = self._state
         if not taken:
-            smaller = _product(value, self.backoff_factor)
+            smaller = _in_float32(value * self.backoff_factor)
             self._state = ScaleState(smaller or value, 0)  # steps divide by it
         elif good_steps + 1 < self.growth_interval:
             self._state = ScaleState(value, good_steps + 1)
         else:
-            grown = _product(value, self.growth_factor)
+            grown = _in_float32(value * self.growth_factor)
             self._state = ScaleState(grown if np.isfinite(grown) else value, 0)
 
     def to_config(self) -> dict[str, Any]:
@@ -148,9 +149,9 @@ class DynamicLossScale:
 
 
 @np.errstate(over="ignore")
-def _product(value: float, factor: float) -> float:
-    """The product in float32, as PyTorch keeps the scale."""
-    return float(np.float32(value) * np.float32(factor))
+def _in_float32(value: float) -> float:
+    """A number as PyTorch keeps it, infinite if it is too large."""
+    return float(np.float32(value))
 
 
 def checked_loss_scale(value: Any) -> LossScale | None:

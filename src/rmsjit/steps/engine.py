@@ -88,6 +88,8 @@ class Engine:
         Whether every step computes norms, clipped or not.
     last_norm : float or None
         The joint norm of the gradients of the last step that computed it, before it was clipped.
+    last_norms : tuple of float or None
+        The same, of the variables in no group and of those of each group.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Engine:
         self.track_norms = track_norms
         self.reads_norms = track_norms or nonfinite != PROPAGATE
         self.last_norm: float | None = None
+        self.last_norms: tuple[float, ...] | None = None
         self.strategy = strategy
         self.place = place
         self._plans: Plans[Placed] = Plans()
@@ -402,6 +405,10 @@ class Engine:
         if stage is not None:
             norms, name = stage.whole(norms), stage.name
         self.last_norm = abs(scale) * math.sqrt(norms.squares.sum())
+        self.last_norms = (self.last_norm,)
+        if self.store.grouping.groups:
+            of_groups = plan.by_group(norms.squares)
+            self.last_norms = tuple((abs(scale) * np.sqrt(of_groups)).tolist())
         if not nonfinite.accepts(self.nonfinite, norms.finite, name):
             return False, None
         if clipping.by_norm:

@@ -97,10 +97,14 @@ class NormPass:
         return known
 
 
-def global_norm(pairs: Sequence[tuple[Any, Any]]) -> float:
-    """The joint norm of gradients that have the dtypes of their variables."""
+def norms_by_group(
+    pairs: Sequence[tuple[Any, Any]], rows: Sequence[int], groups: int
+) -> tuple[float, ...]:
+    """The joint norm of the gradients of each group, which have the dtypes of their variables."""
     values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
-    return math.sqrt(sum(_square(v, g, x) for v, (g, x) in zip(values, pairs, strict=True)))
+    squares = [_square(v, g, x) for v, (g, x) in zip(values, pairs, strict=True)]
+    norms: list[float] = np.sqrt(np.bincount(rows, squares, groups)).tolist()
+    return tuple(norms)
 
 
 def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[Any, Any]]:
