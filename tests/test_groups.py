@@ -741,11 +741,10 @@ def test_groups_are_part_of_the_common_base():
 @pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
 def test_hooks_do_not_meet_what_is_frozen(nonfinite):
     seen = []
-    settings = {
-        "global_clipnorm": 1.0,
-        "gradient_transformers": [lambda p: seen.append(len(p)) or p],
-    }
-    opt, w, still = rmsjit.RMSprop(0.1, nonfinite=nonfinite, **settings), np.ones(2), np.ones(2)
+    hooks = [lambda pairs: seen.append(len(pairs)) or pairs]
+    settings = {"global_clipnorm": 1.0, "nonfinite": nonfinite}
+    opt = rmsjit.RMSprop(0.1, gradient_transformers=hooks, **settings)
+    w, still = np.ones(2), np.ones(2)
     opt.add_group([still], frozen=True)
     opt.apply_gradients([(np.full(2, 0.1), w), (np.full(2, np.nan), still)])
     assert (w < 1).all()
