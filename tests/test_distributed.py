@@ -37,13 +37,14 @@ sys.path.insert(0, str(FOLDER))
 try:
     import checks
     import failures
+    import precision
     import resuming
     import sending
     import training
 finally:
     sys.path.remove(str(FOLDER))
 
-MODULES = (checks, resuming, failures, training, sending)
+MODULES = (checks, resuming, failures, training, sending, precision)
 NAMES = [name for module in MODULES for name in module.CHECKS]
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 def main(folder, names):
     import checks
     import failures
+    import precision
     import resuming
     import sending
     import training
     from mpi4py import MPI
 
     warnings.simplefilter("error")
-    modules = (checks, resuming, failures, training, sending)
+    modules = (checks, resuming, failures, training, sending, precision)
     everything = {name: check for module in modules for name, check in module.CHECKS.items()}
     comm, results = MPI.COMM_WORLD, {}
     for name in names or everything:
