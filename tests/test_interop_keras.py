@@ -32,6 +32,7 @@ from runs import (
     train,
 )
 
+STEPS_OF = "gradient_accumulation_steps"
 LIBRARIES = ["keras", "tf_keras", "tf_keras_legacy"]
 SETTINGS = [
     pytest.param({"momentum": momentum, "centered": centered}, id=f"{momentum}-{centered}")
@@ -188,11 +189,12 @@ def test_what_would_be_lost_is_named(library, changes, lost):
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ({"use_ema": True}, "has use_ema, and the averages of variables would be lost"),
-        ({"gradient_accumulation_steps": 2}, "has gradient_accumulation_steps, and the gradients"),
+        ({"use_ema": True}, "the slot 'average', which is there only"),
+        ({"gradient_accumulation_steps": 2}, "must be the same, got 1 here and 2 in keras"),
+        ({"use_ema": True, "jit_compile": True}, "averages start otherwise than those here"),
     ],
 )
-def test_what_rmsjit_has_not_is_refused(config, match):
+def test_what_is_there_only_is_refused(config, match):
     theirs, variables, _ = recorded("keras")
     theirs.config |= config
     with pytest.raises(ValueError, match=match):
@@ -230,6 +232,98 @@ def test_nothing_is_assigned_before_all_fits():
     wrong = {name: v.astype(np.float64) for name, v in variables.items()}
     with pytest.raises(ValueError, match="dtype of slot 'rms' of 'model/dense/kernel': saved"):
         from_keras_optimizer(recorded("keras")[0], wrong, fresh)
+
+
+# --- averages and rounds, without Keras -----------------------------------------------------
+
+
+def in_keras(variables, config, count):
+    """An optimizer of Keras 3 with averages and sums as these settings make them, all zeros."""
+    titles = ["average"] * config["use_ema"]
+    titles += ["gradient_accumulator"] * bool(config["gradient_accumulation_steps"])
+    titles += ["velocity", "momentum"]
+    arrays = {"r/iteration": np.array(count), "r/learning_rate": np.array(0.0, "f4")}
+    arrays |= {
+        f"r/{name}_{title}": np.zeros_like(v) for title in titles for name, v in variables.items()
+    }
+    numbers = {"name": "r", "rho": 0.9, "momentum": 0.9, "epsilon": 1e-7, "centered": False}
+    return KerasOptimizer("keras", {**numbers, **config}, arrays)
+
+
+def with_rounds(steps=None, **settings):
+    optimizer = like_keras("keras", centered=False)
+    config = optimizer.get_config() | settings | {"gradient_accumulation_steps": steps}
+    return rmsjit.RMSprop.from_config(config)
+
+
+def test_averages_travel():
+    optimizer, variables = with_rounds(use_ema=True), new_variables("float32")
+    train(optimizer, variables, STEPS)
+    theirs = in_keras(variables, {"use_ema": True, "gradient_accumulation_steps": None}, 0)
+    to_keras_optimizer(optimizer, variables, theirs)
+    again = from_keras_optimizer(theirs, variables, with_rounds(use_ema=True))
+    np.testing.assert_equal(slots_of(again, variables), slots_of(optimizer, variables))
+    np.testing.assert_array_equal(
+        theirs.values()["r/w_average"], optimizer.get_slot(variables["w"], "average").numpy()
+    )
+
+
+@pytest.mark.parametrize("calls", [4, 5])
+def test_a_round_travels(calls):
+    """Keras counts calls; what waits for the third of them is the sum of the two before."""
+    variables, config = new_variables("float32"), {"use_ema": False}
+    optimizer, theirs = with_rounds(3), in_keras(variables, {**config, STEPS_OF: 3}, 0)
+    train(optimizer, variables, range(calls))
+    to_keras_optimizer(optimizer, variables, theirs)
+    held = theirs.values()
+    assert held["r/iteration"] == calls
+    waiting = [gradients_of(variables, step)[0] for step in range(3, calls)]
+    np.testing.assert_array_equal(held["r/w_gradient_accumulator"], sum(waiting))
+    others = {name: v.copy() for name, v in variables.items()}
+    again = from_keras_optimizer(theirs, others, with_rounds(3))
+    assert (int(again.iterations), again.accumulated_calls) == (1, calls - 3)
+    train(optimizer, variables, range(5, 9))
+    train(again, others, range(5, 9))
+    np.testing.assert_equal(others, variables)
+
+
+def test_rows_that_wait_are_dense_in_keras():
+    variables = {"t": np.ones((4, 2), "float32")}
+    optimizer = with_rounds(2)
+    rows = rmsjit.IndexedSlices(np.full((2, 2), 0.5, "float32"), [1, 3])
+    optimizer.apply_gradients([(rows, variables["t"])])
+    optimizer.build(list(variables.values()))
+    theirs = in_keras(variables, {"use_ema": False, STEPS_OF: 2}, 0)
+    to_keras_optimizer(optimizer, variables, theirs)
+    expected = [[0, 0], [0.5, 0.5], [0, 0], [0.5, 0.5]]
+    np.testing.assert_array_equal(theirs.values()["r/t_gradient_accumulator"], expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "match"),
+    [
+        ({"steps": 3}, {STEPS_OF: 2}, "must be the same, got 3 here and 2"),
+        (
+            {"steps": 2, "gradient_accumulation_reduction": "sum"},
+            {STEPS_OF: 2},
+            "takes the mean of gradients, and here it is the sum",
+        ),
+        ({"steps": 2, "use_ema": True}, {STEPS_OF: 2, "use_ema": True}, "moves averages at every"),
+        ({"use_ema": True}, {}, "the slot 'average', which is here only"),
+        ({"master_weights": True}, {}, "the slot 'master', which is here only"),
+    ],
+)
+def test_rounds_that_would_not_go_on(settings, config, match):
+    variables = new_variables("float32")
+    optimizer = with_rounds(**settings)
+    theirs = in_keras(variables, {"use_ema": False, STEPS_OF: None, **config}, 0)
+    optimizer.build(list(variables.values()))
+    for act in (
+        lambda: from_keras_optimizer(theirs, variables, optimizer),
+        lambda: to_keras_optimizer(optimizer, variables, theirs),
+    ):
+        with pytest.raises(ValueError, match=match):
+            act()
 
 
 # --- files, without Keras -------------------------------------------------------------------
@@ -553,3 +647,78 @@ def test_files_travel_both_ways(library, ending, tmp_path):
     train_keras(model.optimizer, held, range(10, 15))
     train(optimizer, variables, range(10, 15))
     assert_close(values_of(held).values(), variables)
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"use_ema": True, "ema_momentum": 0.75}, {STEPS_OF: 2}, {STEPS_OF: 3, "momentum": 0.9}],
+    ids=["average", "two calls", "three calls"],
+)
+def test_averages_and_rounds_travel_both_ways(settings, dtype):
+    """Five calls are in the middle of a round, and ten of three as well."""
+    numbers = {"momentum": 0.0, "centered": False, "weight_decay": 0.125, **settings}
+    theirs, held = keras_run("keras", new_variables(dtype), **numbers)
+    train_keras(theirs, held, STEPS)
+    variables = values_of(held)
+
+    def of_here():
+        form = {"momentum": numbers["momentum"], "centered": False, "weight_decay": 0.125}
+        config = like_keras("keras", **form).get_config() | settings
+        return rmsjit.RMSprop.from_config(config | {"learning_rate": float(np.float32(0.05))})
+
+    optimizer = from_keras_optimizer(theirs, variables, of_here())
+    train_keras(theirs, held, MORE)
+    train(optimizer, variables, MORE)
+    assert_close(values_of(held).values(), variables)
+
+    again, held = keras_run("keras", variables, **numbers)
+    named = dict(zip(held, variables.values(), strict=True))
+    to_keras_optimizer(optimizer, named, again)
+    assert int(again._iterations.numpy()) == 10
+    train_keras(again, held, range(10, 15))
+    train(optimizer, named, range(10, 15))
+    assert_close(values_of(held).values(), named)
+    if "use_ema" in settings:
+        averages = [v.numpy() for v in again._model_variables_moving_average]
+        own = {name: optimizer.get_slot(v, "average").numpy() for name, v in named.items()}
+        assert_close(averages, own)
+
+
+def state_in(model):
+    """The count of calls, and all else that an optimizer of Keras holds, in its order."""
+    return [np.array(v.numpy()) for v in model.optimizer.variables]
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+@pytest.mark.parametrize("settings", [{"use_ema": True}, {STEPS_OF: 2}], ids=["average", "round"])
+def test_averages_and_rounds_in_files(settings, ending, tmp_path):
+    keras = pytest.importorskip("keras", minversion="3", reason="Keras 3 is not installed")
+    pytest.importorskip("h5py", reason="h5py is not installed")
+    layers = [keras.layers.Input((3,)), keras.layers.Dense(4)]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.RMSprop(LEARNING_RATE, momentum=0.9, **settings))
+    held = {v.path: v for v in model.trainable_variables}
+    train_keras(model.optimizer, held, STEPS)
+    path = tmp_path / f"model{ending}"
+    (model.save if ending == ".keras" else model.save_weights)(path)
+    variables = values_of(held)
+    config = like_keras("keras", centered=False).get_config() | settings
+    optimizer = from_keras_file(path, variables, rmsjit.RMSprop.from_config(config))
+    train_keras(model.optimizer, held, MORE)
+    train(optimizer, variables, MORE)
+    assert_close(values_of(held).values(), variables)
+
+    before = state_in(model)
+    to_keras_file(optimizer, variables, path)
+    if ending == ".keras":
+        model = keras.models.load_model(path)
+    else:
+        model.load_weights(path)
+    after = state_in(model)
+    assert after.pop(0) == before.pop(0) == 10
+    assert_close(after, dict(enumerate(before)))

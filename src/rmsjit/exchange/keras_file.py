@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.checkpoints.atomic_file import replacing
 from rmsjit.checkpoints.compare import Variables
-from rmsjit.exchange.keras_variables import SLOTS, form_of, keras_form, refuse_other_form
+from rmsjit.exchange.keras_rounds import (
+    TITLES,
+    Place,
+    calls_per_step,
+    places_of,
+    state_from,
+    values_and_count,
+)
+from rmsjit.exchange.keras_variables import form_of, keras_form, refuse_other_form
 from rmsjit.exchange.state import (
     State,
     check_arguments,
@@ -31,7 +39,6 @@ from rmsjit.exchange.state import (
     write_state,
 )
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.rule.form import Form
 
 _WEIGHTS, _CONFIG, _GROUP = "model.weights.h5", "config.json", "optimizer/vars"
 _LARGEST_CONFIG = 2**26  # bytes; that of a large model takes a hundredth of it
@@ -91,7 +98,7 @@ def from_keras_file(path: Path, variables: Variables, optimizer: Any) -> Any:
     try:
         with _opened(path) as (config, held):
             _check_config(config, optimizer)
-            state = _read(held, optimizer._store.form, variables)
+            state = _read(held, optimizer, variables)
         write_state(state, optimizer, variables)
     except ValueError as error:
         raise ValueError(f"{path} can't be loaded: {error}") from error
@@ -124,12 +131,12 @@ def to_keras_file(optimizer: Any, variables: Variables, path: Path) -> None:
     --------
     from_keras_file : The other way.
     """
-    state = state_of(optimizer, variables)
+    state = state_of(optimizer, variables, has_rounds=True)
     refuse_unbuilt(state, optimizer, variables)
     try:
         with _opened(path) as (config, held):
             _check_config(config, optimizer)
-            changes = _changes(held, state, optimizer._store.form, variables)
+            changes = _changes(held, state, optimizer, variables)
     except ValueError as error:
         raise ValueError(f"{path} can't be written to: {error}") from error
     with replacing(path) as draft:
@@ -143,8 +150,16 @@ def to_keras_file(optimizer: Any, variables: Variables, path: Path) -> None:
 def _check_config(config: Mapping[str, Any], optimizer: Optimizer) -> None:
     """Raise an error if the file's optimizer, as far as it tells, has another form."""
     ours = optimizer._store.form
-    there = keras_form(momentum=ours.has_momentum, centered=ours.centered)
-    refuse_other_form(config, form_of(config) if config else there, _LIBRARY, optimizer)
+    if config:
+        there = form_of(config)
+    else:  # where it does not tell, it has what there is here
+        there = keras_form(momentum=ours.has_momentum, centered=ours.centered)
+        there = there.with_average() if ours.has_average else there
+        config = {
+            "use_ema": ours.has_average,
+            "gradient_accumulation_steps": calls_per_step(optimizer),
+        }
+    refuse_other_form(config, there, _LIBRARY, optimizer)
 
 
 @contextlib.contextmanager
@@ -199,13 +214,13 @@ def _optimizer_config(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 
 def _places(
-    held: Mapping[str, Any], form: Form, variables: Variables
-) -> dict[str, tuple[str, str]]:
-    """The slot and variable that each number stands for, where all are as they must be."""
-    keys = [(slot, name) for slot in SLOTS if slot in form.slot_names for name in variables]
+    held: Mapping[str, Any], optimizer: Optimizer, variables: Variables
+) -> dict[str, Place]:
+    """What each number stands for, where all are as they must be."""
+    keys = places_of(optimizer._store.form, optimizer, variables)
     first = len(held) - len(keys)
     if first not in (1, 2) or held.keys() != set(map(str, range(len(held)))):
-        slots = ", ".join(SLOTS[slot] for slot in SLOTS if slot in form.slot_names)
+        slots = ", ".join(dict.fromkeys(TITLES[slot] for slot, _ in keys))
         raise ValueError(
             f"it has {len(held)} variables of the optimizer, and there must be {1 + len(keys)}, "
             f"or {2 + len(keys)} with the learning rate: iteration, and {slots} of each of the "
@@ -213,7 +228,7 @@ def _places(
         )
     places = dict(zip(map(str, range(first, len(held))), keys, strict=True))
     for number, (slot, name) in places.items():
-        _check_stored(f"{SLOTS[slot]} of {name!r}", held[number], variables[name].shape)
+        _check_stored(f"{TITLES[slot]} of {name!r}", held[number], variables[name].shape)
     for number in map(str, range(first)):
         _check_stored("iteration and learning rate", held[number], ())
     return places
@@ -227,11 +242,10 @@ def _check_stored(title: str, dataset: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{title} is stored in another file")
 
 
-def _read(held: Mapping[str, Any], form: Form, variables: Variables) -> State:
-    slots: dict[str, dict[str, NDArray[Any]]] = {}
-    for number, (slot, name) in _places(held, form, variables).items():
-        slots.setdefault(slot, {})[name] = _value(held[number])
-    return State(slots, int(held["0"][()]))
+def _read(held: Mapping[str, Any], optimizer: Optimizer, variables: Variables) -> State:
+    places = _places(held, optimizer, variables)
+    values = {place: _value(held[number]) for number, place in places.items()}
+    return state_from(values, int(held["0"][()]), optimizer, variables)
 
 
 def _value(dataset: Any) -> NDArray[Any]:
@@ -242,14 +256,15 @@ def _value(dataset: Any) -> NDArray[Any]:
 
 
 def _changes(
-    held: Mapping[str, Any], state: State, form: Form, variables: Variables
+    held: Mapping[str, Any], state: State, optimizer: Optimizer, variables: Variables
 ) -> dict[str, NDArray[Any]]:
     """The new values of the file's variables, by number."""
-    places = _places(held, form, variables)
-    changes = {"0": np.array(state.iterations or 0, held["0"].dtype)}
+    places = _places(held, optimizer, variables)
+    values, count = values_and_count(state, [*places.values()], optimizer, variables)
+    changes = {"0": np.array(count, held["0"].dtype)}
     for number, (slot, name) in places.items():
-        value = state.slots[slot][name]
-        check_kind(f"{SLOTS[slot]} of {name!r}", value, _value(held[number]))
+        value = values[slot, name]
+        check_kind(f"{TITLES[slot]} of {name!r}", value, _value(held[number]))
         changes[number] = value
     return changes
 

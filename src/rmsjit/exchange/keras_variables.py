@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rmsjit.arrays.tensors import array_of_tensor
 from rmsjit.checkpoints.compare import Variables
+from rmsjit.exchange.keras_rounds import (
+    TITLES,
+    Place,
+    places_of,
+    refuse_other_rounds,
+    state_from,
+    values_and_count,
+)
 from rmsjit.exchange.losses import refuse_losses
 from rmsjit.exchange.state import (
-    State,
     check_arguments,
     check_kind,
     dtype_name,
@@ -26,13 +32,8 @@ from rmsjit.forms.table import BY_NAME
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
 
-SLOTS = {RMS.name: "velocity", MOMENTUM.name: "momentum", MG.name: "average_gradient"}
-_LEGACY_SLOTS = {name: name for name in SLOTS}
+_LEGACY_SLOTS = {name: name for name in (RMS.name, MOMENTUM.name, MG.name)}
 _OF_RMSPROP = {"rho", "momentum", "epsilon", "centered"}  # in the configuration; Adam has others
-_REFUSED = {
-    "use_ema": "the averages of variables",
-    "gradient_accumulation_steps": "the gradients accumulated since the last update",
-}
 _IGNORED = {"learning_rate"}  # a hyperparameter that Keras keeps in a variable
 
 
@@ -51,8 +52,8 @@ class _Naming:
         return self.pattern.format(variable=name, slot=self.slots[slot])
 
 
-_KERAS = _Naming("keras.optimizers.RMSprop", "{variable}_{slot}", SLOTS, separator="_")
-_TF_KERAS = _Naming("tf_keras.optimizers.RMSprop", "{slot}/{variable}", SLOTS)
+_KERAS = _Naming("keras.optimizers.RMSprop", "{variable}_{slot}", TITLES, separator="_")
+_TF_KERAS = _Naming("tf_keras.optimizers.RMSprop", "{slot}/{variable}", TITLES)
 _LEGACY = _Naming(
     "tf_keras.optimizers.legacy.RMSprop", "{variable}/{slot}", _LEGACY_SLOTS, counter="iter"
 )
@@ -60,6 +61,8 @@ _LEGACY = _Naming(
 
 def from_keras_optimizer(keras_optimizer: Any, variables: Variables, optimizer: Any) -> Any:
     """Go on here with the state of an optimizer of Keras 3 or tf-keras, by names.
+
+    Of Keras 3, averages (`use_ema`) and gradients that wait for a step travel as well.
 
     Parameters
     ----------
@@ -93,12 +96,10 @@ def from_keras_optimizer(keras_optimizer: Any, variables: Variables, optimizer: 
     naming, found = _variables_of(keras_optimizer)
     config = keras_optimizer.get_config()
     refuse_other_form(config, form_of(config, naming is _LEGACY), naming.library, optimizer)
-    places = _places(naming, found, optimizer._store.form, variables)
-    slots: dict[str, dict[str, NDArray[Any]]] = {}
-    for (slot, name), title in places.items():
-        slots.setdefault(slot, {})[name] = array_of_tensor(found[title])
-    iterations = int(array_of_tensor(found[naming.counter]))
-    write_state(State(slots, iterations), optimizer, variables)
+    places = _places(naming, found, optimizer, variables)
+    values = {place: array_of_tensor(found[title]) for place, title in places.items()}
+    count = int(array_of_tensor(found[naming.counter]))
+    write_state(state_from(values, count, optimizer, variables), optimizer, variables)
     return optimizer
 
 
@@ -131,17 +132,18 @@ def to_keras_optimizer(optimizer: Any, variables: Variables, keras_optimizer: An
         model.optimizer.build(model.trainable_variables)
         rmsjit.interop.to_keras_optimizer(opt, named, model.optimizer)
     """
-    state = state_of(optimizer, variables)
+    state = state_of(optimizer, variables, has_rounds=True)
     naming, found = _variables_of(keras_optimizer)
     config = keras_optimizer.get_config()
     refuse_other_form(config, form_of(config, naming is _LEGACY), naming.library, optimizer)
     refuse_unbuilt(state, optimizer, variables)
-    places = _places(naming, found, optimizer._store.form, variables)
-    values = {title: state.slots[slot][name] for (slot, name), title in places.items()}
+    places = _places(naming, found, optimizer, variables)
+    held, count = values_and_count(state, list(places), optimizer, variables)
+    values = {title: held[place] for place, title in places.items()}
     for title, value in values.items():
         check_kind(title, value, found[title])
     counter = found[naming.counter]
-    counter.assign(np.array(state.iterations or 0, dtype_name(counter)))
+    counter.assign(np.array(count, dtype_name(counter)))
     for title, value in values.items():
         found[title].assign(value)
 
@@ -159,7 +161,8 @@ def form_of(config: Mapping[str, Any], is_legacy: bool = False) -> Form:
             f"the optimizer of Keras must be an RMSprop, got one with the settings {[*config]}"
         )
     momentum, centered = float(config["momentum"]) > 0, bool(config["centered"])
-    return keras_form(momentum=momentum, centered=centered, is_legacy=is_legacy)
+    form = keras_form(momentum=momentum, centered=centered, is_legacy=is_legacy)
+    return form.with_average() if config.get("use_ema") else form
 
 
 def keras_form(*, momentum: bool, centered: bool, is_legacy: bool = False) -> Form:
@@ -173,9 +176,11 @@ def refuse_other_form(
     config: Mapping[str, Any], there: Form, library: str, optimizer: Optimizer
 ) -> None:
     """Raise `ValueError` if the state would not go on between the two as it was."""
-    for setting, lost in _REFUSED.items():
-        if config.get(setting):
-            raise ValueError(f"{library} has {setting}, and {lost} would be lost")
+    if config.get("use_ema") and "jit_compile" in config:
+        raise ValueError(
+            f"{library} of tf-keras has use_ema, whose averages start otherwise than those here"
+        )
+    refuse_other_rounds(config, library, optimizer)
     numbers = next_numbers(optimizer)
     refuse_losses(
         optimizer._store.form,
@@ -212,12 +217,11 @@ def _variables_of(keras_optimizer: Any) -> tuple[_Naming, dict[str, Any]]:
 
 
 def _places(
-    naming: _Naming, found: Iterable[str], form: Form, variables: Variables
-) -> dict[tuple[str, str], str]:
-    """The name in Keras of each slot of each variable, all of which there must be."""
-    places = {
-        (slot, name): naming.title(name, slot) for slot in form.slot_names for name in variables
-    }
+    naming: _Naming, found: Iterable[str], optimizer: Optimizer, variables: Variables
+) -> dict[Place, str]:
+    """The name in Keras of all that it has of each variable, all of which there must be."""
+    needed = places_of(optimizer._store.form, optimizer, variables)
+    places = {(slot, name): naming.title(name, slot) for slot, name in needed}
     known = {*places.values(), naming.counter, *_IGNORED}
     missing = sorted({*places.values(), naming.counter} - set(found))
     unknown = sorted(set(found) - known)

@@ -60,8 +60,9 @@ def _slot_losses(here: Form, there: Form, momentum: float) -> Iterator[str]:
         yield f"the average of gradients, by which the form {has} is centered"
     if momentum and here.has_momentum != there.has_momentum:
         yield f"the momentum, which is {'here' if here.has_momentum else 'there'} only"
-    for name in set(here.slot_names) - _RULES_SLOTS:
-        yield f"the slot {name!r}, which is here only"
+    for ours, theirs, where in ((here, there, "here"), (there, here, "there")):
+        for name in {*ours.slot_names} - {*theirs.slot_names} - _RULES_SLOTS:
+            yield f"the slot {name!r}, which is {where} only"
 
 
 def _setting_losses(

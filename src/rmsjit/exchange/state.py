@@ -20,8 +20,9 @@ from rmsjit.checkpoints.compare import (
     class_of,
     saved_variables,
 )
-from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedWeight
+from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedRound, SavedWeight
 from rmsjit.checkpoints.restore import refuse_differences, restore
+from rmsjit.checkpoints.rounds import saved_round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.rule.numbers import StepNumbers
@@ -38,10 +39,13 @@ class State:
         has taken no step may be absent.
     iterations : int or None
         None where they are not counted.
+    accumulated : SavedRound or None
+        The gradients that wait for a step, for formats that have them.
     """
 
     slots: dict[str, dict[str, NDArray[Any]]]
     iterations: int | None
+    accumulated: SavedRound | None = None
 
     def of(self, name: str) -> dict[str, NDArray[Any]]:
         """The slots of one variable; empty where it has taken no step."""
@@ -54,8 +58,15 @@ def check_arguments(optimizer: Any, variables: Any) -> None:
     check_variables(variables)
 
 
-def state_of(optimizer: Optimizer, variables: Variables) -> State:
+def state_of(optimizer: Optimizer, variables: Variables, *, has_rounds: bool = False) -> State:
     """The state of an optimizer, all rows of tables up to date.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    variables : dict of str to ndarray or Variable
+    has_rounds : bool, default False
+        Whether the format has gradients that wait for a step.
 
     Returns
     -------
@@ -69,17 +80,18 @@ def state_of(optimizer: Optimizer, variables: Variables) -> State:
     ValueError
         If the optimizer has state for a variable that is not among `variables`.
     RuntimeError
-        In the middle of a round of gradient accumulation.
+        In the middle of a round of gradient accumulation, unless the format has it.
     """
     check_arguments(optimizer, variables)
     check_all_named(optimizer, variables)
-    optimizer._refuse_to_move("an exchange of state")
+    if not has_rounds:
+        optimizer._refuse_to_move("an exchange of state")
     optimizer.sync()
     slots: dict[str, dict[str, NDArray[Any]]] = {}
     for slot in optimizer._store.form.slot_names:
         held = {name: optimizer._store.slot_of(v, slot) for name, v in variables.items()}
         slots[slot] = {name: value.array for name, value in held.items() if value is not None}
-    return State(slots, _iterations_of(optimizer))
+    return State(slots, _iterations_of(optimizer), saved_round(optimizer, variables))
 
 
 def _iterations_of(optimizer: Optimizer) -> int | None:
@@ -118,7 +130,7 @@ def _checkpoint(state: State, optimizer: Optimizer, variables: Variables) -> Che
         for slot, variable in places
         if variable in state.slots.get(slot, {})
     ]
-    return Checkpoint(saved, saved_variables(variables), weights)
+    return Checkpoint(saved, saved_variables(variables), weights, state.accumulated)
 
 
 def refuse_unbuilt(state: State, optimizer: Optimizer, variables: Variables) -> None:
