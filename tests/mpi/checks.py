@@ -670,18 +670,19 @@ def check_groups(comm, folder):
         opt.add_group([variables[0]], learning_rate=lambda: 0.5 + odd, weight_decay=0.0)
         return opt, variables, opt.add_group([variables[2]], rho=0.5 + odd / 8)
 
-    (opt, variables, group) = make(MPIStrategy(comm), odd=comm.rank)  # those of rank 0 count
-    alone, expected, same_group = make()
-    for step in range(6):
-        group.frozen = same_group.frozen = step in (2, 3)
-        everyone = [dense_of(rank, step, variables) for rank in range(comm.size)]
-        sums = [total(of_one) for of_one in zip(*everyone, strict=True)]
-        opt.apply_gradients(zip(everyone[comm.rank], variables, strict=True))
-        alone.apply_gradients(zip(sums, expected, strict=True))
-        for got, wanted in zip(variables, expected, strict=True):
-            same(got, wanted)
-    same_everywhere(comm, variables)
-    groups_must_agree(comm, opt, variables, group)
+    for shard in (False, True):  # the numbers of rank 0 count
+        opt, variables, group = make(MPIStrategy(comm, shard_state=shard), odd=comm.rank)
+        alone, expected, same_group = make()
+        for step in range(6):
+            group.frozen = same_group.frozen = step in (2, 3)
+            everyone = [dense_of(rank, step, variables) for rank in range(comm.size)]
+            sums = [total(of_one) for of_one in zip(*everyone, strict=True)]
+            opt.apply_gradients(zip(everyone[comm.rank], variables, strict=True))
+            alone.apply_gradients(zip(sums, expected, strict=True))
+            for got, wanted in zip(variables, expected, strict=True):
+                same(got, wanted)
+        same_everywhere(comm, variables)
+        groups_must_agree(comm, opt, variables, group)
 
 
 def groups_must_agree(comm, opt, variables, group):
@@ -695,8 +696,65 @@ def groups_must_agree(comm, opt, variables, group):
             opt.add_group([variables[1]], rho=0.5)
         text = raised(lambda: opt.apply_gradients(pairs), RuntimeError)
         assert "ranks must agree" in text, text
-    sharded = rmsjit.RMSprop(strategy=MPIStrategy(comm, shard_state=True))
-    assert "add_group" in raised(lambda: sharded.add_group([variables[0]]), NotImplementedError)
+
+
+def check_groups_of_parts(comm, folder):
+    """By memory and by name, added before and after the first step, also where a rank has no part;
+    their norms; saved as in one process, and loaded."""
+
+    def make(strategy=None):
+        opt = rmsjit.RMSprop(0.125, momentum=0.5, global_clipnorm=4.0, strategy=strategy)
+        arrays = start([(1,), (40, 3), (9,)], "float32")
+        table = start([(6, 2)], "float32")[0]
+        named = {"a": rmsjit.Variable(arrays[0], name="a/bias"), "b": arrays[1], "c": arrays[2]}
+        named["t"] = table
+        opt.add_group("*/bias", lr_multiplier=2.0)
+        return opt, named, opt.add_group([table], rho=0.5)
+
+    strategy = MPIStrategy(comm, shard_state=True)
+    (opt, named, group), (alone, expected, same_group) = make(strategy), make()
+    for step in range(6):
+        if step == 2:
+            for one, held in ((opt, named), (alone, expected)):
+                one.add_group([held["c"]], learning_rate=0.25)
+        group.frozen = same_group.frozen = step == 3
+        arrays = [np.asarray(v) for v in named.values()]
+        everyone = [
+            [*dense_of(rank, step, arrays[:3]), rows_of(rank, step, arrays[3])]
+            for rank in range(comm.size)
+        ]
+        sums = [total(of_one) for of_one in zip(*everyone, strict=True)]
+        opt.apply_gradients(zip(everyone[comm.rank], named.values(), strict=True))
+        alone.apply_gradients(zip(sums, expected.values(), strict=True))
+        for name, wanted in expected.items():
+            same(np.asarray(named[name]), np.asarray(wanted), 1e-6)
+        np.testing.assert_allclose(opt.last_gradient_norms, alone.last_gradient_norms, rtol=1e-6)
+    same_everywhere(comm, [np.asarray(v) for v in named.values()])
+    path = folder / f"groups-{comm.size}.npz"
+    strategy.save(path, opt, named)
+    again, loaded = rmsjit.load(path)
+    assert [group.to_dict() for group in again.groups] == [g.to_dict() for g in alone.groups]
+    strategy.load(path, opt, named)
+    step_of_both(comm, opt, named, again, loaded)
+    text = raised(lambda: opt.add_group([0], rho=0.5), NotImplementedError)
+    assert "does not number variables" in text
+    text = raised(opt.get_config, NotImplementedError)
+    assert "configuration with groups" in text
+
+
+def step_of_both(comm, opt, named, alone, expected):
+    """Equal steps of all ranks and of one process."""
+    for step in range(2):
+        gradients = [dense_of(0, step, [np.asarray(v)])[0] for v in named.values()]
+        rows = rows_of(0, step, np.asarray(named["t"]))
+        empty = rmsjit.IndexedSlices(rows.values[:0], rows.indices[:0])
+        own = [g if comm.rank == 0 else np.zeros_like(g) for g in gradients[:3]]
+        own.append(rows if comm.rank == 0 else empty)
+        opt.apply_gradients(zip(own, named.values(), strict=True))
+        sums = [*gradients[:3], rows.coalesce()]
+        alone.apply_gradients(zip(sums, expected.values(), strict=True))
+    for name, wanted in expected.items():
+        same(np.asarray(named[name]), wanted, 1e-6)
 
 
 def check_momentum_set_later(comm, folder):

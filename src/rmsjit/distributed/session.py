@@ -217,7 +217,17 @@ class Session:
             if isinstance(plan, ReplicatedPlan):
                 self._outbox.note(self, plan, own.claim)
             norms = clipping.by_norm or engine.reads_norms
-            return plan.reduced(checked, outgoing, Step(numbers, clipping, norms, self._completed))
+            rows = self._rows(engine.store, plan) if norms else None
+            step = Step(numbers, clipping, norms, self._completed, rows)
+            return plan.reduced(checked, outgoing, step)
+
+    def _rows(self, store: SlotStore, plan: StagePlan) -> NDArray[np.int64] | None:
+        """The group of each whole gradient, None where those of the engine's plan are right."""
+        if not store.grouping.groups or not self._settings.shard_state:
+            return None
+        variables = plan.incoming.variables
+        rows = [store.grouping.row_of(store.whole(v), stem_of(v)) for v in variables]
+        return np.array(rows, np.int64)
 
     def _read(self, own: Own, agreed: Agreed) -> tuple[Numbers, Clipping]:
         """The numbers and bounds of rank 0; those of groups need a message of their own."""
@@ -318,11 +328,15 @@ class Session:
 
     def _standing(self, store: SlotStore, plan: StagePlan, k: int) -> str:
         """What this rank knows of a variable, in words that are the same on all ranks."""
-        key = plan.incoming.keys[k]
+        incoming = plan.incoming
+        key, variable = incoming.keys[k], incoming.variables[k]
         number, group = self._number(key), ""
         if store.grouping.groups:
-            stem = stem_of(plan.incoming.variables[k])
-            group = store.grouping.described(store.entries.get(key), stem)
+            entry, stem = store.whole(variable), stem_of(variable)
+            group = store.grouping.described(entry, stem)
+            row = store.grouping.row_of(entry, stem)
+            if row and entry is not None and k in incoming.present:
+                store.grouping.met(row, entry)  # a rank may have no part of it
         if k in plan.terms.sent:
             group += f", sent as number {plan.terms.sent.index(k)}"
         if number is None:
@@ -429,6 +443,8 @@ class Session:
             if key in self._known:
                 array = array_of(self._known[key].variable)
                 store.remove(array_key(cut.part(array, layout_of(array), self._comm.rank)))
+        store.enter([one.whole for one in store.divided.values() if one.whole.group], [])
+        store.divided = {}
         self._plans.clear()
         self._known.clear()
         self._known_epoch += 1

@@ -27,6 +27,8 @@ from rmsjit.distributed.sparse import travelling
 from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
 from rmsjit.distributed.wire import Slices, slices_for
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.divided import Divided
+from rmsjit.state.entries import Entry, entry_of
 from rmsjit.state.making import start_from_variable
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build
@@ -110,8 +112,18 @@ class ShardedPlan(StagePlan):
     def prepare(self, engine: Engine, hyperparameters: Hyperparameters, fresh: Fresh) -> None:
         """Create the slots of this rank's parts; set those of whole variables aside."""
         store = engine.store
+        wholes = {k: self._whole_entry(store, k) for k in fresh.values()}
         self._whole = {key: store.remove(key) for key in fresh}
         build(store, list(self.pieces.values()), hyperparameters)
+        for key, k in fresh.items():
+            part = store.entries[array_key(self.pieces[k])] if k in self.pieces else None
+            divided = Divided(wholes[k], part)
+            divided.join(wholes[k].group)
+            store.divided = {**store.divided, key: divided}
+
+    def _whole_entry(self, store: SlotStore, k: int) -> Entry:
+        """The entry of a whole variable, as it was added to a group, or a new one."""
+        return store.find(self.incoming.variables[k]) or entry_of(self.incoming.variables[k])
 
     def share_slots(self, engine: Engine, fresh: Fresh) -> None:
         """Send every rank its part of the slots of whole variables on rank 0."""

@@ -92,7 +92,8 @@ class Joined:
             )
         self.whole = SlotStore(store.name, store.form)
         self.whole.skipped_steps = store.skipped_steps
-        self._entries = [entry_of(owners[key]) for key in cuts]
+        self.whole.grouping = store.grouping
+        self._entries = [_in_group_of(store.divided[key].whole, owners[key]) for key in cuts]
         self._cuts = list(cuts.values())
         self._pieces = [
             _piece(store, entry, cut, rank)
@@ -102,7 +103,7 @@ class Joined:
         self.whole.enter(self._entries, fresh)
         for key, known in store.entries.items():
             if key in owners and key not in cuts:
-                self._keep(entry_of(owners[key]), known.slots)
+                self._keep(_in_group_of(known, owners[key]), known.slots)
         for place, weight in store.created.items():
             if place[0] not in store.entries:  # a weight that belongs to no variable
                 self.whole.created[place] = weight
@@ -117,6 +118,22 @@ class Joined:
             array = array_of(entry.owner)
             names = [slot.name for slot in self.whole.slots_of(entry)]
             move_slots(comm, entry.slots, array, cut, piece, names, gather=True)
+
+
+def _in_group_of(known: Entry, variable: Any) -> Entry:
+    """A new entry for a variable, in the group that it is in."""
+    entry = entry_of(variable)
+    entry.group = known.group
+    return entry
+
+
+def share_groups(store: SlotStore, whole: SlotStore) -> None:
+    """Give a store of whole variables the groups of one that has parts."""
+    known = [*(one.whole for one in store.divided.values()), *store.entries.values()]
+    parts = {id(one.part) for one in store.divided.values()}
+    grouped = [entry for entry in known if entry.group is not None and id(entry) not in parts]
+    whole.grouping = store.grouping
+    whole.enter([_in_group_of(entry, entry.owner) for entry in grouped], [])
 
 
 def _piece(store: SlotStore, entry: Entry, cut: Cut, rank: int) -> Entry | None:

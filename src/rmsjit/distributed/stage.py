@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import kinds_of
@@ -42,6 +43,8 @@ class Stage:
         Gives all ranks what this one has updated; None if every rank updates everything.
     completed : callable
         Called after the last exchange.
+    rows : int64 array or None
+        The group of each whole gradient, if the parts of this rank do not tell.
     """
 
     pairs: Pairs
@@ -53,6 +56,7 @@ class Stage:
     combine: Callable[[Norms | None], Norms | None] | None
     spread: Callable[[], None] | None
     completed: Callable[[], None]
+    rows: NDArray[np.int64] | None = None
 
     def whole(self, norms: Norms) -> Norms:
         """Norms of whole gradients.
@@ -109,12 +113,15 @@ class Step(NamedTuple):
         Whether the engine asks for norms, on all ranks.
     completed : callable
         Called after the last exchange.
+    rows : int64 array or None
+        The group of each variable, if the engine needs it.
     """
 
     numbers: Numbers
     clipping: Clipping
     needs_norms: bool
     completed: Callable[[], None]
+    rows: NDArray[np.int64] | None = None
 
 
 class Outgoing(NamedTuple):
@@ -224,6 +231,7 @@ class StagePlan(ABC):
             step.clipping,
             self.scale,
             completed=step.completed,
+            rows=step.rows,
             **{
                 "name": self._name,
                 "own": _unchanged,

@@ -22,7 +22,7 @@ from rmsjit.distributed.join import Join
 from rmsjit.distributed.sending import Outbox, Sending
 from rmsjit.distributed.session import Roster, Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
-from rmsjit.distributed.sharded_state import Joined, check_slots_can_be_divided
+from rmsjit.distributed.sharded_state import Joined, check_slots_can_be_divided, share_groups
 from rmsjit.distributed.stage import Stage
 from rmsjit.distributed.starting import Overwriting
 from rmsjit.state.slots import SlotStore
@@ -406,6 +406,7 @@ class MPIStrategy:
             values = Overwriting([*map(array_of, variables.values()), *_counters(optimizer)])
             if self.shard_state:
                 target = _twin(optimizer, SlotStore(store.name, store.form, store.allocator))
+                share_groups(store, target._store)
         except BaseException as problem:
             error = problem
         self._agree(Act.LOAD, session, optimizer, variables, error)

@@ -260,9 +260,14 @@ class Optimizer(ForeignNames):
             self._engine.refuse(error)
         raise error
 
+    @property
+    def _divides_slots(self) -> bool:
+        """Whether the strategy divides slots among processes."""
+        return getattr(self._strategy, "shard_state", False)
+
     def _refuse_divided(self, what: str) -> None:
         """Raise `NotImplementedError` where no process has a whole slot."""
-        if getattr(self._strategy, "shard_state", False):
+        if self._divides_slots:
             raise NotImplementedError(
                 f"{what} needs whole slots, which shard_state=True has on no rank: use "
                 f"strategy.save and strategy.load, or strategy.gathered"
@@ -284,7 +289,7 @@ class Optimizer(ForeignNames):
 
     def _refuse_divided_noise(self, form: Form) -> None:
         """Raise `NotImplementedError` where the parts of a variable would repeat random bits."""
-        if form.is_random and getattr(self._strategy, "shard_state", False):
+        if form.is_random and self._divides_slots:
             raise NotImplementedError(
                 "stochastic rounding, of variables or of slots in bfloat16, is not for "
                 "shard_state=True, where bits would depend on the number of ranks: use "
@@ -391,7 +396,8 @@ class Optimizer(ForeignNames):
             If a variable can't be trained, or a setting is of a wrong type, out of range, or not
             for the form of the optimizer.  Nothing is changed then.
         NotImplementedError
-            With a strategy that divides slots among processes.
+            If variables are given by their numbers to a strategy that divides slots among
+            processes.
 
         Warns
         -----
@@ -412,7 +418,6 @@ class Optimizer(ForeignNames):
         >>> print(kernel.numpy(), bias.numpy())
         [0.95 0.95] [1. 1.]
         """
-        self._refuse_divided("add_group")
         given = {
             "learning_rate": learning_rate,
             "lr_multiplier": lr_multiplier,
@@ -428,6 +433,7 @@ class Optimizer(ForeignNames):
             self._has_steps,
             variables,
             {**settings, "frozen": frozen},
+            are_divided=self._divides_slots,
         )
 
     @property

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from rmsjit.arrays.layout import array_key
 from rmsjit.optimizers.parameter_group import Members, ParameterGroup, members_of
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.divided import Divided
 from rmsjit.state.entries import Entry
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import entries_of
+from rmsjit.variables import array_of
 
 
 def add_group(
@@ -20,18 +23,33 @@ def add_group(
     has_steps: bool,
     variables: Any,
     settings: Mapping[str, Any],
+    *,
+    are_divided: bool = False,
 ) -> ParameterGroup:
     """Make a group and let the next step use it; see `Optimizer.add_group`."""
     members = members_of(variables)
+    if are_divided and members.numbers:
+        raise NotImplementedError(
+            "shard_state=True does not number variables, since no rank has parts of all of them: "
+            "give groups variables, or patterns of their names"
+        )
     group = ParameterGroup.make(hyperparameters, store, has_steps, members, settings)
     with store.lock.lock:
+        divided = [d for v in members.variables if (d := _divided(store, v)) is not None]
+        members.variables[:] = [v for v in members.variables if _divided(store, v) is None]
         entries = _entries_of(store, members, group)
         store.enter(entries, [])
-        store.grouping.add(group, entries)
+        store.grouping.add(group, [*entries, *(one.whole for one in divided)])
+        for one in divided:
+            one.join(group)
         hyperparameters.groups = (*hyperparameters.groups, group._settings)
         hyperparameters.constant = None
         store.changed()
     return group
+
+
+def _divided(store: SlotStore, variable: Any) -> Divided | None:
+    return store.divided.get(array_key(array_of(variable)))
 
 
 def _entries_of(store: SlotStore, members: Members, group: ParameterGroup) -> list[Entry]:

@@ -734,7 +734,11 @@ class RMSprop(BlockOptimizer):
         ------
         TypeError
             If a custom schedule can't be serialised, or a variable of a group has no slots yet.
+        NotImplementedError
+            If there are groups and a strategy that divides slots among processes.
         """
+        if self.groups:
+            self._refuse_divided("a configuration with groups, which numbers variables,")
         config = self._own_config()
         further = {"groups": group_configs(self._store), _OWN_PART: self._run_settings()}
         return config | {name: part for name, part in further.items() if part}

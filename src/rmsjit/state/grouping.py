@@ -143,10 +143,14 @@ class Grouping:
         ]
         for row, entry in zip(rows, entries, strict=True):
             if row and entry is not None:
-                self._idle = [g for g in self._idle if g is not self.groups[row - 1]]
-                self._unseen.pop(entry.key, None)
+                self.met(row, entry)
         frozen = {k for k, row in enumerate(rows) if row and self.groups[row - 1].frozen}
         return Assignment(len(self.groups) + 1, np.array(rows, np.int64), frozenset(frozen | fixed))
+
+    def met(self, row: int, entry: Entry) -> None:
+        """Note that a step uses a variable of the group of a row."""
+        self._idle = [group for group in self._idle if group is not self.groups[row - 1]]
+        self._unseen.pop(entry.key, None)
 
     def warn_of_unused(self) -> None:
         """Warn once of what no step has used; variables that are frozen need no gradient."""

@@ -19,6 +19,7 @@ from rmsjit.rule.form import Form, Slot
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.runtime.warning import warn
 from rmsjit.state.copies import described, is_nowhere, revived
+from rmsjit.state.divided import Divided
 from rmsjit.state.entries import Entry as Entry
 from rmsjit.state.entries import Member as Member
 from rmsjit.state.entries import SlotMemory
@@ -61,6 +62,8 @@ class SlotStore:
         How many steps were skipped for a gradient that was not finite.
     grouping : Grouping
         Which variables have settings of their own.
+    divided : dict of Key to Divided
+        The variables of which `entries` has only a part, or nothing, by their memory.
     """
 
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
@@ -72,6 +75,7 @@ class SlotStore:
         self.created: dict[tuple[Key, str], Variable] = {}
         self.skipped_steps = 0
         self.grouping = Grouping()
+        self.divided: dict[Key, Divided] = {}
         self._form = form
         self._stems: dict[str, int] = {}  # number of variables per name
         self._index: Index | None = None
@@ -119,6 +123,11 @@ class SlotStore:
             meet(self, key, array)
         entry = self.entries.get(key)
         return None if entry is None or entry.is_gone else entry
+
+    def whole(self, variable: Any) -> Entry | None:
+        """The entry of a variable, even if it is divided; None if it is not known."""
+        divided = self.divided.get(array_key(array_of(variable)))
+        return self.find(variable) if divided is None else divided.whole
 
     def known(self, fresh: Entry, name: str) -> Entry | None:
         """The known entry of a variable for which `fresh` was just made, or None.
@@ -258,7 +267,7 @@ class SlotStore:
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """Know the same variables and slots as before if the block raises an error."""
-        names = ("entries", "created", "_stems", "unmet")
+        names = ("entries", "created", "divided", "_stems", "unmet")
         before = {name: dict(vars(self)[name]) for name in names}
         slots = [(entry, entry.slots) for entry in self.entries.values()]
         try:

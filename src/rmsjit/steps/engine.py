@@ -407,7 +407,8 @@ class Engine:
         self.last_norm = abs(scale) * math.sqrt(norms.squares.sum())
         self.last_norms = (self.last_norm,)
         if self.store.grouping.groups:
-            of_groups = plan.by_group(norms.squares)
+            rows = plan.rows if stage is None or stage.rows is None else stage.rows
+            of_groups = np.bincount(rows, norms.squares, 1 + len(self.store.grouping.groups))
             self.last_norms = tuple((abs(scale) * np.sqrt(of_groups)).tolist())
         if not nonfinite.accepts(self.nonfinite, norms.finite, name):
             return False, None

@@ -133,9 +133,10 @@ class Plan:
         """A place for other memory of the plan's structure."""
         return self.place.moved(arrays, members, self.slot_names, self._valid_epoch)
 
-    def by_group(self, squares: NDArray[Any]) -> NDArray[Any]:
-        """The sum over the variables in no group, then that of each group."""
-        return np.bincount(self._assignment.rows, squares, self._assignment.groups)
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The group of each variable, 0 for those in none."""
+        return self._assignment.rows
 
     # --- one step ---------------------------------------------------------------------------
 

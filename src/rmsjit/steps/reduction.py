@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.rule.clipping import Clipping
@@ -50,6 +51,7 @@ class Reduction(Protocol):
     values: Numbers
     clipping: Clipping
     scale: float  # the gradients must still be multiplied by this
+    rows: NDArray[np.int64] | None  # the group of each whole gradient; None for those of the pairs
 
     def whole(self, norms: Norms) -> Norms:
         """The norms of whole gradients, from those of the parts that this rank has."""
