@@ -17,7 +17,14 @@ from rmsjit.__main__ import main
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", *PAGES]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "benchmarks/README.md",
+    "examples/clients/README.md",
+    *PAGES,
+]
 CONTINUED = ["docs/cluster.md", "docs/start/tutorial.md"]  # each block goes on from the one before
 
 BLOCK = re.compile(r"^([ ]*)```([\w{}-]*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
