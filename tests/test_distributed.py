@@ -35,6 +35,7 @@ RANKS = (1, 2, 3, 4)
 
 sys.path.insert(0, str(FOLDER))
 try:
+    import calling
     import checks
     import failures
     import precision
@@ -44,7 +45,7 @@ try:
 finally:
     sys.path.remove(str(FOLDER))
 
-MODULES = (checks, resuming, failures, training, sending, precision)
+MODULES = (checks, resuming, failures, training, sending, precision, calling)
 NAMES = [name for module in MODULES for name in module.CHECKS]
 
 

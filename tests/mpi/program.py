@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def main(folder, names):
+    import calling
     import checks
     import failures
     import precision
@@ -18,7 +19,7 @@ def main(folder, names):
     from mpi4py import MPI
 
     warnings.simplefilter("error")
-    modules = (checks, resuming, failures, training, sending, precision)
+    modules = (checks, resuming, failures, training, sending, precision, calling)
     everything = {name: check for module in modules for name, check in module.CHECKS.items()}
     comm, results = MPI.COMM_WORLD, {}
     for name in names or everything:

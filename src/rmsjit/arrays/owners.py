@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import address_of
 
+_memoryview = memoryview(b"")
 # What a memoryview holds its object through, together with other views of the same buffer.
-_Buffer = type(gc.get_referents(memoryview(b""))[0])
+_Buffer = type(next(iter(gc.get_referents(_memoryview)), _memoryview))
 
 
 class Ground(NamedTuple):

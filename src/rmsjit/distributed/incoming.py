@@ -27,7 +27,7 @@ from rmsjit.steps.pairs import (
     sparse_gradient,
 )
 from rmsjit.steps.plans import identity_of
-from rmsjit.variables import Variable, array_of
+from rmsjit.variables import Variable, array_of, is_trainable
 
 
 class Rows(NamedTuple):
@@ -133,7 +133,11 @@ class Incoming:
         flips = "".join("-" if flip.step else "+" for flip in layout.flips)
         order = "" if array.flags.c_contiguous else f" in memory order {layout.axes}{flips}"
         again = "" if first == k or array.size == 0 else f", the memory of variable {first}"
-        return f"{name}shape {array.shape}, {array.dtype}{order}{again}, with {gradient} gradient"
+        fixed = "" if is_trainable(variable) else ", not trainable"
+        return (
+            f"{name}shape {array.shape}, {array.dtype}{order}{again}{fixed}, with {gradient} "
+            f"gradient"
+        )
 
     @property
     def memory(self) -> tuple[Any, ...]:

@@ -33,6 +33,7 @@ from rmsjit.state.making import start_from_variable
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build
 from rmsjit.steps.norms import Norms
+from rmsjit.variables import is_trainable
 
 if TYPE_CHECKING:
     from rmsjit.steps.engine import Engine
@@ -63,6 +64,12 @@ class ShardedPlan(StagePlan):
                 f'{incoming.names[incoming.sparse[0]]} has a sparse gradient, and sparse="exact" '
                 f"needs shard_state=False: rows catch up on every rank, which needs their slots"
             )
+        for k in incoming.present:
+            if not is_trainable(incoming.variables[k]):
+                raise ValueError(
+                    f"{incoming.names[k]} is not trainable, which needs shard_state=False: "
+                    f"leave it out of the step"
+                )
         self.cuts = shards.cuts_of(incoming)
         self.pieces = {}
         for k, cut in self.cuts.items():
