@@ -27,11 +27,14 @@ from rmsjit.distributed.sparse import combined
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.numbers import StepNumbers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mpi")]  # so that one process launches all
 
 FOLDER = Path(__file__).parent / "mpi"
 SECONDS = 600  # of one launch; most of it is compiling where no kernel is in the cache yet
-RANKS = (1, 2, 3, 4)
+RANKS = range(1, 5)  # of checks
+RANKS_OF_JOBS = range(1, 9)
+# Ranks that wait leave the processors, of which there are fewer than ranks, to the others.
+YIELDING = {"MPIR_CVAR_ENABLE_HEAVY_YIELD": "1", "MPIR_CVAR_POLLS_BEFORE_YIELD": "10"}
 
 sys.path.insert(0, str(FOLDER))
 try:
@@ -68,59 +71,64 @@ def launch(ranks, *command, timeout=SECONDS, **environment):
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1", **environment},
+        env={**os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1", **YIELDING, **environment},
     )
+
+
+def run(folder, ranks, program, *arguments, timeout=SECONDS):
+    """Run a program of ``tests/mpi`` that writes to a folder for each number of ranks."""
+    try:
+        end = launch(ranks, FOLDER / program, folder, *arguments, timeout=timeout)
+    except subprocess.TimeoutExpired as error:
+        return folder, f"still running after {timeout} s\n{error.stderr!r}"
+    return folder, f"exit status {end.returncode}\n{end.stdout[-3000:]}\n{end.stderr[-3000:]}"
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What each check said on each number of ranks; every number is launched once."""
-    done = {}
+    """The folder of what each check said, and the output, of one launch for all numbers."""
+    return run(tmp_path_factory.mktemp("checks"), max(RANKS), "program.py")
 
-    def of(ranks):
-        if ranks not in done:
-            folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-            try:
-                end = launch(ranks, FOLDER / "program.py", folder)
-                output = f"exit status {end.returncode}\n{end.stdout}\n{end.stderr}"
-            except subprocess.TimeoutExpired as error:
-                output = f"still running after {SECONDS} s\n{error.stderr!r}"
-            done[ranks] = folder, output
-        return done[ranks]
 
-    return of
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """The folder of what random jobs said, and the output."""
+    folder = tmp_path_factory.mktemp("jobs")
+    return run(folder, max(RANKS_OF_JOBS), "jobs.py", 0, 6)
+
+
+@pytest.fixture(scope="module")
+def thousand_jobs(tmp_path_factory):
+    """The same for 125 jobs on each number of ranks."""
+    folder = tmp_path_factory.mktemp("thousand")
+    return run(folder, max(RANKS_OF_JOBS), "jobs.py", 6, 125, timeout=6 * SECONDS)
+
+
+def check_end(results, ranks, name):
+    """Each rank must have come to the end of what is named, without an error."""
+    folder, output = results
+    for rank in range(ranks):
+        file = folder / str(ranks) / f"{name}.{rank}.json"
+        assert file.exists(), f"rank {rank} did not come to the end of {name}:\n{output}"
+        error = json.loads(file.read_text())["error"]
+        assert not error, f"on rank {rank}:\n{error}"
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_on_ranks(results, name, ranks):
-    folder, output = results(ranks)
-    for rank in range(ranks):
-        file = folder / f"{name}.{rank}.json"
-        assert file.exists(), f"rank {rank} did not come to the end of {name}:\n{output[-3000:]}"
-        error = json.loads(file.read_text())["error"]
-        assert not error, f"on rank {rank}:\n{error}"
+    check_end(results, ranks, name)
 
 
-def run_jobs(folder, ranks, first, count):
-    """Run random jobs, whose numbers begin with `first`; each rank must come to their end."""
-    end = launch(ranks, FOLDER / "jobs.py", folder, first, count, timeout=SECONDS + 10 * count)
-    for rank in range(ranks):
-        file = folder / f"jobs.{rank}.json"
-        error = json.loads(file.read_text())["error"] if file.exists() else ""
-        assert not error, error
-    assert end.returncode == 0, end.stdout[-3000:] + end.stderr[-3000:]
-
-
-@pytest.mark.parametrize("ranks", range(1, 9))
-def test_random_jobs(tmp_path, ranks):
-    run_jobs(tmp_path, ranks, 0, 6)
+@pytest.mark.parametrize("ranks", RANKS_OF_JOBS)
+def test_random_jobs(jobs, ranks):
+    check_end(jobs, ranks, "jobs")
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ranks", range(1, 9))
-def test_a_thousand_random_jobs(tmp_path, ranks):
-    run_jobs(tmp_path, ranks, 6, 125)
+@pytest.mark.parametrize("ranks", RANKS_OF_JOBS)
+def test_a_thousand_random_jobs(thousand_jobs, ranks):
+    check_end(thousand_jobs, ranks, "jobs")
 
 
 @pytest.mark.parametrize("how", ["early", "error", "caught"])
@@ -137,11 +145,11 @@ def test_rank_that_ends_early_is_named(how):
 
 def test_file_of_ranks_is_that_of_one_process(results):
     """What three ranks have saved resumes without any strategy."""
-    folder, _ = results(3)
+    folder, _ = results
     for sparse, shard in resuming.MODES:
         variables = [np.zeros_like(v) for v in resuming.new_variables()]
         opt = resuming.optimizer(sparse)
-        path = folder / f"resume-{sparse}-{shard}-False.npz"
+        path = folder / "3" / f"resume-{sparse}-{shard}-False.npz"
         rmsjit.load(path, opt, resuming.named(variables))
         expected, alone = resuming.one_process(3, sparse, 3, 3)
         for got, wanted in zip(variables, expected, strict=True):

@@ -388,7 +388,7 @@ def check_counter_starts_from_rank_0(comm, folder):
 def check_report(comm, folder):
     from rmsjit.distributed.report import report
 
-    ranks = report()
+    ranks = report(comm)
     if comm.rank == 0:
         assert [one["rank"] for one in ranks] == list(range(comm.size))
         assert all(one["threads"] >= 1 for one in ranks)

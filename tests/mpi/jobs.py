@@ -1,5 +1,6 @@
-"""Random jobs on all ranks: ``mpiexec -n 4 python jobs.py FOLDER FIRST COUNT``.
+"""Random jobs: ``mpiexec -n 4 python jobs.py FOLDER FIRST COUNT``, on 1, 2, 3 and 4 ranks.
 
+Results go to a folder for each number of ranks.  A fourth argument is the only number to run on.
 A job has one or two optimizers, whose settings, variables and steps follow from its number alone:
 so every rank knows what all others do, and what must come out.  The expected values come from
 ``tests/reference.py``, a NumPy implementation that shares no code with rmsjit.  Among the steps
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 from narrow import dense_sum, sparse_parts
+from parties import parties
 
 sys.path.append(str(Path(__file__).parents[1]))
 import rmsjit
@@ -395,11 +397,10 @@ def compare_messages():
     messages.check_message = compared
 
 
-def main(folder, first, count):
-    warnings.simplefilter("ignore")
-    compare_messages()
-    comm = MPI.COMM_WORLD
-    for number in range(first, first + count):
+def run(comm, folder, numbers):
+    """Run jobs on the ranks of a communicator."""
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         try:
             Job(comm, number, folder).run()
@@ -413,5 +414,14 @@ def main(folder, first, count):
     (folder / f"jobs.{comm.rank}.json").write_text(json.dumps({"error": ""}))
 
 
+def main(folder, first, count, only=None):
+    """Run jobs on all numbers of ranks, or on one."""
+    warnings.simplefilter("ignore")
+    compare_messages()
+    for comm in parties(MPI.COMM_WORLD):
+        if only in (None, comm.size):
+            run(comm, folder / str(comm.size), range(first, first + count))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

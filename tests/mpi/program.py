@@ -1,4 +1,7 @@
-"""Runs checks on all ranks: ``mpiexec -n 2 python program.py FOLDER``; results go to FOLDER."""
+"""Runs checks: ``mpiexec -n 4 python program.py FOLDER``, on 1, 2, 3 and 4 ranks.
+
+Results go to a folder for each number of ranks.  Names of checks may follow.
+"""
 
 import json
 import sys
@@ -8,7 +11,8 @@ import warnings
 from pathlib import Path
 
 
-def main(folder, names):
+def all_checks():
+    """All checks by name."""
     import calling
     import checks
     import failures
@@ -16,27 +20,39 @@ def main(folder, names):
     import resuming
     import sending
     import training
-    from mpi4py import MPI
 
-    warnings.simplefilter("error")
     modules = (checks, resuming, failures, training, sending, precision, calling)
-    everything = {name: check for module in modules for name, check in module.CHECKS.items()}
-    comm, results = MPI.COMM_WORLD, {}
-    for name in names or everything:
-        begin = time.perf_counter()
+    return {name: check for module in modules for name, check in module.CHECKS.items()}
+
+
+def run(comm, folder, chosen):
+    """Run checks on the ranks of a communicator."""
+    folder.mkdir(exist_ok=True)
+    for name, check in chosen.items():
+        begin, error = time.perf_counter(), ""
         try:
-            everything[name](comm, folder)
-            results[name] = ""
+            check(comm, folder)
         except BaseException:
-            results[name] = traceback.format_exc()
-        seconds = time.perf_counter() - begin
+            error = traceback.format_exc()
         # A file for each check, so that a hang in a later one leaves the results.
-        report = {"error": results[name], "seconds": seconds}
+        report = {"error": error, "seconds": time.perf_counter() - begin}
         (folder / f"{name}.{comm.rank}.json").write_text(json.dumps(report))
-        if results[name]:
+        if error:
             time.sleep(2)  # for the other ranks to write theirs, if they fail alike
             comm.Abort(1)  # they may be waiting for this one
         comm.Barrier()
+
+
+def main(folder, names):
+    """Run checks on all numbers of ranks."""
+    from mpi4py import MPI
+    from parties import parties
+
+    warnings.simplefilter("error")
+    known = all_checks()
+    chosen = {name: known[name] for name in names or known}
+    for comm in parties(MPI.COMM_WORLD):
+        run(comm, folder / str(comm.size), chosen)
 
 
 if __name__ == "__main__":

@@ -194,9 +194,9 @@ def _cache() -> Report:
 
 
 def _ranks() -> list[Report] | None:
-    from rmsjit.distributed import report
+    from rmsjit.distributed import comm, report
 
-    return report.report() if report.launched_by_mpi() else []
+    return report.report(comm.load_mpi().COMM_WORLD) if report.launched_by_mpi() else []
 
 
 # --- formatting -----------------------------------------------------------------------------

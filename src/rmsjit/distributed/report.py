@@ -17,18 +17,11 @@ def launched_by_mpi() -> bool:
     return any(name in os.environ for name in _RANK_VARIABLES)
 
 
-def report() -> list[dict[str, Any]] | None:
+def report(comm: Any) -> list[dict[str, Any]] | None:
     """Host, threads and MPI library of every rank, on rank 0; None on the others.
 
-    Collective.
-
-    Raises
-    ------
-    ImportError
-        If mpi4py is not installed.
+    Collective on the ranks of `comm`.
     """
-    mpi = load_mpi()
-    comm = mpi.COMM_WORLD
     group = group_of(comm, None)
     node = group.node
     own = {
@@ -37,7 +30,7 @@ def report() -> list[dict[str, Any]] | None:
         "ranks_on_host": node.comm.size,
         "threads": node.threads,
         "compiles": node.comm.rank == 0,
-        "library": " ".join(mpi.Get_library_version().splitlines()[0].strip("\0 ").split()),
+        "library": " ".join(load_mpi().Get_library_version().splitlines()[0].strip("\0 ").split()),
     }
     ranks: list[dict[str, Any]] = gathered_objects(group.comm, own)
     return ranks if comm.rank == 0 else None
