@@ -86,7 +86,7 @@ def made_in(module):
 OFFERED = """
 import types
 import rmsjit
-for name in dir(rmsjit):
+for name in {*vars(rmsjit), *rmsjit._ON_DEMAND}:
     value = getattr(rmsjit, name)
     home = getattr(value, "__module__", "")
     if isinstance(value, types.ModuleType):
@@ -105,6 +105,10 @@ def test_all_is_what_the_package_offers():
     namespace = {}
     exec("from rmsjit import *", namespace)
     assert set(rmsjit.__all__) <= set(namespace)
+
+
+def test_completion_shows_public_names_only():
+    assert dir(rmsjit) == sorted([*rmsjit.__all__, "__version__"])
 
 
 @pytest.mark.parametrize("module", [rmsjit.schedules])

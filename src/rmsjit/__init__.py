@@ -72,4 +72,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_DEMAND})
+    """The public names, for completion."""
+    return sorted([*__all__, "__version__"])

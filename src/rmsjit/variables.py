@@ -14,10 +14,12 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from rmsjit.arrays.masked import refuse_masked
 from rmsjit.autodiff import hooks
 
+_Method = Callable[..., Any]
+
 UNTRACED = -2  # autograd treats a box with a trace below -1 as a constant
 
 
-def _array_method(name: str) -> Callable[..., Any]:
+def _array_method(name: str) -> _Method:
     """A method that calls the one of the array, or of its stand-in while a tape records."""
 
     def method(self: Variable, *args: Any, **kwargs: Any) -> Any:
@@ -122,12 +124,13 @@ class Variable(NDArrayOperatorsMixin):
     def constraint(self) -> Callable[[NDArray[Any]], ArrayLike] | None:
         return self._constraint
 
-    def numpy(self) -> Any:
+    def numpy(self) -> NDArray[Any]:
         """A copy of the value: an array, or a NumPy scalar if the shape is ``()``.
 
         Later steps don't change the copy, but they do change ``np.asarray(v)`` and ``v.array``.
         """
-        return self._array.copy()[()]
+        value: NDArray[Any] = self._array.copy()[()]  # a scalar has the methods of an array
+        return value
 
     def value(self) -> Any:
         """Like `numpy`, but returns the recorded result if a tape watches the variable."""
@@ -217,32 +220,32 @@ class Variable(NDArrayOperatorsMixin):
     def _value(self) -> NDArray[Any]:
         return np.asarray(self._array)  # a plain array even for subclasses such as memmap
 
-    all = _array_method("all")
-    any = _array_method("any")
-    argmax = _array_method("argmax")
-    argmin = _array_method("argmin")
-    argsort = _array_method("argsort")
-    astype = _array_method("astype")
-    clip = _array_method("clip")
-    conj = _array_method("conj")
-    copy = _array_method("copy")
-    cumsum = _array_method("cumsum")
-    dot = _array_method("dot")
-    flatten = _array_method("flatten")
-    max = _array_method("max")
-    mean = _array_method("mean")
-    min = _array_method("min")
-    prod = _array_method("prod")
-    ravel = _array_method("ravel")
-    repeat = _array_method("repeat")
-    reshape = _array_method("reshape")
-    round = _array_method("round")
-    squeeze = _array_method("squeeze")
-    std = _array_method("std")
-    sum = _array_method("sum")
-    swapaxes = _array_method("swapaxes")
-    transpose = _array_method("transpose")
-    var = _array_method("var")
+    all: _Method = _array_method("all")
+    any: _Method = _array_method("any")
+    argmax: _Method = _array_method("argmax")
+    argmin: _Method = _array_method("argmin")
+    argsort: _Method = _array_method("argsort")
+    astype: _Method = _array_method("astype")
+    clip: _Method = _array_method("clip")
+    conj: _Method = _array_method("conj")
+    copy: _Method = _array_method("copy")
+    cumsum: _Method = _array_method("cumsum")
+    dot: _Method = _array_method("dot")
+    flatten: _Method = _array_method("flatten")
+    max: _Method = _array_method("max")
+    mean: _Method = _array_method("mean")
+    min: _Method = _array_method("min")
+    prod: _Method = _array_method("prod")
+    ravel: _Method = _array_method("ravel")
+    repeat: _Method = _array_method("repeat")
+    reshape: _Method = _array_method("reshape")
+    round: _Method = _array_method("round")
+    squeeze: _Method = _array_method("squeeze")
+    std: _Method = _array_method("std")
+    sum: _Method = _array_method("sum")
+    swapaxes: _Method = _array_method("swapaxes")
+    transpose: _Method = _array_method("transpose")
+    var: _Method = _array_method("var")
 
     @property
     def T(self) -> Any:  # noqa: N802  # NumPy's name

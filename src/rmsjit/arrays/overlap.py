@@ -153,7 +153,7 @@ class Overlaps(Generic[M]):
     def __init__(self, memories: Iterable[M] = ()) -> None:
         self._contiguous: Spans[M] = Spans()
         self._clusters: Spans[_Cluster[M]] = Spans()
-        self.compared = 0
+        self.compared: int = 0
         for memory in memories:
             self.add(memory)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,14 @@ from rmsjit.autodiff.traced import Traced, register_variable_types
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.nest import flatten, matches, pack_like
 from rmsjit.variables import Variable, array_of, brief
+
+Source = Variable | NDArray[Any] | Traced
+Gradient = NDArray[Any] | IndexedSlices | Traced | None
+
+Unconnected = Literal["none", "zero"]
+
+S = TypeVar("S", bound=Source)
+K = TypeVar("K")
 
 
 class GradientTape:
@@ -165,12 +173,57 @@ class GradientTape:
         """The watched variables, in the order in which the tape first saw them."""
         return tuple(self._record.variables.values()) if self._record else ()
 
+    @overload
+    def gradient(
+        self,
+        target: Any,
+        sources: Source,
+        output_gradients: Any = None,
+        unconnected_gradients: Unconnected = "none",
+    ) -> Gradient: ...
+
+    @overload
+    def gradient(
+        self,
+        target: Any,
+        sources: list[S],
+        output_gradients: Any = None,
+        unconnected_gradients: Unconnected = "none",
+    ) -> list[Gradient]: ...
+
+    @overload
+    def gradient(
+        self,
+        target: Any,
+        sources: tuple[S, ...],
+        output_gradients: Any = None,
+        unconnected_gradients: Unconnected = "none",
+    ) -> tuple[Gradient, ...]: ...
+
+    @overload
+    def gradient(
+        self,
+        target: Any,
+        sources: dict[K, S],
+        output_gradients: Any = None,
+        unconnected_gradients: Unconnected = "none",
+    ) -> dict[K, Gradient]: ...
+
+    @overload
     def gradient(
         self,
         target: Any,
         sources: Any,
         output_gradients: Any = None,
-        unconnected_gradients: str = "none",
+        unconnected_gradients: Unconnected = "none",
+    ) -> Any: ...
+
+    def gradient(
+        self,
+        target: Any,
+        sources: Any,
+        output_gradients: Any = None,
+        unconnected_gradients: Unconnected = "none",
     ) -> Any:
         """The gradient of `target` with respect to `sources`.
 

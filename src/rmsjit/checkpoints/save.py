@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
+
+from numpy.typing import NDArray
 
 from rmsjit.checkpoints.array_file import DTYPES, ending_of, read_arrays, write_arrays
 from rmsjit.checkpoints.atomic_file import replacing
@@ -33,6 +35,13 @@ from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
 from rmsjit.variables import array_of
+
+# Mostly an RMSprop.  If this were the union with the other class, which lacks some of its methods,
+# type checkers would refuse what is right.
+Made = RMSprop | Any
+
+Given = TypeVar("Given", bound=Optimizer)
+Named = TypeVar("Named", bound=Variables)
 
 
 def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variables) -> None:
@@ -109,6 +118,46 @@ def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variable
         raise TypeError(f"the configuration of {optimizer!r} is not for JSON: {error}") from error
     with replacing(path) as draft:
         write_arrays(draft, text, arrays)
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    optimizer: None = None,
+    variables: None = None,
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> tuple[Made, dict[str, NDArray[Any]]]: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    optimizer: None = None,
+    *,
+    variables: Named,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> tuple[Made, Named]: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    optimizer: Given,
+    variables: None = None,
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> tuple[Given, dict[str, NDArray[Any]]]: ...
+
+
+@overload
+def load(
+    path: str | os.PathLike[str],
+    optimizer: Given,
+    variables: Named,
+    *,
+    custom_objects: Mapping[str, Any] | None = None,
+) -> tuple[Given, Named]: ...
 
 
 def load(

@@ -32,10 +32,10 @@ class Group:
     """
 
     def __init__(self, parent: Any) -> None:
-        self.comm = parent.Dup()
-        self.node = Node(self.comm)
-        self.agreement = Agreement(self.comm)
-        self.is_freed = False
+        self.comm: Any = parent.Dup()
+        self.node: Node = Node(self.comm)
+        self.agreement: Agreement = Agreement(self.comm)
+        self.is_freed: bool = False
         self._constructed = 0
         self._open = 0
         self._process = os.getpid()

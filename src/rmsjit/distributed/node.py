@@ -24,10 +24,10 @@ class Node:
     """
 
     def __init__(self, comm: Any) -> None:
-        self.comm = comm.Split_type(load_mpi().COMM_TYPE_SHARED)
+        self.comm: Any = comm.Split_type(load_mpi().COMM_TYPE_SHARED)
         masks = gathered_objects(self.comm, _affinity_mask())
         sharing = sum(bool(mask & masks[self.comm.rank]) for mask in masks)
-        self.threads = min(processors.thread_limit(), thread_share(sharing))
+        self.threads: int = min(processors.thread_limit(), thread_share(sharing))
 
     def compile_first(self, load: Callable[[], None]) -> None:
         """Call `load`, which may compile, on the first rank of the machine before the others.

@@ -119,8 +119,8 @@ class Session:
         self._roster = roster
         self._outbox = outbox
         self._has_met = False
-        self.place = place
-        self.shards = Shards(group.comm.size)
+        self.place: Place = place
+        self.shards: Shards = Shards(group.comm.size)
 
     # --- one step ---------------------------------------------------------------------------
 

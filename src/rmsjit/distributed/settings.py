@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from rmsjit.arrays.dtypes import Precision, dtype_named
+from rmsjit.optimizers.arguments import Reduction
 
 DEFAULT_BUCKET_BYTES = 1 << 22
 
@@ -15,7 +16,7 @@ DEFAULT_BUCKET_BYTES = 1 << 22
 class Settings:
     """How gradients are reduced and state is held; the same on every rank."""
 
-    reduce: str = "sum"
+    reduce: Reduction = "sum"
     shard_state: bool = False
     bucket_bytes: int = DEFAULT_BUCKET_BYTES
     wire_dtype: str | None = None

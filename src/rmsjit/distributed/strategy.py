@@ -25,6 +25,7 @@ from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
 from rmsjit.distributed.sharded_state import Joined, check_slots_can_be_divided, share_groups
 from rmsjit.distributed.stage import Stage
 from rmsjit.distributed.starting import Overwriting
+from rmsjit.optimizers.arguments import Reduction
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.pairs import is_sparse
 from rmsjit.variables import array_of, brief
@@ -122,7 +123,7 @@ class MPIStrategy:
     def __init__(
         self,
         comm: Any = None,
-        reduce: str = "sum",
+        reduce: Reduction = "sum",
         shard_state: bool = False,
         bucket_bytes: int = DEFAULT_BUCKET_BYTES,
         wire_dtype: str | None = None,
@@ -142,7 +143,7 @@ class MPIStrategy:
         self._join: Join | None = None
         self.rank: int = self._group.comm.rank
         self.size: int = self._group.comm.size
-        self.threads = self._group.node.threads
+        self.threads: int = self._group.node.threads
         self._sessions: WeakKeyDictionary[Engine, Session] = WeakKeyDictionary()
         self._outbox = Outbox(self._group.agreement)
 

@@ -74,7 +74,7 @@ class Accumulator:
     def __init__(
         self, calls_per_step: int, reduction: str = "mean", nonfinite: str = PROPAGATE
     ) -> None:
-        self.calls_per_step = positive_integer("gradient_accumulation_steps", calls_per_step)
+        self.calls_per_step: int = positive_integer("gradient_accumulation_steps", calls_per_step)
         if reduction not in ("mean", "sum"):
             raise ValueError(
                 f'gradient_accumulation_reduction must be "mean" or "sum", got {reduction!r}'
@@ -82,7 +82,7 @@ class Accumulator:
         self.reduction = reduction
         self._nonfinite = nonfinite
         # It knows the variables of sums as that of an optimizer does, also in copies.
-        self.store = SlotStore("accumulator", Form())
+        self.store: SlotStore = SlotStore("accumulator", Form())
         self._round = Round()
 
     def current(self, step: int) -> Round:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,11 @@ from rmsjit.rule.hyperparameters import (
     positive,
 )
 from rmsjit.variables import array_of, brief
+
+Sparse = Literal["rows", "exact"]
+Nonfinite = Literal["propagate", "skip", "raise"]
+Reduction = Literal["mean", "sum"]
+Rounding = Literal["nearest", "stochastic"]
 
 Initializer = str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from rmsjit.autodiff import hooks
 from rmsjit.optimizers import grouped
 from rmsjit.optimizers.arguments import (
+    Nonfinite,
+    Sparse,
     checked_flag,
     checked_function,
     checked_gradient_scale,
@@ -115,8 +117,8 @@ class Optimizer(ForeignNames):
         name: str,
         form: Form,
         hyperparameters: Hyperparameters,
-        sparse: str,
-        nonfinite: str,
+        sparse: Sparse,
+        nonfinite: Nonfinite,
         num_threads: int | None,
         slot_allocator: SlotAllocator | None,
         strategy: Strategy | None,

@@ -15,6 +15,10 @@ from numpy.typing import NDArray
 from rmsjit.nest import flatten
 from rmsjit.optimizers.accumulation import Accumulator
 from rmsjit.optimizers.arguments import (
+    Nonfinite,
+    Reduction,
+    Rounding,
+    Sparse,
     checked_clip_weights,
     checked_factor,
     checked_flag,
@@ -49,7 +53,7 @@ from rmsjit.rule.loss_scale import DynamicLossScale, LossScale, checked_loss_sca
 from rmsjit.rule.presets import keras_legacy, with_precision, with_terms
 from rmsjit.state.entries import stem_of
 from rmsjit.state.slots import SlotAllocator
-from rmsjit.steps.nonfinite import PROPAGATE, RAISE, SKIP, accepts, finite_gradients
+from rmsjit.steps.nonfinite import PROPAGATE, RAISE, accepts, finite_gradients
 from rmsjit.steps.pairs import check_counter, naming, pairs_of, present_pairs
 from rmsjit.steps.reduction import Strategy
 from rmsjit.variables import Variable
@@ -93,7 +97,7 @@ def _check_form(form: Form, centered: bool, uses_momentum: bool, numbers: dict[s
         raise ValueError("a form that clips weights needs clip_weights, got None")
 
 
-def _policy(nonfinite: str, loss_scale: LossScale | None) -> str:
+def _policy(nonfinite: Nonfinite, loss_scale: LossScale | None) -> Nonfinite:
     """What to do with a gradient that is not finite: a dynamic loss scale has to skip it."""
     if not isinstance(loss_scale, DynamicLossScale):
         return nonfinite
@@ -102,13 +106,11 @@ def _policy(nonfinite: str, loss_scale: LossScale | None) -> str:
             'nonfinite must be "skip" or left out with a dynamic loss_scale, which skips such '
             'steps, got "raise"'
         )
-    return SKIP
+    return "skip"
 
 
-def _hyperparameter(
-    name: str, check: Callable[[str, Any], Any], doc: str, number: str = ""
-) -> property:
-    """A hyperparameter as an attribute, stored under `number` if that differs from its name."""
+def _hyperparameter(name: str, check: Callable[[str, Any], Any], doc: str, number: str = "") -> Any:
+    """A property for a hyperparameter, stored under `number` if that differs from its name."""
 
     def read(optimizer: RMSprop) -> Any:
         return optimizer._hyperparameters[number or name]
@@ -119,8 +121,8 @@ def _hyperparameter(
     return property(read, write, doc=doc)
 
 
-def _clipping_bound(name: str, doc: str) -> property:
-    """A bound of the optimizer's `Clipping` as an attribute."""
+def _clipping_bound(name: str, doc: str) -> Any:
+    """A property for a bound of the optimizer's `Clipping`."""
 
     def read(optimizer: RMSprop) -> Any:
         return getattr(optimizer._clipping, name)
@@ -276,14 +278,14 @@ class RMSprop(BlockOptimizer):
         ema_momentum: float = 0.99,
         ema_overwrite_frequency: int | None = None,
         gradient_accumulation_steps: int | None = None,
-        gradient_accumulation_reduction: str = "mean",
+        gradient_accumulation_reduction: Reduction = "mean",
         loss_scale: Any = None,
         master_weights: bool = False,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         state_dtype: Any = None,
         seed: int = 0,
-        sparse: str = "rows",
-        nonfinite: str = "propagate",
+        sparse: Sparse = "rows",
+        nonfinite: Nonfinite = "propagate",
         track_norms: bool = False,
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,
@@ -297,10 +299,12 @@ class RMSprop(BlockOptimizer):
         of_loss = checked_loss_scale(loss_scale)
         nonfinite = _policy(nonfinite, of_loss)
         self._clipping = Clipping(clipvalue, clipnorm, global_clipnorm, scale, of_loss)
-        self.gradient_transformers = checked_functions(
+        self.gradient_transformers: list[PairsTransform] = checked_functions(
             "gradient_transformers", gradient_transformers
         )
-        self.gradient_aggregator = checked_function("gradient_aggregator", gradient_aggregator)
+        self.gradient_aggregator: Aggregator | None = checked_function(
+            "gradient_aggregator", gradient_aggregator
+        )
         numbers = {
             "learning_rate": checked_rate("learning_rate", learning_rate),
             "rho": checked_factor("rho", rho),
@@ -657,28 +661,34 @@ class RMSprop(BlockOptimizer):
 
     # --- hyperparameters --------------------------------------------------------------------
 
-    learning_rate = _hyperparameter(
+    learning_rate: Any = _hyperparameter(
         "learning_rate",
         checked_rate,
         "A float, a function without arguments or of the step, or a schedule.",
     )
-    lr = _hyperparameter("lr", checked_rate, "Old name of `learning_rate`.", "learning_rate")
-    rho = _hyperparameter("rho", checked_factor, "Decay factor of the averages.")
-    momentum = _hyperparameter(
+    lr: Any = _hyperparameter("lr", checked_rate, "Old name of `learning_rate`.", "learning_rate")
+    rho: Any = _hyperparameter("rho", checked_factor, "Decay factor of the averages.")
+    momentum: Any = _hyperparameter(
         "momentum",
         checked_factor,
         "Raising it from 0 adds the momentum slot and does not move epsilon.",
     )
-    epsilon = _hyperparameter("epsilon", _checked_epsilon, "The small number in the denominator.")
-    weight_decay = _hyperparameter(
+    epsilon: Any = _hyperparameter(
+        "epsilon", _checked_epsilon, "The small number in the denominator."
+    )
+    weight_decay: Any = _hyperparameter(
         "weight_decay", checked_weight_decay, "Weight decay; 0 for forms without it."
     )
-    decay = _hyperparameter(
+    decay: Any = _hyperparameter(
         "decay", checked_nonnegative, "The learning rate is divided by ``1 + decay*iterations``."
     )
-    clipvalue = _clipping_bound("clipvalue", "Bound on each element of a gradient, or None.")
-    clipnorm = _clipping_bound("clipnorm", "Bound on the norm of each gradient, or None.")
-    global_clipnorm = _clipping_bound(
+    clipvalue: float | None = _clipping_bound(
+        "clipvalue", "Bound on each element of a gradient, or None."
+    )
+    clipnorm: float | None = _clipping_bound(
+        "clipnorm", "Bound on the norm of each gradient, or None."
+    )
+    global_clipnorm: float | None = _clipping_bound(
         "global_clipnorm", "Bound on the joint norm of all gradients, or None."
     )
 

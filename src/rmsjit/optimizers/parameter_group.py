@@ -71,8 +71,8 @@ def members_of(given: Any) -> Members:
     return members
 
 
-def _setting(name: str, doc: str) -> property:
-    """A setting of a group as an attribute; None means that of the optimizer."""
+def _setting(name: str, doc: str) -> Any:
+    """A property for a setting of a group; None means that of the optimizer."""
 
     def read(group: ParameterGroup) -> Any:
         return group._settings.get(name)
@@ -141,12 +141,12 @@ class ParameterGroup:
         group._count = len(members.variables) + len(members.numbers)
         return group
 
-    learning_rate = _setting("learning_rate", "Replaces the optimizer's.")
-    lr_multiplier = _setting(MULTIPLIER, "Multiplies the learning rate of the group.")
-    weight_decay = _setting("weight_decay", "Replaces the optimizer's.")
-    rho = _setting("rho", "Replaces the optimizer's.")
-    momentum = _setting("momentum", "Replaces the optimizer's.")
-    epsilon = _setting("epsilon", "Replaces the optimizer's.")
+    learning_rate: Any = _setting("learning_rate", "Replaces the optimizer's.")
+    lr_multiplier: Any = _setting(MULTIPLIER, "Multiplies the learning rate of the group.")
+    weight_decay: Any = _setting("weight_decay", "Replaces the optimizer's.")
+    rho: Any = _setting("rho", "Replaces the optimizer's.")
+    momentum: Any = _setting("momentum", "Replaces the optimizer's.")
+    epsilon: Any = _setting("epsilon", "Replaces the optimizer's.")
 
     @property
     def frozen(self) -> bool:

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 
 from rmsjit.optimizers.arguments import (
+    Nonfinite,
+    Rounding,
+    Sparse,
     checked_clip_weights,
     checked_epsilon,
     checked_factor,
@@ -111,11 +114,11 @@ class RMSPropOptimizer(StructuredOptimizer):
         maximize: bool = False,
         grad_scale: float = 1.0,
         master_weights: bool = False,
-        rounding: str = "nearest",
+        rounding: Rounding = "nearest",
         state_dtype: Any = None,
         seed: int = 0,
-        sparse: str = "rows",
-        nonfinite: str = "propagate",
+        sparse: Sparse = "rows",
+        nonfinite: Nonfinite = "propagate",
         track_norms: bool = False,
         num_threads: int | None = None,
         slot_allocator: SlotAllocator | None = None,

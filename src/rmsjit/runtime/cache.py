@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rmsjit.runtime import forks, numba_internals, store, threads
+from rmsjit.runtime import forks, notice, numba_internals, store, threads
 from rmsjit.runtime.flags import FLAGS
 from rmsjit.runtime.settings import compilable, numba_config
 from rmsjit.runtime.store import cache_folder
@@ -153,6 +153,7 @@ def _compiled(
 ) -> Any:
     from numba import int64, njit
 
+    notice.compiling()
     signature = (int64,) * arguments
     dispatcher = njit(**flags)(make())
     dispatcher.compile(int64(*signature))

@@ -44,7 +44,7 @@ class RenewedLock:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock: threading.RLock = threading.RLock()
         _locks.add(self)
 
     def renew(self) -> None:

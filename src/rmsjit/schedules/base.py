@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from rmsjit.schedules.checks import CHECKS, Check, Step
+from rmsjit.schedules.checks import CHECKS, Check
 
 
 class LearningRateSchedule:
@@ -24,7 +24,7 @@ class LearningRateSchedule:
     array([1.  , 0.5 , 0.25])
     """
 
-    def __call__(self, step: Step) -> float:
+    def __call__(self, step: int | float) -> float:
         """Return the learning rate after ``step`` steps were taken."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__(step)")
 

@@ -50,12 +50,12 @@ class Clock:
 
     def __init__(self, rows: int, rows_key: Key = (), room: int = 1) -> None:
         self.rows_key = rows_key
-        self.done = np.zeros(rows, np.uint16)
+        self.done: NDArray[np.uint16] = np.zeros(rows, np.uint16)
         self._limit = min(LONGEST, max(_SHORTEST, rows))
         # Allocated in full at once, since an array that grows could be seen half copied.
         self._lapses = np.zeros((LAPSE_ROWS, self._limit + room + 1))
         self._lapses[:, 0] = 1.0, 1.0, 0.0, 1.0
-        self.words = np.array(
+        self.words: NDArray[np.int64] = np.array(
             [0, self._lapses.shape[1], address_of(self.done), address_of(self._lapses), rows],
             np.int64,
         )

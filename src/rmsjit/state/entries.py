@@ -19,7 +19,7 @@ from rmsjit.arrays.layout import (
     memory_key,
     span_of,
 )
-from rmsjit.arrays.owners import ground_of, is_still, private_view
+from rmsjit.arrays.owners import Ground, ground_of, is_still, private_view
 from rmsjit.state.clock import Clock
 from rmsjit.variables import Variable, array_of
 
@@ -110,21 +110,21 @@ class Entry:
 
     def __init__(self, variable: Any, precision: Precision) -> None:
         array = array_of(variable)
-        self.owner = private_view(array)
-        self.layout = layout_of(array)
-        self.canonical = self.layout.canonical(self.owner)
-        self.key = memory_key(self.canonical)
-        self.ground = ground_of(self.owner)
-        self.span = span_of(self.canonical)
-        self.precision = precision
+        self.owner: NDArray[Any] = private_view(array)
+        self.layout: Layout = layout_of(array)
+        self.canonical: NDArray[Any] = self.layout.canonical(self.owner)
+        self.key: Key = memory_key(self.canonical)
+        self.ground: Ground = ground_of(self.owner)
+        self.span: tuple[int, int] = span_of(self.canonical)
+        self.precision: Precision = precision
         self.slots: dict[str, NDArray[Any]] = {}
         self.clock: Clock | None = None
-        self.table = self.owner
-        self.stem = stem_of(variable)
-        self.name = ""
+        self.table: NDArray[Any] = self.owner
+        self.stem: str = stem_of(variable)
+        self.name: str = ""
         self.given: tuple[weakref.ref[Any], ...] = ()
         self.group: Any = None
-        self.met_again = False
+        self.met_again: bool = False
         self.origin: Key | None = None
         self.homes: tuple[Home, ...] = ()
         self.footprint: tuple[int, Any] | None = None
@@ -221,11 +221,11 @@ class SlotMemory:
     __slots__ = ("canonical", "key", "name", "shape", "span")
 
     def __init__(self, name: str, array: NDArray[Any]) -> None:
-        self.name = name
-        self.canonical = canonical_view(array)
-        self.span = span_of(self.canonical)
-        self.shape = array.shape
-        self.key = (object(),)  # two slots are never the same, even at one address
+        self.name: str = name
+        self.canonical: NDArray[Any] = canonical_view(array)
+        self.span: tuple[int, int] = span_of(self.canonical)
+        self.shape: tuple[int, ...] = array.shape
+        self.key: Key = (object(),)  # two slots are never the same, even at one address
 
 
 def stem_of(variable: Any) -> str:

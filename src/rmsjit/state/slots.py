@@ -69,12 +69,12 @@ class SlotStore:
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
         self.name = name
         self.allocator = allocator
-        self.lock = RenewedLock()
-        self.epoch = np.zeros(1, np.int64)
+        self.lock: RenewedLock = RenewedLock()
+        self.epoch: NDArray[np.int64] = np.zeros(1, np.int64)
         self.entries: dict[Key, Entry] = {}
         self.created: dict[tuple[Key, str], Variable] = {}
-        self.skipped_steps = 0
-        self.grouping = Grouping()
+        self.skipped_steps: int = 0
+        self.grouping: Grouping = Grouping()
         self.divided: dict[Key, Divided] = {}
         self._form = form
         self._stems: dict[str, int] = {}  # number of variables per name

@@ -109,7 +109,7 @@ class Engine:
         self.exact = exact
         self.nonfinite = nonfinite
         self.track_norms = track_norms
-        self.reads_norms = track_norms or nonfinite != PROPAGATE
+        self.reads_norms: bool = track_norms or nonfinite != PROPAGATE
         self.last_norm: float | None = None
         self.last_norms: tuple[float, ...] | None = None
         self.strategy = strategy
