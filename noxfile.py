@@ -133,6 +133,13 @@ def types(session):
     session.run("python", "typing_tests/completeness.py")
 
 
+@nox.session(default=False)
+def coverage(session):
+    """All tests, with the lines of Python code that they run."""
+    session.install("-e", ".[test]", "coverage>=7.10", "pytest-cov>=6.3")
+    run_tests(session, "--cov", "--cov-report=term")
+
+
 @nox.session
 def docs(session):
     """The site, without a warning."""

@@ -1,0 +1,75 @@
+"""The files around the package fit each other."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+CHANGES = [path for path in sorted((ROOT / "changes").glob("*.md")) if path.name != "README.md"]
+NOXFILE = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+
+in_a_checkout = pytest.mark.skipif(not WORKFLOWS, reason="not a checkout")
+
+
+def settings():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", CHANGES, ids=lambda path: path.name)
+def test_a_change_is_one_item_of_a_list(path):
+    first, *others = path.read_text(encoding="utf-8").splitlines()
+    assert first.startswith("- ")
+    assert all(line.startswith("  ") for line in others)
+
+
+@in_a_checkout
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_run_sessions_that_there_are(path):
+    text = path.read_text(encoding="utf-8")
+    named = {name for names in re.findall(r"session: \[(.+)\]", text) for name in names.split(", ")}
+    named |= set(re.findall(r'-s "?([a-z_]+)', text))
+    sessions = set(re.findall(r"@nox\.session.*\ndef (\w+)", NOXFILE))
+    assert named
+    assert named <= sessions
+
+
+@in_a_checkout
+def test_every_python_that_is_claimed_is_tested():
+    classifiers = " ".join(settings()["project"]["classifiers"])
+    claimed = re.findall(r"Python :: (3\.\d+)", classifiers)
+    assert re.search(r"^PYTHONS = (.+)$", NOXFILE, re.MULTILINE)[1] == str(claimed).replace(
+        "'", '"'
+    )
+    tests = (ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8")
+    assert str(claimed).replace("'", '"') in tests
+
+
+def test_a_lower_bound_is_one_version():
+    """As the session `oldest` needs it."""
+    project = settings()["project"]
+    lines = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    for line in lines:
+        if not line.startswith("rmsjit["):
+            assert re.match(r"[\w-]+(\[\w+\])?>=[\d.]+(,<\d+)?(;|$)", line), line
+
+
+def test_the_sdist_has_every_file_that_the_tests_read():
+    included = settings()["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {"src", "tests", "docs", "examples", "benchmarks", "changes", "noxfile.py"} <= {
+        *included
+    }
+    assert all((ROOT / name).exists() for name in included)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("yaml") is None, reason="needs PyYAML")
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name
+)
+def test_files_for_the_code_host_can_be_read(path):
+    import yaml
+
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))
