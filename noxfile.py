@@ -147,6 +147,13 @@ def docs(session):
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/site")
 
 
+@nox.session(default=False)
+def links(session):
+    """The links of the site that leave it, which needs a network."""
+    session.install("-e", ".[docs,demo]")
+    session.run("sphinx-build", "-b", "linkcheck", "-q", "docs", "build/links")
+
+
 @nox.session(python=PYTHONS, default=False)
 def quick(session):
     """The tests that take no seconds each, up to the first that fails."""
