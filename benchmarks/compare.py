@@ -28,7 +28,7 @@ STARTUPS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, and write RESULTS.md and results.png."""
+    """Measure, and write RESULTS.md, GOALS.md and results.png."""
     arguments = parser().parse_args(argv)
     if arguments.load:
         results = Results.pooled([Results.load(path) for path in arguments.load])
@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder: Path = arguments.output
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "RESULTS.md").write_text(report.markdown(results), encoding="utf-8")
+    (folder / "GOALS.md").write_text(report.goals(results), encoding="utf-8")
     plot.draw(results, folder / "results.png")
     return 0
 

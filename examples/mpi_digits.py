@@ -28,11 +28,13 @@ def main() -> None:
     variables = dict(zip(names, network.variables, strict=True))
     if options.checkpoint and options.checkpoint.exists():
         strategy.load(options.checkpoint, optimizer, variables)
-        if strategy.rank == 0:
-            print(f"{options.checkpoint}: going on after step {int(optimizer.iterations)}")
+    steps_per_epoch = -(-len(data.train_labels) // options.batch_size)
+    done = int(optimizer.iterations) // steps_per_epoch
+    if done and strategy.rank == 0:
+        print(f"{options.checkpoint}: going on with epoch {done + 1}")
 
-    rng = np.random.default_rng([settings.seed, int(optimizer.iterations)])  # the same on all ranks
-    for epoch in range(settings.epochs):
+    for epoch in range(done, settings.epochs):
+        rng = np.random.default_rng([settings.seed, epoch])  # the same on all ranks
         for images, labels in digits.batches(data, options.batch_size, rng):
             # (4) each rank takes its part of the batch; a part is weighted by its size
             mine = slice(strategy.rank, None, strategy.size)
@@ -50,7 +52,7 @@ def main() -> None:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=20, help="with those of earlier runs")
     parser.add_argument("--batch-size", type=int, default=128, help="of all ranks together")
     parser.add_argument("--learning-rate", type=float, default=0.001)
     parser.add_argument("--shard-state", action="store_true", help="share the slots out")

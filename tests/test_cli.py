@@ -125,7 +125,7 @@ def test_demo(needs_demo, capsys, tmp_path, monkeypatch):
     assert (tmp_path / "rmsjit-digits.png").read_bytes().startswith(b"\x89PNG")
     assert re.search(r"a network of 64-16-10 units", err)
     assert re.search(r"ompiled (the )?kernels .*in \d+\.\d s", err)
-    assert re.search(r"1/1 .*loss \d\.\d{4}, test accuracy \d+\.\d %", err)
+    assert "loss" not in err  # the progress bar, which is for terminals
 
 
 def test_quiet_demo_without_a_picture(needs_demo, capsys, tmp_path, monkeypatch):

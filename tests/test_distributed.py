@@ -191,6 +191,20 @@ def test_example_learns():
     assert accuracy > 85
 
 
+def test_example_says_from_which_epoch_it_resumes(tmp_path):
+    pytest.importorskip("sklearn")
+    example = FOLDER.parents[1] / "examples" / "mpi_digits.py"
+    outputs = []
+    for epochs in ("1", "2"):
+        options = ["--epochs", epochs, "--checkpoint", tmp_path / "run.npz"]
+        process = launch(2, example, *options, timeout=SECONDS)
+        assert process.returncode == 0, process.stderr[-3000:]
+        outputs.append(process.stdout)
+    assert outputs[0].startswith("epoch 1: ")
+    assert "going on with epoch 2\nepoch 2: " in outputs[1]
+    assert "epoch 1: " not in outputs[1]
+
+
 def test_without_mpi4py_the_error_names_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ImportError, match="pip install mpi4py"):

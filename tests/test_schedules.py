@@ -775,10 +775,10 @@ def test_a_plateau_is_drawn_with_a_metric_that_is_no_better():
         plots.rates_of(schedule, np.array([2**30]))
 
 
-def test_titles_are_calls():
+def test_a_schedule_is_shown_as_the_call_that_makes_it():
     schedule = Join([Chain([0.5, CosineDecay(0.1, 9)]), LinearWarmup(0.1, 5)], [7], name="j")
-    assert plots.title_of(schedule) == (
-        "Join(schedules=[Chain(schedules=[0.5, CosineDecay(initial_learning_rate=0.1, "
-        "decay_steps=9)]), LinearWarmup(schedule=0.1, warmup_steps=5)], boundaries=[7], name='j')"
+    assert repr(schedule) == (
+        "Join((Chain((0.5, CosineDecay(0.1, decay_steps=9))), LinearWarmup(0.1, warmup_steps=5)), "
+        "boundaries=(7,), name='j')"
     )
-    assert eval(plots.title_of(schedule)) == schedule
+    assert eval(repr(schedule)) == schedule

@@ -1,4 +1,4 @@
-"""results.png: GB/s over size, with a line for each library and a band for the floor."""
+"""results.png: GB/s over size, with a named line for some libraries and a band for the floor."""
 
 from pathlib import Path
 
@@ -6,8 +6,10 @@ from benchmarks.comparison.cases import CASES, FLOOR, RMSJIT
 from benchmarks.comparison.registry import LABELS
 from benchmarks.comparison.results import Results
 
-_MARKERS = "osv^D<>phXd*"
-_COLOURS = 10  # in the colour cycle
+# What people would use instead, at most six, so that the lines can be told apart; RESULTS.md has
+# all.
+_SHOWN = (RMSJIT, "torch-compile", "optax", "keras", "tf-keras", "numpy-inplace", "torch-foreach")
+_GAP = 0.036  # of the height, between two names
 
 
 def draw(results: Results, path: Path) -> bool:
@@ -26,30 +28,20 @@ def draw(results: Results, path: Path) -> bool:
 
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
     _draw_floor(axes, curve)
-    for number, name in enumerate(_by_last_speed(curve)):
-        points = [(size, found[name].speed / 1e9) for size, found in curve if name in found]
-        ours = name == RMSJIT
-        axes.plot(
-            *zip(*points, strict=True),
-            label=LABELS[name],
-            marker=_MARKERS[number % len(_MARKERS)],
-            markersize=6 if ours else 4,
-            linewidth=3 if ours else 1.2,
-            linestyle="-" if ours or number < _COLOURS else "--",
-            color="black" if ours else None,
-            zorder=3 if ours else 2,
-        )
+    lines = {name: _line(axes, curve, name) for name in _SHOWN if _has(curve, name)}
     axes.set(
         xscale="log",
         yscale="log",
         xlabel="elements of one float32 variable",
         ylabel="GB/s that a fused step would move",
-        title=f"One plain RMSprop step, {results.settings['threads']} threads "
-        f"({results.machine.get('CPU', '')})",
     )
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
+    threads, processor = results.settings["threads"], results.machine.get("CPU", "")
+    title = f"Speed of one plain RMSprop step on {threads} threads"
+    axes.set_title(f"{title} of an {processor}" if processor else title, loc="left", fontsize=11)
+    axes.grid(alpha=0.25, which="major")
+    axes.spines[["top", "right"]].set_visible(False)
+    _name_at_the_ends(axes, lines)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
     return True
 
@@ -59,18 +51,58 @@ def _on_the_curve(case) -> bool:
     return plain and case.variables == 1 and not case.sparse
 
 
+def _has(curve, name) -> bool:
+    return any(name in figures for _, figures in curve)
+
+
 def _draw_floor(axes, curve) -> None:
     points = [(size, found[FLOOR]) for size, found in curve if FLOOR in found]
     sizes = [size for size, _ in points]
     low, high = (
         [found.nbytes / found.quartiles[which] / 1e9 for _, found in points] for which in (1, 0)
     )
-    axes.fill_between(sizes, low, high, color="tab:gray", alpha=0.5, linewidth=2)
-    axes.fill_between([], [], color="tab:gray", alpha=0.5, label="floor loop, quartiles")
+    axes.fill_between(sizes, low, high, color="0.8", linewidth=4, edgecolor="0.8")
+    if points:
+        middle = len(points) // 3
+        axes.annotate(
+            "a loop that only\nreads and writes",
+            (sizes[middle], high[middle]),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="right",
+            color="0.45",
+        )
 
 
-def _by_last_speed(curve) -> list[str]:
-    """The methods by speed at the largest size, like the right ends of the lines."""
-    last = {name: found.speed for _, figures in curve for name, found in figures.items()}
-    last.pop(FLOOR, None)
-    return sorted(last, key=last.__getitem__, reverse=True)
+def _line(axes, curve, name):
+    points = [(size, found[name].speed / 1e9) for size, found in curve if name in found]
+    ours = name == RMSJIT
+    (line,) = axes.plot(
+        *zip(*points, strict=True),
+        marker="o",
+        markersize=5 if ours else 3.5,
+        linewidth=3 if ours else 1.4,
+        color="black" if ours else None,
+        zorder=3 if ours else 2,
+    )
+    return line
+
+
+def _name_at_the_ends(axes, lines) -> None:
+    """Write each name behind the end of its line, far enough from the name below."""
+    axes.autoscale_view()  # else the limits are those before the lines
+    to_axes = axes.transData + axes.transAxes.inverted()
+    ends = {name: to_axes.transform(line.get_xydata()[-1])[1] for name, line in lines.items()}
+    lowest = 0.0
+    for name in sorted(ends, key=ends.__getitem__):
+        height = max(ends[name], lowest)
+        lowest = height + _GAP
+        axes.text(
+            1.01,
+            height,
+            LABELS[name],
+            transform=axes.transAxes,
+            color=lines[name].get_color(),
+            fontweight="bold" if name == RMSJIT else "normal",
+            va="center",
+        )

@@ -1,4 +1,4 @@
-"""Writing RESULTS.md."""
+"""Writing RESULTS.md, for users, and GOALS.md, for the developers."""
 
 from collections.abc import Iterator
 
@@ -15,12 +15,17 @@ had a fresh process with {threads} threads. "x rmsjit" is the median divided by 
 actually moves.
 """
 
+_GOALS_HEAD = """# Goals of the benchmarks
+
+Written by `python -m benchmarks.compare` from the same measurements as RESULTS.md ({date}). The
+goals were set before anything was measured; what was not reached stays here.
+"""
+
 
 def markdown(results: Results) -> str:
     """The content of RESULTS.md."""
     lines = [_HEAD.format(**results.settings)]
     lines += _machine(results)
-    lines += _goals(results)
     for case in CASES:
         if case.name in results.figures:
             lines += ["", f"## {case.title}", "", *_table(results.figures[case.name])]
@@ -39,9 +44,13 @@ def _machine(results: Results) -> Iterator[str]:
         yield f"- Not measured: {LABELS[peer]} ({reason})"
 
 
+def goals(results: Results) -> str:
+    """The content of GOALS.md."""
+    return "\n".join([_GOALS_HEAD.format(date=results.date), *_goals(results)]) + "\n"
+
+
 def _goals(results: Results) -> Iterator[str]:
     titles = {case.name: case.title for case in CASES} | {STARTUP: "a whole process"}
-    yield "\n## Goals\n"
     yield "| case | figure | goal | measured | reached |"
     yield "| --- | --- | ---: | ---: | --- |"
     for goal in GOALS:

@@ -36,14 +36,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="measure the speed of a step on this machine",
         description="Measure the speed of a step on this machine, and compare it with a loop that "
         "only reads and writes the same arrays (the floor) and with hand-written NumPy.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--sizes", type=_count, nargs="+", default=SIZES, metavar="N", help="numbers of elements")
-    add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="forms of the rule")
-    add("--dtype", choices=SUPPORTED, default="float32", help="dtype of variable and gradient")
-    add("--threads", type=_count, metavar="N", help="maximum number of threads; None means all")
-    add("--rounds", type=_count, default=ROUNDS, metavar="N", help="rounds to take the median of")
+    sizes = "numbers of elements (default: 1000 to 10 million)"
+    add("--sizes", type=_count, nargs="+", default=SIZES, metavar="N", help=sizes)
+    variants = f"of {', '.join(VARIANTS)} (default: all)"
+    add(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="VARIANT",
+        help=variants,
+    )
+    dtypes = f"of variable and gradient: {', '.join(SUPPORTED)} (default: float32)"
+    add("--dtype", choices=SUPPORTED, default="float32", metavar="NAME", help=dtypes)
+    add("--threads", type=_count, metavar="N", help="the most threads (default: all)")
+    rounds = f"rounds to take the median of (default: {ROUNDS})"
+    add("--rounds", type=_count, default=ROUNDS, metavar="N", help=rounds)
     parser.set_defaults(run=run)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import textwrap
 from collections.abc import Sequence
@@ -13,21 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rmsjit.schedules import (
-    Chain,
-    CosineDecay,
-    CosineDecayRestarts,
-    ExponentialDecay,
-    ExponentialDecayRestarts,
-    InverseTimeDecay,
-    Join,
-    LearningRateSchedule,
-    LinearWarmup,
-    OneCycle,
-    PiecewiseConstantDecay,
-    PolynomialDecay,
-    ReduceOnPlateau,
-)
+from rmsjit import schedules
+from rmsjit.schedules import LearningRateSchedule
 from rmsjit.schedules.plateau import plateaus_in
 
 MOST_STEPS = 2**53  # all exact in float64
@@ -50,29 +36,29 @@ def natural_span(schedule: LearningRateSchedule) -> int:
 
 def _span(schedule: Any) -> float:
     match schedule:
-        case PiecewiseConstantDecay():
+        case schedules.PiecewiseConstantDecay():
             return 1.25 * max(schedule.boundaries, default=0.0)
-        case CosineDecayRestarts() | ExponentialDecayRestarts():
+        case schedules.CosineDecayRestarts() | schedules.ExponentialDecayRestarts():
             return schedule.first_decay_steps * sum(schedule.t_mul**i for i in range(4)) - 1
-        case CosineDecay():
+        case schedules.CosineDecay():
             warmup = 0 if schedule.warmup_target is None else schedule.warmup_steps
             return 1.1 * (warmup + schedule.decay_steps)
-        case PolynomialDecay():
+        case schedules.PolynomialDecay():
             return schedule.decay_steps * (3.0 if schedule.cycle else 1.1)
-        case ExponentialDecay() | InverseTimeDecay():
+        case schedules.ExponentialDecay() | schedules.InverseTimeDecay():
             return 5.0 * schedule.decay_steps
-        case OneCycle():
+        case schedules.OneCycle():
             return 1.1 * schedule.total_steps
-        case LinearWarmup():
+        case schedules.LinearWarmup():
             return max(
                 1.5 * schedule.warmup_steps, schedule.warmup_steps + _span(schedule.schedule)
             )
-        case ReduceOnPlateau():
+        case schedules.ReduceOnPlateau():
             return max(_span(schedule.schedule), 4.0 * (schedule.patience + schedule.cooldown + 2))
-        case Join():
+        case schedules.Join():
             before = schedule.boundaries[-1] if schedule.boundaries else 0.0
             return max(1.25 * before, before + _span(schedule.schedules[-1]))
-        case Chain():
+        case schedules.Chain():
             return max(map(_span, schedule.schedules))
         case _:
             return 0.0
@@ -106,18 +92,6 @@ def rates_of(schedule: LearningRateSchedule, steps: Steps) -> Floats:
     return np.array(rates)[steps]
 
 
-def title_of(value: Any) -> str:
-    """The call that makes a schedule, without arguments that have their default value."""
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(title_of, value))}]"
-    if not isinstance(value, LearningRateSchedule):
-        return repr(value)
-    config = value.get_config()
-    parameters = inspect.signature(type(value)).parameters
-    shown = [f"{k}={title_of(config[k])}" for k, p in parameters.items() if config[k] != p.default]
-    return f"{type(value).__name__}({', '.join(shown)})"
-
-
 # --- drawings -------------------------------------------------------------------------------
 
 
@@ -134,16 +108,16 @@ def save_plot(path: Path, title: str, steps: Steps, rates: Floats) -> None:
     figure.savefig(path)
 
 
-def save_gallery(path: Path, schedules: Sequence[LearningRateSchedule]) -> None:
+def save_gallery(path: Path, shown: Sequence[LearningRateSchedule]) -> None:
     """Write one image with a curve for each schedule."""
     from matplotlib.figure import Figure
 
-    rows = -(-len(schedules) // 3)
+    rows = -(-len(shown) // 3)
     figure = Figure(figsize=(13, 2.7 * rows), dpi=110, layout="constrained")
-    for axes, schedule in zip(figure.subplots(rows, 3).flat, schedules, strict=False):
+    for axes, schedule in zip(figure.subplots(rows, 3).flat, shown, strict=False):
         steps = spread(natural_span(schedule))
         _draw(axes, steps, rates_of(schedule, steps))
-        name, arguments = title_of(schedule).split("(", 1)
+        name, arguments = repr(schedule).split("(", 1)
         lines = textwrap.wrap(arguments.removesuffix(")"), 62)
         axes.set_title(name, loc="left", fontsize=11, fontweight="bold", pad=11 * len(lines) + 5)
         axes.text(0, 1.03, "\n".join(lines), transform=axes.transAxes, fontsize=8, color="0.35")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from rmsjit import schedules
 from rmsjit.cli.plots import (
     MOST_STEPS,
     natural_span,
@@ -19,39 +20,27 @@ from rmsjit.cli.plots import (
     save_plot,
     spread,
     text_plot,
-    title_of,
 )
-from rmsjit.schedules import (
-    Chain,
-    CosineDecay,
-    CosineDecayRestarts,
-    ExponentialDecay,
-    ExponentialDecayRestarts,
-    InverseTimeDecay,
-    Join,
-    LearningRateSchedule,
-    LinearWarmup,
-    OneCycle,
-    PiecewiseConstantDecay,
-    PolynomialDecay,
-    ReduceOnPlateau,
-)
+from rmsjit.schedules import LearningRateSchedule
 
 # The subcommands, each with the schedule that is drawn of it where all are drawn.
 EXAMPLES: dict[str, LearningRateSchedule] = {
-    "exponential": ExponentialDecay(0.1, 100, 0.5),
-    "piecewise": PiecewiseConstantDecay([100, 150], [0.1, 0.03, 0.01]),
-    "polynomial": PolynomialDecay(0.1, 100, power=2.0),
-    "inverse-time": InverseTimeDecay(0.1, 100, 0.5, staircase=True),
-    "cosine": CosineDecay(0.0, 150, warmup_target=0.1, warmup_steps=30),
-    "cosine-restarts": CosineDecayRestarts(0.1, 50, m_mul=0.8),
-    "exponential-restarts": ExponentialDecayRestarts(0.1, 50, 0.05, m_mul=0.8),
-    "one-cycle": OneCycle(0.1, 200),
-    "plateau": ReduceOnPlateau(0.1, factor=0.5, patience=10),
-    "warmup": LinearWarmup(InverseTimeDecay(0.1, 30, 1.0), 40),
-    "join": Join([CosineDecay(0.1, 100, alpha=0.2), 0.01], [120]),
-    "chain": Chain(
-        [ExponentialDecayRestarts(0.1, 40, 0.1, t_mul=1.0), ExponentialDecay(1.0, 100, 0.5)]
+    "exponential": schedules.ExponentialDecay(0.1, 100, 0.5),
+    "piecewise": schedules.PiecewiseConstantDecay([100, 150], [0.1, 0.03, 0.01]),
+    "polynomial": schedules.PolynomialDecay(0.1, 100, power=2.0),
+    "inverse-time": schedules.InverseTimeDecay(0.1, 100, 0.5, staircase=True),
+    "cosine": schedules.CosineDecay(0.0, 150, warmup_target=0.1, warmup_steps=30),
+    "cosine-restarts": schedules.CosineDecayRestarts(0.1, 50, m_mul=0.8),
+    "exponential-restarts": schedules.ExponentialDecayRestarts(0.1, 50, 0.05, m_mul=0.8),
+    "one-cycle": schedules.OneCycle(0.1, 200),
+    "plateau": schedules.ReduceOnPlateau(0.1, factor=0.5, patience=10),
+    "warmup": schedules.LinearWarmup(schedules.InverseTimeDecay(0.1, 30, 1.0), 40),
+    "join": schedules.Join([schedules.CosineDecay(0.1, 100, alpha=0.2), 0.01], [120]),
+    "chain": schedules.Chain(
+        [
+            schedules.ExponentialDecayRestarts(0.1, 40, 0.1, t_mul=1.0),
+            schedules.ExponentialDecay(1.0, 100, 0.5),
+        ]
     ),
 }
 SCHEDULES = {kind: type(schedule) for kind, schedule in EXAMPLES.items()}
@@ -89,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         rates = rates_of(schedule, steps)
     except (TypeError, ValueError) as error:
         return _fail(error, status=2)
-    title = title_of(schedule)
+    title = repr(schedule)
     if args.text:
         print(text_plot(title, steps, rates))
         return 0
@@ -125,7 +114,7 @@ def run_all(args: argparse.Namespace) -> int:
 def _print_all() -> None:
     for schedule in EXAMPLES.values():
         steps = spread(natural_span(schedule))
-        print(text_plot(title_of(schedule), steps, rates_of(schedule, steps)), end="\n\n")
+        print(text_plot(repr(schedule), steps, rates_of(schedule, steps)), end="\n\n")
 
 
 # --- arguments ------------------------------------------------------------------------------
@@ -159,13 +148,22 @@ def _kind_of(hint: Any) -> tuple[Any, str]:
     return (str, "TEXT") if "str" in str(hint) else (_number, "X")
 
 
+# What the docstring of a schedule says of an argument: its type in the words of Python, then prose.
+_ARGUMENT = r"^ *{name} : (?P<type>\{{.*?\}}|[a-z ]+)(?:, optional)?, (?P<prose>.*)$"
+
+
 def _argument_help(cls: type[LearningRateSchedule], parameter: inspect.Parameter) -> str:
     """The argument's text from the docstring, and its default."""
-    found = re.search(rf"^ *{parameter.name} : (.*)$", cls.__doc__ or "", re.MULTILINE)
+    pattern = _ARGUMENT.format(name=parameter.name)
+    found = re.search(pattern, cls.__doc__ or "", re.MULTILINE)
+    choices = re.findall(r'"(\w+)"', found["type"]) if found else []
+    prose = _plain_text(found["prose"] if found else "")
     has_default = isinstance(parameter.default, (int, float, str))
     shown = has_default and parameter.default is not False
-    return _plain_text(found[1] if found else "") + (
-        f" (default: {parameter.default})" if shown else ""
+    return (
+        (f"{' or '.join(choices)}: " if choices else "")
+        + prose
+        + (f" (default: {parameter.default})" if shown else "")
     )
 
 

@@ -114,7 +114,8 @@ def train(network: Network, digits: Digits, settings: Settings, quiet: bool = Fa
     optimizer = rmsjit.RMSprop(learning_rate_of(digits, settings))
     rng = np.random.default_rng(settings.seed)
     history = History()
-    with tqdm(range(settings.epochs), unit="epoch", disable=quiet) as epochs:
+    # None: no bar where the output is no terminal
+    with tqdm(range(settings.epochs), unit="epoch", disable=quiet or None) as epochs:
         for _ in epochs:
             losses = []
             for images, labels in batches(digits, settings.batch_size, rng):

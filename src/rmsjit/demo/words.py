@@ -148,7 +148,8 @@ def train(model: SkipGram, corpus: Corpus, settings: Settings, quiet: bool = Fal
     optimizer = rmsjit.RMSprop(settings.learning_rate)
     rng = np.random.default_rng(settings.seed)
     history = []
-    with tqdm(range(settings.epochs), unit="epoch", disable=quiet) as epochs:
+    # None: no bar where the output is no terminal
+    with tqdm(range(settings.epochs), unit="epoch", disable=quiet or None) as epochs:
         for _ in epochs:
             losses = []
             for batch in batches(corpus, settings, rng):

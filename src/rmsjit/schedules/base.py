@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Self, SupportsIndex
 
 import numpy as np
@@ -57,7 +57,7 @@ class LearningRateSchedule:
         return np.fromiter(rates, np.float64, array.size).reshape(array.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataSchedule(LearningRateSchedule):
     """Base of the schedules here: the fields are the config, and each is checked by its name."""
 
@@ -67,6 +67,17 @@ class DataSchedule(LearningRateSchedule):
         for name, value in DataSchedule.get_config(self).items():
             if check := self.checks.get(name) or CHECKS.get(name):
                 object.__setattr__(self, name, check(name, value))
+
+    def __repr__(self) -> str:
+        """The call that makes it: the first argument, and the others that are not the default."""
+        shown: list[str] = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not shown and field.default is MISSING:
+                shown.append(repr(value))
+            elif field.init and field.repr and value != field.default:
+                shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
     def get_config(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.init}

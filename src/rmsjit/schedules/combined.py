@@ -40,7 +40,7 @@ def rate_of(schedule: Part, position: float) -> float:
     return float(schedule(int(position) if position.is_integer() else position))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LinearWarmup(DataSchedule):
     """A linear warmup, then any other schedule from its step 0 (arXiv:1706.02677).
 
@@ -77,7 +77,7 @@ class LinearWarmup(DataSchedule):
         return (1.0 - done) * self.initial_learning_rate + done * rate_of(self.schedule, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Join(DataSchedule):
     """One schedule after the other, each from its step 0.
 
@@ -122,7 +122,7 @@ class Join(DataSchedule):
         return super().get_config() | lists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chain(DataSchedule):
     """The product of several schedules at the same step.
 

@@ -13,7 +13,7 @@ from rmsjit.schedules.checks import Step, check_boundaries, power_of, step_of
 from rmsjit.schedules.restarts import period_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class _StaircaseDecay(DataSchedule):
     initial_learning_rate: float
     decay_steps: float
@@ -26,7 +26,7 @@ class _StaircaseDecay(DataSchedule):
         return math.floor(elapsed) if self.staircase else elapsed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExponentialDecay(_StaircaseDecay):
     """``initial_learning_rate * decay_rate ** (step / decay_steps)``.
 
@@ -48,7 +48,7 @@ class ExponentialDecay(_StaircaseDecay):
         return self.initial_learning_rate * power_of(self.decay_rate, self._elapsed(step))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PiecewiseConstantDecay(DataSchedule):
     """``values[i]`` up to and including step ``boundaries[i]``, then ``values[i + 1]``.
 
@@ -81,7 +81,7 @@ class PiecewiseConstantDecay(DataSchedule):
         return super().get_config() | lists
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PolynomialDecay(DataSchedule):
     """``end + (initial - end) * (1 - step / decay_steps) ** power``, then ``end``.
 
@@ -118,7 +118,7 @@ class PolynomialDecay(DataSchedule):
         return left * self.initial_learning_rate + (1.0 - left) * self.end_learning_rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class InverseTimeDecay(_StaircaseDecay):
     """``initial_learning_rate / (1 + decay_rate * step / decay_steps)``.
 
@@ -140,7 +140,7 @@ class InverseTimeDecay(_StaircaseDecay):
         return self.initial_learning_rate / (1.0 + self.decay_rate * self._elapsed(step))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CosineDecay(DataSchedule):
     """Half a cosine wave after an optional warmup (arXiv:1608.03983, arXiv:1706.02677).
 
@@ -184,7 +184,7 @@ class CosineDecay(DataSchedule):
         return start * ((1.0 - self.alpha) * wave + self.alpha)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CosineDecayRestarts(DataSchedule):
     """Half a cosine wave, repeated (arXiv:1608.03983).
 

@@ -20,7 +20,7 @@ from rmsjit.schedules.checks import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class OneCycle(DataSchedule):
     """One cycle: up to a large rate, and down to a very small one (arXiv:1708.07120).
 

@@ -65,7 +65,7 @@ def _metric(name: str, value: Any) -> float:
         raise TypeError(f"{name} must be one number, got {value!r}") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ReduceOnPlateau(DataSchedule):
     """A rate that falls when a metric, such as the validation loss, stops improving.
 

@@ -32,7 +32,7 @@ def period_of(elapsed: float, t_mul: float) -> tuple[int, float]:
     return period, (elapsed - before) / t_mul**period
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExponentialDecayRestarts(DataSchedule):
     """Exponential decay that starts again and again (warm restarts).
 

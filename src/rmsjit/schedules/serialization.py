@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from rmsjit.schedules import combined, decays, one_cycle, plateau, restarts
 from rmsjit.schedules.base import DataSchedule, LearningRateSchedule
-from rmsjit.schedules.combined import Chain, Join, LinearWarmup
-from rmsjit.schedules.decays import (
-    CosineDecay,
-    CosineDecayRestarts,
-    ExponentialDecay,
-    InverseTimeDecay,
-    PiecewiseConstantDecay,
-    PolynomialDecay,
-)
-from rmsjit.schedules.one_cycle import OneCycle
-from rmsjit.schedules.plateau import ReduceOnPlateau
-from rmsjit.schedules.restarts import ExponentialDecayRestarts
 
-_OF_KERAS: dict[str, Any] = {
-    cls.__name__: cls
-    for cls in (
-        CosineDecay,
-        CosineDecayRestarts,
-        ExponentialDecay,
-        InverseTimeDecay,
-        PiecewiseConstantDecay,
-        PolynomialDecay,
-    )
-}
+
+def _schedules_of(*modules: ModuleType) -> list[type[DataSchedule]]:
+    """The public schedules that modules define."""
+    return [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if getattr(value, "__module__", "") == module.__name__
+        and isinstance(value, type)
+        and issubclass(value, DataSchedule)
+        and not value.__name__.startswith("_")
+    ]
+
+
+_OF_KERAS: dict[str, Any] = {cls.__name__: cls for cls in _schedules_of(decays)}
 _OF_RMSJIT: dict[str, Any] = {  # by the names under which Keras would register them
-    f"rmsjit>{cls.__name__}": cls
-    for cls in (Chain, ExponentialDecayRestarts, Join, LinearWarmup, OneCycle, ReduceOnPlateau)
+    f"rmsjit>{cls.__name__}": cls for cls in _schedules_of(combined, one_cycle, plateau, restarts)
 }
 _BY_CLASS_NAME = _OF_KERAS | {cls.__name__: cls for cls in _OF_RMSJIT.values()}
 _REGISTERED = {cls: name for name, cls in _OF_RMSJIT.items()}
