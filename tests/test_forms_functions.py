@@ -153,7 +153,8 @@ def test_wrong_arguments_are_type_errors_that_help(call, match):
         (lambda: forms.torch(weight_decay=-1), "weight_decay must not be negative"),
         (lambda: forms.mxnet(wd=-1), "wd must not be negative"),
         (lambda: forms.tf_keras(use_ema=True), "use_ema must be False, got True"),
-        (lambda: forms.keras(loss_scale_factor=8), "loss_scale_factor must be None, got 8: scale"),
+        (lambda: forms.keras(loss_scale_factor=0), "loss_scale_factor must be positive, got 0.0"),
+        (lambda: forms.mxnet(rescale_grad=0.5), "rescale_grad must be 1.0, got 0.5: scale the"),
         (lambda: forms.torch(centered="yes"), "centered must be one of False, True, got 'yes'"),
         (lambda: forms.optax(0.1, nesterov="yes", momentum=0.9), "nesterov must be one of"),
         (lambda: forms.optax(0.1, initial_scale="one"), "start must be a finite number"),
@@ -348,13 +349,18 @@ def test_from_config_with_a_schedule():
         assert optimizer.learning_rate.get_config() == schedule.get_config()
 
 
+def test_the_loss_scale_of_keras():
+    optimizer = forms.from_config(KERAS_3 | {"loss_scale_factor": 8})
+    assert optimizer.loss_scale == forms.keras(loss_scale_factor=8).loss_scale == 8.0
+
+
 @pytest.mark.parametrize(
     ("config", "error", "match"),
     [
         ({"class_name": "Adam", "config": {}}, TypeError, "one of 'Adam'"),
         ({"beta_1": 0.9}, TypeError, r"no form .* has all of the arguments \['beta_1'\]"),
         ([("lr", 0.1)], TypeError, "config must be a mapping, got list"),
-        (KERAS_3 | {"loss_scale_factor": 8}, ValueError, "loss_scale_factor must be None"),
+        (KERAS_3 | {"loss_scale_factor": -8}, ValueError, "loss_scale_factor must be positive"),
     ],
 )
 def test_from_config_says_what_is_wrong(config, error, match):

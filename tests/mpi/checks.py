@@ -681,6 +681,10 @@ def check_groups(comm, folder):
             alone.apply_gradients(zip(sums, expected, strict=True))
             for got, wanted in zip(variables, expected, strict=True):
                 same(got, wanted)
+        group.frozen = True  # then no gradient is missed, and a warning would be an error
+        gradients = [None if k == 2 else np.zeros_like(v) for k, v in enumerate(variables)]
+        opt.apply_gradients(zip(gradients, variables, strict=True))
+        group.frozen = False
         same_everywhere(comm, variables)
         groups_must_agree(comm, opt, variables, group)
 

@@ -203,9 +203,10 @@ class Session:
             engine.nonfinite, np.array([False]), lambda _: "a variable on one of the ranks"
         ):
             return None
-        if plan.incoming.missing:  # on all ranks
+        missing = _missing(engine.store, plan) if plan.incoming.missing else []
+        if missing:  # on all ranks
             with shared_errors(self._comm, "go on after a warning"):
-                warn_of_missing(plan.incoming.missing)
+                warn_of_missing(missing)
         numbers, clipping = self._read(own, agreed)
         plan.check_numbers(numbers, clipping)
         if agreed.flags.unprepared:
@@ -450,6 +451,16 @@ class Session:
         self._known_epoch += 1
         self._steps = 0
         self.shards.cuts.clear()
+
+
+def _missing(store: SlotStore, plan: StagePlan) -> list[str]:
+    """The names of variables without a gradient that are not frozen."""
+    incoming, freezes = plan.incoming, store.grouping.freezes
+    return [
+        incoming.names[k]
+        for k, variable in enumerate(incoming.variables)
+        if k not in incoming.present and not freezes(store.whole(variable), stem_of(variable))
+    ]
 
 
 def _check_reduces(request: Request) -> None:

@@ -29,7 +29,7 @@ SLOT_ORDER = ("rms", "momentum", "mg")
 _NEED_MOMENTUM = ("learning_rate", "nesterov")  # settings of a form
 
 
-def _checked_epsilon(name: str, value: Any) -> float:
+def _checked_positive(name: str, value: Any) -> float:
     return positive(name, as_number(name, value))
 
 
@@ -41,8 +41,9 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "learning_rate": checked_rate,
     "rho": checked_factor,
     "momentum": checked_factor,
-    "epsilon": _checked_epsilon,
+    "epsilon": _checked_positive,
     "weight_decay": checked_weight_decay,
+    "loss_scale": _checked_positive,
     "decay": checked_nonnegative,
     "clip_weights": checked_clip_weights,
 }

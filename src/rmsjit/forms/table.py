@@ -85,7 +85,7 @@ LIBRARIES = (
             Number("use_ema", False),
             Number("ema_momentum", 0.99),
             Number("ema_overwrite_frequency", None),
-            Unsupported("loss_scale_factor", None, instead=_SCALE),
+            Number("loss_scale_factor", None, number="loss_scale"),
             Number("gradient_accumulation_steps", None),
             Number("name", None),
         ),

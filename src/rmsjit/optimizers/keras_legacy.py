@@ -643,16 +643,12 @@ class RMSprop(BlockOptimizer):
             return None
         from rmsjit.steps.norms import norms_by_group  # imports Numba
 
-        rows = [self._row_of(variable) for _, variable in pairs]
+        store = self._store
+        rows = [store.grouping.row_of(store.find(v), stem_of(v)) for _, v in pairs]
         return norms_by_group(pairs, rows, 1 + len(self.groups))
 
-    def _row_of(self, variable: Any) -> int:
-        """The number of a variable's group, 0 if it is in none."""
-        return self._store.grouping.row_of(self._store.find(variable), stem_of(variable))
-
     def _is_frozen(self, variable: Any) -> bool:
-        row = self._row_of(variable)
-        return row > 0 and self.groups[row - 1].frozen
+        return self._store.grouping.freezes(self._store.find(variable), stem_of(variable))
 
     def _are_finite(self, pairs: Pairs) -> bool:
         """Whether all gradients are finite; an error names those that must be and are not."""

@@ -111,12 +111,17 @@ class Grouping:
                 return row
         return 0
 
+    def freezes(self, entry: Entry | None, stem: str = "") -> bool:
+        """Whether the group of a variable is frozen."""
+        row = self.row_of(entry, stem)
+        return row > 0 and bool(self.groups[row - 1].frozen)
+
     def described(self, entry: Entry | None, stem: str) -> str:
         """The group of a variable in words, to be compared with those of another process."""
         row = self.row_of(entry, stem)
         if not row:
             return ", in no group"
-        return f", in group {row}{', frozen' if self.groups[row - 1].frozen else ''}"
+        return f", in group {row}{', frozen' if self.freezes(entry, stem) else ''}"
 
     def assigned(
         self,
