@@ -370,6 +370,19 @@ def test_a_run_goes_on_bit_for_bit(dtype, rounding, how, tmp_path):
         np.testing.assert_array_equal(mine, ours)
 
 
+def test_a_file_of_the_face_of_tensorflow_1(tmp_path):
+    w, step = normal(40, "f2", 0), np.zeros((), np.int64)
+    settings = {"master_weights": True, "rounding": "stochastic", "seed": 7}
+    opt = rmsjit.train.RMSPropOptimizer(0.05, momentum=0.9, **settings)
+    opt.apply_gradients([(normal(40, "f2", 1), w)], global_step=step)
+    rmsjit.save(tmp_path / "run.npz", opt, {"w": w, "step": step})
+    other, named = rmsjit.load(tmp_path / "run.npz")
+    for one, variable, count in ((opt, w, step), (other, named["w"], named["step"])):
+        one.apply_gradients([(normal(40, "f2", 2), variable)], global_step=count)
+    np.testing.assert_array_equal(named["w"], w)
+    np.testing.assert_array_equal(master_of(other, named["w"]), master_of(opt, w))
+
+
 def test_the_configuration():
     opt = rmsjit.RMSprop(0.1, momentum=0.9, master_weights=True, rounding="stochastic", seed=3)
     config = json.loads(json.dumps(opt.get_config()))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rmsjit
-from rmsjit.arrays.dtypes import kinds_of, precision_of
+from rmsjit.arrays.dtypes import dtype_named, kinds_of, precision_of
 from rmsjit.rule import presets
 from rmsjit.steps.partition import backwards, cut_by_length, cut_evenly
 from strategies import BOTH, COMPLEX, DTYPES, HALF, random_array, run_python
@@ -190,6 +190,29 @@ def test_no_shipped_kernel_is_left_out():
 @pytest.mark.parametrize(("name", "parallel"), [("update_dense", True), ("update_rows", False)])
 def test_kernels_of_other_dtypes_allocate_nothing(name, parallel, dtype):
     text, _ = assembly(name, *of_form(FULL, dtype), True, parallel)
+    assert_nothing_is_allocated(text)
+
+
+@x86
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("update_dense", "bfloat16"),
+        pytest.param("update_dense", "float16", marks=slow),
+        pytest.param("update_rows", "bfloat16", marks=slow),
+    ],
+)
+def test_master_weights_and_their_rounding_are_packed(name, dtype, rounding):
+    """In float32, without a call; random bits are products of words, packed as well."""
+    form = presets.with_precision(FULL, master_weights=True, rounding=rounding)
+    text, _ = assembly(name, *form.compiled_for(precision_of(dtype_named(dtype))), False, False)
+    loops = packed_loops(text, "v?sqrtps")
+    assert loops
+    assert not any(re.search(r"\bcall", loop) for loop in loops)
+    assert not packed_loops(text, "v?sqrtpd")
+    if rounding == "stochastic":
+        assert all(re.search(r"\bv?pmulld|\bpmuludq", loop) for loop in loops)
     assert_nothing_is_allocated(text)
 
 
