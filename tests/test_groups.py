@@ -750,3 +750,10 @@ def test_hooks_do_not_meet_what_is_frozen(nonfinite):
     assert (w < 1).all()
     assert (still == 1).all()
     assert seen == [1]
+
+
+def test_hooks_where_all_is_frozen():
+    opt, w = rmsjit.RMSprop(0.1, gradient_transformers=[list]), np.ones(2)
+    opt.add_group([w], frozen=True)
+    assert opt.apply_gradients([(np.ones(2), w)]).numpy() == 1
+    assert (w == 1).all()

@@ -132,25 +132,27 @@ class AveragingOptimizer(WeightedOptimizer):
         """
         if self.use_ema:
             variables = list(var_list)
-            _write([*self._averages(variables), *self._averages(variables, masters=True)])
+            _write([*self._averages(variables), *self._averages_of_masters(variables)])
 
-    def _averages(self, variables: list[Any], masters: bool = False) -> Copies:
-        """The memory of each variable, once, and its average in that dtype.
-
-        Or the memory of its master weights, for those variables that have them.
-        """
+    def _averages(self, variables: list[Any]) -> Copies:
+        """The memory of each variable, once, and its average in the variable's dtype."""
         self._refuse_divided("the average of the weights")
         found: dict[Any, tuple[NDArray[Any], NDArray[Any]]] = {}
         for position, variable in enumerate(variables):
             array, average = array_of(variable), self.get_slot(variable, AVERAGE.name).array
             if not array.flags.writeable:
                 raise ValueError(f"{naming(variable, position)} must be writeable, got read-only")
-            master = self._store.slot_of(variable, MASTER.name)
-            if masters and master is None:
-                continue
-            memory = array if not masters or master is None else master.array
-            found[array_key(array)] = memory, converted(average, memory.dtype)
+            found[array_key(array)] = array, converted(average, array.dtype)
         return list(found.values())
+
+    def _averages_of_masters(self, variables: list[Any]) -> Copies:
+        """The master weights of the variables that have them, and their averages."""
+        masters = [(v, self._store.slot_of(v, MASTER.name)) for v in variables]
+        return [
+            (master.array, self.get_slot(variable, AVERAGE.name).array)
+            for variable, master in masters
+            if master is not None
+        ]
 
 
 def _write(copies: Copies) -> None:

@@ -598,12 +598,12 @@ class RMSprop(BlockOptimizer):
                 self._engine.last_norm, self._engine.last_norms = math.hypot(*norms), norms
 
     def _refuse_hooks_of_scaled_gradients(self) -> None:
-        """Raise `NotImplementedError`: hooks get gradients in the dtypes of their variables."""
+        """Raise `NotImplementedError` with a loss scale, without which gradients may vanish."""
         if self._clipping.loss_scale is not None:
             raise NotImplementedError(
                 "loss_scale is not for gradient_transformers, gradient_aggregator and the methods "
-                "that replace them: they would see gradients without the scale in half precision; "
-                "divide by a scale of your own in apply_gradients, with gradients in float32"
+                "that replace them: they would see gradients without the scale in the dtypes of "
+                "their variables, where small ones are 0"
             )
 
     def _through_hooks(
@@ -614,7 +614,12 @@ class RMSprop(BlockOptimizer):
         Those are the norms by group before clipping, None if the step finds them.  None if the step
         is to be skipped.
         """
-        pairs = [pair for pair in present_pairs(given) if not self._is_frozen(pair[1])]
+        pairs = present_pairs(given)
+        if self.groups:
+            moving = [pair for pair in pairs if not self._is_frozen(pair[1])]
+            if not moving:  # the step counts all the same
+                return pairs_of(pairs), self._clipping, aggregate, True, None
+            pairs = moving
         replaced = self.gradient_aggregator is not None or _overrides(
             type(self), "_aggregate_gradients"
         )

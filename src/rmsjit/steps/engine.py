@@ -157,7 +157,8 @@ class Engine:
                 taken = self._update(pairs, hyperparameters, clipping, counter)
         else:
             taken = self._update(pairs, hyperparameters, clipping, counter)
-        self._note(taken, clipping)
+        if not taken or clipping.loss_scale is not None:
+            self._note(taken, clipping)
 
     def _note(self, taken: bool, clipping: Clipping) -> None:
         """Count a step that was skipped, and let a loss scale learn of it."""
