@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import mmap
 import pickle
 import warnings
 
@@ -48,6 +49,13 @@ def out_of_band(value, kind):
     return pickle.loads(text, buffers=[kind(buffer.raw()) for buffer in buffers])
 
 
+def mapped(raw):
+    """A copy in memory of which nobody can tell who holds it, as a message of dask or Ray is."""
+    memory = mmap.mmap(-1, max(1, raw.nbytes))
+    memory[: raw.nbytes] = raw
+    return memoryview(memory)[: raw.nbytes]
+
+
 def by_joblib(value, **options):
     joblib = pytest.importorskip("joblib")
     file = io.BytesIO()
@@ -66,6 +74,7 @@ WAYS = {
     "pickle 4": lambda value: pickle.loads(pickle.dumps(value, 4)),
     "pickle 5": lambda value: pickle.loads(pickle.dumps(value, 5)),
     "out of band": lambda value: out_of_band(value, bytearray),
+    "out of band, mapped": lambda value: out_of_band(value, mapped),
     "joblib": by_joblib,
     "joblib, compressed": lambda value: by_joblib(value, compress=3),
     "cloudpickle": by_cloudpickle,
@@ -115,16 +124,19 @@ def test_a_run_goes_on_in_a_mapped_file(mode, tmp_path):
     assert goes_on(again) == (mode == "c")  # the variables are
 
 
-def test_read_only_memory_is_refused_for_variables_only():
+@pytest.mark.parametrize("kind", [bytes, lambda raw: mapped(raw).toreadonly()])
+def test_read_only_memory_is_refused_for_variables_only(kind):
     """As in the object store of Ray: an actor copies the parameters, which then are others."""
-    state = out_of_band(trained(3), bytes)
+    state = out_of_band(trained(3), kind)
     with pytest.raises(ValueError, match="variable 0 must be writeable, got a read-only array"):
         trained(1, state)
+    read_only = dict(state)  # somebody still has it
     state |= {name: state[name].copy() for name in ("w", "table")}
     state["bias"] = rmsjit.Variable(state["bias"].array.copy(), name="bias")
     with pytest.warns(RuntimeWarning, match="continues with the state of Variable.* rebind"):
         trained(1, state)
     assert everything(trained(1, state)) == everything(trained(5))
+    assert not read_only["w"].flags.writeable
 
 
 APART = {
@@ -177,9 +189,11 @@ def test_an_array_that_was_unpickled_is_held_by_whoever_has_it(load, size):
         held = hold(array)
         assert held_elsewhere([views]) == [True]
         del held
+    assert held_elsewhere([views], as_arrays=True) == [True]
     del array
     gc.collect()
     assert held_elsewhere([views]) == [False]
+    assert held_elsewhere([views], as_arrays=True) == [False]
 
 
 @pytest.mark.parametrize("hold", ["memoryview", "bytearray", "array"])
@@ -193,6 +207,7 @@ def test_memory_of_the_users_own_is_held(hold):
     }[hold]
     del memory
     assert held_elsewhere([views]) == [True]
+    assert held_elsewhere([views], as_arrays=True) == [False]
     del held
     assert held_elsewhere([views]) == [False]
 

@@ -84,18 +84,21 @@ def is_still(ground: Ground, view: NDArray[Any]) -> bool:
     return ground == ground_of(view)
 
 
-def held_elsewhere(owned: Sequence[Iterable[NDArray[Any]]]) -> list[bool]:
+def held_elsewhere(owned: Sequence[Iterable[NDArray[Any]]], as_arrays: bool = False) -> list[bool]:
     """For each group of arrays over the same memory, whether anybody else holds that memory.
 
     Each group must contain all of our own arrays over the memory: private views, or arrays that we
     allocated.  The result is also true if we can't know, as for memory of other libraries.  The
     bytes that an array was unpickled from are known.
+
+    With `as_arrays`, only array objects count, and not what is below them, such as a message in
+    which many arrays came.
     """
     counts = _Counts()
     groups = [list(views) for views in owned]
     for view in {id(view): view for views in groups for view in views}.values():
         counts.walk(view)
-    return [any(counts.is_held(view) for view in views) for views in groups]
+    return [any(counts.is_held(view, as_arrays) for view in views) for views in groups]
 
 
 class _Counts:
@@ -118,7 +121,7 @@ class _Counts:
             if counted[1] > 1:
                 return
 
-    def is_held(self, view: NDArray[Any]) -> bool:
+    def is_held(self, view: NDArray[Any], as_arrays: bool) -> bool:
         if self._external is None:
             references = self._references()
             self._external = {
@@ -126,11 +129,13 @@ class _Counts:
             }
         last: Any = None
         for last in _chain(view):
+            if as_arrays and not isinstance(last, np.ndarray):
+                return False
             if self._external[id(last)] > 0:
                 return True
         if isinstance(last, np.ndarray) and last.base is None:
             return not last.flags.owndata
-        return not isinstance(last, (bytes, bytearray))
+        return not (as_arrays or isinstance(last, (bytes, bytearray)))
 
     def _references(self) -> dict[int, int]:
         if not getattr(sys, "_is_gil_enabled", lambda: True)():

@@ -32,15 +32,23 @@ def meet(store: SlotStore, key: Key, array: NDArray[Any], name: str = "") -> Non
 
 
 def _settle(store: SlotStore) -> None:
-    """Settle each entry that has exactly one home that somebody else holds."""
+    """Settle each entry that has exactly one home that somebody else holds and may train.
+
+    Copying links array objects, so whoever holds what is below them does not matter.
+    """
     unmet = _distinct(store.unmet.values())
-    homes = [(entry, home) for entry in unmet for home in entry.homes if home.is_linked]
+    homes = [
+        (entry, home)
+        for entry in unmet
+        for home in entry.homes
+        if home.is_linked and home.view.flags.writeable
+    ]
     views = [
         [home.view, *(entry.own_views[:3] if home is entry.homes[0] else ())]
         for entry, home in homes
     ]
     found: dict[Key, list[Any]] = {}
-    for (entry, home), held in zip(homes, held_elsewhere(views), strict=True):
+    for (entry, home), held in zip(homes, held_elsewhere(views, as_arrays=True), strict=True):
         if held:
             found.setdefault(entry.key, []).append((entry, home))
     store.apart = not found
