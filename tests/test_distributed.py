@@ -131,7 +131,7 @@ def test_a_thousand_random_jobs(thousand_jobs, ranks):
     check_end(thousand_jobs, ranks, "jobs")
 
 
-@pytest.mark.parametrize("how", ["early", "error", "caught"])
+@pytest.mark.parametrize("how", ["early", "error", "caught", "sent"])
 def test_rank_that_ends_early_is_named(how):
     """The others raise an error at their next step, and all come to an end."""
     process = launch(2, FOLDER / "ending.py", how, timeout=60)

@@ -1,4 +1,4 @@
-"""Rank 1 ends early: ``mpiexec -n 2 python ending.py HOW``, which is early, error or caught."""
+"""Rank 1 ends early: ``mpiexec -n 2 python ending.py HOW`` (early, error, caught or sent)."""
 
 import sys
 
@@ -7,15 +7,21 @@ import numpy as np
 import rmsjit
 from rmsjit.distributed import MPIStrategy
 
-strategy, w = MPIStrategy(), np.ones(3)
+strategy, w, b = MPIStrategy(), np.ones(3), np.ones(4)
 opt = rmsjit.RMSprop(0.1, strategy=strategy)
 for step in range(3):
     if strategy.rank == 1 and step == 1:
         if sys.argv[1] == "error":
             raise OSError("no data")
+        if sys.argv[1] == "sent":  # one of two gradients
+            strategy.send(np.ones(3), w)
         break
+    pairs = [(np.ones(3), w), (np.ones(4), b)]
     try:
-        opt.apply_gradients([(np.ones(3), w)])
+        if sys.argv[1] == "sent":
+            for gradient, variable in pairs:
+                strategy.send(gradient, variable)
+        opt.apply_gradients(pairs)
     except RuntimeError as error:
         if sys.argv[1] != "caught":
             raise
