@@ -206,3 +206,24 @@ def test_the_checks_notice_mistakes():
         faults_of("1 / 0")
     links = "[a](README.md) [b](nowhere.md) [c](#nothing) [d](README.md#limits) [e](https://e.org)"
     assert missing_targets(links, ROOT / "README.md") == ["nowhere.md", "#nothing"]
+
+
+def test_every_page_is_two_clicks_from_the_start_page():
+    """By links within the pages, whatever the theme's navigation adds."""
+    start = ROOT / "docs" / "index.md"
+    reached, last = {start}, {start}
+    for _ in range(2):
+        last = {page for path in last for page in pages_linked_from(path)}
+        reached |= last
+    assert sorted(reached) == sorted((ROOT / "docs").rglob("*.md"))
+
+
+def pages_linked_from(path):
+    """The pages of the site that a page links to, also within the files that it includes."""
+    text = path.read_text(encoding="utf-8")
+    sources = [path, *(path.parent / name for name in INCLUDED.findall(text))]
+    for source in sources:
+        for target in LINK.findall(source.read_text(encoding="utf-8")):
+            goal = (source.parent / target.partition("#")[0]).resolve()
+            if goal.suffix == ".md" and goal.is_relative_to(ROOT / "docs"):
+                yield goal
