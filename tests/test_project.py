@@ -4,6 +4,9 @@ import importlib.util
 import itertools
 import json
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -71,3 +74,21 @@ def test_files_for_the_code_host_can_be_read(path):
     import yaml
 
     assert yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+@in_a_checkout
+def test_a_published_readme_has_absolute_links_only(tmp_path):
+    script = ROOT / ".ci" / "public_links.py"
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, script, tmp_path, "https://example.org/rmsjit/", "v1.2.3"]
+    subprocess.run(command, check=True)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert targets
+    assert all(target.startswith("https://") for target in targets)
+    assert "](https://example.org/rmsjit/raw/v1.2.3/benchmarks/results.png)" in text
+    files = re.findall(r"https://example.org/rmsjit/\w+/v1.2.3/([^)#\s]+)", text)
+    assert all((ROOT / name).exists() for name in files)
+    published = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))
+    assert published["project"]["urls"]["Source"] == "https://example.org/rmsjit"
