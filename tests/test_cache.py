@@ -205,6 +205,9 @@ DIFFERENT = [
     Form((RMS, MG, Slot("momentum"))),
     Form((Slot("rms", dtype="float32", zero_gradient="decay"), MG, MOMENTUM)),
     Form((RMS, MG, MOMENTUM, Slot("third"))),
+    ALL_SLOTS.with_state({"rms": "bfloat16"}),
+    ALL_SLOTS.with_state({"mg": "bfloat16"}),
+    Form((Slot("rms", dtype="bfloat16", zero_gradient="decay"), MG, MOMENTUM)),
     *(
         Form(ALL_SLOTS.slots, **setting)
         for setting in (
@@ -225,6 +228,7 @@ DIFFERENT = [
             {"quotient": "reciprocal"},
             {"quotient": "rate_over"},
             {"fused": True},
+            {"rounding": "stochastic"},
         )
     ),
 ]

@@ -133,7 +133,7 @@ _OTHER = {
     "centered": (False, True),
     "momentum": (WHEN_USED, ALWAYS, NEVER),
 }
-_NOT_IN_STEPS = {"slots", "clip_weights", "clamp", "complex_square", "creation"}
+_NOT_IN_STEPS = {"slots", "clip_weights", "clamp", "complex_square", "creation", "rounding"}
 
 
 def flips_of(library):

@@ -147,6 +147,7 @@ class RMSPropOptimizer(StructuredOptimizer):
             rounding=checked_rounding(rounding),
             state_dtype=self._state_dtype,
         )
+        self._is_random = form.is_random
         self._clipping = Clipping(gradient_scale=checked_gradient_scale(maximize, grad_scale))
         hyperparameters = Hyperparameters(numbers, names={"rho": "decay"})
         super().__init__(
@@ -305,7 +306,7 @@ class RMSPropOptimizer(StructuredOptimizer):
             if not pairs and self._strategy is None:
                 raise _no_pairs()
             counter = None if global_step is None else _checked_step(global_step)
-            if counter is None and self._store.form.is_random:
+            if counter is None and self._is_random:
                 raise ValueError(
                     "stochastic rounding needs the count of steps: pass a global_step, got None"
                 )

@@ -160,7 +160,12 @@ class Plan:
         TypeError, ValueError, RuntimeError, IndexError
             If a gradient is not valid; see `rmsjit.steps.pairs`.
         """
-        binding = self._free_binding(place)
+        try:  # written out, as all that a small step enters
+            binding = self.free.pop()
+        except IndexError:
+            binding = self._new_binding(place)
+        if place is not None and place is not binding.place:
+            binding.move(place)
         reader = binding.place.reader
         if reader.compiled is not None:
             others = reader.compiled(id(pairs), binding.read_address)
@@ -175,16 +180,8 @@ class Plan:
             self._bind_others(pairs, binding)
         return binding
 
-    def _free_binding(self, place: Place | None = None) -> Binding:
-        """A binding that no other step uses, at a place."""
-        try:
-            binding = self.free.pop()
-        except IndexError:
-            groups = self._assignment.groups
-            return Binding(place or self.place, self._computing, groups, self._noise)
-        if place is not None and place is not binding.place:
-            binding.move(place)
-        return binding
+    def _new_binding(self, place: Place | None = None) -> Binding:
+        return Binding(place or self.place, self._computing, self._assignment.groups, self._noise)
 
     def bind_in_place(self, addresses: Sequence[int], alive: Any) -> Binding | None:
         """Bind dense gradients that the caller has checked, by their addresses.
@@ -207,7 +204,10 @@ class Plan:
             last = np.searchsorted(starts, found + self._sizes - 1, side="right") - 1
             if ((last >= 0) & (ends[last] > found) & (self._sizes > 0)).any():
                 return None
-        binding = self._free_binding()
+        try:
+            binding = self.free.pop()
+        except IndexError:
+            binding = self._new_binding()
         binding.gradients[:] = found
         binding.alive = alive
         return binding
