@@ -135,7 +135,7 @@ def types(session):
 @nox.session(default=False)
 def coverage(session):
     """All tests, with the lines of Python code that they run."""
-    session.install("-e", ".[test]", "coverage>=7.10", "pytest-cov>=6.3")
+    session.install("-e", ".[test,torch]", "coverage>=7.10", "pytest-cov>=6.3")
     run_tests(session, "--cov", "--cov-report=term")
 
 
