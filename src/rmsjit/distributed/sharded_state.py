@@ -93,7 +93,7 @@ class Joined:
         self.whole = SlotStore(store.name, store.form)
         self.whole.skipped_steps = store.skipped_steps
         self.whole.grouping = store.grouping
-        self._entries = [_in_group_of(store.divided[key].whole, owners[key]) for key in cuts]
+        self._entries = [_in_group_of(store.whole(owners[key]), owners[key]) for key in cuts]
         self._cuts = list(cuts.values())
         self._pieces = [
             _piece(store, entry, cut, rank)
@@ -120,10 +120,10 @@ class Joined:
             move_slots(comm, entry.slots, array, cut, piece, names, gather=True)
 
 
-def _in_group_of(known: Entry, variable: Any) -> Entry:
-    """A new entry for a variable, in the group that it is in."""
+def _in_group_of(known: Entry | None, variable: Any) -> Entry:
+    """A new entry for a variable, in the group that it is in; an empty one may not be known."""
     entry = entry_of(variable)
-    entry.group = known.group
+    entry.group = None if known is None else known.group
     return entry
 
 

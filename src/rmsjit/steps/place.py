@@ -97,9 +97,10 @@ class Place:
     ) -> None:
         self.kinds, self.members, self.frozen = tuple(kinds), tuple(members), frozen
         nowhere = Footprint(0, np.zeros((1, 1 + len(names)), np.int64), merged_spans(()))
-        self.addresses, self.written = _joined(
-            [Footprint.of(member, names) if member else nowhere for member in members]
-        )
+        prints = [Footprint.of(member, names) if member else nowhere for member in members]
+        self.addresses, self.written = nowhere.addresses[:0], nowhere.written
+        if prints:  # a process may have no part of any variable
+            self.addresses, self.written = _joined(prints)
         own = [_own_memory(*pair) for pair in zip(members, turns_of(members), strict=True)]
         self._take(variables, HeaderReader(variables, kinds, own, self.written))
 
