@@ -52,7 +52,7 @@ def update_pieces(form, kinds, clipped):
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     NBYTES, NUMBER_BYTES = size_of(STORAGE), size_of(COMPUTING)
     slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
-    update_element, (key_of, noise) = element_rule(form), noise_of(form)
+    update_element, (key_of, moved, noise) = element_rule(form), noise_of(form)
 
     @njit(**INLINED)
     def update_bin(call_address, b):
@@ -67,15 +67,15 @@ def update_pieces(form, kinds, clipped):
             variable = pointer(addresses[0] + start * NBYTES, STORAGE)
             slots = slots_at(addresses, 1, start)
             gradient = pointer(gradients[row] + start * NBYTES, STORAGE)
-            key = key_of(call[NOISE], row)
+            key = moved(key_of(call[NOISE], row), start)
             if clipped:
                 factor = scales[row]
                 for i in range(count):
                     g = scale(clip(load(gradient, i), h.clipvalue), factor)
-                    update_element(i, g, variable, slots, h, noise(key, start + i))
+                    update_element(i, g, variable, slots, h, noise(key, i))
             else:
                 for i in range(count):
                     g = load(gradient, i)
-                    update_element(i, g, variable, slots, h, noise(key, start + i))
+                    update_element(i, g, variable, slots, h, noise(key, i))
 
     return update_bin

@@ -45,6 +45,11 @@ def _no_key(noise_address, place):
 
 
 @njit(**INLINED)
+def _unmoved(key, first):
+    return key
+
+
+@njit(**INLINED)
 def _no_noise(key, number):
     return 0
 
@@ -57,6 +62,16 @@ def _key(noise_address, place):
     bits = (bits ^ (bits >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> uint64(27))) * uint64(0x94D049BB133111EB)
     return bits ^ (bits >> uint64(31))
+
+
+@njit(**INLINED)
+def _moved(key, first):
+    """The key by which element 0 gets the bits of element `first`.
+
+    So the number in a loop is its own counter, which vectors can count in 32 bits.
+    """
+    low = (key + uint64(first)) & uint64(_ALL_BITS)
+    return (key & uint64(_ALL_BITS << 32)) | low
 
 
 @intrinsic
@@ -80,12 +95,13 @@ def _noise(typing_context, key, number):
 
 
 def noise_of(form: Form):
-    """Two functions: of the key of a variable, and of the random bits of an element by that key.
+    """Three functions: of the key of a variable, of that key from an element on, and of the bits.
 
     The first takes the address of the noise: int64 (1 + variables,), the number of the step and
-    then a word for each variable; and the place of the variable there.
+    then a word for each variable; and the place of the variable there.  The last one takes the key
+    and the number of an element.
     """
-    return (_key, _noise) if form.is_random else (_no_key, _no_noise)
+    return (_key, _moved, _noise) if form.is_random else (_no_key, _unmoved, _no_noise)
 
 
 @intrinsic
@@ -158,20 +174,22 @@ def _chosen(builder, bits, cut, infinity, nearest):
 
 
 @intrinsic
-def _cut_to_bfloat16(typing_context, value, noise, nearest):
-    """A float32 with random bits added, cut to bfloat16; `nearest` if that is not finite."""
+def _cut_to_bfloat16(typing_context, value, noise):
+    """A float32 with random bits added, cut to bfloat16.
+
+    The sum carries into the exponent as it should.  Nothing is added to numbers next to the largest
+    one, so that they stay finite, and to an infinity or a quiet NaN, so that it stays what it is.
+    """
 
     def codegen(context, builder, signature, args):
-        value, noise, nearest = args
+        value, noise = args
         bits = builder.bitcast(value, _WORD)
         magnitude = builder.and_(bits, _WORD(_MAGNITUDE))
-        total = builder.add(magnitude, builder.and_(noise, _WORD(0xFFFF)))
-        cut = builder.lshr(total, _WORD(16))
-        own = builder.and_(builder.zext(nearest, _WORD), _WORD(0x7FFF))
-        chosen = _chosen(builder, bits, cut, _EXPONENT >> 16, own)
-        return _with_sign(builder, bits, chosen)
+        is_large = builder.icmp_signed(">=", magnitude, _WORD(_EXPONENT - 0x10000))
+        added = builder.select(is_large, _WORD(0), builder.and_(noise, _WORD(0xFFFF)))
+        return builder.trunc(builder.lshr(builder.add(bits, added), _WORD(16)), ir.IntType(16))
 
-    return types.int16(types.float32, types.uint32, types.int16), codegen
+    return types.int16(types.float32, types.uint32), codegen
 
 
 @intrinsic
@@ -219,9 +237,7 @@ def _stochastic(array, value, noise):
     if array.dtype == FLOAT16_BITS:
         return lambda array, value, noise: _cut_to_float16(value, noise, float32_to_float16(value))
     if array.dtype == BFLOAT16_BITS:
-        return lambda array, value, noise: _cut_to_bfloat16(
-            value, noise, float32_to_bfloat16(value)
-        )
+        return lambda array, value, noise: _cut_to_bfloat16(value, noise)
     return None
 
 

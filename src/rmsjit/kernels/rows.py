@@ -175,7 +175,7 @@ def update_rows(form, kinds, exact):
     SIZES = tuple(size_of(number_type(name)) for name in (kinds.variable, *kinds.slots))
     slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
     update_element, catch_up_row = element_rule(form), _catch_up(form, kinds)
-    key_of, noise = noise_of(form)
+    key_of, moved, noise = noise_of(form)
 
     @njit(**INLINED)
     def update_bin(call_address, b):
@@ -216,8 +216,9 @@ def update_rows(form, kinds, exact):
             slots = slots_at(table, 1, row * width)
             if exact:
                 catch_up_row(row, width, variable, slots, clock)
+            own = moved(key, row * width)
             for i in range(width):
-                update_element(i, total[i], variable, slots, h, noise(key, row * width + i))
+                update_element(i, total[i], variable, slots, h, noise(own, i))
             if exact:
                 pointer(clock[DONE], uint16)[row] = uint16(clock[NOW] + 1)
 
