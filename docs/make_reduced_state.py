@@ -13,6 +13,7 @@ import numpy as np
 
 from rmsjit import Form, RMSprop, Slot
 from rmsjit.demo import digits, words
+from rmsjit.schedules import CosineDecay
 
 HERE = pathlib.Path(__file__).resolve().parent
 PAGE, PICTURE = HERE / "reduced-state.md", HERE / "reduced-state.png"
@@ -55,9 +56,9 @@ def train_words(optimizer, seed):
 
 
 def train_regression(optimizer, seed):
-    """The loss of each step of a linear regression whose features differ in scale by 10**6."""
+    """The loss of each step of a linear regression whose features differ in scale by 10**4."""
     rng = np.random.default_rng(seed)
-    scales = np.logspace(-3, 3, 40).astype(np.float32)
+    scales = np.logspace(-2, 2, 40).astype(np.float32)
     features = rng.standard_normal((4096, 40), np.float32) * scales
     targets = features @ (rng.standard_normal(40, np.float32) / scales)
     targets += 0.1 * rng.standard_normal(len(targets), np.float32)
@@ -72,7 +73,7 @@ def train_regression(optimizer, seed):
 PROBLEMS = {
     "digits": (train_digits, 0.001),
     "word vectors": (train_words, 0.003),
-    "badly scaled regression": (train_regression, 0.002),
+    "badly scaled regression": (train_regression, CosineDecay(0.01, 4000)),
 }
 
 
@@ -86,8 +87,8 @@ def losses_of(problem, state):
 
 
 def final(losses):
-    """The mean loss over the last tenth of the steps, for each seed."""
-    return losses[:, -losses.shape[1] // 10 :].mean(axis=1)
+    """The mean loss over the last half of the steps, for each seed."""
+    return losses[:, losses.shape[1] // 2 :].mean(axis=1)
 
 
 def training_table(runs):

@@ -1,5 +1,6 @@
 """The command line: what it prints where, and its exit statuses."""
 
+import contextlib
 import json
 import os
 import re
@@ -193,21 +194,34 @@ def heeded_interrupts():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
 def test_interrupt_ends_the_demo_quietly(needs_demo, heeded_interrupts, tmp_path):
+    import pty
+    import termios
+
     command = [sys.executable, "-m", "rmsjit", "demo", "--epochs", "100000", "--hidden", "16"]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-    ) as process:
-        seen = b""
-        while b"accuracy" not in seen:
-            seen += os.read(process.stderr.fileno(), 1000)
+    ours, theirs = pty.openpty()  # there is a bar only on a terminal
+    termios.tcsetwinsize(theirs, (24, 120))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, cwd=tmp_path) as process:
+        os.close(theirs)
+        seen = read_until(ours, b"accuracy")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=30)
+    seen += read_until(ours, None)
+    os.close(ours)
     assert process.returncode == 130
     assert out == b""
-    assert b"Traceback" not in err
+    assert b"Traceback" not in seen
+
+
+def read_until(terminal, text):
+    """What a program writes to a terminal until it has written `text`, or to its end."""
+    seen = b""
+    with contextlib.suppress(OSError):  # the other end was closed
+        while text is None or text not in seen:
+            more = os.read(terminal, 1000)
+            if not more:
+                break
+            seen += more
+    return seen
 
 
 # --- info -----------------------------------------------------------------------------------
