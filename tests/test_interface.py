@@ -143,6 +143,7 @@ OUR_KEYWORDS = {
     "grad_scale": 1.0,
     "master_weights": False,
     "rounding": "nearest",
+    "state_dtype": None,
     "seed": 0,
     "sparse": "rows",
     "nonfinite": "propagate",
@@ -153,7 +154,7 @@ OUR_KEYWORDS = {
 }
 _NUMBERS = {"clip_weights", "weight_decay"}
 _GROUPS = {"add_group", "grad_scale", "groups", "maximize"}
-_PRECISION = {"master_weights", "rounding", "seed"}
+_PRECISION = {"master_weights", "rounding", "seed", "state_dtype"}
 _MEMORY = {"forget", "rebind", "resize_rows", "variables_seen"}
 _STEPS = {
     "current_learning_rate",

@@ -205,7 +205,7 @@ def test_kernels_of_other_dtypes_allocate_nothing(name, parallel, dtype):
 )
 def test_master_weights_and_their_rounding_are_packed(name, dtype, rounding):
     """In float32, without a call; random bits are products of words, packed as well."""
-    form = presets.with_precision(FULL, master_weights=True, rounding=rounding)
+    form = presets.with_precision(FULL, master_weights=True, rounding=rounding, state_dtype={})
     text, _ = assembly(name, *form.compiled_for(precision_of(dtype_named(dtype))), False, False)
     loops = packed_loops(text, "v?sqrtps")
     assert loops
@@ -213,6 +213,19 @@ def test_master_weights_and_their_rounding_are_packed(name, dtype, rounding):
     assert not packed_loops(text, "v?sqrtpd")
     if rounding == "stochastic":
         assert all(re.search(r"\bv?pmulld|\bpmuludq", loop) for loop in loops)
+    assert_nothing_is_allocated(text)
+
+
+@x86
+@slow
+@pytest.mark.parametrize("name", ["update_dense", "update_rows"])
+def test_reduced_state_is_packed(name):
+    form = FULL.with_state(dict.fromkeys(("rms", "mg", "momentum"), "bfloat16"))
+    text, _ = assembly(name, *form.compiled_for(precision_of(np.dtype("f4"))), False, False)
+    loops = packed_loops(text, "v?sqrtps")
+    assert loops
+    assert not any(re.search(r"\bcall", loop) for loop in loops)
+    assert all(re.search(r"\bv?pmulld|\bpmuludq", loop) for loop in loops)
     assert_nothing_is_allocated(text)
 
 

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from rmsjit.distributed.comm import load_mpi
+from rmsjit.runtime.forks import RenewedLock
 
 _PAUSE = 2e-4  # seconds between two calls; at 1 GB/s, 200 KB arrive meanwhile
 
@@ -32,14 +33,14 @@ class Traffic:
         self._most = most
         self._waiting: deque[Callable[[], Any]] = deque()
         self._travelling: deque[Any] = deque()
-        self._lock = threading.Lock()
+        self._lock = RenewedLock()
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
         self._error: BaseException | None = None
 
     def add(self, start: Callable[[], Any]) -> None:
         """Have a message started once there is room for it; `start` returns its request."""
-        with self._lock:
+        with self._lock.lock:
             self._waiting.append(start)
         self._advance()
         if self._thread is None and _may_use_threads():
@@ -55,7 +56,7 @@ class Traffic:
             What MPI has raised for one of them.
         """
         self._is_over.set()
-        with self._lock:
+        with self._lock.lock:
             while self._error is None and (self._travelling or self._waiting):
                 self._start_waiting()
                 self._travelling.popleft().Wait()
@@ -74,7 +75,7 @@ class Traffic:
 
     def _advance(self) -> None:
         """Give MPI time to move messages, and start those that there is room for."""
-        with self._lock:
+        with self._lock.lock:
             while self._travelling and self._travelling[0].Test():
                 self._travelling.popleft()
             self._start_waiting()
