@@ -7,12 +7,15 @@ name in their ``__all__`` counts, with the members of the classes and of their b
 import importlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 REQUIRED = 0.98
+SOURCES = Path(__file__).resolve().parent.parent / "src"
 PUBLIC = [
     "rmsjit",
     "rmsjit.distributed",
@@ -39,7 +42,9 @@ def reported() -> list[dict[str, Any]]:
     """What pyright says of each name in the package."""
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson"]
     command += ["--ignoreexternal", "--verifytypes", "rmsjit"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # pyright does not see packages that are installed as editable.
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     symbols: list[dict[str, Any]] = json.loads(done.stdout)["typeCompleteness"]["symbols"]
     return symbols
 
