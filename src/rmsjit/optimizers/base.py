@@ -21,8 +21,10 @@ from rmsjit.optimizers.arguments import (
     checked_gradient_scale,
     checked_name,
     checked_nonfinite,
+    checked_rounding,
     checked_seed,
     checked_sparse,
+    checked_state_dtype,
     checked_strategy,
     checked_threads,
     enrolled,
@@ -33,6 +35,7 @@ from rmsjit.optimizers.parameter_group import ParameterGroup
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.form import STOCHASTIC, Form
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.rule.presets import with_precision
 from rmsjit.state.entries import Entry
 from rmsjit.state.slots import SlotAllocator, SlotStore
 from rmsjit.steps.entering import build, first_epsilon
@@ -288,6 +291,18 @@ class Optimizer(ForeignNames):
             If one of them can't be trained, or two partly overlap in memory.
         """
         build(self._store, list(var_list), self._hyperparameters)
+
+    def _with_precision(
+        self, form: Form, master_weights: Any, rounding: Any, state_dtype: Any
+    ) -> Form:
+        """A form with what the arguments about half types ask for."""
+        self._state_dtype = checked_state_dtype(state_dtype, form)
+        return with_precision(
+            form,
+            master_weights=checked_flag("master_weights", master_weights),
+            rounding=checked_rounding(rounding),
+            state_dtype=self._state_dtype,
+        )
 
     def _refuse_divided_noise(self, form: Form) -> None:
         """Raise `NotImplementedError` where the parts of a variable would repeat random bits."""

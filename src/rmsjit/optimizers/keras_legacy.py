@@ -28,8 +28,6 @@ from rmsjit.optimizers.arguments import (
     checked_nonfinite,
     checked_nonnegative,
     checked_rate,
-    checked_rounding,
-    checked_state_dtype,
     checked_weight_decay,
     refuse_variables,
     with_schedule,
@@ -50,7 +48,7 @@ from rmsjit.rule.hyperparameters import (
     positive,
 )
 from rmsjit.rule.loss_scale import DynamicLossScale, LossScale, checked_loss_scale
-from rmsjit.rule.presets import keras_legacy, with_precision, with_terms
+from rmsjit.rule.presets import keras_legacy, with_terms
 from rmsjit.state.entries import stem_of
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.nonfinite import PROPAGATE, RAISE, accepts, finite_gradients
@@ -328,13 +326,7 @@ class RMSprop(BlockOptimizer):
         averaging = Averaging(ema_momentum, ema_overwrite_frequency)
         if checked_flag("use_ema", use_ema):
             form = form.with_average()
-        self._state_dtype = checked_state_dtype(state_dtype, form)
-        form = with_precision(
-            form,
-            master_weights=checked_flag("master_weights", master_weights),
-            rounding=checked_rounding(rounding),
-            state_dtype=self._state_dtype,
-        )
+        form = self._with_precision(form, master_weights, rounding, state_dtype)
         if gradient_accumulation_steps is not None:
             self._accumulator = Accumulator(
                 gradient_accumulation_steps, gradient_accumulation_reduction, nonfinite

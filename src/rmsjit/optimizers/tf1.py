@@ -17,8 +17,6 @@ from rmsjit.optimizers.arguments import (
     checked_flag,
     checked_gradient_scale,
     checked_rate,
-    checked_rounding,
-    checked_state_dtype,
     checked_weight_decay,
 )
 from rmsjit.optimizers.base import is_integer_scalar, with_shared_parameters
@@ -26,7 +24,7 @@ from rmsjit.optimizers.elsewhere import explaining_arguments
 from rmsjit.optimizers.structured import StructuredOptimizer
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters, is_used
-from rmsjit.rule.presets import tf1, with_precision, with_terms
+from rmsjit.rule.presets import tf1, with_terms
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.pairs import pairs_of
@@ -140,13 +138,7 @@ class RMSPropOptimizer(StructuredOptimizer):
             decoupled=checked_flag("decoupled_weight_decay", decoupled_weight_decay),
             clips=clip_weights is not None,
         )
-        self._state_dtype = checked_state_dtype(state_dtype, form)
-        form = with_precision(
-            form,
-            master_weights=checked_flag("master_weights", master_weights),
-            rounding=checked_rounding(rounding),
-            state_dtype=self._state_dtype,
-        )
+        form = self._with_precision(form, master_weights, rounding, state_dtype)
         self._is_random = form.is_random
         self._clipping = Clipping(gradient_scale=checked_gradient_scale(maximize, grad_scale))
         hyperparameters = Hyperparameters(numbers, names={"rho": "decay"})
