@@ -71,6 +71,7 @@ def deserialize(
     is ever imported. Raises ``ValueError`` for an unknown class (tf-keras returns its name), and
     ``TypeError`` for a dictionary or a custom object of the wrong kind.
 
+    >>> from rmsjit.schedules import ExponentialDecay
     >>> deserialize(serialize(ExponentialDecay(0.1, 100, 0.96))).decay_steps
     100
     """
