@@ -12,7 +12,7 @@ from rmsjit.arrays.layout import Key, array_key
 from rmsjit.checkpoints.array_file import read_arrays
 from rmsjit.checkpoints.content import Checkpoint, SavedRound, SavedWeight, decoded
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.optimizers.accumulation import Accumulator, Round, dtype_of_sum
+from rmsjit.optimizers.accumulator import Accumulator, Round, dtype_of_sum
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.state.entries import Entry

@@ -32,6 +32,7 @@ from rmsjit.checkpoints.loss_scales import scale_state
 from rmsjit.checkpoints.restore import new_optimizer, new_variables, restore
 from rmsjit.checkpoints.rounds import saved_round
 from rmsjit.optimizers.base import Optimizer
+from rmsjit.optimizers.keras_config import own_config_of
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
 from rmsjit.variables import array_of
@@ -277,11 +278,12 @@ def _saved_optimizer(optimizer: Optimizer, groups: list[SavedGroup]) -> SavedOpt
 
 def _config_of(optimizer: Optimizer) -> dict[str, Any]:
     """The constructor's arguments; for a callable, the value that the last step used."""
-    own = {"sparse": "exact" if optimizer._exact else "rows", "nonfinite": optimizer._nonfinite}
+    settings = optimizer._settings
+    own = {"sparse": "exact" if settings.exact else "rows", "nonfinite": settings.nonfinite}
     # Defaults are left out, since a subclass need not accept arguments that it does not use.
     extra = {name: value for name, value in own.items() if value not in ("rows", "propagate")}
     if isinstance(optimizer, RMSprop):
-        return optimizer._own_config() | extra
+        return own_config_of(optimizer) | extra
     assert isinstance(optimizer, RMSPropOptimizer)
     numbers = optimizer._hyperparameters
     extra |= optimizer._further_arguments(numbers.last)

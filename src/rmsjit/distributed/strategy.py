@@ -344,7 +344,7 @@ class MPIStrategy:
         except BaseException as problem:
             error = problem
         self._agree(act, session, optimizer, variables, error)
-        if optimizer._exact:  # on all ranks
+        if optimizer._settings.exact:  # on all ranks
             with shared_errors(self._group.comm, "bring rows up to date"):
                 optimizer.sync()
         if joined is None:
@@ -493,7 +493,7 @@ def _claim(session: Session, optimizer: Any, variables: Mapping[str, Any]) -> Cl
         for name, array, standing in zip(names, arrays, session.numbers_of(arrays), strict=True)
     ]
     counters = [str(counter.dtype) for counter in _counters(optimizer)]
-    header = f"{type(optimizer).__name__}, exact={optimizer._exact}, counter={counters}"
+    header = f"{type(optimizer).__name__}, exact={optimizer._settings.exact}, counter={counters}"
     return claim(header, names, lines)
 
 

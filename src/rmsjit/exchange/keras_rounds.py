@@ -16,7 +16,7 @@ from rmsjit.checkpoints.compare import Variables
 from rmsjit.checkpoints.content import SavedRound, SavedWeight
 from rmsjit.checkpoints.rounds import GRADIENT, ROWS
 from rmsjit.exchange.state import State
-from rmsjit.optimizers.accumulation import dtype_of_sum
+from rmsjit.optimizers.accumulator import dtype_of_sum
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.form import AVERAGE, MG, MOMENTUM, RMS, Form
 from rmsjit.variables import array_of

@@ -18,6 +18,7 @@ from rmsjit.rule.hyperparameters import (
     nonnegative,
     positive,
 )
+from rmsjit.steps.settings import StepSettings
 from rmsjit.variables import array_of, brief
 
 Sparse = Literal["rows", "exact"]
@@ -202,6 +203,26 @@ def enrolled(strategy: Any) -> int:
     return 0 if enrol is None else enrol()
 
 
+def checked_settings(
+    sparse: str,
+    nonfinite: str,
+    track_norms: bool,
+    num_threads: int | None,
+    seed: int,
+    strategy: Any,
+) -> StepSettings:
+    """The arguments that say how steps are taken."""
+    return StepSettings(
+        exact=checked_sparse(sparse),
+        nonfinite=checked_nonfinite(nonfinite),
+        track_norms=checked_flag("track_norms", track_norms),
+        num_threads=checked_threads(num_threads),
+        seed=checked_seed(seed),
+        strategy=checked_strategy(strategy),
+        place=enrolled(strategy),
+    )
+
+
 def checked_functions(name: str, values: Sequence[Any] | None) -> list[Any]:
     """A list of callables, empty for None."""
     functions = list(values or ())
@@ -238,3 +259,14 @@ def initial_value(
     if value.shape != shape:
         raise ValueError(f"initializer must give shape {shape}, got {value.shape}")
     return value
+
+
+def is_integer_scalar(array: Any) -> bool:
+    """Whether a value is an array that can count steps."""
+    return (
+        isinstance(array, np.ndarray)
+        and array.ndim == 0
+        and array.dtype.kind in "iu"
+        and array.dtype.isnative
+        and array.flags.aligned
+    )

@@ -14,7 +14,7 @@ from rmsjit.arrays.dtypes import converted
 from rmsjit.arrays.layout import array_key
 from rmsjit.autodiff import hooks
 from rmsjit.optimizers.fixed import fixed_at_construction
-from rmsjit.optimizers.keras_weights import WeightedOptimizer
+from rmsjit.optimizers.keras_weights import KerasWeights
 from rmsjit.optimizers.uninterrupted import copying, run
 from rmsjit.rule.averaging import Averaging
 from rmsjit.rule.form import AVERAGE, MASTER
@@ -24,8 +24,8 @@ from rmsjit.variables import array_of
 Copies = list[tuple[NDArray[Any], NDArray[Any]]]  # to, from
 
 
-class AveragingOptimizer(WeightedOptimizer):
-    """The part of `rmsjit.RMSprop` that uses the average of the weights."""
+class Averages(KerasWeights):
+    """The settings and the use of averages, which steps keep in a slot."""
 
     @fixed_at_construction
     def use_ema(self) -> bool:

@@ -8,36 +8,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from rmsjit.optimizers.arguments import Initializer, initial_value
-from rmsjit.optimizers.base import is_integer_scalar
-from rmsjit.optimizers.structured import StructuredOptimizer
+from rmsjit.optimizers.arguments import Initializer, initial_value, is_integer_scalar
+from rmsjit.optimizers.slots import Slots
 from rmsjit.optimizers.uninterrupted import copying, run
 from rmsjit.steps.pairs import check_variable
 from rmsjit.variables import Variable, array_of
 
 
-class WeightedOptimizer(StructuredOptimizer):
-    """The part of `rmsjit.RMSprop` that exposes its state."""
+class KerasWeights(Slots):
+    """The count of steps, and slots as a list of weights."""
 
-    _has_steps = True
+    _counts_steps = True
     _counter: NDArray[Any]
-
-    def __init__(self, name: str, *arguments: Any) -> None:
-        super().__init__(name, *arguments)
-        self._counter = np.zeros((), np.int64)
-        self._iterations = Variable(self._counter, f"{self._name}/iter", trainable=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The state for a copy, in which the counter is found in `iterations`."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_counter"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        array = self._iterations.array
-        if not array.flags.writeable or isinstance(array, np.memmap):  # a message, or a file
-            array = array.copy()
-            self._iterations = Variable(array, self._iterations.name, trainable=False)
-        self._counter = array
+    _iterations: Variable
 
     @property
     def iterations(self) -> Variable:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit.optimizers.accumulating import AccumulatingOptimizer
+from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.fixed import fixed_at_construction
 
 
-class ScalingOptimizer(AccumulatingOptimizer):
-    """The part of `rmsjit.RMSprop` that expects gradients of a scaled loss."""
+class LossScaling(Core):
+    """Steps with gradients of a scaled loss."""
 
     @fixed_at_construction
     def loss_scale(self) -> float | None:

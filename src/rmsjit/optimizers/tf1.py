@@ -17,11 +17,12 @@ from rmsjit.optimizers.arguments import (
     checked_flag,
     checked_gradient_scale,
     checked_rate,
+    checked_settings,
     checked_weight_decay,
+    is_integer_scalar,
 )
-from rmsjit.optimizers.base import is_integer_scalar, with_shared_parameters
+from rmsjit.optimizers.base import Optimizer, with_shared_parameters
 from rmsjit.optimizers.elsewhere import explaining_arguments
-from rmsjit.optimizers.structured import StructuredOptimizer
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters, is_used
 from rmsjit.rule.presets import tf1, with_terms
@@ -35,7 +36,7 @@ GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2
 
 
 @with_shared_parameters
-class RMSPropOptimizer(StructuredOptimizer):
+class RMSPropOptimizer(Optimizer):
     """RMSprop as ``tf.train.RMSPropOptimizer`` computes it, on NumPy arrays in place.
 
     With ``g`` the gradient::
@@ -142,18 +143,8 @@ class RMSPropOptimizer(StructuredOptimizer):
         self._is_random = form.is_random
         self._clipping = Clipping(gradient_scale=checked_gradient_scale(maximize, grad_scale))
         hyperparameters = Hyperparameters(numbers, names={"rho": "decay"})
-        super().__init__(
-            name,
-            form,
-            hyperparameters,
-            sparse,
-            nonfinite,
-            num_threads,
-            slot_allocator,
-            strategy,
-            track_norms,
-            seed,
-        )
+        settings = checked_settings(sparse, nonfinite, track_norms, num_threads, seed, strategy)
+        super().__init__(name, form, hyperparameters, settings, slot_allocator)
 
     def compute_gradients(
         self,
@@ -295,7 +286,7 @@ class RMSPropOptimizer(StructuredOptimizer):
         """
         try:
             pairs = pairs_of(grads_and_vars)
-            if not pairs and self._strategy is None:
+            if not pairs and self._settings.strategy is None:
                 raise _no_pairs()
             counter = None if global_step is None else _checked_step(global_step)
             if counter is None and self._is_random:
@@ -306,9 +297,9 @@ class RMSPropOptimizer(StructuredOptimizer):
             self._refuse(error)
         if self._use_locking:
             with self._lock.lock:
-                self._step(pairs, self._clipping, counter)
+                self._engine.step(pairs, self._hyperparameters, self._clipping, counter)
         else:
-            self._step(pairs, self._clipping, counter)
+            self._engine.step(pairs, self._hyperparameters, self._clipping, counter)
         if not pairs:  # on all ranks
             raise _no_pairs()
 

@@ -44,7 +44,8 @@ from rmsjit.steps.pairs import (
 from rmsjit.steps.place import Draft, Place, turns_of
 from rmsjit.steps.plan import Placed, Plan
 from rmsjit.steps.plans import Plans, identity_of, layouts_of, structure_of
-from rmsjit.steps.reduction import Reduction, Request, Strategy
+from rmsjit.steps.reduction import Reduction, Request
+from rmsjit.steps.settings import StepSettings
 from rmsjit.variables import array_of
 
 
@@ -67,20 +68,7 @@ class Engine:
     ----------
     store : SlotStore
         The state that steps read and write.
-    num_threads : int, optional
-        The most threads to use; by default, as many as the process may keep busy.
-    exact : bool
-        Whether rows that a sparse gradient does not name are updated as by a zero gradient.
-    nonfinite : {"propagate", "skip", "raise"}
-        What to do about a NaN or an infinity in a gradient.
-    track_norms : bool
-        Whether every step computes the norm of its gradients.
-    seed : int
-        Of the random bits of stochastic rounding.
-    strategy : Strategy, optional
-        Shares the steps with other processes.
-    place : int
-        The number of the optimizer among those of the strategy.
+    settings : StepSettings
 
     Attributes
     ----------
@@ -92,31 +80,21 @@ class Engine:
         The same, of the variables in no group and of those of each group.
     """
 
-    def __init__(
-        self,
-        store: SlotStore,
-        num_threads: int | None = None,
-        exact: bool = False,
-        nonfinite: str = nonfinite.PROPAGATE,
-        strategy: Strategy | None = None,
-        place: int = 0,
-        track_norms: bool = False,
-        seed: int = 0,
-    ) -> None:
-        self.seed = seed
+    def __init__(self, store: SlotStore, settings: StepSettings) -> None:
         self.store = store
-        self.num_threads = num_threads
-        self.exact = exact
-        self.nonfinite = nonfinite
-        self.track_norms = track_norms
-        self.reads_norms: bool = track_norms or nonfinite != PROPAGATE
+        self.seed = settings.seed
+        self.num_threads = settings.num_threads
+        self.exact = settings.exact
+        self.nonfinite = settings.nonfinite
+        self.track_norms = settings.track_norms
+        self.strategy = settings.strategy
+        self.place = settings.place
+        self.reads_norms: bool = settings.track_norms or settings.nonfinite != PROPAGATE
         self.last_norm: float | None = None
         self.last_norms: tuple[float, ...] | None = None
-        self.strategy = strategy
-        self.place = place
         self._plans: Plans[Placed] = Plans()
         self._trials = TrialsBySize()
-        self._limit = num_threads or 0  # 0 until the first step that asks for the number
+        self._limit = settings.num_threads or 0  # 0 until the first step that asks for the number
 
     def step(
         self,

@@ -1,4 +1,4 @@
-"""Adding groups of variables to an optimizer, and their configuration."""
+"""Groups of variables that have settings of their own, and their configuration."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rmsjit.arrays.layout import array_key
+from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.parameter_group import Members, ParameterGroup, members_of
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.divided import Divided
@@ -17,7 +18,101 @@ from rmsjit.steps.entering import entries_of
 from rmsjit.variables import array_of
 
 
-def add_group(
+class Groups(Core):
+    """Adding groups of variables."""
+
+    def add_group(
+        self,
+        variables: Any,
+        *,
+        learning_rate: Any = None,
+        lr_multiplier: Any = None,
+        weight_decay: Any = None,
+        rho: Any = None,
+        momentum: Any = None,
+        epsilon: Any = None,
+        frozen: bool = False,
+    ) -> ParameterGroup:
+        """Give some variables settings of their own.
+
+        A step still updates all variables of a dtype in one call of compiled code.
+
+        Parameters
+        ----------
+        variables : ndarray, Variable, str, int, or list of them
+            Variables by any view of their memory; or patterns of the names of `Variable` objects,
+            such as ``"*/bias"``, in which ``*``, ``?`` and ``[...]`` are as in file names; or
+            numbers in the order in which variables get slots, from 0.  If a variable is in several
+            groups, the last one that was added counts.
+        learning_rate : float, callable or LearningRateSchedule, optional
+            Schedules only where the optimizer counts its steps.  The optimizer's if left out, like
+            the next ones.
+        lr_multiplier : float or callable, optional
+            Multiplies the learning rate, whether that is the group's or the optimizer's.
+        weight_decay, rho, momentum, epsilon : float or callable, optional
+            Weight decay and momentum only if the optimizer has them; 0 switches them off.
+        frozen : bool, default False
+            Leave the variables and their slots alone, whatever their gradients, which do not count
+            for a global norm either.
+
+        Returns
+        -------
+        ParameterGroup
+            Its attributes are the settings, and can be set: ``group.frozen = False``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a variable can't be trained, or a setting is of a wrong type, out of range, or not
+            for the form of the optimizer.  Nothing is changed then.
+        NotImplementedError
+            If variables are given by their numbers to a strategy that divides slots among
+            processes.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once, at the second step with the same variables, if a pattern has matched none, or a
+            variable of a group that is not frozen has had no gradient.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import rmsjit
+        >>> kernel = rmsjit.Variable(np.ones(2), name="dense/kernel")
+        >>> bias = rmsjit.Variable(np.ones(2), name="dense/bias")
+        >>> opt = rmsjit.RMSprop(0.1, weight_decay=0.5)
+        >>> opt.add_group("*/bias", weight_decay=0.0, lr_multiplier=2.0)
+        ParameterGroup('*/bias', lr_multiplier=2.0, weight_decay=0.0)
+        >>> _ = opt.apply_gradients([(np.zeros(2), kernel), (np.zeros(2), bias)])
+        >>> print(kernel.numpy(), bias.numpy())
+        [0.95 0.95] [1. 1.]
+        """
+        given = {
+            "learning_rate": learning_rate,
+            "lr_multiplier": lr_multiplier,
+            "weight_decay": weight_decay,
+            "rho": rho,
+            "momentum": momentum,
+            "epsilon": epsilon,
+        }
+        settings = {name: value for name, value in given.items() if value is not None}
+        return _added(
+            self._store,
+            self._hyperparameters,
+            self._counts_steps,
+            variables,
+            {**settings, "frozen": frozen},
+            are_divided=self._divides_slots,
+        )
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """The groups of variables that have settings of their own, as they were added."""
+        return self._store.grouping.groups
+
+
+def _added(
     store: SlotStore,
     hyperparameters: Hyperparameters,
     has_steps: bool,

@@ -1,6 +1,6 @@
 """Gradient accumulation: sums of gradients over several calls, before the step.
 
-It stands in front of the engine, which gets the sum of the calls of a round as if it came from one
+It comes before the engine, which gets the sum of the calls of a round as if it came from one
 call.  So clipping, weight decay and strategies see only sums.
 """
 

@@ -6,16 +6,12 @@ from typing import Any
 
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.nest import Match, matched_gradients
-from rmsjit.optimizers.base import Optimizer
+from rmsjit.optimizers.core import Core
 from rmsjit.steps.pairs import check_indices, check_variable, dense_gradient, sparse_gradient
 
 
-class StructuredOptimizer(Optimizer):
-    """The part of both optimizers that takes parameters and gradients as structures."""
-
-    def apply_gradients(self, *arguments: Any, **options: Any) -> Any:
-        """Update variables in place, given (gradient, variable) pairs."""
-        raise NotImplementedError
+class Structures(Core):
+    """Steps that take parameters and gradients as nested lists and dictionaries."""
 
     def step(self, params: Any = None, gradients: Any = None) -> Any:
         """Update the variables of a structure in place, given gradients in the same structure.

@@ -1,0 +1,144 @@
+"""Hooks: what sees or changes gradients between a call and its step, as in tf-keras."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from rmsjit.optimizers.groups import Groups
+from rmsjit.rule.clipping import NO_CLIPPING, Clipping
+from rmsjit.state.entries import stem_of
+from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
+from rmsjit.steps.pairs import naming, pairs_of, present_pairs
+
+Pairs = list[tuple[Any, Any]]
+PairsTransform = Callable[[Pairs], Iterable[tuple[Any, Any]]]
+Aggregator = Callable[[Pairs], Sequence[Any]]
+
+_HOOKS = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
+
+
+class Hooks(Groups):
+    """The attributes and methods that a program or a subclass may replace."""
+
+    gradient_transformers: list[PairsTransform]
+    gradient_aggregator: Aggregator | None
+    _is_hooked = False  # whether a subclass overrides one of `_HOOKS`
+
+    def _transform_unaggregated_gradients(self, grads_and_vars: Pairs) -> Pairs:
+        """Change this replica's gradients before they are summed; by default do nothing."""
+        return grads_and_vars
+
+    def _aggregate_gradients(self, grads_and_vars: Pairs) -> Pairs:
+        """Sum the gradients over all replicas.
+
+        By default call `gradient_aggregator`.  Without one, leave the gradients unchanged: a
+        strategy sums them later.
+        """
+        if self.gradient_aggregator is None:
+            return grads_and_vars
+        return list(self.gradient_aggregator(grads_and_vars))
+
+    def _transform_gradients(self, grads_and_vars: Pairs) -> Pairs:
+        """Clip the summed gradients, then call `gradient_transformers`.
+
+        Only called if something needs the clipped gradients; otherwise the update clips without
+        copying them.
+        """
+        from rmsjit.steps.norms import clipped  # imports Numba
+
+        pairs = clipped(grads_and_vars, self._clipping)
+        for transform in self.gradient_transformers:
+            pairs = list(transform(pairs))
+        return pairs
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        cls._is_hooked = any(_overrides(cls, name) for name in _HOOKS)
+
+    def _step_through_hooks(
+        self, given: tuple[Any, ...], counter: NDArray[Any], aggregate: bool
+    ) -> None:
+        try:
+            self._refuse_hooks_of_scaled_gradients()
+            prepared = self._through_hooks(given, aggregate)
+        except BaseException as error:
+            self._refuse(error)
+        if prepared is None:
+            self._store.skipped_steps += 1
+        else:
+            pairs, clipping, aggregate, finite, norms = prepared
+            numbers = self._hyperparameters
+            self._engine.step(pairs, numbers, clipping, counter, aggregate, finite)
+            if norms is not None:
+                self._engine.last_norm, self._engine.last_norms = math.hypot(*norms), norms
+
+    def _refuse_hooks_of_scaled_gradients(self) -> None:
+        """Raise `NotImplementedError` with a loss scale, without which gradients may vanish."""
+        if self._clipping.loss_scale is not None:
+            raise NotImplementedError(
+                "loss_scale is not for gradient_transformers, gradient_aggregator and the methods "
+                "that replace them: they would see gradients without the scale in the dtypes of "
+                "their variables, where small ones are 0"
+            )
+
+    def _through_hooks(
+        self, given: tuple[Any, ...], aggregate: bool
+    ) -> tuple[tuple[Any, ...], Clipping, bool, bool, tuple[float, ...] | None] | None:
+        """Pairs for the step, its clipping, whether a strategy sums, whether all is finite; norms.
+
+        Those are the norms by group before clipping, None if the step finds them.  None if the step
+        is to be skipped.
+        """
+        pairs = present_pairs(given)
+        if self.groups:
+            moving = [pair for pair in pairs if not self._is_frozen(pair[1])]
+            if not moving:  # the step counts all the same
+                return pairs_of(pairs), self._clipping, aggregate, True, None
+            pairs = moving
+        replaced = self.gradient_aggregator is not None or _overrides(
+            type(self), "_aggregate_gradients"
+        )
+        if aggregate:
+            pairs = list(self._transform_unaggregated_gradients(pairs))
+            pairs = list(self._aggregate_gradients(pairs))
+        if self._settings.strategy is not None and aggregate and not replaced:
+            if self.gradient_transformers or _overrides(type(self), "_transform_gradients"):
+                raise NotImplementedError(
+                    "gradient_transformers and _transform_gradients can't see what a strategy "
+                    "sums: sum by gradient_aggregator, or before apply_gradients with "
+                    "experimental_aggregate_gradients=False"
+                )
+            return pairs_of(pairs), self._clipping, True, True, None
+        pairs = present_pairs(pairs_of(pairs))
+        finite = self._settings.nonfinite == PROPAGATE or self._are_finite(pairs)
+        if not finite and self._settings.strategy is None:  # ranks skip in their step, all together
+            return None
+        norms = self._norms_of(pairs)
+        pairs = list(self._transform_gradients(pairs))
+        return pairs_of(pairs), NO_CLIPPING, False, finite, norms
+
+    def _norms_of(self, pairs: Pairs) -> tuple[float, ...] | None:
+        """The norms by group of gradients that are about to be clipped, if they are wanted."""
+        if not (self._settings.track_norms or self._clipping.by_norm):
+            return None
+        from rmsjit.steps.norms import norms_by_group  # imports Numba
+
+        store = self._store
+        rows = [store.grouping.row_of(store.find(v), stem_of(v)) for _, v in pairs]
+        return norms_by_group(pairs, rows, 1 + len(self.groups))
+
+    def _is_frozen(self, variable: Any) -> bool:
+        return self._store.grouping.freezes(self._store.find(variable), stem_of(variable))
+
+    def _are_finite(self, pairs: Pairs) -> bool:
+        """Whether all gradients are finite; an error names those that must be and are not."""
+        finite = finite_gradients([gradient for gradient, _ in pairs])
+        return accepts(self._settings.nonfinite, finite, lambda k: naming(pairs[k][1], k))
+
+
+def _overrides(cls: type[Hooks], method: str) -> bool:
+    return getattr(cls, method) is not getattr(Hooks, method)
