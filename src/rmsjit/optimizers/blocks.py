@@ -66,26 +66,20 @@ def _held(gradient: Any, variable: Any, position: int) -> Any:
     return np.array(dense_gradient(gradient, variable, position))
 
 
-class Blocks:
-    """The blocks that threads are in, at most one each; a copy is in none."""
-
-    def __init__(self) -> None:
-        self._of_threads: dict[int, Block] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._of_threads)
+class Blocks(dict[int, Block]):
+    """The blocks that threads are in, by the number of the thread; a copy has none."""
 
     def current(self) -> Block | None:
         """The block that this thread is in."""
-        return self._of_threads.get(threading.get_ident())
+        return self.get(threading.get_ident())
 
     def enter(self, block: Block) -> None:
         """Let this thread be in a block."""
-        self._of_threads[threading.get_ident()] = block
+        self[threading.get_ident()] = block
 
     def leave(self) -> None:
         """Let this thread be in no block."""
-        self._of_threads.pop(threading.get_ident(), None)
+        self.pop(threading.get_ident(), None)
 
     def __reduce__(self) -> tuple[type[Blocks], tuple[()]]:
         return Blocks, ()
