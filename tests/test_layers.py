@@ -3,11 +3,15 @@
 import ast
 import itertools
 import re
+from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
 import rmsjit
+from rmsjit.optimizers.base import Optimizer
+from rmsjit.optimizers.core import Core
 
 PACKAGE = Path(rmsjit.__file__).parent
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -171,3 +175,44 @@ def test_what_is_a_circle():
 def test_an_import_within_a_function_makes_no_circle():
     text = "import rmsjit.low\ndef f():\n    import rmsjit.side"
     assert imports_of(text, SMALL) == [("low", True), ("side", False)]
+
+
+# --- the picture of the architecture --------------------------------------------------------
+
+
+def test_the_picture_names_modules_that_exist():
+    (picture,) = re.findall(
+        r"^## Architecture\n.*?^```text\n(.*?)^```", CONTRIBUTING.read_text(), re.M | re.S
+    )
+    packages = re.split(r"^ (\w+)/ .*\n", picture, flags=re.M)[1:]
+    named = [
+        f"{package}.{module}"
+        for package, lines in zip(packages[::2], packages[1::2], strict=True)
+        for names in re.findall(r"^   (\w+(?:  \w+)*)(?:   | *$)", lines, re.M)
+        for module in names.split()
+    ]
+    assert {"optimizers.calls", "steps.engine", "kernels.rule"} <= set(named)
+    assert not set(named) - modules_in(PACKAGE).keys()
+
+
+# --- chapters of the optimizers -------------------------------------------------------------
+
+
+def chapters():
+    """The classes of which the optimizers are made, themselves aside."""
+    whole = {Optimizer, rmsjit.RMSprop, rmsjit.train.RMSPropOptimizer}
+    classes = {c for one in whole for c in one.__mro__ if issubclass(c, Core)}
+    return sorted(classes - whole - {Core}, key=lambda chapter: chapter.__name__)
+
+
+def methods(chapter):
+    """The names of what a class defines to be called or read."""
+    kinds = (FunctionType, property, cached_property)
+    return {name for name, value in vars(chapter).items() if isinstance(value, kinds)}
+
+
+@pytest.mark.parametrize("chapter", chapters())
+def test_a_chapter_overrides_nothing_of_another(chapter):
+    for other in set(chapters()) - {chapter}:
+        assert not (methods(chapter) & methods(other)) - {"__init_subclass__"}
+    assert not methods(chapter) & {"__init__", "__getstate__", "__setstate__"}

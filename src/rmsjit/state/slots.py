@@ -81,9 +81,9 @@ class SlotStore:
         self._index: Index | None = None
         self._sweep_at = _FIRST_SWEEP
         self.unmet: dict[Key, Entry] = {}  # in a copy: unused entries, by the key of each home
-        self.unsettled = False
-        self.apart = False  # whether the copy was made without any of its variables
-        self.links_arrays = True  # whether copying preserved the sharing of arrays
+        self.unsettled: bool = False
+        self.apart: bool = False  # whether the copy was made without any of its variables
+        self.links_arrays: bool = True  # whether copying preserved the sharing of arrays
         self._seen_once: Counter[tuple[Any, str]] = Counter()  # dead variables by shape and dtype
         self._told: set[str] = set()
 

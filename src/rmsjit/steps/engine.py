@@ -44,7 +44,7 @@ from rmsjit.steps.pairs import (
 from rmsjit.steps.place import Draft, Place, turns_of
 from rmsjit.steps.plan import Placed, Plan
 from rmsjit.steps.plans import Plans, identity_of, layouts_of, structure_of
-from rmsjit.steps.reduction import Reduction, Request
+from rmsjit.steps.reduction import Reduction, Request, Strategy
 from rmsjit.steps.settings import StepSettings
 from rmsjit.variables import array_of
 
@@ -82,13 +82,13 @@ class Engine:
 
     def __init__(self, store: SlotStore, settings: StepSettings) -> None:
         self.store = store
-        self.seed = settings.seed
-        self.num_threads = settings.num_threads
-        self.exact = settings.exact
-        self.nonfinite = settings.nonfinite
-        self.track_norms = settings.track_norms
-        self.strategy = settings.strategy
-        self.place = settings.place
+        self.seed: int = settings.seed
+        self.num_threads: int | None = settings.num_threads
+        self.exact: bool = settings.exact
+        self.nonfinite: str = settings.nonfinite
+        self.track_norms: bool = settings.track_norms
+        self.strategy: Strategy | None = settings.strategy
+        self.place: int = settings.place
         self.reads_norms: bool = settings.track_norms or settings.nonfinite != PROPAGATE
         self.last_norm: float | None = None
         self.last_norms: tuple[float, ...] | None = None
