@@ -14,7 +14,12 @@ lacks is not compiled.  With ``g`` the clipped gradient and ``h`` the numbers of
 
 With master weights, `variable` above is the slot "master", from which the variable is rounded.
 An index may be an element of a dense variable or of a row of a table.
+
+All functions that make functions are cached, so that kernels of a process share what they have in
+common, which is compiled only once.
 """
+
+import functools
 
 from numba import njit
 
@@ -44,6 +49,7 @@ FIELDS = len(RuleNumbers._fields)
 read_numbers = fields_of(RuleNumbers)  # into scalars, which loops keep in registers
 
 
+@functools.cache
 def element_rule(form: Form):
     """The function that applies a form to element `i` of a variable and its slots.
 
@@ -58,18 +64,20 @@ def element_rule(form: Form):
     RATE_OUTSIDE = form.learning_rate == "outside"
     NESTEROV, CORRECTED, CLAMPED = form.nesterov, form.bias_correction, form.clamp
     COUPLED, FUSED = form.weight_decay == "coupled", form.fused
+    MODULUS = form.complex_square == "modulus"
     SHRINKS = form.weight_decay == "decoupled"
     SUBTRACTED = form.weight_decay == "subtracted"
     CLIPS_WEIGHTS = form.clip_weights
     AVERAGES = form.has_average
     AVERAGE = form.index("average") if AVERAGES else -1
-    average_square, average = _square_average(form), _average(form.mg_average, form.fused)
+    average_square = _square_average(form.rms_average, form.square, MODULUS, FUSED)
+    average = _average(form.mg_average, FUSED)
     denominator, quotient = _denominator(form.epsilon), _quotient(form.quotient)
-    variance_of = _variance(form)
-    clamped = real_nonnegative if form.complex_square == "modulus" else nonnegative
-    read_value, write_value = _reader(form), _writer(form)
+    variance_of = _variance(MODULUS, FUSED)
+    clamped = real_nonnegative if MODULUS else nonnegative
+    read_value, write_value = _access(form)
     store_rms, store_mg, store_momentum, store_average = (
-        _slot_store(form, name) for name in ("rms", "mg", "momentum", "average")
+        _slot_store(bits_for(form).get(name)) for name in ("rms", "mg", "momentum", "average")
     )
 
     @njit(**INLINED)
@@ -124,35 +132,44 @@ def element_rule(form: Form):
     return update_element
 
 
-def _reader(form: Form):
+def _access(form: Form):
+    """The functions that read and write the value of a variable."""
+    master = form.index("master") if form.has_master else None
+    reader = _reader(master, form.rounding == STOCHASTIC)
+    return reader, _writer(master, bits_for(form).get(""))
+
+
+@functools.cache
+def _reader(master: int | None, stochastic: bool):
     """The function that reads the value that a step starts from.
 
-    With master weights, that is the master weight, unless somebody has written to the variable
-    since it was rounded from it: then it is the variable.
+    With a master weight, whose slot is given, that is the master weight, unless somebody has
+    written to the variable since it was rounded from it: then it is the variable.
     """
-    if not form.has_master:
+    if master is None:
 
         @njit(**INLINED)
         def read_variable(i, variable, slots):
             return load(variable, i)
 
         return read_variable
-    MASTER = form.index("master")
-    is_rounded = is_neighbour if form.rounding == STOCHASTIC else is_nearest
+    is_rounded = is_neighbour if stochastic else is_nearest
 
     @njit(**INLINED)
     def read_master(i, variable, slots):
-        master = load(slots[MASTER], i)
-        return master if is_rounded(variable, i, master) else load(variable, i)
+        weight = load(slots[master], i)
+        return weight if is_rounded(variable, i, weight) else load(variable, i)
 
     return read_master
 
 
-def _writer(form: Form):
-    """The function that writes the new value, rounded to the dtype of the variable."""
-    STOCHASTICALLY, HAS_MASTER = form.rounding == STOCHASTIC, form.has_master
-    MASTER = form.index("master") if HAS_MASTER else -1
-    bits_of = bits_for(form).get("")
+@functools.cache
+def _writer(master: int | None, bits_of):
+    """The function that writes the new value, rounded to the dtype of the variable.
+
+    `bits_of` gives the random bits of stochastic rounding, None rounds to nearest.
+    """
+    HAS_MASTER, MASTER, STOCHASTICALLY = master is not None, master or 0, bits_of is not None
 
     @njit(**INLINED)
     def write_value(i, variable, slots, value, noise):
@@ -166,9 +183,9 @@ def _writer(form: Form):
     return write_value
 
 
-def _slot_store(form: Form, name: str):
-    """The function that writes an element of a slot, rounded as the slot says."""
-    bits_of = bits_for(form).get(name)
+@functools.cache
+def _slot_store(bits_of):
+    """The function that writes an element of a slot; `bits_of` as for a variable."""
     if bits_of is None:
 
         @njit(**INLINED)
@@ -184,12 +201,13 @@ def _slot_store(form: Form, name: str):
     return store_by_chance
 
 
-def _square_average(form: Form):
+@functools.cache
+def _square_average(kind: str, square_when: str, modulus: bool, fused: bool):
     """The function that updates ``rms`` by a gradient."""
-    MODULUS, FUSED = form.complex_square == "modulus", form.fused
-    if form.rms_average == "difference" or form.square == "first":
+    MODULUS, FUSED = modulus, fused
+    if kind == "difference" or square_when == "first":
         square = modulus_squared if MODULUS else squared
-        average = _average(form.rms_average, FUSED)
+        average = _average(kind, FUSED)
 
         @njit(**INLINED)
         def average_of_square(mean_square, g, h):
@@ -209,9 +227,10 @@ def _square_average(form: Form):
     return average_of_weighted
 
 
-def _variance(form: Form):
+@functools.cache
+def _variance(modulus: bool, fused: bool):
     """The function that subtracts the square of the mean from the mean of squares."""
-    MODULUS, FUSED = form.complex_square == "modulus", form.fused
+    MODULUS, FUSED = modulus, fused
     square = modulus_squared if MODULUS else squared
 
     @njit(**INLINED)
@@ -223,6 +242,7 @@ def _variance(form: Form):
     return variance_of
 
 
+@functools.cache
 def _average(kind: str, fused: bool):
     """The function that moves an average towards a new value."""
 
@@ -241,6 +261,7 @@ def _average(kind: str, fused: bool):
     return weighted if kind == "weighted" else difference
 
 
+@functools.cache
 def _denominator(epsilon: str):
     """The function for the root of the variance, which epsilon keeps above zero."""
 
@@ -255,6 +276,7 @@ def _denominator(epsilon: str):
     return outside if epsilon == "outside" else inside
 
 
+@functools.cache
 def _quotient(order: str):
     """The function for ``lr*g/d``; ``lr*(g/d)`` is the least likely to overflow."""
 
@@ -278,6 +300,7 @@ def _quotient(order: str):
     return orders[order]
 
 
+@functools.cache
 def lapse_rule(form: Form):
     """The function that applies several steps with a zero gradient to an element at once.
 
@@ -288,8 +311,8 @@ def lapse_rule(form: Form):
     HAS_MOMENTUM = form.has_momentum
     MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
     SHRINKS = form.weight_decay is not None
-    read_value, write_value = _reader(form), _writer(form)
-    change_slots = _slot_lapses([slot.zero_gradient for slot in form.slots])
+    read_value, write_value = _access(form)
+    change_slots = _slot_lapses(tuple(slot.zero_gradient for slot in form.slots))
 
     @njit(**INLINED)
     def lapse_element(i, variable, slots, decay, carry, kept, drift, bound):
@@ -305,7 +328,8 @@ def lapse_rule(form: Form):
     return lapse_element
 
 
-def _slot_lapses(changes: list[str]):
+@functools.cache
+def _slot_lapses(changes: tuple[str, ...]):
     """The function that changes all slots; one function per slot, as their types differ."""
     if not changes:
         return _no_lapse
