@@ -13,7 +13,7 @@ import nox
 ROOT = Path(__file__).parent
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 KERNELS = {"RMSJIT_CACHE_DIR": str(ROOT / ".nox" / "kernels"), "MPLBACKEND": "Agg"}
-# What needs no extra but pytest and hypothesis, which tests/conftest.py loads.
+# What needs no extra; pytest, hypothesis and ml_dtypes are used by the tests themselves.
 WITHOUT_EXTRAS = [
     f"tests/test_{name}.py"
     for name in (
@@ -73,7 +73,7 @@ def lower_bounds():
 @nox.session(python="3.11")
 def without_extras(session):
     """The tests that need no extra."""
-    session.install("-e", ".", "pytest", "pytest-xdist", "hypothesis")
+    session.install("-e", ".", "pytest", "pytest-xdist", "hypothesis", "ml_dtypes")
     run_tests(session, *WITHOUT_EXTRAS)
 
 
@@ -104,7 +104,7 @@ def wheel(session):
 
 def built(session, what):
     """The folder with what `build` makes."""
-    folder = Path(session.create_tmp()) / "dist"
+    folder = Path(session.create_tmp()).resolve() / "dist"  # sessions change the folder
     session.install("build")
     session.run("python", "-m", "build", what, "--outdir", str(folder), str(ROOT))
     return folder
