@@ -38,6 +38,7 @@ from rmsjit.schedules import (
     PiecewiseConstantDecay,
     PolynomialDecay,
     ReduceOnPlateau,
+    curves,
     deserialize,
     serialize,
 )
@@ -522,15 +523,16 @@ def test_serialize_refuses_what_is_no_schedule(thing):
         serialize(thing)
 
 
-def test_the_package_needs_only_numpy():
+def test_the_package_needs_only_numpy_and_pictures():
     imported = set()
     texts = [path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")]
     for node in itertools.chain.from_iterable(ast.walk(ast.parse(text)) for text in texts):
         if isinstance(node, ast.Import):
             imported |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.module.startswith("rmsjit.schedules"):
-            imported.add(node.module.partition(".")[0])
-    assert imported - sys.stdlib_module_names == {"numpy"}
+            imported.add(node.module.removesuffix(".typing"))
+    needed = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert needed == {"numpy", "rmsjit.svg"}
 
 
 @pytest.mark.live
@@ -702,8 +704,8 @@ def test_wrong_numbers_are_refused_with_the_message_of_the_class(capsys):
     ],
 )
 def test_the_drawing_spans_what_there_is_to_see(schedule, span):
-    assert plots.natural_span(schedule) == pytest.approx(span, abs=1)
-    spread = plots.spread(span)
+    assert curves.natural_span(schedule) == pytest.approx(span, abs=1)
+    spread = curves.spread(span)
     assert spread[0] == 0
     assert spread[-1] == span - 1
     assert (np.diff(spread) > 0).all()
@@ -761,18 +763,18 @@ class Spines:
     ],
 )
 def test_stairs_are_drawn_as_steps(schedule, style):
-    axes, steps = Axes(), plots.spread(plots.natural_span(schedule))
-    plots._draw(axes, steps, plots.rates_of(schedule, steps))
+    axes, steps = Axes(), curves.spread(curves.natural_span(schedule))
+    plots._draw(axes, steps, curves.rates_of(schedule, steps))
     assert axes.styles == [style]
 
 
 def test_a_plateau_is_drawn_with_a_metric_that_is_no_better():
     schedule = LinearWarmup(ReduceOnPlateau(0.8, factor=0.5, patience=1), 2)
-    rates = plots.rates_of(schedule, np.array([0, 1, 2, 3, 4, 5, 7]))
+    rates = curves.rates_of(schedule, np.array([0, 1, 2, 3, 4, 5, 7]))
     assert rates.tolist() == [0.0, 0.4, 0.8, 0.4, 0.4, 0.2, 0.1]
     assert schedule.schedule.state.reductions == 0
     with pytest.raises(ValueError, match="steps must be at most 1048576 with a metric"):
-        plots.rates_of(schedule, np.array([2**30]))
+        curves.rates_of(schedule, np.array([2**30]))
 
 
 def test_a_schedule_is_shown_as_the_call_that_makes_it():

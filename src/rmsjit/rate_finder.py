@@ -16,13 +16,14 @@ from rmsjit.checkpoints.compare import check_all_named, check_optimizer
 from rmsjit.checkpoints.snapshot import restoring
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.hyperparameters import Hyperparameters, as_number, positive
+from rmsjit.svg import BLUE, GREY, ORANGE, Axis, Line, chart
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class RangeTest:
-    """The losses of a learning-rate range test.
+    """The losses of a learning-rate range test, which a notebook shows as a curve.
 
     Attributes
     ----------
@@ -80,6 +81,19 @@ class RangeTest:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
         figure.savefig(path)
+
+    def _repr_svg_(self) -> str:
+        """What a notebook shows: the losses over the rates, and the suggestion."""
+        y = Axis("loss", *self._shown())
+        lines = [
+            Line(self.rates, self.losses, GREY, "loss"),
+            Line(self.smoothed_rates, self.smoothed, BLUE, "smoothed"),
+        ]
+        if self.suggestion is not None:
+            x, label = np.full(2, self.suggestion), f"suggestion: {self.suggestion:.2g}"
+            lines.append(Line(x, np.array([y.low, y.high]), ORANGE, label, dashed=True))
+        x_axis = Axis("learning rate", float(self.rates[0]), float(self.rates[-1]), True)
+        return chart(repr(self), x_axis, y, lines)
 
     def _shown(self) -> tuple[float, float]:
         """The range of losses to show: those of a divergence would hide all others."""

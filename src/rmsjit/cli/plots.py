@@ -2,97 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rmsjit import schedules
 from rmsjit.schedules import LearningRateSchedule
-from rmsjit.schedules.plateau import plateaus_in
+from rmsjit.schedules.curves import Floats, Steps, is_stairs, natural_span, rates_of, spread
 
-MOST_STEPS = 2**53  # all exact in float64
-_MOST_UPDATES = 2**20  # of a metric, which take a microsecond each
-_MOST_POINTS = 2001
 _TEXT_COLUMNS, _TEXT_ROWS = 64, 16
 _BLUE = "#1f5fa8"
-
-Floats = npt.NDArray[np.float64]
-Steps = npt.NDArray[np.int64]
-
-
-# --- what is drawn --------------------------------------------------------------------------
-
-
-def natural_span(schedule: LearningRateSchedule) -> int:
-    """The number of steps that shows the characteristic shape of the schedule."""
-    return max(math.ceil(min(_span(schedule), MOST_STEPS - 1)) + 1, 10)
-
-
-def _span(schedule: Any) -> float:
-    match schedule:
-        case schedules.PiecewiseConstantDecay():
-            return 1.25 * max(schedule.boundaries, default=0.0)
-        case schedules.CosineDecayRestarts() | schedules.ExponentialDecayRestarts():
-            return schedule.first_decay_steps * sum(schedule.t_mul**i for i in range(4)) - 1
-        case schedules.CosineDecay():
-            warmup = 0 if schedule.warmup_target is None else schedule.warmup_steps
-            return 1.1 * (warmup + schedule.decay_steps)
-        case schedules.PolynomialDecay():
-            return schedule.decay_steps * (3.0 if schedule.cycle else 1.1)
-        case schedules.ExponentialDecay() | schedules.InverseTimeDecay():
-            return 5.0 * schedule.decay_steps
-        case schedules.OneCycle():
-            return 1.1 * schedule.total_steps
-        case schedules.LinearWarmup():
-            return max(
-                1.5 * schedule.warmup_steps, schedule.warmup_steps + _span(schedule.schedule)
-            )
-        case schedules.ReduceOnPlateau():
-            return max(_span(schedule.schedule), 4.0 * (schedule.patience + schedule.cooldown + 2))
-        case schedules.Join():
-            before = schedule.boundaries[-1] if schedule.boundaries else 0.0
-            return max(1.25 * before, before + _span(schedule.schedules[-1]))
-        case schedules.Chain():
-            return max(map(_span, schedule.schedules))
-        case _:
-            return 0.0
-
-
-def spread(count: int) -> Steps:
-    """The steps 0 to ``count - 1``, thinned out evenly to what a drawing needs."""
-    points = np.linspace(0, count - 1, min(count, _MOST_POINTS))
-    return points.round().astype(np.int64)
-
-
-def rates_of(schedule: LearningRateSchedule, steps: Steps) -> Floats:
-    """The rates of increasing steps, where each step is followed by a metric that is no better.
-
-    Raises
-    ------
-    ValueError
-        If that would be too many metrics.
-    """
-    schedule = copy.deepcopy(schedule)
-    plateaus = list(plateaus_in(schedule))
-    if not plateaus:
-        return schedule.curve(steps)
-    if steps[-1] > _MOST_UPDATES:
-        raise ValueError(f"steps must be at most {_MOST_UPDATES} with a metric, got {steps[-1]}")
-    rates = []
-    for step in range(int(steps[-1]) + 1):
-        rates.append(schedule(step))
-        for plateau in plateaus:
-            plateau.update(0.0)
-    return np.array(rates)[steps]
-
-
-# --- drawings -------------------------------------------------------------------------------
 
 
 def save_plot(path: Path, title: str, steps: Steps, rates: Floats) -> None:
@@ -126,8 +47,7 @@ def save_gallery(path: Path, shown: Sequence[LearningRateSchedule]) -> None:
 
 def _draw(axes: Any, steps: Steps, rates: Floats) -> None:
     """Draw a curve; one that mostly stays where it is, as stairs."""
-    stays = len(rates) > 1 and np.mean(np.diff(rates) == 0.0) > 0.5
-    style, fill = ("steps-post", "post") if stays else ("default", None)
+    style, fill = ("steps-post", "post") if is_stairs(rates) else ("default", None)
     axes.plot(steps, rates, color=_BLUE, linewidth=2, solid_joinstyle="round", drawstyle=style)
     axes.fill_between(steps, rates, color=_BLUE, alpha=0.08, linewidth=0, step=fill)
     axes.set_xlim(0, max(int(steps[-1]), 1))

@@ -12,16 +12,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from rmsjit import schedules
-from rmsjit.cli.plots import (
-    MOST_STEPS,
-    natural_span,
-    rates_of,
-    save_gallery,
-    save_plot,
-    spread,
-    text_plot,
-)
+from rmsjit.cli.plots import save_gallery, save_plot, text_plot
 from rmsjit.schedules import LearningRateSchedule
+from rmsjit.schedules.curves import MOST_STEPS, natural_span, rates_of, spread
 
 # The subcommands, each with the schedule that is drawn of it where all are drawn.
 EXAMPLES: dict[str, LearningRateSchedule] = {

@@ -79,5 +79,11 @@ class DataSchedule(LearningRateSchedule):
                 shown.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
+    def _repr_svg_(self) -> str | None:
+        """What a notebook shows: the curve, under the call that makes it."""
+        from rmsjit.schedules.notebook import picture  # which knows the schedules made from this
+
+        return picture(self)
+
     def get_config(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.init}
