@@ -77,6 +77,7 @@ def collect() -> Report:
             "llvm_name": known("cpu llvm_name", _llvm_cpu_name),
             "count": os.cpu_count(),
         },
+        "numba_lacks": known("numba_lacks", _numba_lacks),
         "threads": known("threads", _threads),
         "threading_layer": known("threading_layer", _threading_layer),
         "learned": known("learned", _learned),
@@ -141,6 +142,16 @@ def _llvm_cpu_name() -> str:
 
     name: str = binding.get_host_cpu_name()
     return name
+
+
+def _numba_lacks() -> list[str]:
+    """The private names of Numba that rmsjit uses and this version does not have."""
+    from rmsjit.runtime import numba_internals
+
+    return [
+        f"{private.module}.{private.name} ({private.reason})"
+        for private in numba_internals.missing()
+    ]
 
 
 def _threads() -> Report:
@@ -211,6 +222,8 @@ def _versions(report: Report) -> Lines:
     for label in ("NumPy", "Numba", "llvmlite"):
         yield label, versions[label.lower()] or "can't be imported"
     yield "TBB", versions["tbb"] or "not installed"
+    if report["numba_lacks"]:
+        yield "Numba has changed", "it lacks " + "; ".join(report["numba_lacks"])
 
 
 def _machine(report: Report) -> Lines:

@@ -137,11 +137,12 @@ def _obtain(
     if found is not None:
         return _as_kernel(found)
     result = _compiled(make, arguments, flags)
+    kernel = _as_kernel(result)  # first, as its warning says all that is lost
     try:
         store.write(path, identity, numba_internals.packed(result))
     except Exception as error:  # such as a full disk or a read-only folder
         store.warn_once(folder, error)
-    return _as_kernel(result)
+    return kernel
 
 
 def _as_kernel(result: Any) -> tuple[Kernel, Any]:

@@ -1,17 +1,19 @@
 """All private names of Numba that rmsjit uses, and what it does where a version lacks one.
 
-Checked with Numba 0.61.2 and 0.68.1.  Everywhere else rmsjit uses what Numba documents: `njit`,
-`cfunc`, `prange`, `types`, `numba.config` and `numba.extending`.
+All were checked with the versions of `CHECKED`.  Everywhere else rmsjit uses what Numba documents:
+`njit`, `cfunc`, `prange`, `types`, `numba.config` and `numba.extending`.
 
 - `STORING`: without one of these, kernels can't be kept in the cache.  They are compiled in every
   process, and a warning says so.  Numba's own cache (``njit(cache=True)``) does not take their
   place: it can't recognise functions that are made from other functions, and it mixes up serial
   and parallel versions of one function.
 - `CALLING`: without one of these, kernels are also compiled by the public `numba.cfunc`, which
-  takes a microsecond longer for each call.
+  takes a microsecond longer for each call.  The warning says that, too.
 - `THREADING`: without one of these, rmsjit uses slower public functions or makes the careful
   assumption; `rmsjit.runtime.threading_layer` says which.
-- `OBSERVING`: without it, compilations are not counted.
+- `OBSERVING`: without one of these, compilations are not counted.
+
+`missing` lists those that the installed version lacks; ``python -m rmsjit info`` shows them.
 
 The options ``forceinline``, ``no_cpython_wrapper`` and ``no_cfunc_wrapper`` of `njit`
 (`rmsjit.runtime.flags`) are not documented either.  If a version refuses one, its error names it.
@@ -43,10 +45,13 @@ class PrivateName(NamedTuple):
     reason: str
 
 
+CHECKED = ("0.61.2", "0.68.1")  # the oldest and the newest version of Numba
+
 STORING = (
     PrivateName(
         "numba.core.compiler", "CompileResult._reduce", "a compiled function as plain data"
     ),
+    PrivateName("numba.core.compiler", "CompileResult.lifted", "loops that were compiled apart"),
     PrivateName("numba.core.compiler", "CompileResult._rebuild", "a function from this data"),
     PrivateName("numba.core.serialize", "dumps", "pickles this data, which may hold functions"),
     PrivateName(
@@ -54,6 +59,8 @@ STORING = (
     ),
     PrivateName("numba.core.compiler_lock", "global_compiler_lock", "Numba's lock around LLVM"),
     PrivateName("numba.core.registry", "cpu_target", "the target that code is loaded for"),
+    PrivateName("numba.core.registry", "CPUTarget.target_context", "what loads the code"),
+    PrivateName("numba.core.cpu", "CPUContext.codegen", "what compiled code is made by"),
     PrivateName(
         "numba.core.codegen", "CPUCodegen.magic_tuple", "the processor that code is compiled for"
     ),
@@ -61,6 +68,8 @@ STORING = (
 )
 CALLING = (
     PrivateName("numba.core.dispatcher", "Dispatcher.overloads", "what was compiled"),
+    PrivateName("numba.core.compiler", "CompileResult.library", "the code"),
+    PrivateName("numba.core.compiler", "CompileResult.fndesc", "the names in the code"),
     PrivateName(
         "numba.core.codegen", "JITCodeLibrary.get_pointer_to_function", "an address in the code"
     ),
@@ -82,21 +91,54 @@ THREADING = (
     PrivateName("numba.np.ufunc.tbbpool", "", "kept in a child that can't shut TBB down"),
     PrivateName("numba.core.config", "reload_config", "reads the environment again"),
 )
-OBSERVING = (PrivateName("numba.core.event", "install_recorder", "tells of compilations"),)
+OBSERVING = (
+    PrivateName("numba.core.event", "install_recorder", "tells of compilations"),
+    PrivateName("numba.core.event", "RecordingListener.buffer", "what it has told"),
+)
+_ON_INSTANCES = ("Dispatcher.overloads", "RecordingListener.buffer")  # not seen on the class
 
 
 class MissingNameError(RuntimeError):
-    """This version of Numba lacks a private name."""
+    """This version of Numba lacks a private name; `lost` says what rmsjit does instead."""
+
+    def __init__(self, message: str, lost: str) -> None:
+        super().__init__(message)
+        self.lost = lost
+
+
+_COMPILES_AGAIN = "compiles its kernels again in every process"
+_CALLS_SLOWER = f"{_COMPILES_AGAIN} and takes a microsecond longer to call one"
 
 
 @contextmanager
-def _required() -> Iterator[None]:
+def _required(lost: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, ImportError) as error:
         import numba
 
-        raise MissingNameError(f"Numba {numba.__version__} has changed: {error}") from error
+        raise MissingNameError(f"Numba {numba.__version__} has changed: {error}", lost) from error
+
+
+def missing() -> list[PrivateName]:
+    """The names that the installed Numba lacks, as far as they can be seen before they are used.
+
+    `numba.np.ufunc.omppool` and `tbbpool` are not on every platform, and do not count.
+    """
+    every = (*STORING, *CALLING, *THREADING, *OBSERVING)
+    return [private for private in every if not _is_there(private)]
+
+
+def _is_there(private: PrivateName) -> bool:
+    if private.name in _ON_INSTANCES or private.module.endswith("pool"):
+        return True
+    try:
+        value = import_module(private.module)
+        for part in filter(None, private.name.split(".")):
+            value = getattr(value, part)
+    except (AttributeError, ImportError):
+        return False
+    return True
 
 
 def result_of(dispatcher: Any, signature: tuple[Any, ...]) -> Any:
@@ -106,7 +148,7 @@ def result_of(dispatcher: Any, signature: tuple[Any, ...]) -> Any:
     ------
     MissingNameError
     """
-    with _required():
+    with _required(_CALLS_SLOWER):
         return dispatcher.overloads[signature]
 
 
@@ -119,12 +161,12 @@ def packed(result: Any) -> bytes:
     ValueError
         If its code holds addresses of this process.
     """
-    with _required():
+    with _required(_COMPILES_AGAIN):
         movable = not (result.lifted or result.library.has_dynamic_globals)
         data = result._reduce() if movable else None
         dumps = import_module("numba.core.serialize").dumps
     if not movable:
-        raise ValueError(f"{result.fndesc.qualname} can't be stored")
+        raise ValueError("the code holds addresses of this process")
     content: bytes = dumps(data)
     return content
 
@@ -139,7 +181,7 @@ def unpacked(content: bytes) -> Any:
     ------
     MissingNameError
     """
-    with _required():
+    with _required(_COMPILES_AGAIN):
         rebuild = import_module("numba.core.compiler").CompileResult._rebuild
         lock = import_module("numba.core.compiler_lock").global_compiler_lock
         context = import_module("numba.core.registry").cpu_target.target_context
@@ -156,7 +198,7 @@ def machine() -> tuple[Any, ...]:
     ------
     MissingNameError
     """
-    with _required():
+    with _required(_COMPILES_AGAIN):
         context = import_module("numba.core.registry").cpu_target.target_context
         found: tuple[Any, ...] = context.codegen().magic_tuple()
     return found
@@ -169,7 +211,7 @@ def entry(result: Any) -> tuple[Any, int]:
     ------
     MissingNameError
     """
-    with _required():
+    with _required(_CALLS_SLOWER):
         address = result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
         return result.entry_point, address
 
@@ -229,4 +271,4 @@ def compilations() -> Iterator[list[Any]]:
         yield []
         return
     with install_recorder("numba:compile") as recorder:
-        yield recorder.buffer
+        yield getattr(recorder, "buffer", [])

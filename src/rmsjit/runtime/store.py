@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rmsjit.runtime.numba_internals import MissingNameError
+from rmsjit.runtime.numba_internals import CHECKED, MissingNameError
 from rmsjit.runtime.warning import warn
 
 _HEAD = b"rmsjit kernel 1\n"
@@ -203,11 +203,13 @@ def warn_once(folder: Path | None, error: Exception) -> None:
     global _warned
     if not _warned:
         _warned = True
+        if isinstance(error, MissingNameError):
+            oldest, newest = CHECKED
+            warn(f"rmsjit {error.lost} because {error}; it was checked with {oldest} to {newest}")
+            return
         cause = "it can't determine their sources"
         remedy = "set RMSJIT_CACHE=0 to silence this warning"
-        if isinstance(error, MissingNameError):
-            cause = "this version of Numba is not one that it was made for"
-        elif folder is not None:
+        if folder is not None:
             cause = f"the cache folder {folder} can't be used"
             remedy = (
                 "set RMSJIT_CACHE_DIR to a writable folder of your own, or RMSJIT_CACHE=0 to "
