@@ -14,6 +14,7 @@ import pytest
 import rmsjit
 from rmsjit.__main__ import main
 from rmsjit.cli import bench, demo, info
+from rmsjit.runtime import numba_internals
 
 QUICK = ["--epochs", "1", "--hidden", "16"]
 LAST_LINE = re.compile(
@@ -276,6 +277,16 @@ def test_info_with_a_cache_folder_that_is_not_there(capsys, monkeypatch, tmp_pat
     monkeypatch.setenv("RMSJIT_CACHE_DIR", str(tmp_path / "none"))
     assert main(["info"]) == 0
     assert re.search(r"^Cached kernels +0 \(0 B\)$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_info_tells_of_a_numba_that_has_changed(capsys, monkeypatch):
+    assert main(["info"]) == 0
+    assert "Numba has changed" not in capsys.readouterr().out
+    gone = numba_internals.PrivateName("numba.core.event", "install_reporter", "tells of all")
+    monkeypatch.setattr(numba_internals, "OBSERVING", (gone,))
+    assert main(["info"]) == 0
+    line = r"^Numba has changed +it lacks numba\.core\.event\.install_reporter \(tells of all\)$"
+    assert re.search(line, capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -148,6 +148,7 @@ def _numba_lacks() -> list[str]:
     """The private names of Numba that rmsjit uses and this version does not have."""
     from rmsjit.runtime import numba_internals
 
+    importlib.import_module("numba")  # without it, all would be missing
     return [
         f"{private.module}.{private.name} ({private.reason})"
         for private in numba_internals.missing()
