@@ -254,6 +254,46 @@ def test_what_needs_no_rounding_stays(dtype):
     assert np.signbit(w[1].astype("f4")).all()
 
 
+@every_half
+@pytest.mark.parametrize("master", [False, True], ids=["alone", "master"])
+def test_every_number_of_a_half_type_stays_itself(dtype, master):
+    before = np.arange(1 << 16, dtype=np.uint16)
+    w, infinity = before.view(dtype).copy(), np.array(np.inf, dtype).view(np.uint16)
+    opt = rmsjit.RMSprop(0.0, master_weights=master)
+    train(opt, w, [np.zeros_like(w)] * 2)
+    after = w.view(np.uint16)
+    is_nan = before & 0x7FFF > infinity
+    np.testing.assert_array_equal(after[~is_nan], before[~is_nan])
+    np.testing.assert_array_equal(after & 0x7FFF > infinity, is_nan)
+
+
+NANS = np.array([0x7FC00000, 0x7FFFFFFF, 0xFFC00000, 0xFFFFFFFF], np.uint32).view("f4")
+
+
+@every_half
+@every_rounding
+def test_no_payload_of_a_nan_becomes_a_number(dtype, rounding):
+    """Rounding adds to the bits, which must not carry into the sign and beyond."""
+    w = np.ones(4, dtype)
+    opt = rmsjit.RMSprop(0.1, master_weights=True, rounding=rounding)
+    train(opt, w, [np.zeros_like(w)])
+    opt.get_slot(w, "master").array[...] = NANS
+    w[...] = NANS
+    train(opt, w, [np.zeros_like(w)])
+    assert np.isnan(w.astype("f4")).all()
+    assert np.isnan(master_of(opt, w)).all()
+    w[...] = 0  # what somebody writes to the variable counts
+    train(opt, w, [np.zeros_like(w)])
+    assert not w.astype("f4").any()
+
+
+def test_a_nan_of_any_payload_stays_in_a_slot_of_a_half_type():
+    w = np.ones(4, "f4")
+    opt = rmsjit.RMSprop(0.1, form=Form((rmsjit.Slot("rms", dtype="bfloat16"),)))
+    train(opt, w, [NANS])
+    assert np.isnan(opt.get_slot(w, "rms").numpy().astype("f4")).all()
+
+
 def test_a_number_in_range_does_not_become_infinite():
     w = rounded([65519.0, -65519.0, 65520.0], "f2", 200)
     assert (np.abs(w[:2]) == 65504).all()

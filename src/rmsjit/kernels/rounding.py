@@ -18,8 +18,9 @@ from rmsjit.kernels.scalars import (
     bfloat16_to_float32,
     by_type,
     float16_to_float32,
-    float32_to_bfloat16,
     float32_to_float16,
+    load,
+    nearest,
 )
 from rmsjit.kernels.views import words
 from rmsjit.rule.form import STOCHASTIC, Form
@@ -34,6 +35,7 @@ _HALF_SMALLEST = 113  # the exponent field of the smallest normal float16 in a f
 _SIGNIFICAND = 24  # bits of a float32 with the leading one
 _MOST_DROPPED = 31  # so that a sum with random bits fits into a word
 _ALL_BITS = 0xFFFFFFFF
+_LARGE_BFLOAT16 = (2 - 2.0**-7) * 2.0**127  # the largest finite one
 
 
 # --- random bits ----------------------------------------------------------------------------
@@ -184,9 +186,9 @@ def _cut_to_bfloat16(typing_context, value, noise):
     def codegen(context, builder, signature, args):
         value, noise = args
         bits = builder.bitcast(value, _WORD)
-        magnitude = builder.and_(bits, _WORD(_MAGNITUDE))
-        is_large = builder.icmp_signed(">=", magnitude, _WORD(_EXPONENT - 0x10000))
-        added = builder.select(is_large, _WORD(0), builder.and_(noise, _WORD(0xFFFF)))
+        magnitude = builder.bitcast(builder.and_(bits, _WORD(_MAGNITUDE)), ir.FloatType())
+        has_room = builder.fcmp_ordered("<", magnitude, ir.FloatType()(_LARGE_BFLOAT16))
+        added = builder.select(has_room, builder.and_(noise, _WORD(0xFFFF)), _WORD(0))
         return builder.trunc(builder.lshr(builder.add(bits, added), _WORD(16)), ir.IntType(16))
 
     return types.int16(types.float32, types.uint32), codegen
@@ -242,23 +244,11 @@ def _stochastic(array, value, noise):
 
 
 @by_type
-def _widened(array, bits):
-    """An element of `array` as a float32."""
+def _cut(array, value, noise):
+    """`value` rounded by random bits to a number of an array of a half type, as a float32."""
     if array.dtype == FLOAT16_BITS:
-        return lambda array, bits: float16_to_float32(bits)
-    if array.dtype == BFLOAT16_BITS:
-        return lambda array, bits: bfloat16_to_float32(bits)
-    return None
-
-
-@by_type
-def _nearest(array, value):
-    """The element of `array` that is nearest to a value."""
-    if array.dtype == FLOAT16_BITS:
-        return lambda array, value: float32_to_float16(value)
-    if array.dtype == BFLOAT16_BITS:
-        return lambda array, value: float32_to_bfloat16(value)
-    return None
+        return lambda array, value, noise: float16_to_float32(_stochastic(array, value, noise))
+    return lambda array, value, noise: bfloat16_to_float32(_stochastic(array, value, noise))
 
 
 @njit(**INLINED)
@@ -270,13 +260,11 @@ def store_stochastically(array, i, value, noise):
 @njit(**INLINED)
 def is_nearest(array, i, value):
     """Whether element `i` of an array of a half type is `value`, rounded to nearest."""
-    return _widened(array, array[i]) == _widened(array, _nearest(array, value))
+    return load(array, i) == nearest(array, value)
 
 
 @njit(**INLINED)
 def is_neighbour(array, i, value):
     """Whether element `i` of an array of a half type is `value`, rounded up or down."""
-    own = _widened(array, array[i])
-    low = _widened(array, _stochastic(array, value, 0))
-    high = _widened(array, _stochastic(array, value, _ALL_BITS))
-    return (own == low) | (own == high)
+    own = load(array, i)
+    return (own == _cut(array, value, 0)) | (own == _cut(array, value, _ALL_BITS))

@@ -57,18 +57,33 @@ def bfloat16_to_float32(typing_context, bits):
 
 
 @intrinsic
-def float32_to_bfloat16(typing_context, value):
-    """Round to nearest even by an integer addition; a NaN stays a (quiet) NaN."""
+def _nearest_bfloat16(typing_context, value):
+    """A float32 rounded to the nearest bfloat16, to even between two; still a float32.
+
+    An integer is added below the last bit that is kept, and the rest is cut.  Nothing is added to a
+    NaN, which could become a number; results of arithmetic are quiet NaNs, which survive the cut.
+    """
 
     def codegen(context, builder, signature, args):
         word = ir.IntType(32)
         bits = builder.bitcast(args[0], word)
-        upper = builder.lshr(bits, word(16))
-        bias = builder.add(builder.and_(upper, word(1)), word(0x7FFF))
-        rounded = builder.lshr(builder.add(bits, bias), word(16))
+        odd = builder.and_(builder.lshr(bits, word(16)), word(1))
         is_nan = builder.fcmp_unordered("uno", args[0], args[0])
-        chosen = builder.select(is_nan, builder.or_(upper, word(0x40)), rounded)
-        return builder.trunc(chosen, ir.IntType(16))
+        added = builder.select(is_nan, word(0), builder.add(odd, word(0x7FFF)))
+        kept = builder.and_(builder.add(bits, added), word(0xFFFF0000))
+        return builder.bitcast(kept, ir.FloatType())
+
+    return types.float32(value), codegen
+
+
+@intrinsic
+def bfloat16_bits(typing_context, value):
+    """The upper half of a float32."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(32)
+        upper = builder.lshr(builder.bitcast(args[0], word), word(16))
+        return builder.trunc(upper, ir.IntType(16))
 
     return types.int16(value), codegen
 
@@ -84,6 +99,16 @@ def load(array, i):
 
 
 @by_type
+def nearest(array, value):
+    """`value` rounded to the nearest number of an array of a half type, as a float32."""
+    if array.dtype == FLOAT16_BITS:
+        return lambda array, value: float16_to_float32(float32_to_float16(value))
+    if array.dtype == BFLOAT16_BITS:
+        return lambda array, value: _nearest_bfloat16(value)
+    return None
+
+
+@by_type
 def store(array, i, value):
     """Write `value` to element `i` of `array`, rounded once to its dtype."""
     if array.dtype == FLOAT16_BITS:
@@ -95,7 +120,7 @@ def store(array, i, value):
     if array.dtype == BFLOAT16_BITS:
 
         def store_bfloat16(array, i, value):
-            array[i] = float32_to_bfloat16(types.float32(value))
+            array[i] = bfloat16_bits(_nearest_bfloat16(types.float32(value)))
 
         return store_bfloat16
 
