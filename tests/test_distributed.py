@@ -21,8 +21,8 @@ from rmsjit.distributed.incoming import Rows
 from rmsjit.distributed.intent import claim
 from rmsjit.distributed.node import thread_share
 from rmsjit.distributed.settings import Settings
-from rmsjit.distributed.shard_buffer import rounds
-from rmsjit.distributed.shards import _end_to_end
+from rmsjit.distributed.shard_buffer import bundles, rounds
+from rmsjit.distributed.shards import bounds_of
 from rmsjit.distributed.sparse import combined
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.numbers import StepNumbers
@@ -267,12 +267,38 @@ def test_bfloat16_messages_need_ml_dtypes(monkeypatch):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_shares_are_even_and_on_lines(ranks):
     sizes = [10_000, 3, 0, 64, 4097]
-    bounds = _end_to_end(sizes, ranks, 16)
+    bounds = bounds_of(sizes, ranks, 4)
     shares = np.diff(np.array(bounds), axis=1).sum(axis=0)
     assert shares.sum() == sum(sizes)
-    assert shares.max() - shares.min() <= 2 * 16 + 1
+    assert shares.max() - shares.min() <= len(sizes) * 16
     for size, cuts in zip(sizes, bounds, strict=True):
         assert all(cut % 16 == 0 or cut == size for cut in cuts)
+
+
+def test_only_large_variables_are_divided():
+    """The others lie end to end, in pieces as large as those of one of them alone."""
+    large, *small = np.diff(bounds_of([8192, *[1024] * 6], 3, 4))
+    assert large.tolist() == [2720, 2736, 2736]
+    assert [part.tolist() for part in small] == [
+        [1024, 0, 0],
+        [1024, 0, 0],
+        [0, 1024, 0],
+        [0, 1024, 0],
+        [0, 0, 1024],
+        [0, 0, 1024],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({}, []),
+        ({5: 1}, [[5]]),
+        ({5: 60, 4: 40, 3: 99, 2: 1, 0: 500, 1: 7}, [[5, 4], [3, 2], [0], [1]]),
+    ],
+)
+def test_bundles_are_complete_once_they_fill_a_message(sizes, expected):
+    assert bundles(sizes, 100) == expected
 
 
 @pytest.mark.parametrize("each", [1, 3, 8, 100])
@@ -284,7 +310,6 @@ def test_rounds_move_every_element_once(each):
         for owner, owned in enumerate(one.parts):
             elements = [(p.position, e) for p in owned for e in range(p.start, p.stop)]
             assert len(elements) == one.counts[owner]
-            assert one.first == len(moved[owner]) or not elements
             moved[owner] += elements
     for owner, shard in enumerate(shards):
         assert moved[owner] == [(p.position, e) for p in shard for e in range(p.start, p.stop)]

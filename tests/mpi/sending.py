@@ -1,6 +1,7 @@
 """What must hold on every number of ranks for gradients that are sent before their step."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 from ranks import dense_of, exact, raised, rows_of, same, same_everywhere, start, total
@@ -8,19 +9,22 @@ from ranks import dense_of, exact, raised, rows_of, same, same_everywhere, start
 import rmsjit
 from rmsjit.distributed import MPIStrategy, traffic
 
-SHAPES = ((3, 5), (700,), (), (17, 9), (1,), (0, 2))
+SHAPES = ((3, 5), (4200,), (), (17, 9), (1,), (0, 2))
 DTYPES = ("float16", "float32", "float64", "complex64")
 
 
 class Run:
     """Training on all ranks with gradients that are sent, and on the sums in one process."""
 
+    shard_state = False
+
     def __init__(self, comm, variables, order=None, settings=None, **optimizer):
         self.comm = comm
         self.variables = variables
         self.order = range(len(variables))[::-1] if order is None else order
         self.scale = 1 / comm.size if (settings or {}).get("reduce") == "mean" else 1.0
-        self.strategy = MPIStrategy(comm, bucket_bytes=1024, **(settings or {}))
+        settings = {"bucket_bytes": 1024, "shard_state": self.shard_state, **(settings or {})}
+        self.strategy = MPIStrategy(comm, **settings)
         self.opt = rmsjit.RMSprop(0.125, strategy=self.strategy, **optimizer)
         self.alone = rmsjit.RMSprop(0.125, **optimizer)
         self.expected = [v.copy(order="K") for v in variables]
@@ -57,27 +61,33 @@ class Run:
         return self.strategy._outbox.sending._plan is not None
 
 
+class ShardedRun(Run):
+    """The same where every rank has a part of each slot."""
+
+    shard_state = True
+
+
 def is_odd(comm):
     return comm.rank == comm.size - 1
 
 
-def check_sent_gradients_of_every_dtype(comm, folder):
+def check_sent_gradients_of_every_dtype(comm, folder, make):
     for dtype, wire in itertools.product(DTYPES, (None, "bfloat16")):
         for momentum in (0.0, 0.5):
             settings = {"wire_dtype": wire}
-            Run(comm, start(SHAPES, dtype), settings=settings, momentum=momentum).train()
+            make(comm, start(SHAPES, dtype), settings=settings, momentum=momentum).train()
 
 
-def check_sent_gradients_with_clipping(comm, folder):
+def check_sent_gradients_with_clipping(comm, folder, make):
     for bound, reduce in itertools.product(
         ({"clipvalue": 0.75}, {"clipnorm": 2.0}, {"global_clipnorm": 3.0}), ("sum", "mean")
     ):
-        run = Run(comm, start(SHAPES, "float32"), settings={"reduce": reduce}, **bound)
-        run.train(rtol=None if reduce == "sum" else 2e-5)
+        run = make(comm, start(SHAPES, "float32"), settings={"reduce": reduce}, **bound)
+        run.train(rtol=None if reduce == "sum" and make is Run else 2e-5)
 
 
-def check_sent_gradients_travel_from_the_second_step_on(comm, folder):
-    run = Run(comm, start(SHAPES, "float32"))
+def check_sent_gradients_travel_from_the_second_step_on(comm, folder, make):
+    run = make(comm, start(SHAPES, "float32"))
     for step in range(3):
         gradients = run.gradients(comm.rank)
         run.send(gradients)
@@ -85,9 +95,9 @@ def check_sent_gradients_travel_from_the_second_step_on(comm, folder):
         run.step(gradients)
 
 
-def check_sent_gradients_have_the_bits_of_others(comm, folder):
+def check_sent_gradients_have_the_bits_of_others(comm, folder, make):
     """Random gradients; on more than two ranks MPI may add in another order."""
-    runs = [Run(comm, [np.zeros(s, np.float32) for s in SHAPES]) for _ in range(2)]
+    runs = [make(comm, [np.zeros(s, np.float32) for s in SHAPES]) for _ in range(2)]
     for step in range(4):
         rng = np.random.default_rng([step, comm.rank])
         gradients = [np.asarray(rng.standard_normal(s), np.float32) for s in SHAPES]
@@ -99,19 +109,19 @@ def check_sent_gradients_have_the_bits_of_others(comm, folder):
     same_everywhere(comm, runs[0].variables)
 
 
-def check_sent_gradients_without_threads(comm, folder):
+def check_sent_gradients_without_threads(comm, folder, make):
     """As where MPI was started for one thread."""
     traffic._may_use_threads, kept = lambda: False, traffic._may_use_threads
     try:
-        Run(comm, start(SHAPES, "float32")).train()
+        make(comm, start(SHAPES, "float32")).train()
     finally:
         traffic._may_use_threads = kept
 
 
-def check_some_gradients_are_sent(comm, folder):
+def check_some_gradients_are_sent(comm, folder, make):
     """The others, sparse ones among them, go with the step; the order is any."""
     variables = [*start(SHAPES, "float32"), *start([(12, 3)], "float32", 5)]
-    run = Run(comm, variables, order=(3, 0, 6, 1))
+    run = make(comm, variables, order=(3, 0, 6, 1))
     run.gradients = lambda rank: [
         *dense_of(rank, run.steps, variables[:-1]),
         rows_of(rank, run.steps, variables[-1]),
@@ -122,17 +132,17 @@ def check_some_gradients_are_sent(comm, folder):
     assert run.strategy._outbox.sending is None
 
 
-def check_sent_gradients_in_any_layout_and_dtype(comm, folder):
+def check_sent_gradients_in_any_layout_and_dtype(comm, folder, make):
     variables = [np.asfortranarray(v) for v in start([(6, 7), (4, 300)], "float32")]
     variables.append(start([(8, 40)], "float32", 3)[0][:, ::2])
-    run = Run(comm, variables)
+    run = make(comm, variables)
     run.gradients = lambda rank: [g.astype("float64") for g in dense_of(rank, run.steps, variables)]
     run.train()
 
 
-def check_order_of_sending_that_changes(comm, folder):
+def check_order_of_sending_that_changes(comm, folder, make):
     """On all ranks alike: the step sends the gradients once more, and learns the new order."""
-    run = Run(comm, start(SHAPES, "float32"))
+    run = make(comm, start(SHAPES, "float32"))
     run.train()
     for run.order in ((0, 1, 2, 3, 4), (4, 3, 1, 2, 0), (4, 3)):
         run.train()
@@ -140,9 +150,9 @@ def check_order_of_sending_that_changes(comm, folder):
     assert run.is_travelling == (comm.size > 1)
 
 
-def check_acts_between_sending_and_the_step(comm, folder):
+def check_acts_between_sending_and_the_step(comm, folder, make):
     """Any act of all ranks may come in between: the step sends the gradients once more."""
-    run = Run(comm, start(SHAPES, "float32"))
+    run = make(comm, start(SHAPES, "float32"))
     named = {str(k): v for k, v in enumerate(run.variables)}
     run.train()
     acts = (
@@ -167,11 +177,11 @@ def check_acts_between_sending_and_the_step(comm, folder):
     assert not run.is_travelling
 
 
-def check_ranks_that_send_and_then_differ(comm, folder):
+def check_ranks_that_send_and_then_differ(comm, folder, make):
     """Each rank has sent another number of gradients when one of them does something else."""
     if comm.size == 1:
         return
-    run = Run(comm, start(SHAPES, "float32"))
+    run = make(comm, start(SHAPES, "float32"))
     named = {str(k): v for k, v in enumerate(run.variables)}
     run.train()
     before = [v.copy() for v in run.variables]
@@ -201,11 +211,11 @@ def check_ranks_that_send_and_then_differ(comm, folder):
     run.train()
 
 
-def check_ranks_that_send_differently(comm, folder):
+def check_ranks_that_send_differently(comm, folder, make):
     if comm.size == 1:
         return
     for order in ((0, 1), (1,), ()):
-        run = Run(comm, start([(40,), (6, 4)], "float32"))
+        run = make(comm, start([(40,), (6, 4)], "float32"))
         for steps in (0, 2):
             run.train(steps)
             run.order = order if is_odd(comm) else (1, 0)
@@ -221,8 +231,8 @@ def check_ranks_that_send_differently(comm, folder):
         run.train()
 
 
-def check_wrong_gradients_that_are_sent(comm, folder):
-    run = Run(comm, start([(40,), (6, 4)], "float32"))
+def check_wrong_gradients_that_are_sent(comm, folder, make):
+    run = make(comm, start([(40,), (6, 4)], "float32"))
     run.train(2)
     first, second = run.variables
     gradients = run.gradients(comm.rank)
@@ -243,14 +253,12 @@ def check_wrong_gradients_that_are_sent(comm, folder):
     )
     assert "experimental_aggregate_gradients" in text
     run.train()
-    shards = MPIStrategy(comm, shard_state=True)
-    raised(lambda: shards.send(gradients[0], first), NotImplementedError)
-    shards.close()
-    raised(lambda: shards.send(gradients[0], first), RuntimeError)
+    run.strategy.close()
+    raised(lambda: run.strategy.send(gradients[0], first), RuntimeError)
 
 
-def check_sent_gradients_are_not_accumulated(comm, folder):
-    strategy, v = MPIStrategy(comm), np.ones(40)
+def check_sent_gradients_are_not_accumulated(comm, folder, make):
+    strategy, v = MPIStrategy(comm, shard_state=make.shard_state), np.ones(40)
     opt = rmsjit.RMSprop(0.1, gradient_accumulation_steps=2, strategy=strategy)
     strategy.send(np.ones(40), v)
     opt.apply_gradients([(np.ones(40), v)])
@@ -259,10 +267,10 @@ def check_sent_gradients_are_not_accumulated(comm, folder):
     assert bool((v == 1).all())
 
 
-def check_sent_gradients_that_are_not_finite(comm, folder):
+def check_sent_gradients_that_are_not_finite(comm, folder, make):
     """All ranks skip, or raise, and go on."""
     for policy in ("skip", "raise"):
-        run = Run(comm, start([(40,), (6, 4)], "float32"), nonfinite=policy)
+        run = make(comm, start([(40,), (6, 4)], "float32"), nonfinite=policy)
         run.train(2)
         gradients = run.gradients(comm.rank)
         if is_odd(comm):
@@ -276,10 +284,10 @@ def check_sent_gradients_that_are_not_finite(comm, folder):
         run.train(2)
 
 
-def check_sending_in_join(comm, folder):
+def check_sending_in_join(comm, folder, make):
     """Rank r has r + 1 batches more than the first one; those that end early send zeros."""
     for wire in (None, "bfloat16"):
-        run = Run(comm, start([(40,), (600,)], "float32"), settings={"wire_dtype": wire})
+        run = make(comm, start([(40,), (600,)], "float32"), settings={"wire_dtype": wire})
         made = [[dense_of(r, n, run.variables) for n in range(r + 2)] for r in range(comm.size)]
         with run.strategy.join():
             for gradients in made[comm.rank]:
@@ -292,10 +300,10 @@ def check_sending_in_join(comm, folder):
         run.compare()
 
 
-def check_sending_for_several_optimizers(comm, folder):
+def check_sending_for_several_optimizers(comm, folder, make):
     """In turns with one strategy, and at the same time with two."""
     shapes = [(40,), (6, 4)]
-    runs = [Run(comm, start(shapes, "float32", seed)) for seed in range(2)]
+    runs = [make(comm, start(shapes, "float32", seed)) for seed in range(2)]
     for _ in range(3):
         made = [run.gradients(comm.rank) for run in runs]
         for run, gradients in zip(runs, made, strict=True):
@@ -319,4 +327,9 @@ def check_sending_for_several_optimizers(comm, folder):
     same_everywhere(comm, others)
 
 
-CHECKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("check_")}
+CHECKS = {
+    f"{name[6:]}{suffix}": partial(check, make=make)
+    for name, check in list(globals().items())
+    if name.startswith("check_")
+    for suffix, make in (("", Run), ("_in_shards", ShardedRun))
+}

@@ -13,6 +13,8 @@ the same group participating in these operations receive identical results").
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,7 @@ from rmsjit.distributed.wire import sums_for
 
 
 class DenseBuffer:
-    """The gradients of one dtype, with `sizes` by position, on a number of ranks.
+    """The gradients of one dtype, with `sizes` by position.
 
     Attributes
     ----------
@@ -36,12 +38,13 @@ class DenseBuffer:
 
     def __init__(
         self,
+        comm: Any,
         precision: Precision,
         dtype: np.dtype[Any],
         sizes: dict[int, int],
         settings: Settings,
-        ranks: int,
     ) -> None:
+        self._comm = comm
         ends = np.cumsum(list(sizes.values())).tolist()
         self._components = precision.components
         self._sums = Sums(ends[-1], precision, dtype)
@@ -62,30 +65,31 @@ class DenseBuffer:
             self._pieces.append((piece, in_reals(piece, precision), Packing(parts, itemsize)))
             start = stop
         reals = min(most, ends[-1]) * self._components
-        self._adding = sums_for(settings, precision, ranks, reals)
+        self._adding = sums_for(settings, precision, comm.size, reals)
         self._requests: deque[Any] = deque()
 
-    def start(self, comm: Any, gradients: Flats) -> None:
+    def start(self, gradients: Flats) -> None:
         """Start the reduction of gradients."""
         for number, (piece, _, packing) in enumerate(self._pieces):
             packing.fill(piece, gradients)
             if len(self._requests) == IN_FLIGHT:
                 self._requests.popleft().Wait()
-            self._requests.append(self.start_piece(comm, number))
+            self._requests.append(self._start_piece(number))
 
-    def start_piece(self, comm: Any, number: int) -> Any:
+    def _start_piece(self, number: int) -> Any:
         """Start the reduction of one piece, which has been filled; returns the request."""
         _, reals, packing = self._pieces[number]
         dtype, count = self._sums.reals.dtype, packing.size * self._components
-        return self._adding.start(comm, reals, dtype, count)
+        return self._adding.start(self._comm, reals, dtype, count)
 
-    def fill(self, position: int, gradient: NDArray[Any] | float) -> list[int]:
-        """Copy a flat gradient, or a number, to its place; the pieces that are full with it.
+    def fill(self, position: int, gradient: NDArray[Any]) -> list[Callable[[], Any]]:
+        """Copy a flat gradient to its place; what starts the pieces that are full with it.
 
         Gradients must be copied in the order of the buffer.
         """
-        np.copyto(self._sent[position], gradient, casting="same_kind")
-        return self._full_with.get(position, [])
+        with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
+            np.copyto(self._sent[position], gradient, casting="same_kind")
+        return [partial(self._start_piece, n) for n in self._full_with.get(position, [])]
 
     def finish(self, scale: float) -> None:
         """Wait for the sums and multiply them by `scale`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,13 +45,13 @@ class Flats(NamedTuple):
 
     Attributes
     ----------
-    arrays : sequence of ndarray or None
+    arrays : sequence of ndarray or None, or dict of int to ndarray
         One-dimensional; empty if `addresses` are enough.
     addresses : int64 array, shape (arrays,), or None
         Their addresses, if all are contiguous and have the dtype of the buffer.
     """
 
-    arrays: Sequence[Any]
+    arrays: Sequence[Any] | Mapping[int, Any]
     addresses: NDArray[np.int64] | None = None
 
     @classmethod

@@ -32,18 +32,12 @@ if TYPE_CHECKING:
 class ReplicatedPlan(StagePlan):
     """The plan if every rank has all slots.
 
-    Attributes
-    ----------
-    messages : dict of int to DenseBuffer
-        Where gradients are put that are sent before the step, by position, in their order.
-    most_at_a_time : int
-        How many pieces of them may travel at a time.  What is sent as bfloat16 takes two
-        collectives, whose order must not depend on when the first one ends.
+    What is sent as bfloat16 takes two collectives, whose order must not depend on when the first
+    one ends.  So only one piece of such gradients travels at a time before a step.
     """
 
     def __init__(self, comm: Any, settings: Settings, incoming: Incoming, terms: Terms) -> None:
         super().__init__(comm, settings, incoming, terms)
-        self.messages: dict[int, DenseBuffer] = {}
         self.most_at_a_time = IN_FLIGHT if settings.wire_dtype is None else 1
         self._buffers: list[DenseBuffer] = []
         self._sums: dict[int, NDArray[Any]] = {}  # views of the buffers
@@ -56,11 +50,11 @@ class ReplicatedPlan(StagePlan):
     def _add_buffer(self, positions: list[int]) -> DenseBuffer:
         incoming, first = self.incoming, positions[0]
         buffer = DenseBuffer(
+            self._comm,
             incoming.precisions[first],
             incoming.arrays[first].dtype,
             {k: incoming.arrays[k].size for k in positions},
             self._settings,
-            self._comm.size,
         )
         self._buffers.append(buffer)
         for k, result in buffer.results.items():
@@ -74,7 +68,8 @@ class ReplicatedPlan(StagePlan):
             return
         incoming, sent = self.incoming, self.terms.sent
         for positions in incoming.by_precision(sent):
-            self.messages.update(dict.fromkeys(positions, self._add_buffer(positions)))
+            buffer = self._add_buffer(positions)
+            self.messages = {**self.messages, **dict.fromkeys(positions, buffer)}
         for positions in incoming.by_precision(k for k in incoming.dense if k not in sent):
             self._add_buffer(positions)
 
@@ -98,6 +93,9 @@ class ReplicatedPlan(StagePlan):
 
     # --- one step ---------------------------------------------------------------------------
 
+    def flat(self, position: int, gradient: NDArray[Any]) -> NDArray[Any]:
+        return self.incoming.layouts[position].canonical(gradient).reshape(-1)
+
     def outgoing(self, checked: Checked) -> Outgoing:
         precisions = self.incoming.precisions
         flats = [np.ravel(g) if isinstance(g, np.ndarray) else None for g in checked.gradients]
@@ -111,7 +109,7 @@ class ReplicatedPlan(StagePlan):
         underway = self.messages.values() if outgoing.is_underway else ()
         for buffer in self._buffers:
             if buffer not in underway:
-                buffer.start(self._comm, outgoing.flats)
+                buffer.start(outgoing.flats)
         tables = self._reduced_tables(outgoing.rows, step.clipping)
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)

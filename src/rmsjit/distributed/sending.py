@@ -9,7 +9,6 @@ rank waits for them, and the step is not taken from these sums.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -23,15 +22,15 @@ from rmsjit.variables import Variable, array_of
 
 if TYPE_CHECKING:
     from rmsjit.distributed.agreement import Agreement
-    from rmsjit.distributed.replicated import ReplicatedPlan
     from rmsjit.distributed.session import Session
+    from rmsjit.distributed.stage import StagePlan
     from rmsjit.steps.reduction import Request
 
 
 class Route(NamedTuple):
     """How the gradients of the next step of an optimizer will travel if they are sent."""
 
-    plan: ReplicatedPlan
+    plan: StagePlan
     claim: Claim  # what ranks have agreed on in its last step
 
 
@@ -66,7 +65,7 @@ class Outbox:
         """Expect the gradients of another step."""
         self._sending = None
 
-    def note(self, session: Session, plan: ReplicatedPlan, claim: Claim) -> None:
+    def note(self, session: Session, plan: StagePlan, claim: Claim) -> None:
         """Remember the step on which all ranks have agreed; the next one may be like it."""
         self.forget(session)
         if plan.terms.sent and plan.messages:
@@ -124,18 +123,14 @@ class Sending:
 
     Parameters
     ----------
-    plan : ReplicatedPlan, optional
+    plan : StagePlan, optional
         Of the messages in which they travel; by default they wait for the step.
-    comm : mpi4py.MPI.Comm, optional
     follows : bool
         Whether this rank has no batch, and so sends zeros.
     """
 
-    def __init__(
-        self, plan: ReplicatedPlan | None = None, comm: Any = None, follows: bool = False
-    ) -> None:
+    def __init__(self, plan: StagePlan | None = None, follows: bool = False) -> None:
         self._plan = plan
-        self._comm = comm
         self._follows = follows
         self._pairs: list[tuple[Any, Any]] = []
         self._known: set[int] = set()  # the ids of the variables
@@ -174,18 +169,14 @@ class Sending:
         """The elements of a gradient in the order in which they are sent."""
         assert self._plan is not None
         position = self._plan.terms.sent[self._travelling]
-        array = dense_gradient(gradient, variable, position)
-        return self._plan.incoming.layouts[position].canonical(array).reshape(-1)
+        return self._plan.flat(position, dense_gradient(gradient, variable, position))
 
     def _put(self, flat: Any) -> None:
-        """Copy the next gradient, and start the messages that are full with it."""
+        """Put the next gradient into its messages, and start those that are full with it."""
         assert self._plan is not None
         position = self._plan.terms.sent[self._travelling]
-        buffer = self._plan.messages[position]
-        with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
-            full = buffer.fill(position, flat)
-        for piece in full:
-            self._traffic.add(partial(buffer.start_piece, self._comm, piece))
+        for start in self._plan.messages[position].fill(position, flat):
+            self._traffic.add(start)
         self._travelling += 1
 
     def finish(self) -> None:
@@ -193,8 +184,14 @@ class Sending:
         self._is_finished = True
         if self._plan is not None:
             while self._travelling < len(self._plan.terms.sent):
-                self._put(0.0)
+                self._put(self._zeros())
             self._traffic.finish()
+
+    def _zeros(self) -> Any:
+        """A flat gradient of zeros in place of the next one."""
+        assert self._plan is not None
+        array = self._plan.incoming.arrays[self._plan.terms.sent[self._travelling]]
+        return np.broadcast_to(np.zeros((), array.dtype), array.size)
 
     def has_sums_of(self, plan: Any) -> bool:
         """Whether the messages of a plan will have the sums of its gradients at its step."""

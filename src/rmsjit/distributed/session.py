@@ -215,8 +215,7 @@ class Session:
             if outgoing is None:
                 with shared_errors(self._comm, "convert the gradients"):
                     outgoing = plan.outgoing(checked)
-            if isinstance(plan, ReplicatedPlan):
-                self._outbox.note(self, plan, own.claim)
+            self._outbox.note(self, plan, own.claim)
             norms = clipping.by_norm or engine.reads_norms
             rows = self._rows(engine.store, plan) if norms else None
             step = Step(numbers, clipping, norms, self._completed, rows)
@@ -280,7 +279,7 @@ class Session:
         self._sending(route, follows=True)
 
     def _sending(self, route: Route, follows: bool = False) -> Sending:
-        sending = self._outbox.begin(Sending(route.plan, self._comm, follows))
+        sending = self._outbox.begin(Sending(route.plan, follows))
         self._group.agreement.begin(sending)
         return sending
 

@@ -3,12 +3,17 @@
 The parts of each rank, laid end to end, are its shard.  Shards are exchanged in rounds: in each
 round every rank receives, or sends, the next few elements of its shard.  So no buffer is larger
 than `bucket_bytes`, and the next round is filled while the last one is exchanged.
+
+Gradients that are sent before their step come one after the other.  Those that come together are
+a bundle, whose rounds can start as soon as its last gradient is there.  A gradient is not copied
+before its rounds start: a rank that shards its state has no memory for a second one.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -18,7 +23,15 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.arrays.placement import allocate_aligned
 from rmsjit.distributed.comm import IN_FLIGHT, start_gathering_shards
-from rmsjit.distributed.packing import Flats, Packing, Part, Sums, in_reals, total_size
+from rmsjit.distributed.packing import (
+    Flats,
+    Packing,
+    Part,
+    Sums,
+    in_reals,
+    total_size,
+    wire_dtype,
+)
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.wire import sums_for
 
@@ -26,7 +39,6 @@ from rmsjit.distributed.wire import sums_for
 class Round(NamedTuple):
     """One exchange, of some elements of every shard."""
 
-    first: int  # where they begin in each shard
     counts: list[int]  # how many there are, by rank
     parts: list[list[Part]]  # which parts of variables they are, by rank
 
@@ -34,9 +46,20 @@ class Round(NamedTuple):
 class ShardBuffer:
     """The dense variables of one dtype; each rank owns a shard of them.
 
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+    precision : Precision
+    dtype : dtype
+    bundles : sequence of sequences of int
+        The positions of the variables; an exchange does not contain parts of several bundles.
+    part : callable
+        ``part(position, rank)`` gives the part that a rank owns.
+    settings : Settings
+
     Attributes
     ----------
-    parts : sequence of Part
+    parts : list of Part
         The shard of this rank.
     results : list of ndarray
         The sum of each of `parts`; the same memory at every step.
@@ -47,28 +70,36 @@ class ShardBuffer:
         comm: Any,
         precision: Precision,
         dtype: np.dtype[Any],
-        shards: Sequence[Sequence[Part]],
+        bundles: Sequence[Sequence[int]],
+        part: Callable[[int, int], Part],
         settings: Settings,
     ) -> None:
         self._comm = comm
         self._precision = precision
         self._dtype = dtype
-        self.parts = shards[comm.rank]
+        itemsize = wire_dtype(precision).itemsize
+        each = max(1, settings.bucket_bytes // itemsize // comm.size)
+        self._rounds: list[Round] = []
+        self._completed_by: dict[int, range] = {}  # rounds by the position of their last gradient
+        self._given: dict[int, NDArray[Any]] = {}  # gradients that are sent before their step
+        for bundle in bundles:
+            shards = [_owned(part(k, rank) for k in bundle) for rank in range(comm.size)]
+            first = len(self._rounds)
+            self._rounds += rounds(shards, each)
+            self._completed_by[bundle[-1]] = range(first, len(self._rounds))
+        self.parts = _owned(part(k, comm.rank) for bundle in bundles for k in bundle)
         ends = np.cumsum([0, *(part.stop - part.start for part in self.parts)]).tolist()
         self._sums = Sums(ends[-1], precision, dtype)
         self.results = [self._sums.stored[a:b] for a, b in pairwise(ends)]
-        wire = self._sums.wire.dtype
-        self._own = Packing(self.parts, wire.itemsize)
-        each = max(1, settings.bucket_bytes // wire.itemsize // comm.size)
-        self._rounds = rounds(shards, each)
-        self._reduced = [
-            Packing(chain.from_iterable(one.parts), wire.itemsize) for one in self._rounds
-        ]
+        self._own = Packing(self.parts, itemsize)
+        reached = np.cumsum([0, *(one.counts[comm.rank] for one in self._rounds)]).tolist()
+        self._owned = [slice(a, b) for a, b in pairwise(reached)]  # by this rank, in each round
+        self._reduced = [Packing(chain.from_iterable(one.parts), itemsize) for one in self._rounds]
         self._shared = [
             [Packing(owned, dtype.itemsize) for owned in one.parts] for one in self._rounds
         ]
         most = max((sum(one.counts) for one in self._rounds), default=0)
-        self._buffers = [allocate_aligned((most,), wire) for _ in range(IN_FLIGHT)]
+        self._buffers = [allocate_aligned((most,), self._sums.wire.dtype) for _ in range(IN_FLIGHT)]
         share = max((max(one.counts) for one in self._rounds), default=0)
         components = precision.components
         self._adding = sums_for(
@@ -78,23 +109,43 @@ class ShardBuffer:
     def reduce(self, gradients: Flats, scale: float) -> None:
         """Sum the parts of this rank, and multiply the sums by `scale`."""
         requests: deque[Any] = deque()
-        for number, one in enumerate(self._rounds):
+        for number in range(len(self._rounds)):
             if len(requests) == IN_FLIGHT:
                 requests.popleft().Wait()
-            buffer = self._buffer(number, self._sums.wire.dtype)
-            self._reduced[number].fill(buffer, gradients)
-            own = self._sums.wire[one.first : one.first + one.counts[self._comm.rank]]
-            request = self._adding.start_of_shards(
-                self._comm,
-                in_reals(buffer, self._precision),
-                in_reals(own, self._precision),
-                [count * self._precision.components for count in one.counts],
-                self._sums.reals.dtype,
-            )
-            requests.append(request)
+            requests.append(self._start_sum(number, gradients))
         while requests:
             requests.popleft().Wait()
+        self.finish(scale)
+
+    def fill(self, position: int, gradient: NDArray[Any]) -> list[Callable[[], Any]]:
+        """Remember a flat gradient; what starts the rounds that are complete with it.
+
+        Gradients must come in the order of the bundles, and at most `IN_FLIGHT` rounds may travel.
+        """
+        self._given[position] = gradient
+        return [partial(self._start_given, n) for n in self._completed_by.get(position, ())]
+
+    def finish(self, scale: float) -> None:
+        """Multiply the sums, which have all arrived, by `scale`."""
+        self._given.clear()
         self._sums.store(scale)
+
+    def _start_given(self, number: int) -> Any:
+        with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
+            return self._start_sum(number, Flats(self._given))
+
+    def _start_sum(self, number: int, gradients: Flats) -> Any:
+        """Start a reduce-scatter of one round; returns the request."""
+        buffer = self._buffer(number, self._sums.wire.dtype)
+        self._reduced[number].fill(buffer, gradients)
+        own = self._sums.wire[self._owned[number]]
+        return self._adding.start_of_shards(
+            self._comm,
+            in_reals(buffer, self._precision),
+            in_reals(own, self._precision),
+            [count * self._precision.components for count in self._rounds[number].counts],
+            self._sums.reals.dtype,
+        )
 
     def take(self, gradients: Flats) -> None:
         """Copy the parts of this rank from gradients that need no reduction."""
@@ -138,8 +189,26 @@ def rounds(shards: Sequence[Sequence[Part]], each: int) -> list[Round]:
     made = []
     for first in range(0, max(map(total_size, shards)), each):
         taken = [_between(shard, first, first + each) for shard in shards]
-        made.append(Round(first, [total_size(owned) for owned in taken], taken))
+        made.append(Round([total_size(owned) for owned in taken], taken))
     return made
+
+
+def bundles(sizes: dict[int, int], least: int) -> list[list[int]]:
+    """Consecutive positions in lists; the sizes of each list but the last add up to `least`."""
+    made: list[list[int]] = []
+    size = least
+    for position, more in sizes.items():
+        if size >= least:
+            made.append([])
+            size = 0
+        made[-1].append(position)
+        size += more
+    return made
+
+
+def _owned(parts: Iterable[Part]) -> list[Part]:
+    """The parts that have elements."""
+    return [part for part in parts if part.stop > part.start]
 
 
 def _between(shard: Sequence[Part], first: int, last: int) -> list[Part]:

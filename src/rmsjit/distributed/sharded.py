@@ -19,7 +19,7 @@ from rmsjit.distributed.comm import (
 from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.packing import Flats, Part
 from rmsjit.distributed.settings import Settings
-from rmsjit.distributed.shard_buffer import ShardBuffer
+from rmsjit.distributed.shard_buffer import ShardBuffer, bundles
 from rmsjit.distributed.sharded_state import Slots, move_slots
 from rmsjit.distributed.sharded_table import ShardedTable
 from rmsjit.distributed.shards import Cut, Shards
@@ -54,6 +54,7 @@ class ShardedPlan(StagePlan):
         super().__init__(comm, settings, incoming, terms)
         self.cuts: dict[int, Cut] = {}
         self.pieces: dict[int, NDArray[Any]] = {}
+        self._buffers: list[ShardBuffer] = []
         self._whole: dict[Key, Slots] = {}
         self._flats: Flats | None = None  # of the variables, if none has to be copied
 
@@ -80,9 +81,7 @@ class ShardedPlan(StagePlan):
             k: ShardedTable(self._comm, incoming.arrays[k], self.cuts[k], self._slices(k))
             for k in incoming.sparse
         }
-        self._buffers = [
-            self._buffer(positions) for positions in incoming.by_precision(incoming.dense)
-        ]
+        self._lay_out_messages()
         self._owned = np.array(list(self.pieces), np.int64)
         self._sums = {
             part.position: result.reshape(self.pieces[part.position].shape)
@@ -93,19 +92,27 @@ class ShardedPlan(StagePlan):
     def _slices(self, k: int) -> Slices:
         return slices_for(self._settings, self.incoming.precisions[k], self._comm.size)
 
-    def _buffer(self, positions: list[int]) -> ShardBuffer:
-        arrays, first = self.incoming.arrays, positions[0]
-        shards = [
-            [Part(k, *self.cuts[k].elements(arrays[k].size, rank)) for k in positions]
-            for rank in range(self._comm.size)
-        ]
-        return ShardBuffer(
-            self._comm,
-            self.incoming.precisions[first],
-            arrays[first].dtype,
-            [[part for part in shard if part.stop > part.start] for shard in shards],
-            self._settings,
-        )
+    def _lay_out_messages(self) -> None:
+        incoming = self.incoming
+        sent = self.terms.sent if self._comm.size > 1 else ()  # one process waits for nothing
+        self._buffers, self.messages = [], {}
+        for positions in incoming.by_precision(sent):
+            sizes = {k: incoming.arrays[k].nbytes for k in positions}
+            buffer = self._add_buffer(bundles(sizes, self._settings.bucket_bytes))
+            self.messages = {**self.messages, **dict.fromkeys(positions, buffer)}
+        for positions in incoming.by_precision(k for k in incoming.dense if k not in sent):
+            self._add_buffer([positions])
+
+    def _add_buffer(self, of_bundles: list[list[int]]) -> ShardBuffer:
+        incoming, first = self.incoming, of_bundles[0][0]
+        precision, dtype = incoming.precisions[first], incoming.arrays[first].dtype
+        buffer = ShardBuffer(self._comm, precision, dtype, of_bundles, self._part, self._settings)
+        self._buffers.append(buffer)
+        return buffer
+
+    def _part(self, position: int, rank: int) -> Part:
+        size = self.incoming.arrays[position].size
+        return Part(position, *self.cuts[position].elements(size, rank))
 
     # --- the first step ---------------------------------------------------------------------
 
@@ -179,8 +186,12 @@ class ShardedPlan(StagePlan):
         return Norms.of_totals(totals[:count])
 
     def _reduce(self, outgoing: Outgoing) -> dict[int, Rows]:
+        underway = self.messages.values() if outgoing.is_underway else ()
         for buffer in self._buffers:
-            buffer.reduce(outgoing.flats, self._scales.of_sums)
+            if buffer in underway:
+                buffer.finish(self._scales.of_sums)
+            else:
+                buffer.reduce(outgoing.flats, self._scales.of_sums)
         own = outgoing.rows
         if not own:
             return {}
@@ -208,6 +219,11 @@ class ShardedPlan(StagePlan):
                 gradient = layout.logical(gradient, shape)
             flat[k] = gradient.reshape(-1)
         return Flats(flat)
+
+    def flat(self, position: int, gradient: NDArray[Any]) -> NDArray[Any]:
+        if not self.cuts[position].by_rows:
+            gradient = self.incoming.layouts[position].canonical(gradient)
+        return gradient.reshape(-1)
 
     def _share(self, rows: dict[int, Rows]) -> None:
         """Send the parts that this rank has updated to all ranks, then apply constraints."""

@@ -1,8 +1,10 @@
 """Which rank owns which part of each variable, and its slots.
 
-Dense variables of a dtype are laid end to end and cut into equal parts, at multiples of a cache
-line from the start of each variable.  A table, which has sparse gradients, is cut by rows.  The
-engine treats a part as a variable of its own, so a rank has slots only for the parts that it owns.
+A dense variable is cut into equal parts, at multiples of a cache line from its start.  So every
+rank adds up its part of a gradient as soon as that is there, and no rank waits for its turn.  Small
+variables of a dtype are laid end to end and cut together, so that most of them stay whole.  A
+table, which has sparse gradients, is cut by rows.  The engine treats a part as a variable of its
+own, so a rank has slots only for the parts that it owns.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from rmsjit.arrays.layout import Key, Layout, is_dense
 from rmsjit.arrays.placement import CACHE_LINE
 from rmsjit.distributed.incoming import Incoming
+
+_LEAST_PART = 4096  # bytes: an update of fewer takes longer to find than to do
 
 
 class Cut(NamedTuple):
@@ -83,8 +87,8 @@ class Shards:
                 flat.append(k)
         for positions in incoming.by_precision(flat):
             sizes = [incoming.arrays[k].size for k in positions]
-            unit = max(1, CACHE_LINE // incoming.arrays[positions[0]].itemsize)
-            for k, bounds in zip(positions, _end_to_end(sizes, self._ranks, unit), strict=True):
+            itemsize = incoming.arrays[positions[0]].itemsize
+            for k, bounds in zip(positions, bounds_of(sizes, self._ranks, itemsize), strict=True):
                 new[incoming.keys[k]] = Cut(False, bounds)
         cuts = {**self.cuts, **new}
         for k in incoming.sparse:
@@ -103,6 +107,18 @@ class Shards:
 
 def _evenly(length: int, ranks: int) -> tuple[int, ...]:
     return tuple(length * rank // ranks for rank in range(ranks + 1))
+
+
+def bounds_of(sizes: list[int], ranks: int, itemsize: int) -> list[tuple[int, ...]]:
+    """The bounds of the parts of each variable, in elements."""
+    unit = max(1, CACHE_LINE // itemsize)
+    is_small = [size * itemsize < ranks * _LEAST_PART for size in sizes]
+    small = [size for size, alike in zip(sizes, is_small, strict=True) if alike]
+    together = iter(_end_to_end(small, ranks, unit))
+    return [
+        next(together) if alike else _end_to_end([size], ranks, unit)[0]
+        for size, alike in zip(sizes, is_small, strict=True)
+    ]
 
 
 def _end_to_end(sizes: list[int], ranks: int, unit: int) -> list[tuple[int, ...]]:

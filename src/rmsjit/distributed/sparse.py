@@ -97,7 +97,6 @@ class SparseTable:
         self._dtype = table.dtype
         self._precision = precision
         self._settings = settings
-        self._ranks = ranks
         self._slices = slices_for(settings, precision, ranks)
         self._dense: DenseBuffer | None = None
 
@@ -124,9 +123,9 @@ class SparseTable:
         table[own.indices] = own.values
         if self._dense is None:
             self._dense = DenseBuffer(
-                self._precision, own.values.dtype, {0: table.size}, self._settings, self._ranks
+                comm, self._precision, own.values.dtype, {0: table.size}, self._settings
             )
-        self._dense.start(comm, Flats.of([table.reshape(-1)]))
+        self._dense.start(Flats.of([table.reshape(-1)]))
         self._dense.finish(1.0)
         named = np.zeros(self._shape[0], bool)
         named[indices] = True

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import kinds_of
 from rmsjit.arrays.layout import Key
+from rmsjit.distributed.comm import IN_FLIGHT
 from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.intent import NO_CLAIM, Claim
 from rmsjit.distributed.packing import Flats
@@ -135,6 +136,13 @@ class Outgoing(NamedTuple):
     is_underway: bool = False
 
 
+class Messages(Protocol):
+    """The messages of gradients that are sent before their step."""
+
+    def fill(self, position: int, gradient: NDArray[Any]) -> list[Callable[[], Any]]:
+        """Take a flat gradient, in the order of the messages; what starts those it completes."""
+
+
 Fresh = dict[Key, int]  # the positions of variables that are stepped for the first time
 
 
@@ -149,6 +157,10 @@ class StagePlan(ABC):
         The factor by which the update must multiply the gradients.
     is_prepared : bool
         Whether its memory has been allocated, on all ranks.
+    messages : dict of int to Messages
+        Where gradients are put that are sent before the step, by position, in their order.
+    most_at_a_time : int
+        How many messages of them may travel at a time.
     """
 
     def __init__(self, comm: Any, settings: Settings, incoming: Incoming, terms: Terms) -> None:
@@ -159,6 +171,8 @@ class StagePlan(ABC):
         self.incoming = incoming
         self.terms = terms
         self.is_prepared = False
+        self.messages: Mapping[int, Messages] = {}
+        self.most_at_a_time = IN_FLIGHT
         self.claimed: tuple[Any, Claim] = (None, NO_CLAIM)  # the last claim and when it was made
         self._accepted: Numbers | None = None
 
@@ -213,6 +227,10 @@ class StagePlan(ABC):
     @abstractmethod
     def share_slots(self, engine: Engine, fresh: Fresh) -> None:
         """Send every rank its slots from rank 0."""
+
+    @abstractmethod
+    def flat(self, position: int, gradient: NDArray[Any]) -> NDArray[Any]:
+        """The elements of a dense gradient in the order in which they are sent."""
 
     @abstractmethod
     def outgoing(self, checked: Checked) -> Any:

@@ -225,8 +225,6 @@ class MPIStrategy:
             If the gradient does not fit the variable, or was sent already.
         RuntimeError
             On all ranks, if they are about to do different things.
-        NotImplementedError
-            With `shard_state`.
 
         Notes
         -----
@@ -235,6 +233,7 @@ class MPIStrategy:
         the step of these gradients comes next on all ranks, such as `save`, or the order has
         changed, the step sends them once more.  With gradients that were sent, the step has the
         same bits as without on two ranks, and the same up to the order of additions on more.
+        With `shard_state` too: then each rank receives the sums of its parts only.
 
         Examples
         --------
@@ -245,8 +244,6 @@ class MPIStrategy:
         """
         if self._is_closed:
             raise RuntimeError("this MPIStrategy is closed: construct another")
-        if self.shard_state:
-            raise NotImplementedError("send is for shard_state=False: the step sends all gradients")
         if not isinstance(array_of(variable), np.ndarray):
             raise TypeError(f"variable must be an array or a Variable, got {brief(variable)}")
         if gradient is None or is_sparse(type(gradient)) or array_of(variable).size == 0:

@@ -127,6 +127,13 @@ class _SumForOne:
         """Wait for the sum."""
         self._exchange.sum_into(self._own)
 
+    def Test(self) -> bool:  # noqa: N802
+        """Whether the sum is there."""
+        has_arrived = self._exchange.has_arrived()
+        if has_arrived:
+            self._exchange.sum_into(self._own)
+        return has_arrived
+
 
 class _SumForAll:
     """A request for the sum of an array, which all ranks receive, rounded to bfloat16."""
