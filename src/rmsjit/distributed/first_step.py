@@ -6,19 +6,36 @@ values of rank 0.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from rmsjit.distributed.comm import broadcast_object
 from rmsjit.distributed.node import load_kernels
 from rmsjit.distributed.shards import Shards
 from rmsjit.distributed.stage import Fresh, StagePlan
 from rmsjit.distributed.starting import Overwriting
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.state.numbering import agree_on, numbers_of
 
 if TYPE_CHECKING:
     from rmsjit.steps.engine import Engine
+
+
+class Start(NamedTuple):
+    """What a step needs besides memory, until rank 0 has sent it.
+
+    Attributes
+    ----------
+    values : Overwriting
+        Variables and the counter.
+    numbers : list of int
+        Of the variables; see `rmsjit.state.numbering`.
+    """
+
+    values: Overwriting
+    numbers: list[int]
 
 
 def allocate(
@@ -28,15 +45,16 @@ def allocate(
     numbers: Hyperparameters,
     fresh: Fresh,
     counter: NDArray[Any] | None,
-) -> Overwriting:
+) -> Start:
     """Allocate messages and slots; returns what is to be overwritten by rank 0."""
     engine.sync()
+    order = numbers_of(engine.store, plan.incoming.distinct)
     plan.lay_out(shards, engine.exact)
     plan.prepare(engine, numbers, fresh)
     values = [plan.incoming.arrays[k] for k in fresh.values()]
     if fresh and counter is not None:
         values.append(counter)
-    return Overwriting(values)
+    return Start(Overwriting(values), [order[key] for key in plan.incoming.distinct])
 
 
 def load(engine: Engine, plan: StagePlan, clipping: Clipping) -> None:
@@ -52,8 +70,10 @@ def load(engine: Engine, plan: StagePlan, clipping: Clipping) -> None:
 
 
 def send_from_rank_0(
-    comm: Any, engine: Engine, plan: StagePlan, values: Overwriting, fresh: Fresh
+    comm: Any, engine: Engine, plan: StagePlan, start: Start, fresh: Fresh
 ) -> None:
-    """Overwrite new variables, their slots and the counter with those of rank 0."""
-    values.run(comm)
+    """Overwrite new variables, their slots, all numbers and the counter with those of rank 0."""
+    start.values.run(comm)
     plan.share_slots(engine, fresh)
+    numbers = broadcast_object(comm, start.numbers)
+    agree_on(engine.store, dict(zip(plan.incoming.distinct, numbers, strict=True)))

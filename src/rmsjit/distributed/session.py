@@ -41,6 +41,7 @@ from rmsjit.distributed.stage import Fresh, Stage, StagePlan, Step, Terms
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters, Numbers
 from rmsjit.state.entries import stem_of
+from rmsjit.state.numbering import forget_numbers
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps import nonfinite
 from rmsjit.steps.pairs import check_counter, checked_pairs, warn_of_missing
@@ -423,10 +424,10 @@ class Session:
             engine.num_threads = self._group.node.threads
         with engine.store.undone_on_error():
             with shared_errors(self._comm, "create the slots"):
-                values = allocate(engine, plan, self.shards, numbers, fresh, request.counter)
+                start = allocate(engine, plan, self.shards, numbers, fresh, request.counter)
             with shared_errors(self._comm, "load kernels"):
                 self._group.node.compile_first(lambda: load(engine, plan, clipping))
-            send_from_rank_0(self._comm, engine, plan, values, fresh)
+            send_from_rank_0(self._comm, engine, plan, start, fresh)
         if isinstance(plan, ShardedPlan):
             self.shards.keep({plan.incoming.keys[k]: cut for k, cut in plan.cuts.items()})
         for key, k in fresh.items():
@@ -439,6 +440,7 @@ class Session:
     def forget(self, store: SlotStore) -> None:
         """Remove the slots of parts, and make the next step start like the first one."""
         self._outbox.forget(self)
+        forget_numbers(store)
         for key, cut in self.shards.cuts.items():
             if key in self._known:
                 array = array_of(self._known[key].variable)

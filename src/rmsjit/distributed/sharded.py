@@ -125,12 +125,15 @@ class ShardedPlan(StagePlan):
 
     def prepare(self, engine: Engine, hyperparameters: Hyperparameters, fresh: Fresh) -> None:
         """Create the slots of this rank's parts; set those of whole variables aside."""
-        store = engine.store
-        wholes = {k: self._whole_entry(store, k) for k in fresh.values()}
+        store, distinct = engine.store, self.incoming.distinct
+        new = {key: k for key, k in distinct.items() if key not in store.divided}  # or empty
+        wholes = {k: self._whole_entry(store, k) for k in new.values()}
         self._whole = {key: store.remove(key) for key in fresh}
         build(store, list(self.pieces.values()), hyperparameters)
-        for key, k in fresh.items():
+        for key, k in new.items():
             part = store.entries[array_key(self.pieces[k])] if k in self.pieces else None
+            if part is not None:
+                part.first = self._part(k, self._comm.rank).start
             divided = Divided(wholes[k], part)
             divided.join(wholes[k].group)
             store.divided = {**store.divided, key: divided}

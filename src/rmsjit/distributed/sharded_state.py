@@ -15,6 +15,7 @@ from rmsjit.distributed.comm import receive, send
 from rmsjit.distributed.shards import Cut
 from rmsjit.state.entries import Entry, entry_of
 from rmsjit.state.making import missing_slots
+from rmsjit.state.numbering import numbers_of
 from rmsjit.state.slots import SlotStore
 from rmsjit.variables import array_of
 
@@ -99,18 +100,30 @@ class Joined:
             _piece(store, entry, cut, rank)
             for entry, cut in zip(self._entries, self._cuts, strict=True)
         ]
-        fresh = missing_slots(self.whole, self._entries) if rank == 0 else []
-        self.whole.enter(self._entries, fresh)
-        for key, known in store.entries.items():
-            if key in owners and key not in cuts:
-                self._keep(_in_group_of(known, owners[key]), known.slots)
+        undivided = {
+            key: _in_group_of(known, owners[key])
+            for key, known in store.entries.items()
+            if key in owners and key not in cuts
+        }  # since they were loaded or built only
+        fresh = self._missing_slots(store, undivided) if rank == 0 else []
+        self.whole.enter([*self._entries, *undivided.values()], fresh)
         for place, weight in store.created.items():
             if place[0] not in store.entries:  # a weight that belongs to no variable
                 self.whole.created[place] = weight
 
-    def _keep(self, entry: Entry, slots: Slots) -> None:
-        """Take over a variable that has not been divided, since it was loaded or built only."""
-        self.whole.enter([entry], [(entry, name, slot) for name, slot in slots.items()])
+    def _missing_slots(
+        self, store: SlotStore, undivided: Mapping[Key, Entry]
+    ) -> list[tuple[Entry, str, NDArray[Any]]]:
+        """The slots of all variables, in the order in which one process has made them."""
+        numbers = numbers_of(store)
+        entries = [*self._entries, *(e for key, e in undivided.items() if key in numbers)]
+        entries.sort(key=lambda entry: numbers[entry.key])
+        made = []
+        for entry, name, slot in missing_slots(self.whole, entries):
+            held = store.entries[entry.key].slots if entry.key in undivided else {name: slot}
+            if name in held:
+                made.append((entry, name, held[name]))
+        return made
 
     def gather(self, comm: Any) -> None:
         """Exchange the slots."""

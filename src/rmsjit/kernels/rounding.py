@@ -58,12 +58,12 @@ def _no_noise(key, number):
 
 @njit(**INLINED)
 def _key(noise_address, place):
-    """The key of a step of a variable, by the finaliser of SplitMix64."""
+    """The key of a step of a variable, by the finaliser of SplitMix64, for its first element."""
     noise = words(noise_address)
-    bits = uint64(noise[1 + place]) + uint64(noise[0]) * uint64(0x9E3779B97F4A7C15)
+    bits = uint64(noise[1 + 2 * place]) + uint64(noise[0]) * uint64(0x9E3779B97F4A7C15)
     bits = (bits ^ (bits >> uint64(30))) * uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> uint64(27))) * uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> uint64(31))
+    return _moved(bits ^ (bits >> uint64(31)), noise[2 + 2 * place])
 
 
 @njit(**INLINED)
@@ -99,9 +99,10 @@ def _noise(typing_context, key, number):
 def noise_of(form: Form):
     """Three functions: of the key of a variable, of that key from an element on, and of the bits.
 
-    The first takes the address of the noise: int64 (1 + variables,), the number of the step and
-    then a word for each variable; and the place of the variable there.  The last one takes the key
-    and the number of an element.
+    The first takes the address of the noise, and the place of the variable there.  The noise is
+    int64 (1 + 2 * variables,): the number of the step, and for each variable a word of its own and
+    the number of its first element, above 0 for a part of a divided one.  The last function takes
+    the key and the number of an element.
     """
     return (_key, _moved, _noise) if form.is_random else (_no_key, _unmoved, _no_noise)
 

@@ -93,7 +93,6 @@ class Optimizer(Structures, Groups, Precision, GradientScale, Reports, KnownVari
         self._settings = settings
         allocator = checked_function("slot_allocator", slot_allocator)
         self._store = SlotStore(self._name, form, allocator)
-        self._refuse_divided_noise(form)
         if settings.exact and form.without_closed_form:
             raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
         self._watch_gathers()

@@ -48,15 +48,6 @@ class Precision(Core):
             state_dtype=self._state_dtype,
         )
 
-    def _refuse_divided_noise(self, form: Form) -> None:
-        """Raise `NotImplementedError` where the parts of a variable would repeat random bits."""
-        if form.is_random and self._divides_slots:
-            raise NotImplementedError(
-                "stochastic rounding, of variables or of slots in bfloat16, is not for "
-                "shard_state=True, where bits would depend on the number of ranks: use "
-                'master_weights=True with rounding="nearest", and no state_dtype'
-            )
-
     def _arguments_of_precision(self) -> dict[str, Any]:
         """The arguments for half types, as far as they are used."""
         form, used = self._store.form, dict[str, Any]()

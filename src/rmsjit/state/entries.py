@@ -82,6 +82,10 @@ class Entry:
         In a copy, the key of the original.
     homes : tuple of Home
         In a copy, the arrays that may be its variable, until a step uses it.
+    number : int or None
+        The number that processes have agreed on; see `rmsjit.state.numbering`.
+    first : int
+        The number of its first element; above 0 for a part of a divided variable.
     footprint : (int, rmsjit.steps.place.Footprint) or None
         The memory that steps touch, and the store's epoch when it was looked up.
     """
@@ -90,6 +94,7 @@ class Entry:
         "_scratch",
         "canonical",
         "clock",
+        "first",
         "footprint",
         "given",
         "ground",
@@ -99,6 +104,7 @@ class Entry:
         "layout",
         "met_again",
         "name",
+        "number",
         "origin",
         "owner",
         "precision",
@@ -127,6 +133,8 @@ class Entry:
         self.met_again: bool = False
         self.origin: Key | None = None
         self.homes: tuple[Home, ...] = ()
+        self.number: int | None = None
+        self.first: int = 0
         self.footprint: tuple[int, Any] | None = None
         self._scratch: list[NDArray[np.int32]] = []
         self.saw(variable)
@@ -163,6 +171,7 @@ class Entry:
         """Become the successor of another entry."""
         self.name, self.stem, self.met_again = other.name, other.stem, other.met_again
         self.origin, self.group = other.origin, other.group
+        self.number, self.first = other.number, other.first
 
     def take_scratch(self, rows: int) -> NDArray[np.int32]:
         """An array with a zero for each row, to be given back with all zeros.

@@ -1,7 +1,8 @@
 """The random bits of stochastic rounding: what makes those of a variable differ from all others.
 
 The bits of an element are a function of the seed, the number of the step, the number of its
-variable and its own number, so a run that is saved and resumed gets the same bits.
+variable and its own number, so a run that is saved and resumed gets the same bits.  The elements of
+a part of a divided variable have their numbers in the whole one, and so the bits of one process.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.state.numbering import numbers_of
 from rmsjit.state.slots import Entry, SlotStore
 
 NO_NOISE = np.zeros(1, np.int64)  # where nothing is rounded by random bits
@@ -25,7 +27,7 @@ def noise_for(
     Parameters
     ----------
     store : SlotStore
-        Numbers variables in the order in which they got slots, as a checkpoint does.
+        Numbers variables; see `rmsjit.state.numbering`.
     entries : sequence of Entry or None
         None where there is no gradient.
     turns : sequence of int
@@ -34,15 +36,17 @@ def noise_for(
 
     Returns
     -------
-    int64 array, shape (1 + entries,)
+    int64 array, shape (1 + 2 * entries,)
         The first, the number of the step, is still to be written.
     """
-    numbers = {entry.key: number for number, entry in enumerate(store.with_slots())}
-    noise = np.zeros(1 + len(entries), np.int64)
-    for place, (entry, turn) in enumerate(zip(entries, turns, strict=True), 1):
+    present = [entry for entry in entries if entry is not None]
+    numbers = numbers_of(store, [entry.key for entry in present])
+    noise = np.zeros(1 + 2 * len(entries), np.int64)
+    of_variables = noise[1:].reshape(-1, 2)
+    for place, (entry, turn) in enumerate(zip(entries, turns, strict=True)):
         if entry is not None:
-            number = numbers.setdefault(entry.key, len(numbers))
-            noise[place] = _word(seed, number, turn)
+            number = numbers[entry.key] if entry.number is None else entry.number
+            of_variables[place] = _word(seed, number, turn), entry.first
     return noise
 
 

@@ -56,7 +56,7 @@ class Plan:
         See `rmsjit.state.slots.SlotStore.epoch`.
     assignment : Assignment
         Which variables have settings of their own.
-    noise : int64 array, shape (1 + pairs,)
+    noise : int64 array, shape (1 + 2 * pairs,)
         What stochastic rounding reads; see `rmsjit.steps.noise`.
 
     Attributes
