@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _BOUNDS = ("clipvalue", "clipnorm", "global_clipnorm", "factor")  # as arguments of `Clipping`
 _NUMBERS = len(StepNumbers._fields)
 _ABSENT = math.nan  # for a bound that is not set
-_NOTHING = np.iinfo(np.int64).min  # what the maximum ignores
+_NOTHING = int(np.iinfo(np.int64).min)  # what the maximum ignores
 _MOST_TEXT = 2000  # characters of an error that are sent
 
 
@@ -44,7 +44,7 @@ class Agreed(NamedTuple):
     Attributes
     ----------
     intent : Intent or None
-        Without claim; None if all ranks have run out of batches.
+        Without claim on a rank that has run out of batches; None if all have.
     fingerprint : int
         That of the claim.
     flags : Flags
@@ -85,6 +85,21 @@ class NumbersReader:
         return objects
 
 
+class NumbersWriter:
+    """Makes the words of steps; gives the same ones as long as the numbers do not change."""
+
+    def __init__(self) -> None:
+        self._written: Any = None
+        self._words = NO_WORDS
+
+    def write(self, numbers: StepNumbers, clipping: Clipping) -> NDArray[np.int64]:
+        """See `words_of`."""
+        written = numbers, clipping, clipping.factor
+        if written != self._written:
+            self._written, self._words = written, words_of(numbers, clipping)
+        return self._words
+
+
 def words_of(numbers: StepNumbers, clipping: Clipping) -> NDArray[np.int64]:
     """The bits of the numbers of a step for variables in no group."""
     bounds = (getattr(clipping, name) for name in _BOUNDS)
@@ -101,13 +116,13 @@ NO_WORDS = words_of(StepNumbers(*[0.0] * _NUMBERS), NO_CLIPPING)
 NO_GROUPS = words_of_groups(())
 
 # The words of a header.  Of what must be equal there is the number and its complement: their
-
 # maxima give the largest and the smallest number.
 _EQUAL = 2 + len(Place._fields) + len(Progress._fields)
 _FAILED, _UNPREPARED, _UNFIT, _OUT, _ALONE, _LEADER, _FIRST_NUMBER = range(
     2 * _EQUAL, 2 * _EQUAL + 7
 )
 _WORDS = _FIRST_NUMBER + len(NO_WORDS)
+_NO_INTENT = [_NOTHING] * (2 * _EQUAL)
 
 
 class Agreement:
@@ -174,11 +189,8 @@ class Agreement:
         found = Flags(said[_UNPREPARED] == 1, said[_UNFIT] == 1)
         if not active:
             return Agreed(None, 0, found, uneven, NO_WORDS)
-        act, fingerprint, *others = said[:_EQUAL]
-        places = len(Place._fields)
-        intent = Intent(Act(act), Place(*others[:places]), Progress(*others[places:]))
         sent = largest[_FIRST_NUMBER:] if said[_LEADER] == ~0 else None
-        return Agreed(intent, fingerprint, found, uneven, sent)
+        return Agreed(own or _intent_of(said), said[1], found, uneven, sent)
 
     def begin(self, sending: Sending) -> None:
         """Let messages travel until the next act; all ranks have agreed on that."""
@@ -192,16 +204,14 @@ class Agreement:
     def _largest(
         self, own: Intent | None, error: BaseException | None, flags: Flags, words: Any
     ) -> NDArray[np.int64]:
-        message = np.full(_WORDS, _NOTHING)
+        equal, alone, leader = _NO_INTENT, False, _NOTHING
         if own is not None:
-            equal = message[:_EQUAL]
-            equal[:] = own.act, own.claim.fingerprint, *own.place, *own.progress
-            message[_EQUAL : 2 * _EQUAL] = ~equal
-            message[_LEADER] = ~self._comm.rank
-        rest = error is not None, *flags, own is None, own is not None and not own.joining
-        message[_FAILED:_LEADER] = rest
-        if self._comm.rank == 0:
-            message[_FIRST_NUMBER:] = words
+            equal = [own.act, own.claim.fingerprint, *own.place, *own.progress]
+            equal += [~word for word in equal]
+            alone, leader = not own.joining, ~self._comm.rank
+        message = np.empty(_WORDS, np.int64)
+        message[:_FIRST_NUMBER] = [*equal, error is not None, *flags, own is None, alone, leader]
+        message[_FIRST_NUMBER:] = words if self._comm.rank == 0 else _NOTHING
         all_reduce(self._comm, message, "MAX", np.int64, _WORDS)
         return message
 
@@ -219,6 +229,13 @@ class Agreement:
         """Find out why the ranks disagree, and raise on every rank."""
         self.refusals += 1
         raise RuntimeError(differences(gathered_objects(self._comm, own)))
+
+
+def _intent_of(said: list[int]) -> Intent:
+    """What the others do, without claim."""
+    places = len(Place._fields)
+    act, _, *others = said[:_EQUAL]
+    return Intent(Act(act), Place(*others[:places]), Progress(*others[places:]))
 
 
 @contextmanager

@@ -69,7 +69,12 @@ class DenseBuffer:
         self._requests: deque[Any] = deque()
 
     def start(self, gradients: Flats) -> None:
-        """Start the reduction of gradients."""
+        """Start the reduction of gradients; a single piece leaves nothing to do meanwhile."""
+        if len(self._pieces) == 1:
+            piece, reals, packing = self._pieces[0]
+            packing.fill(piece, gradients)
+            self._adding.add_up(self._comm, reals, self._sums.reals.dtype, reals.size)
+            return
         for number, (piece, _, packing) in enumerate(self._pieces):
             packing.fill(piece, gradients)
             if len(self._requests) == IN_FLIGHT:

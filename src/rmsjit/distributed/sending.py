@@ -67,7 +67,8 @@ class Outbox:
 
     def note(self, session: Session, plan: StagePlan, claim: Claim) -> None:
         """Remember the step on which all ranks have agreed; the next one may be like it."""
-        self.forget(session)
+        if self._routes:
+            self.forget(session)
         if plan.terms.sent and plan.messages:
             self._routes[session] = Route(plan, claim)
 

@@ -13,8 +13,8 @@ from rmsjit.distributed.agreement import (
     NO_WORDS,
     Agreed,
     NumbersReader,
+    NumbersWriter,
     shared_errors,
-    words_of,
     words_of_groups,
 )
 from rmsjit.distributed.comm import broadcast
@@ -116,7 +116,7 @@ class Session:
         self._known: dict[Key, _Known] = {}
         self._known_epoch = 0  # counts changes of what is known
         self._steps = 0
-        self._numbers = NumbersReader()
+        self._numbers, self._writer = NumbersReader(), NumbersWriter()
         self._roster = roster
         self._outbox = outbox
         self._has_met = False
@@ -186,7 +186,7 @@ class Session:
             if outgoing is not None and is_underway:
                 outgoing = outgoing._replace(is_underway=True)
             own = self._claim(engine, request, plan, is_underway)
-            words = words_of(numbers[0], request.clipping)
+            words = self._writer.write(numbers[0], request.clipping)
             return Own(plan, checked, outgoing, own, words, words_of_groups(numbers[1:]))
         except BaseException as error:  # the other ranks must learn of it, whatever it is
             return Own(error=error)
@@ -232,8 +232,9 @@ class Session:
 
     def _read(self, own: Own, agreed: Agreed) -> tuple[Numbers, Clipping]:
         """The numbers and bounds of rank 0; those of groups need a message of their own."""
-        of_groups = own.of_groups.copy()
+        of_groups = own.of_groups
         if len(of_groups):
+            of_groups = of_groups.copy()
             broadcast(self._comm, of_groups, np.int64, of_groups.shape)
         return self._numbers.read(self._words(own, agreed), of_groups)
 

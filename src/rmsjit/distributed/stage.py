@@ -143,6 +143,10 @@ class Messages(Protocol):
         """Take a flat gradient, in the order of the messages; what starts those it completes."""
 
 
+def _unchanged(factors: NDArray[Any]) -> NDArray[Any]:
+    return factors
+
+
 Fresh = dict[Key, int]  # the positions of variables that are stepped for the first time
 
 
@@ -240,29 +244,28 @@ class StagePlan(ABC):
     def reduced(self, checked: Checked, outgoing: Any, step: Step) -> Stage:
         """Reduce the gradients."""
 
-    def _stage(self, pairs: Pairs, step: Step, **calls: Any) -> Stage:
-        if not step.needs_norms:
-            calls["combine"] = None
+    def _stage(
+        self,
+        pairs: Pairs,
+        step: Step,
+        name: Callable[[int], str] | None = None,
+        own: Callable[[NDArray[Any]], NDArray[Any]] = _unchanged,
+        combine: Callable[[Norms | None], Norms | None] | None = None,
+        spread: Callable[[], None] | None = None,
+    ) -> Stage:
         return Stage(
             pairs,
             step.numbers,
             step.clipping,
             self.scale,
-            completed=step.completed,
-            rows=step.rows,
-            **{
-                "name": self._name,
-                "own": _unchanged,
-                "combine": None,
-                "spread": None,
-                **calls,
-            },
+            self._name if name is None else name,
+            own,
+            combine if step.needs_norms else None,
+            spread,
+            step.completed,
+            step.rows,
         )
 
     def _name(self, position: int) -> str:
         """How messages name a variable with a gradient."""
         return self.incoming.names[self.incoming.present[position]]
-
-
-def _unchanged(factors: NDArray[Any]) -> NDArray[Any]:
-    return factors

@@ -26,6 +26,10 @@ def is_narrow(settings: Settings, precision: Precision, ranks: int) -> bool:
 class Sums:
     """Starts sums over ranks, in the dtype of the arrays."""
 
+    def add_up(self, comm: Any, array: NDArray[Any], dtype: Any, count: int) -> None:
+        """Sum an array in place; MPI takes less time for that than to start it and to wait."""
+        messages.all_reduce(comm, array, "SUM", dtype, count)
+
     def start(self, comm: Any, array: NDArray[Any], dtype: Any, count: int) -> Any:
         """Start summing an array in place; returns the request."""
         return messages.start_sum(comm, array, dtype, count)
@@ -56,6 +60,9 @@ class NarrowSums(Sums):
             for _ in range(messages.IN_FLIGHT)
         ]
         self._started = 0
+
+    def add_up(self, comm: Any, array: NDArray[Any], dtype: Any, count: int) -> None:
+        self.start(comm, array, dtype, count).Wait()
 
     def start(self, comm: Any, array: NDArray[Any], dtype: Any, count: int) -> Any:
         messages.check_message(comm, "sum", array, np.dtype(dtype), count)
