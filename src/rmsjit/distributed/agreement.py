@@ -140,9 +140,9 @@ class Agreement:
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
-        self.ended = ""
-        self.join_is_over = False
-        self.refusals = 0
+        self.ended: str = ""
+        self.join_is_over: bool = False
+        self.refusals: int = 0
         self._underway: Sending | None = None
 
     def reach(

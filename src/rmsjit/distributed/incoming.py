@@ -82,12 +82,12 @@ class Incoming:
     """
 
     def __init__(self, variables: Sequence[Any], kinds: Sequence[type], header: str) -> None:
-        self.variables = tuple(variables)
-        self.identity = identity_of(variables, kinds)
-        self.names = [naming(variable, k) for k, variable in enumerate(variables)]
-        self.sparse = [k for k, kind in enumerate(kinds) if is_sparse(kind)]
-        self.present = [k for k, kind in enumerate(kinds) if kind is not type(None)]
-        self.dense = [k for k in self.present if not is_sparse(kinds[k])]
+        self.variables: tuple[Any, ...] = tuple(variables)
+        self.identity: tuple[Any, ...] = identity_of(variables, kinds)
+        self.names: list[str] = [naming(variable, k) for k, variable in enumerate(variables)]
+        self.sparse: list[int] = [k for k, kind in enumerate(kinds) if is_sparse(kind)]
+        self.present: list[int] = [k for k, kind in enumerate(kinds) if kind is not type(None)]
+        self.dense: list[int] = [k for k in self.present if not is_sparse(kinds[k])]
         for k, variable in enumerate(variables):
             check_is_array(variable, k)
         self.precisions: dict[int, Precision] = {
@@ -106,9 +106,13 @@ class Incoming:
         )
         if variables and not self.present:
             raise no_gradient(self.names)
-        self.missing = [self.names[k] for k, kind in enumerate(kinds) if kind is type(None)]
+        self.missing: list[str] = [
+            self.names[k] for k, kind in enumerate(kinds) if kind is type(None)
+        ]
         given = [variables[k] for k in self.present]
-        self.constrained = [v for v in given if isinstance(v, Variable) and v.constraint]
+        self.constrained: list[Variable] = [
+            v for v in given if isinstance(v, Variable) and v.constraint
+        ]
         # Whether elements can be packed as they are, in the order of the variables' rows.
         self._sent_in_place = not self.sparse and all(
             self.arrays[k].flags.c_contiguous and wire_dtype(p) == self.arrays[k].dtype
@@ -121,8 +125,10 @@ class Incoming:
         firsts: dict[Key, int] = {}
         for k, key in enumerate(self.keys):
             firsts.setdefault(key, k)
-        self.header = header
-        self.lines = [self._line(k, kind, firsts[self.keys[k]]) for k, kind in enumerate(kinds)]
+        self.header: str = header
+        self.lines: list[str] = [
+            self._line(k, kind, firsts[self.keys[k]]) for k, kind in enumerate(kinds)
+        ]
 
     def _line(self, k: int, kind: type, first: int) -> str:
         """The properties of a pair that must be the same on all ranks."""

@@ -171,7 +171,7 @@ class StagePlan(ABC):
         self._comm = comm
         self._settings = settings
         self._scales = settings.scales(comm.size, incoming.precisions.values())
-        self.scale = self._scales.of_step if terms.aggregate else 1.0
+        self.scale: float = self._scales.of_step if terms.aggregate else 1.0
         self.incoming = incoming
         self.terms = terms
         self.is_prepared = False
