@@ -280,8 +280,9 @@ def test_info_with_a_cache_folder_that_is_not_there(capsys, monkeypatch, tmp_pat
 
 
 def test_info_tells_of_a_numba_that_has_changed(capsys, monkeypatch):
-    assert main(["info"]) == 0
-    assert "Numba has changed" not in capsys.readouterr().out
+    shown = python("-m", "rmsjit", "info").stdout
+    assert "Numba" in shown
+    assert "Numba has changed" not in shown
     gone = numba_internals.PrivateName("numba.core.event", "install_reporter", "tells of all")
     monkeypatch.setattr(numba_internals, "OBSERVING", (gone,))
     assert main(["info"]) == 0

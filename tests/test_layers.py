@@ -18,10 +18,15 @@ CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 TOP = "rmsjit"
 
 
+def block_of(text, heading):
+    """The lines of the first block under a heading."""
+    block = rf"^## {heading}\n.*?^```text\n(.*?)^```"
+    return re.search(block, text, re.MULTILINE | re.DOTALL)[1].splitlines()
+
+
 def table(text):
     """The layers from top to bottom, each a list of rooms or modules."""
-    (block,) = re.findall(r"^## Layers\n.*?^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [line.split() for line in block.splitlines()]
+    return [line.split() for line in block_of(text, "Layers")]
 
 
 def modules_in(package):
@@ -116,6 +121,19 @@ def test_no_import_goes_up():
 def test_every_line_of_the_table_names_what_there_is():
     names = [room for rooms in table(CONTRIBUTING.read_text()) for room in rooms]
     assert len(set(names)) == len(names)
+    assert set(names) <= set(MODULES)
+
+
+@in_a_checkout
+def test_the_picture_of_the_architecture_names_what_there_is():
+    names, package = [], ""
+    for line in block_of(CONTRIBUTING.read_text(), "Architecture"):
+        first, *others = re.split(" {2,}", line.strip())  # the last of them explains the line
+        if first.endswith("/"):
+            package = first.rstrip("/")
+        elif others:
+            names += [f"{package}.{name}" for name in (first, *others[:-1])]
+    assert len(names) > 40
     assert set(names) <= set(MODULES)
 
 

@@ -218,6 +218,37 @@ def test_every_page_is_two_clicks_from_the_start_page():
     assert sorted(reached) == sorted((ROOT / "docs").rglob("*.md"))
 
 
+ANSWERS = {
+    "how to install": "docs/index.md#in-60-seconds",
+    "an embedding example": "docs/start/recipes.md#tables-only-the-rows-of-a-batch",
+    "how to resume a run": "docs/start/recipes.md#save-and-resume-a-run",
+    "what differs from torch's RMSprop": "docs/migration.md#from-pytorch",
+    "what a step costs": "docs/reference/results.md",
+    "how to add a form": "docs/project/contributing.md#how-to",
+}
+
+
+@pytest.mark.parametrize("question", ANSWERS)
+def test_the_start_page_answers(question):
+    """Itself, or by one link to the very heading."""
+    text = text_of("docs/index.md")
+    page, _, heading = ANSWERS[question].partition("#")
+    target = page.removeprefix("docs/") + ("#" + heading if heading else "")
+    here = page == "docs/index.md" and heading in anchors_of(ROOT / page)
+    assert here or target in LINK.findall(text)
+
+
+@pytest.mark.parametrize("question", ANSWERS)
+def test_the_readme_leads_to_the_answers(question):
+    """Itself, or by at most one link; it may link to the file that a page of the site includes."""
+    page = ANSWERS[question].partition("#")[0]
+    linked = {target.partition("#")[0] for target in LINK.findall(text_of("README.md"))}
+    folder = pathlib.PurePath(page).parent
+    included = [(folder / name).as_posix() for name in INCLUDED.findall(text_of(page))]
+    names = {os.path.normpath(name) for name in (page, *included)}
+    assert names & linked or page == "docs/index.md"
+
+
 def pages_linked_from(path):
     """The pages of the site that a page links to, also within the files that it includes."""
     text = path.read_text(encoding="utf-8")

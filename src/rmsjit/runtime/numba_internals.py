@@ -95,7 +95,12 @@ OBSERVING = (
     PrivateName("numba.core.event", "install_recorder", "tells of compilations"),
     PrivateName("numba.core.event", "RecordingListener.buffer", "what it has told"),
 )
-_ON_INSTANCES = ("Dispatcher.overloads", "RecordingListener.buffer")  # not seen on the class
+_MADE_LATER = (  # on instances, or when threads start
+    "Dispatcher.overloads",
+    "RecordingListener.buffer",
+    "_get_num_threads",
+    "_set_num_threads",
+)
 
 
 class MissingNameError(RuntimeError):
@@ -121,7 +126,7 @@ def _required(lost: str) -> Iterator[None]:
 
 
 def missing() -> list[PrivateName]:
-    """The names that the installed Numba lacks, as far as they can be seen before they are used.
+    """The names that the installed Numba lacks, but for those that it makes only when it runs.
 
     `numba.np.ufunc.omppool` and `tbbpool` are not on every platform, and do not count.
     """
@@ -130,7 +135,7 @@ def missing() -> list[PrivateName]:
 
 
 def _is_there(private: PrivateName) -> bool:
-    if private.name in _ON_INSTANCES or private.module.endswith("pool"):
+    if private.name in _MADE_LATER or private.module.endswith("pool"):
         return True
     try:
         value = import_module(private.module)
