@@ -1,8 +1,8 @@
 """Give a copy of the sources that is to be published the address of its repository.
 
 ``python .ci/public_links.py FOLDER ADDRESS TAG``: relative links of README.md become absolute,
-since an index of packages shows that page without the files beside it, and pyproject.toml gets the
-URLs of the project.
+since an index of packages shows that page without the files beside it; pyproject.toml gets the URLs
+of the project, and CITATION.cff the address.  No file of the repository itself contains it.
 """
 
 import re
@@ -34,10 +34,16 @@ def urls(address: str, tag: str) -> str:
 
 
 def main(folder: str, address: str, tag: str) -> None:
-    readme, settings = Path(folder, "README.md"), Path(folder, "pyproject.toml")
     address = address.rstrip("/")
+    readme = Path(folder, "README.md")
     readme.write_text(absolute(readme.read_text("utf-8"), address, tag), "utf-8")
-    settings.write_text(f"{settings.read_text('utf-8')}\n{urls(address, tag)}", "utf-8")
+    append(Path(folder, "pyproject.toml"), f"\n{urls(address, tag)}")
+    append(Path(folder, "CITATION.cff"), f'repository-code: "{address}"\n')
+
+
+def append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 if __name__ == "__main__":

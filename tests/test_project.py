@@ -79,7 +79,7 @@ def test_files_for_the_code_host_can_be_read(path):
 @in_a_checkout
 def test_a_published_readme_has_absolute_links_only(tmp_path):
     script = ROOT / ".ci" / "public_links.py"
-    for name in ("README.md", "pyproject.toml"):
+    for name in ("README.md", "pyproject.toml", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
     command = [sys.executable, script, tmp_path, "https://example.org/rmsjit/", "v1.2.3"]
     subprocess.run(command, check=True)
@@ -92,3 +92,14 @@ def test_a_published_readme_has_absolute_links_only(tmp_path):
     assert all((ROOT / name).exists() for name in files)
     published = tomllib.loads((tmp_path / "pyproject.toml").read_text(encoding="utf-8"))
     assert published["project"]["urls"]["Source"] == "https://example.org/rmsjit"
+    citation = (tmp_path / "CITATION.cff").read_text(encoding="utf-8")
+    assert citation.endswith('\nrepository-code: "https://example.org/rmsjit"\n')
+
+
+def test_the_address_of_the_repository_is_given_by_a_release_only():
+    """So that the sources are right wherever they are hosted."""
+    assert "urls" not in settings()["project"]
+    assert "repository-code" not in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    images = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert images
+    assert all((ROOT / image).is_file() for image in images)
