@@ -635,3 +635,64 @@ def test_reading_of_pairs(fresh):
     assert read((1.0, variable))[0] == headers.NOT_AS_EXPECTED
     variable.flags.writeable = False
     assert read((gradient, variable))[0] == headers.NOT_AS_EXPECTED
+
+
+def test_reading_of_arrays(fresh):
+    kernel = fresh("read_arrays")
+    root = np.zeros((4, 2, 3), np.float32)
+    variable, gradient = root[1], np.zeros((2, 3), np.float32)
+    row = {
+        headers.KIND: id(np.ndarray),
+        headers.DTYPE: id(variable.dtype),
+        headers.FLAGS: headers.C_CONTIGUOUS | headers.ALIGNED,
+        headers.NDIM: 2,
+        headers.FIRST_DIMENSION: 2,
+        headers.FIRST_DIMENSION + 1: 3,
+    }
+    expected = np.array(in_order(row, headers.FIRST_DIMENSION + 2))
+    rows = np.zeros(headers.FOUND_COLUMNS, np.int64)
+    words = {
+        headers.COUNT: 1,
+        headers.TUPLE_TYPE: id(tuple),
+        headers.EXPECTED: address_of(expected),
+        headers.COLUMNS: len(expected),
+        headers.ADDRESSES: address_of(rows),
+    }
+    block = np.array(in_order(words, headers.WORDS))
+
+    def status(*pairs):
+        return kernel.call(id(pairs), address_of(block))
+
+    def root_of(array):
+        assert status((gradient, array)) == 0
+        own = [id(array), id(array), address_of(array), address_of(array), id(array.dtype)]
+        assert rows[: headers.ROOT].tolist() == own
+        return rows[headers.ROOT :].tolist()
+
+    assert root_of(variable) == [id(root), address_of(root), root.size]
+    assert root_of(gradient) == [id(gradient), address_of(gradient), gradient.size]
+    assert root_of(np.frombuffer(bytearray(24), np.float32).reshape(2, 3))[0] == 0
+    assert root_of(root.view(np.int8).view(np.float32)[2])[0] == id(root)
+    assert root_of(np.zeros(24, np.int8).view(np.float32).reshape(2, 3))[0] == 0
+    read_only = root[2]
+    read_only.flags.writeable = False
+    for other in (
+        read_only,
+        root[2].astype(np.float64),
+        root[2].view(np.memmap),
+        root[2].reshape(3, 2),
+        root[2].reshape(-1),
+        root[:, :, 0][:2],
+        np.zeros((2, 6), np.float32)[:, ::2],
+        np.zeros((3, 2), np.float32).T,
+        np.zeros(25, np.int8)[1:].view(np.float32).reshape(2, 3),
+    ):
+        assert status((gradient, other)) == headers.NOT_AS_EXPECTED
+    for pairs in (
+        [gradient, variable],
+        [(1.0, variable)],
+        [(gradient, variable, variable)],
+        [(gradient, variable)] * 2,
+        [],
+    ):
+        assert status(*pairs) == headers.NOT_AS_EXPECTED

@@ -23,11 +23,11 @@ from rmsjit.runtime.flags import INLINED
 _TYPE = object.__basicsize__ // WORD_BYTES - 1
 _LENGTH = object.__basicsize__ // WORD_BYTES
 _DATA = object.__basicsize__ // WORD_BYTES
-_NDIM, _DIMENSIONS, _DTYPE, _FLAGS = _DATA + 1, _DATA + 2, _DATA + 5, _DATA + 6
+_NDIM, _DIMENSIONS, _BASE, _DTYPE, _FLAGS = (_DATA + word for word in (1, 2, 4, 5, 6))
 _ITEMS = tuple.__basicsize__ // WORD_BYTES
 
 # NumPy's own flag bits
-C_CONTIGUOUS, F_CONTIGUOUS, ALIGNED, WRITEABLE = 0x1, 0x2, 0x100, 0x400
+C_CONTIGUOUS, F_CONTIGUOUS, OWNS_DATA, ALIGNED, WRITEABLE = 0x1, 0x2, 0x4, 0x100, 0x400
 
 # Words of the call.
 COUNT, TUPLE_TYPE, EXPECTED, COLUMNS, SPAN_STARTS, SPAN_ENDS, SPANS, ADDRESSES = range(8)
@@ -49,6 +49,11 @@ WORDS = 8
     NDIM,
     FIRST_DIMENSION,
 ) = range(11)
+# What `read_arrays` finds: the first five columns of `expected`, then the array that owns the
+# memory (0 if it is none), its data, and its number of elements.
+ROOT, ROOT_DATA, ROOT_SIZE = range(DTYPE + 1, DTYPE + 4)
+FOUND_COLUMNS = ROOT_SIZE + 1
+
 IN_PLACE, COPIED, NAMED_ROWS = range(3)  # ways to read: in place, through a copy, by rows
 NOT_READABLE = 0  # in place of an address
 NOT_AS_EXPECTED = -1
@@ -157,6 +162,64 @@ def read_pairs(pairs, call_address):
     return others
 
 
+@njit(**INLINED)
+def _note_root(array_object, expected, found):
+    """Write which array owns the memory of another one, if it has the same type and dtype."""
+    base = words(array_object)[_BASE]
+    root = array_object if base == 0 else base
+    found[ROOT] = 0
+    if words(root)[_TYPE] != expected[KIND]:
+        return
+    header = words(root)
+    if header[_DTYPE] != expected[DTYPE] or not header[_FLAGS] & OWNS_DATA:
+        return
+    dimensions, size = words(header[_DIMENSIONS]), 1
+    for axis in range(header[_NDIM] & 0xFFFFFFFF):
+        size *= dimensions[axis]
+    found[ROOT], found[ROOT_DATA], found[ROOT_SIZE] = root, header[_DATA], size
+
+
+def read_arrays(pairs, call_address):
+    """Find the variables of pairs, whichever they are, if they are arrays of some layouts.
+
+    The words of the call are those of `read_pairs`, without spans; ``ADDRESSES`` is filled with a
+    row of ``FOUND_COLUMNS`` words for each pair.  Of ``EXPECTED``, the columns from ``DTYPE`` on
+    are compared; variables and gradients must be of the type ``KIND``, that of plain arrays.
+
+    Parameters
+    ----------
+    pairs : int
+        ``id`` of a tuple; the caller keeps it and the pairs alive.
+    call_address : int
+
+    Returns
+    -------
+    int
+        0, or NOT_AS_EXPECTED if the pairs are not tuples, or a variable is read-only or has another
+        type, dtype, shape or layout.
+    """
+    call = words(call_address)
+    count, outer = call[COUNT], words(pairs)
+    if not _is_tuple_of(outer, call, count):
+        return NOT_AS_EXPECTED
+    for k in range(count):
+        expected = words(call[EXPECTED] + k * call[COLUMNS] * WORD_BYTES)
+        found = words(call[ADDRESSES] + k * FOUND_COLUMNS * WORD_BYTES)
+        pair = words(outer[_ITEMS + k])
+        if not _is_tuple_of(pair, call, 2):
+            return NOT_AS_EXPECTED
+        gradient, array = words(pair[_ITEMS]), words(pair[_ITEMS + 1])
+        if gradient[_TYPE] != expected[KIND] or array[_TYPE] != expected[KIND]:
+            return NOT_AS_EXPECTED
+        if not array[_FLAGS] & WRITEABLE or not _as_expected(array, expected):
+            return NOT_AS_EXPECTED
+        found[VARIABLE_OBJECT] = found[OWNER] = pair[_ITEMS + 1]
+        found[OWNER_DATA] = found[OWNER_MEMORY] = array[_DATA]
+        found[DTYPE] = expected[DTYPE]
+        _note_root(pair[_ITEMS + 1], expected, found)
+    return 0
+
+
 def headers_readable(read):
     """Whether compiled `read_pairs` agrees with Python and NumPy about an array."""
     if sys.implementation.name != "cpython" or not _has_gil():
@@ -174,6 +237,23 @@ def headers_readable(read):
         return False
     expected[-1] += 1
     return bool(read(id(pairs), call.__array_interface__["data"][0]) == NOT_AS_EXPECTED)
+
+
+def roots_readable(read):
+    """Whether compiled `read_arrays` agrees with Python and NumPy about a view of an array."""
+    root = np.zeros((4, 5), np.float32)
+    view = root[2]
+    pairs = ((np.zeros_like(view), view),)
+    data, root_data = (a.__array_interface__["data"][0] for a in (view, root))
+    row = [0, 0, 0, 0, id(view.dtype), id(np.ndarray), IN_PLACE, C_CONTIGUOUS | ALIGNED]
+    expected = np.array([*row, view.nbytes, view.ndim, *view.shape], np.int64)
+    found = np.zeros(FOUND_COLUMNS, np.int64)
+    at, rows = (a.__array_interface__["data"][0] for a in (expected, found))
+    call = np.array([1, id(tuple), at, len(expected), 0, 0, 0, rows], np.int64)
+    if read(id(pairs), call.__array_interface__["data"][0]) != 0:
+        return False
+    wanted = [id(view), id(view), data, data, id(view.dtype), id(root), root_data, root.size]
+    return found.tolist() == wanted
 
 
 def _has_gil():

@@ -108,3 +108,14 @@ def read_pairs() -> Kernel | None:
         "read_pairs", "", lambda: headers.read_pairs, arguments=2, flags=HOLDING_GIL
     )
     return read if headers.headers_readable(read.call) else None
+
+
+@functools.cache
+def read_arrays() -> Kernel | None:
+    """The reader of where variables are; None as for `read_pairs`."""
+    if read_pairs() is None:
+        return None
+    read = compile_kernel(
+        "read_arrays", "", lambda: headers.read_arrays, arguments=2, flags=HOLDING_GIL
+    )
+    return read if headers.roots_readable(read.call) else None

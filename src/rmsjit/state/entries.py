@@ -145,19 +145,18 @@ class Entry:
         Not an array that owns its memory: any view leads to it, and NumPy does not resize an array
         in place that has weak references.
         """
-        things: tuple[Any, ...] = (variable,)
-        if type(variable) is not np.ndarray:
-            array = array_of(variable)
-            things = (variable,) if array is variable else (variable, array)
-        seen = self.given
-        for thing in things:
-            if isinstance(thing, np.ndarray) and thing.base is None:
-                continue
-            reference = weakref.ref(thing)
-            if not _is_among(reference, seen):
-                alive = [other for other in seen if other() is not None]
-                seen = (*alive[1 - _MOST_GIVEN :], reference)
-        self.given = seen
+        is_array = isinstance(variable, np.ndarray)
+        if is_array and variable.base is None:
+            return
+        reference = weakref.ref(variable)
+        for other in self.given:  # `in` would compare what they refer to
+            if other is reference:
+                break
+        else:
+            alive = [other for other in self.given if other() is not None]
+            self.given = (*alive[1 - _MOST_GIVEN :], reference)
+        if not is_array:
+            self.saw(array_of(variable))
 
     def remembered(self) -> list[Any]:
         """The remembered objects that are alive."""
@@ -207,14 +206,6 @@ class Entry:
     def own_views(self) -> list[NDArray[Any]]:
         """All of our own arrays over the memory."""
         return [self.owner, self.canonical, self.table, *(home.view for home in self.homes)]
-
-
-def _is_among(reference: Any, others: tuple[Any, ...]) -> bool:
-    """Whether it is one of them; equality would compare what they refer to."""
-    for other in others:  # noqa: SIM110  (`any` takes longer, and this is part of every move)
-        if other is reference:
-            return True
-    return False
 
 
 class Member(NamedTuple):

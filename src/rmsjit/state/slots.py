@@ -112,13 +112,7 @@ class SlotStore:
         array = array_of(variable)
         if not isinstance(array, np.ndarray):
             return None
-        return self._entry_at(array_key(array), array)
-
-    def find_contiguous(self, array: NDArray[Any]) -> Entry | None:
-        """`find` for a C-contiguous array, without its layout."""
-        return self._entry_at((address_of(array), array.dtype, array.size), array)
-
-    def _entry_at(self, key: Key, array: NDArray[Any]) -> Entry | None:
+        key = array_key(array)
         if self.unmet:
             meet(self, key, array)
         entry = self.entries.get(key)

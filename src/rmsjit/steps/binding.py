@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from rmsjit.runtime.trials import Trials
 from rmsjit.steps.act import Act
 from rmsjit.steps.occurrences import Occurrences
 from rmsjit.steps.place import Place
+from rmsjit.steps.roaming import Found, RoamingPlace
 
 
 class Binding:
@@ -69,6 +70,7 @@ class Binding:
         self.lapse_numbers = {name: np.zeros((groups, 4)) for name in computing}
         self.noise = noise.copy()
         self.alive: Any = None
+        self._roaming: RoamingPlace | None = None
         self._read_call = place.reader.call_for(self.gradients)
         self.read_address = address_of(self._read_call)
         self.values: Numbers | None = None
@@ -85,6 +87,14 @@ class Binding:
         self.place = place
         self.addresses[...] = place.addresses
         place.reader.direct(self._read_call)
+
+    def follow(self, arrays: Sequence[NDArray[Any]], found: Found) -> None:
+        """Move to other known variables; see `RoamingPlace.move`."""
+        if self._roaming is None:
+            self._roaming = RoamingPlace(self.place, self.addresses)
+        self._roaming.move(arrays, found)
+        if self.place is not self._roaming:
+            self.move(self._roaming)
 
     def scales_of(self, kinds: Kinds) -> NDArray[Any]:
         """An array for a scale of each gradient, in the dtype of the arithmetic."""

@@ -28,7 +28,7 @@ from rmsjit.state.slots import Member, SlotStore
 from rmsjit.steps import exact, nonfinite
 from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
-from rmsjit.steps.entering import entries_of, first_epsilon, known_members
+from rmsjit.steps.entering import entries_of, first_epsilon
 from rmsjit.steps.launching import launch_for
 from rmsjit.steps.noise import NO_NOISE, noise_for
 from rmsjit.steps.nonfinite import PROPAGATE
@@ -264,30 +264,56 @@ class Engine:
         variables = [variable for _, variable in pairs]
         kinds = [type(gradient) for gradient, _ in pairs]
         with self.store.lock.lock:
-            known = self._known_plan(variables, kinds)
-            binding = None if known is None else known.plan.bind(pairs, known.place)
-            if binding is not None and known is not None:
-                known.place.was_met_again()
+            found = self._bound_again(pairs, variables, kinds)
+            if found is not None:
+                self._plans.last, binding = found
+                binding.place.was_met_again()
                 self.store.grouping.warn_of_unused()
-                self._plans.keep(known)
-                return known.plan, binding, pairs
+                return found[0].plan, binding, pairs
             for _ in range(_ATTEMPTS):
                 plan, place = self._drafted(variables, kinds, hyperparameters)
-                binding = plan.bind(pairs, place)
-                if binding is not None:
-                    return plan, binding, pairs
+                drafted = plan.bind(pairs, place)
+                if drafted is not None:
+                    return plan, drafted, pairs
         raise RuntimeError("variables must not be changed by others while a step reads them")
 
-    def _known_plan(self, variables: Sequence[Any], kinds: Sequence[type]) -> Placed | None:
-        """The plan of these variables, or another one that serves for them, if any."""
+    def _bound_again(
+        self, pairs: Pairs, variables: Sequence[Any], kinds: Sequence[type]
+    ) -> tuple[Placed, Binding] | None:
+        """A known plan that is or serves for these variables, and its binding, if there is one."""
         known = self._plans.of_objects(identity_of(variables, kinds))
-        if known is not None:
-            return known if known.plan.is_valid else None
-        plan = self._plan_alike(variables, kinds)
-        if plan is not None:
-            members = known_members(self.store, variables, plan.place.members)
-            if members is not None:
-                return Placed(plan, plan.moved(variables, members))
+        if known is None:
+            followed = self._followed(pairs, variables, kinds)
+            if followed is not None:
+                return followed
+            known = self._of_memory(variables, kinds)
+        if known is None or not known.plan.is_valid:
+            return None
+        binding = known.plan.bind(pairs, known.place)
+        return None if binding is None else (known, binding)
+
+    def _followed(
+        self, pairs: Pairs, variables: Sequence[Any], kinds: Sequence[type]
+    ) -> tuple[Placed, Binding] | None:
+        """A plan of other arrays that follows to these, which the store knows; tries the last one.
+
+        These objects are kept for the next time only while there is room, since views may be new
+        in every step.
+        """
+        served = self._plans.last
+        binding = None if served is None else served.plan.bind_known(pairs, variables, self.store)
+        if binding is None:
+            alike = self._plans.of_structure(structure_of(variables, kinds))
+            served = None if alike is served else alike
+            binding = served and served.plan.bind_known(pairs, variables, self.store)
+        if served is None or binding is None:
+            return None
+        if self._plans.has_room:
+            self._plans.add(Placed(served.plan, binding.place.settled()))
+        return served, binding
+
+    def _of_memory(self, variables: Sequence[Any], kinds: Sequence[type]) -> Placed | None:
+        """The plan of other views of the same memory, if any."""
         for position, variable in enumerate(variables):
             if kinds[position] is not type(None):
                 check_variable(variable, position)
@@ -296,7 +322,9 @@ class Engine:
         known = self._plans.of_memory(layouts_of(variables, kinds))
         if known is None or not known.plan.is_valid or known.place.has_gone:
             return None
-        return Placed(known.plan, known.place.rebound(variables))
+        known = Placed(known.plan, known.place.rebound(variables))
+        self._plans.add(known)
+        return known
 
     def _plan_alike(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
         """A plan that serves for other memory of the structure of these variables, if any."""

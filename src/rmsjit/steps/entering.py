@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.state.entries import Entry, Member, SlotMemory
+from rmsjit.state.entries import Entry, SlotMemory
 from rmsjit.state.making import missing_slots
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.pairs import check_is_array, check_variable, naming
@@ -62,19 +61,6 @@ def entries_of(
         store.refuse_overlap(new.values(), name)
     store.grouping.number(filter(None, entries), store.entries.values())
     return entries
-
-
-def known_members(
-    store: SlotStore, arrays: Sequence[NDArray[Any]], alike: Sequence[Member | None]
-) -> list[Member] | None:
-    """The entries of plain contiguous arrays; None unless all have the slots of members alike."""
-    members = []
-    for array, other in zip(arrays, alike, strict=True):
-        entry = store.find_contiguous(array)
-        if entry is None or other is None or not other.slots.keys() <= entry.slots.keys():
-            return None
-        members.append(Member(entry, entry.slots))
-    return members
 
 
 def _check_slots(form: Form, precision: Precision, variable: Any, position: int) -> None:

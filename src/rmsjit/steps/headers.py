@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.arrays.layout import address_of
 from rmsjit.arrays.masked import is_masked
@@ -33,7 +33,7 @@ class HeaderReader:
 
     Attributes
     ----------
-    owners : list of ndarray
+    owners : sequence of ndarray
         The arrays of the variables.
     compiled : callable or None
         The compiled reader; None where object headers can't be read.
@@ -45,7 +45,6 @@ class HeaderReader:
         "_variables",
         "_written",
         "compiled",
-        "own_memory",
         "owners",
     )
 
@@ -58,19 +57,18 @@ class HeaderReader:
     ) -> None:
         self._variables = tuple(variables)
         self._kinds = tuple(kinds)
-        self.owners = [array_of(variable) for variable in variables]
-        self.own_memory = own_memory
+        self.owners: Sequence[NDArray[Any]] = [array_of(variable) for variable in variables]
         self._written = written
-        self._expected = self._expected_headers()
+        self._expected = self._expected_headers(own_memory)
         compiled = loader.read_pairs()
         self.compiled = None if compiled is None else compiled.call
 
-    def _expected_headers(self) -> NDArray[np.int64]:
+    def _expected_headers(self, own_memory: Sequence[int | None]) -> NDArray[np.int64]:
         """What `rmsjit.kernels.headers.read_pairs` must find, a row for each pair."""
         most = max((owner.ndim for owner in self.owners), default=0)
         expected = np.zeros((len(self.owners), headers.FIRST_DIMENSION + most), np.int64)
         for k, (row, owner) in enumerate(zip(expected, self.owners, strict=True)):
-            own, kind = self.own_memory[k], self._kinds[k]
+            own, kind = own_memory[k], self._kinds[k]
             row[headers.VARIABLE_OBJECT] = id(self._variables[k])
             row[headers.KIND] = id(kind)
             if own is None:
@@ -97,20 +95,28 @@ class HeaderReader:
         reader._expected[:, headers.OWNER] = [id(owner) for owner in reader.owners] * has_gradient
         return reader
 
-    def moved(
-        self, arrays: Sequence[NDArray[Any]], memory: Sequence[int], written: NDArray[np.int64]
-    ) -> HeaderReader:
-        """A reader for other arrays of the same shapes, all with a gradient."""
-        reader = object.__new__(HeaderReader)
-        reader._variables, reader._kinds = tuple(arrays), self._kinds
-        reader.owners, reader.own_memory = list(arrays), memory
-        reader._written, reader.compiled = written, self.compiled
-        reader._expected = expected = self._expected.copy()
-        for k, array in enumerate(arrays):
-            expected[k, headers.VARIABLE_OBJECT] = expected[k, headers.OWNER] = id(array)
-            expected[k, headers.OWNER_DATA] = expected[k, headers.OWNER_MEMORY] = memory[k]
-            expected[k, headers.DTYPE] = id(array.dtype)
+    def moved(self, arrays: Sequence[NDArray[Any]], written: NDArray[np.int64]) -> HeaderReader:
+        """A reader for other plain arrays of the same shapes, all with a gradient."""
+        reader = self.roaming(written)
+        reader.move(arrays, rows_of(arrays))
         return reader
+
+    def roaming(self, written: NDArray[np.int64]) -> HeaderReader:
+        """A reader with memory of its own, which `move` can change."""
+        reader = object.__new__(HeaderReader)
+        reader._variables, reader._kinds, reader.owners = self._variables, self._kinds, self.owners
+        reader._expected, reader._written = self._expected.copy(), written
+        reader.compiled = self.compiled
+        return reader
+
+    def move(self, arrays: Sequence[NDArray[Any]], rows: ArrayLike) -> None:
+        """Expect other plain arrays of the same shapes, all with a gradient; see `rows_of`."""
+        self._variables, self.owners = tuple(arrays), arrays
+        self._expected[:, : headers.ROOT] = rows
+
+    def own_memory(self, position: int) -> int:
+        """The address that a gradient may have although the step writes there, or 0."""
+        return int(self._expected[position, headers.OWNER_MEMORY])
 
     def call_for(self, addresses: NDArray[np.int64]) -> NDArray[np.int64]:
         """The words of a call of `read` that fills `addresses`, shape (pairs,)."""
@@ -159,7 +165,8 @@ class HeaderReader:
                 return headers.NOT_AS_EXPECTED
             if pair[1] is not self._variables[k] or type(pair[0]) is not self._kinds[k]:
                 return headers.NOT_AS_EXPECTED
-            if self.own_memory[k] is not None and self._has_changed(owner, self._expected[k]):
+            has_gradient = self._expected[k, headers.OWNER] != 0
+            if has_gradient and self._has_changed(owner, self._expected[k]):
                 return headers.NOT_AS_EXPECTED
         return len(self.owners)
 
@@ -171,6 +178,11 @@ class HeaderReader:
             or owner.shape != tuple(shape)
             or not owner.flags.writeable
         )
+
+
+def rows_of(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, ...]]:
+    """The columns up to ``DTYPE`` of what is expected, which arrays of one shape differ in."""
+    return [(id(a), id(a), start := address_of(a), start, id(a.dtype)) for a in arrays]
 
 
 def _reading(owner: NDArray[Any], kind: type) -> int:

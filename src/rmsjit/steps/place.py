@@ -56,9 +56,10 @@ class Place:
 
     Attributes
     ----------
-    identity : tuple
-        The ids of the variables and the types of their gradients, by which the place is found
-        again.  It keeps the variables alive, so their ids are not reused.
+    variables : tuple
+        As they were given; kept alive, so their ids are not reused.
+    entries : tuple of Entry or None
+        What the store knows, or will know, of the variables; None where there is no gradient.
     addresses : int64 array, shape (pairs, 1 + slots)
         Of each variable's memory and slots, as kernels read them; zeros without a gradient, and
         for a slot that the variable does not have.
@@ -78,10 +79,9 @@ class Place:
         "constrained",
         "draft",
         "dropped",
+        "entries",
         "frozen",
-        "identity",
         "kinds",
-        "members",
         "reader",
         "variables",
         "written",
@@ -95,8 +95,9 @@ class Place:
         names: Sequence[str],
         frozen: Collection[int],
     ) -> None:
-        self.kinds, self.members, self.frozen = tuple(kinds), tuple(members), frozen
-        nowhere = Footprint(0, np.zeros((1, 1 + len(names)), np.int64), merged_spans(()))
+        self.kinds, self.frozen = tuple(kinds), frozen
+        self.entries = tuple([member and member.entry for member in members])
+        nowhere = Footprint(np.zeros((1, 1 + len(names)), np.int64), merged_spans(()))
         prints = [Footprint.of(member, names) if member else nowhere for member in members]
         self.addresses, self.written = nowhere.addresses[:0], nowhere.written
         if prints:  # a process may have no part of any variable
@@ -106,45 +107,50 @@ class Place:
 
     def _take(self, variables: Sequence[Any], reader: HeaderReader) -> None:
         self.variables, self.reader = tuple(variables), reader
-        self.identity = identity_of(variables, self.kinds)
-        self.dropped = _dropped(variables, self.members, self.frozen)
-        self.constrained = _constrained(variables, self.members)
+        self.dropped = _dropped(variables, self.entries, self.frozen)
+        self.constrained = _constrained(variables, self.entries)
         self.draft: Draft | None = None
 
     def rebound(self, variables: Sequence[Any]) -> Place:
         """This place for other views, or other `Variable` objects, of the same memory."""
         place = object.__new__(Place)
-        place.kinds, place.members, place.frozen = self.kinds, self.members, self.frozen
+        place.kinds, place.entries, place.frozen = self.kinds, self.entries, self.frozen
         place.addresses, place.written = self.addresses, self.written
         place._take(variables, self.reader.rebound(variables))
         return place
 
     def moved(
-        self,
-        arrays: Sequence[NDArray[Any]],
-        members: Sequence[Member],
-        names: Sequence[str],
-        epoch: int,
+        self, arrays: Sequence[NDArray[Any]], members: Sequence[Member], names: Sequence[str]
     ) -> Place:
         """A place for other plain arrays of the same shapes and dtypes, all with a gradient."""
-        prints = [Footprint.known(member, names, epoch) for member in members]
+        prints = [Footprint.of(member, names) for member in members]
         place = object.__new__(Place)
-        place.kinds, place.members, place.frozen = self.kinds, tuple(members), self.frozen
+        place.kinds, place.frozen = self.kinds, self.frozen
+        place.entries = tuple([member.entry for member in members])
         place.addresses, place.written = _joined(prints)
-        place.variables, place.identity = tuple(arrays), identity_of(arrays, self.kinds)
-        place.reader = self.reader.moved(arrays, [p.start for p in prints], place.written)
+        place.variables = tuple(arrays)
+        place.reader = self.reader.moved(arrays, place.written)
         place.dropped, place.constrained, place.draft = [], {}, None
         return place
 
+    def settled(self) -> Place:
+        """The same place, where it stays; see `rmsjit.steps.roaming.RoamingPlace`."""
+        return self
+
     @property
-    def owners(self) -> list[NDArray[Any]]:
+    def owners(self) -> Sequence[NDArray[Any]]:
         """The arrays of the variables."""
         return self.reader.owners
 
     @property
     def has_gone(self) -> bool:
         """Whether the memory of a variable was closed, resized or remapped."""
-        return any(member is not None and member.entry.is_gone for member in self.members)
+        return any(entry is not None and entry.is_gone for entry in self.entries)
+
+    @property
+    def identity(self) -> Any:
+        """What a list of the same objects and types of gradients has in common."""
+        return identity_of(self.variables, self.kinds)
 
     @property
     def layouts(self) -> Any:
@@ -160,16 +166,16 @@ class Place:
         if gradient.dtype != dtype or not is_dense(gradient):
             return False
         span = span_that_meets(self.written, gradient)
-        own = self.reader.own_memory[position]
+        own = self.reader.own_memory(position)
         start = address_of(gradient)
         return span is None or (start == own and span == (start, start + gradient.nbytes))
 
     def was_met_again(self) -> None:
         """Note that a second step uses these variables, and the objects it was given."""
-        for variable, member in zip(self.variables, self.members, strict=True):
-            if member is not None:
-                member.entry.met_again = True
-                member.entry.saw(variable)
+        for variable, entry in zip(self.variables, self.entries, strict=True):
+            if entry is not None:
+                entry.met_again = True
+                entry.saw(variable)
 
 
 class Footprint(NamedTuple):
@@ -177,8 +183,6 @@ class Footprint(NamedTuple):
 
     Attributes
     ----------
-    start : int
-        The address of the variable.
     addresses : int64 array, shape (1, 1 + slots)
         Of the variable, and of its slots in the order of the form's `arithmetic`; 0 for a slot
         that it does not have.
@@ -186,30 +190,17 @@ class Footprint(NamedTuple):
         See `rmsjit.arrays.overlap.merged_spans`.
     """
 
-    start: int
     addresses: NDArray[np.int64]
     written: NDArray[np.int64]
 
     @classmethod
     def of(cls, member: Member, names: Sequence[str]) -> Footprint:
         """The footprint of a variable with the slots of these names."""
-        start = address_of(member.entry.canonical)
-        held = member.slots
+        start, held = address_of(member.entry.canonical), member.slots
         addresses = [start, *(address_of(held[n]) if n in held else 0 for n in names)]
-        slots = map(span_of, member.slots.values())
+        slots = (span_of(held[name]) for name in names if name in held)
         written = merged_spans([member.entry.span, *slots])
-        return cls(start, np.array([addresses], np.int64), written)
-
-    @classmethod
-    def known(cls, member: Member, names: Sequence[str], epoch: int) -> Footprint:
-        """`of`, which a variable in the store keeps until something changes for it."""
-        entry = member.entry
-        if member.slots is not entry.slots:
-            return cls.of(member, names)
-        if entry.footprint is None or entry.footprint[0] != epoch:
-            entry.footprint = epoch, cls.of(member, names)
-        found: Footprint = entry.footprint[1]
-        return found
+        return cls(np.array([addresses], np.int64), written)
 
 
 def _joined(prints: Sequence[Footprint]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -243,16 +234,16 @@ def _own_memory(member: Member | None, turn: int) -> int | None:
 
 
 def _dropped(
-    variables: Sequence[Any], members: Sequence[Member | None], frozen: Collection[int]
+    variables: Sequence[Any], entries: Sequence[Entry | None], frozen: Collection[int]
 ) -> list[str]:
     """The names of variables that lack a gradient."""
-    missing = (k for k, member in enumerate(members) if member is None and k not in frozen)
+    missing = (k for k, entry in enumerate(entries) if entry is None and k not in frozen)
     return [naming(variables[k], k) for k in missing]
 
 
-def _constrained(variables: Sequence[Any], members: Sequence[Member | None]) -> dict[int, Variable]:
+def _constrained(variables: Sequence[Any], entries: Sequence[Entry | None]) -> dict[int, Variable]:
     return {
         k: variable
-        for k, (variable, member) in enumerate(zip(variables, members, strict=True))
-        if member is not None and isinstance(variable, Variable) and variable.constraint
+        for k, (variable, entry) in enumerate(zip(variables, entries, strict=True))
+        if entry is not None and isinstance(variable, Variable) and variable.constraint
     }

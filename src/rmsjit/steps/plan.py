@@ -20,7 +20,7 @@ from rmsjit.rule.form import Form
 from rmsjit.runtime import trials
 from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.state.grouping import Assignment
-from rmsjit.state.slots import Member
+from rmsjit.state.slots import Member, SlotStore
 from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.dense import DenseGroup
@@ -32,6 +32,7 @@ from rmsjit.steps.occurrences import Occurrences
 from rmsjit.steps.pairs import Pairs, dense_gradient
 from rmsjit.steps.place import Place
 from rmsjit.steps.plans import structure_of
+from rmsjit.steps.roaming import Locator
 from rmsjit.steps.sparse import SparseGroup
 from rmsjit.variables import Variable
 
@@ -131,7 +132,7 @@ class Plan:
 
     def moved(self, arrays: Sequence[NDArray[Any]], members: Sequence[Member]) -> Place:
         """A place for other memory of the plan's structure."""
-        return self.place.moved(arrays, members, self.slot_names, self._valid_epoch)
+        return self.place.moved(arrays, members, self.slot_names)
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -140,7 +141,9 @@ class Plan:
 
     # --- one step ---------------------------------------------------------------------------
 
-    def bind(self, pairs: Pairs, place: Place | None = None) -> Binding | None:
+    def bind(
+        self, pairs: Pairs, place: Place | None = None, binding: Binding | None = None
+    ) -> Binding | None:
         """Check the gradients of a step, writing nothing.
 
         Parameters
@@ -148,6 +151,8 @@ class Plan:
         pairs : tuple
         place : Place, optional
             Where the variables are; by default, where they were in some last step.
+        binding : Binding, optional
+            One that no step is using; by default, any.
 
         Returns
         -------
@@ -160,10 +165,11 @@ class Plan:
         TypeError, ValueError, RuntimeError, IndexError
             If a gradient is not valid; see `rmsjit.steps.pairs`.
         """
-        try:  # written out, as all that a small step enters
-            binding = self.free.pop()
-        except IndexError:
-            binding = self._new_binding(place)
+        if binding is None:
+            try:  # written out, as all that a small step enters
+                binding = self.free.pop()
+            except IndexError:
+                binding = self._new_binding(place)
         if place is not None and place is not binding.place:
             binding.move(place)
         reader = binding.place.reader
@@ -179,6 +185,26 @@ class Plan:
         if others or self.sparse:
             self._bind_others(pairs, binding)
         return binding
+
+    def bind_known(
+        self, pairs: Pairs, variables: Sequence[Any], store: SlotStore
+    ) -> Binding | None:
+        """`bind` to other variables of the plan's structure, if the store knows them all."""
+        if self.structure is None or not self.is_valid:
+            return None
+        found = self._locator.find(pairs, variables, store)
+        if found is None:
+            return None
+        try:
+            binding = self.free.pop()
+        except IndexError:
+            binding = self._new_binding()
+        binding.follow(variables, found)
+        return self.bind(pairs, binding=binding)
+
+    @functools.cached_property
+    def _locator(self) -> Locator:
+        return Locator(self.place, self.slot_names, self._valid_epoch)
 
     def _new_binding(self, place: Place | None = None) -> Binding:
         return Binding(place or self.place, self._computing, self._assignment.groups, self._noise)
@@ -226,14 +252,14 @@ class Plan:
             binding.occurrences[position] = found
             gradients[position] = address_of(found.values)
         for k in np.flatnonzero(gradients == headers.NOT_READABLE).tolist():
-            member = place.members[k]
-            if member is None or k in binding.occurrences or k in place.frozen:
+            entry = place.entries[k]
+            if entry is None or k in binding.occurrences or k in place.frozen:
                 continue
             gradient = dense_gradient(pairs[k][0], place.variables[k], k)
             canonical = layout_of(place.owners[k]).canonical(gradient)
-            if not place.is_readable(canonical, k, member.entry.canonical.dtype):
+            if not place.is_readable(canonical, k, entry.canonical.dtype):
                 with np.errstate(all="ignore"):  # a number too large for the dtype is infinite
-                    canonical = canonical.astype(member.entry.canonical.dtype, order="C")
+                    canonical = canonical.astype(entry.canonical.dtype, order="C")
             gradients[k] = address_of(canonical)
             copies.append(canonical)
         binding.alive = pairs, copies

@@ -43,15 +43,20 @@ class Plans(Generic[P]):
 
     def of_objects(self, identity: Any) -> P | None:
         """The plan that was made for these very objects."""
-        return self._by_identity.get(identity)
+        return _used(self._by_identity, identity)
 
     def of_memory(self, layouts: Any) -> P | None:
         """A plan that was made for other views of the same memory."""
-        return self._by_layouts.get(layouts)
+        return _used(self._by_layouts, layouts)
 
     def of_structure(self, structure: Any) -> P | None:
         """The last plan for arrays of these shapes and dtypes, whatever their memory."""
-        return None if structure is None else self._by_structure.get(structure)
+        return None if structure is None else _used(self._by_structure, structure)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a plan can be added without dropping another one's objects."""
+        return len(self._by_identity) < MOST
 
     def keep(self, plan: P) -> None:
         """Add a plan and make it the last one."""
@@ -73,6 +78,14 @@ class Plans(Generic[P]):
         self._by_identity.clear()
         self._by_layouts.clear()
         self._by_structure.clear()
+
+
+def _used(plans: OrderedDict[Any, P], key: Any) -> P | None:
+    """The plan with this key, which is then dropped last, or None."""
+    plan = plans.get(key)
+    if plan is not None:
+        plans.move_to_end(key)
+    return plan
 
 
 def _put(plans: OrderedDict[Any, P], key: Any, plan: P) -> None:
