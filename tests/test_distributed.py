@@ -94,7 +94,7 @@ def results(tmp_path_factory):
 def jobs(tmp_path_factory):
     """The folder of what random jobs said, and the output."""
     folder = tmp_path_factory.mktemp("jobs")
-    return run(folder, max(RANKS_OF_JOBS), "jobs.py", 0, 6)
+    return run(folder, max(RANKS_OF_JOBS), "jobs.py", 0, 3)
 
 
 @pytest.fixture(scope="module")

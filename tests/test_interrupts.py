@@ -56,9 +56,10 @@ SCENARIOS = {
         lambda step: [slices(step)],
     ),
 }
-FIRST_STEPS = ("two dtypes", "a callable", "exact")  # all lines that are run once take seconds
-CASES = [(name, 2) for name in SCENARIOS] + [
-    pytest.param(name, 0, marks=pytest.mark.slow) for name in FIRST_STEPS
+CASES = [
+    *((name, 2) for name in SCENARIOS),
+    ("exact", 0),  # the first step runs many more lines
+    *(pytest.param(name, 0, marks=pytest.mark.long) for name in ("two dtypes", "a callable")),
 ]
 
 # A file whose reading is interrupted is closed with its object, of which Python warns.

@@ -3,7 +3,7 @@
 import ast
 import itertools
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import FunctionType
 
@@ -102,11 +102,17 @@ def circles(imports):
 
 
 MODULES = modules_in(PACKAGE)
-IMPORTS = [
-    (module, other, at_top)
-    for module, path in MODULES.items()
-    for other, at_top in imports_of(path.read_text(), MODULES)
-]
+
+
+@cache
+def all_imports():
+    """The imports of all modules: who imports whom, and whether at module level."""
+    return [
+        (module, other, at_top)
+        for module, path in MODULES.items()
+        for other, at_top in imports_of(path.read_text(), MODULES)
+    ]
+
 
 in_a_checkout = pytest.mark.skipif(not CONTRIBUTING.exists(), reason="CONTRIBUTING.md is not here")
 
@@ -114,7 +120,7 @@ in_a_checkout = pytest.mark.skipif(not CONTRIBUTING.exists(), reason="CONTRIBUTI
 @in_a_checkout
 def test_no_import_goes_up():
     layers = table(CONTRIBUTING.read_text())
-    assert upward([(module, other) for module, other, _ in IMPORTS], layers) == []
+    assert upward([(module, other) for module, other, _ in all_imports()], layers) == []
 
 
 @in_a_checkout
@@ -138,7 +144,7 @@ def test_the_picture_of_the_architecture_names_what_there_is():
 
 
 def test_no_modules_import_each_other():
-    assert circles([(module, other) for module, other, at_top in IMPORTS if at_top]) == []
+    assert circles([(module, other) for module, other, at_top in all_imports() if at_top]) == []
 
 
 def test_only_the_rooms_of_compiled_code_import_numba():

@@ -112,15 +112,26 @@ class Pair:
 
 # --- Long runs -------------------------------------------------------------------------------
 
+LONG = 800  # steps, after which errors that add up would be seen
+
 
 @pytest.mark.slow
 @every_form
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_long_runs_are_those_of_the_dense_rule(form, dtype):
     pair = Pair(form, dtype)
-    for _ in range(2500):
+    for _ in range(LONG):
         pair.step()
     assert not np.array_equal(pair.table, pair.twin)  # rows are behind
+    pair.check_all()
+
+
+@pytest.mark.long
+@every_form
+def test_very_long_runs_are_those_of_the_dense_rule(form):
+    pair = Pair(form, "float64")
+    for _ in range(20 * LONG):
+        pair.step()
     pair.check_all()
 
 
@@ -128,7 +139,7 @@ def test_long_runs_are_those_of_the_dense_rule(form, dtype):
 @pytest.mark.parametrize("dtype", COMPLEX)
 def test_long_runs_of_complex_tables(dtype):
     pair = Pair(Form("train", centered=False, momentum=0.9), dtype, epsilon=1.0)
-    for _ in range(2500):
+    for _ in range(LONG):
         pair.step()
     pair.check_all()
 
@@ -140,7 +151,7 @@ def test_long_runs_of_half_tables_lose_nothing_between_touches(form, dtype):
     """Against a twin in double precision: rows are rounded when touched, not at every step."""
     pair = Pair(form, dtype, twin_dtype="float64", epsilon=0.1)
     pair.step(random_array(pair.rng, pair.table.shape, dtype, 1))
-    for _ in range(2000):
+    for _ in range(LONG):
         pair.step(pair.slices(0))
     pair.steps = 4
     pair.check_all()
@@ -159,7 +170,7 @@ def test_changing_hyperparameters(form):
     rate = settings.pop("learning_rate")
     pair.sparse = form.optimizer(rate, sparse="exact", **settings)
     pair.dense = form.optimizer(rate, **settings)
-    for _ in range(2000):
+    for _ in range(LONG):
         values.update((name, rng.choice([0.0, 0.3, 0.9, 0.99, 1.0])) for name in names)
         values["learning_rate"] = rng.uniform(0, 0.1)
         pair.step()
