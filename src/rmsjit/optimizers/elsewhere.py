@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -36,21 +36,34 @@ _ARGUMENTS = {
 }
 
 
+class _ForeignName:
+    """An attribute that is not there: reading it raises `AttributeError` with a hint."""
+
+    def __init__(self, name: str, hint: str) -> None:
+        self._name, self._hint = name, hint
+
+    def __get__(self, optimizer: Any, owner: type) -> Any:
+        raise AttributeError(
+            f"{owner.__name__!r} object has no attribute {self._name!r}: {self._hint}",
+            name=self._name,
+            obj=optimizer,
+        )
+
+
 class ForeignNames:
-    """Answers attributes that other libraries' optimizers have by what to write instead."""
+    """Answers attributes that other libraries' optimizers have by what to write instead.
 
-    if not TYPE_CHECKING:  # or any misspelt attribute would be of type Any
+    Each is a descriptor, because a method ``__getattr__`` would slow down every attribute of an
+    optimizer: Python keeps no inline caches for classes that have one.
+    """
 
-        def __getattr__(self, name):
-            """Raise `AttributeError`; called for attributes that are not there."""
-            hint = _ATTRIBUTES.get(name)
-            if hint is None:
-                return object.__getattribute__(self, name)  # raises the usual error
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {name!r}: {hint}",
-                name=name,
-                obj=self,
-            )
+    def __dir__(self) -> list[str]:
+        """The names of attributes that are there."""
+        return sorted(set(super().__dir__()) - _ATTRIBUTES.keys())
+
+
+for _name, _hint in _ATTRIBUTES.items():  # not in the class, where type checkers would see them
+    setattr(ForeignNames, _name, _ForeignName(_name, _hint))
 
 
 def explaining_arguments(**own: str) -> Callable[[F], F]:
