@@ -71,23 +71,18 @@ class Calls(Hooks, KerasWeights):
             pairs = pairs_of(grads_and_vars)
         except BaseException as error:
             self._refuse(error)
-        self._apply(pairs, aggregate)
-        return self._iterations
-
-    def _apply(self, pairs: Pairs, aggregate: bool) -> None:
-        """Take a step with these pairs, or add them to the round of accumulated calls."""
-        counter = self._counter
-        if pairs and not counter.flags.writeable and self._settings.strategy is None:
+        counter, strategy = self._counter, self._settings.strategy
+        if pairs and strategy is None and not counter.flags.writeable:
             check_counter(counter)
-        if self._accumulator is not None:
-            if pairs:
-                self._accumulate(self._accumulator, pairs, aggregate)
-        elif pairs or self._settings.strategy is not None:
-            self._step(pairs, aggregate)
+        if self._accumulator is None:
+            if pairs or strategy is not None:
+                self._step(pairs, aggregate)
+        elif pairs:
+            self._accumulate(self._accumulator, pairs, aggregate)
+        return self._iterations
 
     def _step(self, pairs: Pairs, aggregate: bool) -> None:
         """Take a step, through the hooks if there are any."""
-        # Not asked of a method, as small steps spend their time in calls.
         hooked = self.gradient_transformers or self.gradient_aggregator is not None
         if pairs and (hooked or self._is_hooked):
             self._step_through_hooks(pairs, self._counter, aggregate)
@@ -138,7 +133,8 @@ class Calls(Hooks, KerasWeights):
         except BaseException as error:
             self._blocks.leave()
             self._refuse(error)
-        self._apply(tuple(block.pairs), block.aggregate is not False)
+        # Not of a subclass, whose method has seen each of the calls.
+        Calls.apply_gradients(self, block.pairs, None, block.aggregate is not False)
 
     # --- one step for a number of calls -----------------------------------------------------
 

@@ -65,10 +65,14 @@ class Clipping:
         return math.inf if self.clipvalue is None else self.clipvalue
 
     @cached_property
+    def is_scaled(self) -> bool:
+        """Whether `factor` is not always 1."""
+        return self.gradient_scale != 1.0 or self.loss_scale is not None
+
+    @cached_property
     def is_none(self) -> bool:
         """Whether gradients are used as they are."""
-        is_scaled = self.gradient_scale != 1.0 or self.loss_scale is not None
-        return not (self.by_norm or is_scaled) and self.clipvalue is None
+        return not (self.by_norm or self.is_scaled) and self.clipvalue is None
 
     @np.errstate(all="ignore")
     def factors(self, squares: NDArray[Any], finite: bool = False) -> NDArray[Any]:

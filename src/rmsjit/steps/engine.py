@@ -182,11 +182,11 @@ class Engine:
 
         Small steps spend their time here, so what they need is written out, not called.
         """
-        values, scale = (None, 1.0) if stage is None else (stage.values, stage.scale)
-        scale *= clipping.gradient_scale
-        if clipping.loss_scale is not None:
-            scale /= clipping.loss_scale.value
-        limit = clipping.limit / abs(scale)
+        values = None if stage is None else stage.values
+        scale, limit = 1.0, clipping.limit
+        if stage is not None or clipping.is_scaled:
+            scale = clipping.factor * (1.0 if stage is None else stage.scale)
+            limit /= abs(scale)
         must_judge = clipping.by_norm or self.reads_norms or scale != 1.0
         factors = None
         may_launch = True
