@@ -94,10 +94,27 @@ def test_a_gradient_in_written_memory_is_not_read_in_place(meets):
     step = FixedStep(arrays, slots, FORM)
     other = {"its variable": arrays[0], "another variable": arrays[1], "a slot": slots[1]["rms"]}
     gradients = [other[meets], np.ones(4, "float32")]
-    expected = expected_after(arrays, slots, gradients)
     assert by_address(step, gradients) is None
-    step.of(gradients, NUMBERS).run()
-    assert_are(arrays, slots, expected)
+    assert by_address(step, gradients) is None  # also when these are the last addresses
+    for _ in range(2):
+        expected = expected_after(arrays, slots, gradients)
+        ready = by_address(step, gradients) or step.of(gradients, NUMBERS)
+        ready.run()
+        assert_are(arrays, slots, expected)
+
+
+@pytest.mark.parametrize("offset", range(-12, 13))
+def test_gradients_around_written_memory(offset):
+    """A gradient may end where written memory begins, and begin where that ends."""
+    memory = np.ones(40, "float32")
+    variable, gradient = memory[16:20], memory[16 + offset : 20 + offset]
+    slots = slots_for([variable])
+    step = FixedStep([variable], slots, FORM)
+    expected = expected_after([variable], slots, [gradient])
+    ready = by_address(step, [gradient])
+    assert (ready is None) == (abs(offset) < 4)
+    (ready or step.of([gradient], NUMBERS)).run()
+    assert_are([variable], slots, expected)
 
 
 def test_sparse_and_dense_gradients_in_turn():

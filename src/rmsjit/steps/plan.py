@@ -224,19 +224,31 @@ class Plan:
         Binding or None
             None if a gradient meets the memory that the step writes.
         """
-        found = np.array(addresses, np.int64)
-        starts, ends = self.place.written
-        if len(starts):
-            last = np.searchsorted(starts, found + self._sizes - 1, side="right") - 1
-            if ((last >= 0) & (ends[last] > found) & (self._sizes > 0)).any():
-                return None
         try:
             binding = self.free.pop()
         except IndexError:
             binding = self._new_binding()
-        binding.gradients[:] = found
+        gradients = binding.gradients
+        if gradients.tolist() != addresses:  # otherwise an earlier step has compared them
+            gradients[:] = addresses
+            if self._meets_written(gradients):
+                gradients[:] = headers.NOT_READABLE
+                self.free.append(binding)
+                return None
         binding.alive = alive
         return binding
+
+    def _meets_written(self, gradients: NDArray[np.int64]) -> bool:
+        """Whether gradients at these addresses meet the memory that the step writes."""
+        starts, limits = self._written_before
+        before = starts.searchsorted(gradients + self._sizes)
+        return bool((limits[before] > gradients).any())
+
+    @functools.cached_property
+    def _written_before(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The starts of written spans; and where those end that start before each, in order."""
+        starts, ends = self.place.written
+        return starts, np.concatenate([[np.iinfo(np.int64).min], ends])
 
     @functools.cached_property
     def _sizes(self) -> NDArray[np.int64]:
