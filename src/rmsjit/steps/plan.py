@@ -190,7 +190,7 @@ class Plan:
         self, pairs: Pairs, variables: Sequence[Any], store: SlotStore
     ) -> Binding | None:
         """`bind` to other variables of the plan's structure, if the store knows them all."""
-        if self.structure is None or not self.is_valid:
+        if self.structure is None or self._valid_epoch != self.epoch[0]:
             return None
         found = self._locator.find(pairs, variables, store)
         if found is None:
