@@ -172,9 +172,9 @@ def check_saved_settings(comm, folder):
         strategy.save(path, opt, named_three)
         whole = strategy.gathered(opt, named_three)
         assert (whole is None) == (shard and comm.rank > 0)
-        assert whole is None or whole._nonfinite == "skip"
+        assert whole is None or whole._settings.nonfinite == "skip"
         loaded, _ = rmsjit.load(path)
-        assert loaded._nonfinite == "skip"
+        assert loaded._settings.nonfinite == "skip"
         assert loaded.epsilon == 0.5
         assert int(loaded.iterations) == 1
 

@@ -87,7 +87,7 @@ class Join:
         assert agreed.intent is not None
         if agreed.intent.act is Act.SEND:
             with shared_errors(self._group.comm, "follow the others"):
-                self._session_of(agreed).follow_sending(agreed)
+                self._strategy._outbox.follow(self._session_of(agreed), agreed)
             return
         with shared_errors(self._group.comm, "follow the others"):
             taken, request, own = self._matching(agreed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.layout import Key, array_key, layout_of
+from rmsjit.arrays.layout import array_key, layout_of
 from rmsjit.distributed.agreement import (
     NO_GROUPS,
     NO_WORDS,
@@ -30,14 +30,14 @@ from rmsjit.distributed.intent import (
     Intent,
     Place,
     Progress,
-    claim,
 )
+from rmsjit.distributed.known import Known
+from rmsjit.distributed.outbox import Outbox
 from rmsjit.distributed.replicated import ReplicatedPlan
-from rmsjit.distributed.sending import Outbox, Route, Sending
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.sharded import ShardedPlan
 from rmsjit.distributed.shards import Shards
-from rmsjit.distributed.stage import Fresh, Stage, StagePlan, Step, Terms
+from rmsjit.distributed.stage import Stage, StagePlan, Step, Terms
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters, Numbers
 from rmsjit.state.entries import stem_of
@@ -46,7 +46,6 @@ from rmsjit.state.slots import SlotStore
 from rmsjit.steps import nonfinite
 from rmsjit.steps.pairs import check_counter, checked_pairs, warn_of_missing
 from rmsjit.steps.plans import Plans, identity_of
-from rmsjit.variables import array_of
 
 if TYPE_CHECKING:
     from rmsjit.steps.engine import Engine
@@ -78,13 +77,6 @@ class Roster:
         self.met = 0
 
 
-class _Known(NamedTuple):
-    """A variable that all ranks have the same values of; it is kept alive."""
-
-    number: int
-    variable: Any
-
-
 class Session:
     """What a strategy knows about one engine; it must not refer to the engine itself.
 
@@ -100,8 +92,14 @@ class Session:
 
     Attributes
     ----------
+    comm : mpi4py.MPI.Comm
+    settings : Settings
     shards : Shards
         How variables are divided among ranks.
+    known : Known
+        The variables that all ranks have the same values of.
+    steps : int
+        How many this rank has completed since all ranks started from equal values.
     place : Place
         Its session number counts once all ranks have agreed on a first act.
     """
@@ -110,18 +108,17 @@ class Session:
         self, group: Group, settings: Settings, place: Place, roster: Roster, outbox: Outbox
     ) -> None:
         self._group = group
-        self._comm = group.comm
-        self._settings = settings
+        self.comm: Any = group.comm
+        self.settings: Settings = settings
         self._plans: Plans[StagePlan] = Plans()
-        self._known: dict[Key, _Known] = {}
-        self._known_epoch = 0  # counts changes of what is known
-        self._steps = 0
+        self.steps: int = 0
         self._numbers, self._writer = NumbersReader(), NumbersWriter()
         self._roster = roster
         self._outbox = outbox
         self._has_met = False
         self.place: Place = place
         self.shards: Shards = Shards(group.comm.size)
+        self.known: Known = Known(self.shards)
 
     # --- one step ---------------------------------------------------------------------------
 
@@ -132,7 +129,7 @@ class Session:
         intent = self._intent(engine, request, own, joining)
         agreed = self.agree(intent, own.error, self._flags(own, request), own.words)
         if agreed.uneven:
-            with shared_errors(self._comm, "be followed by the others"):
+            with shared_errors(self.comm, "be followed by the others"):
                 _check_reduces(request)
         return self._exchanged(engine, request, own, agreed)
 
@@ -185,7 +182,7 @@ class Session:
                 outgoing = plan.outgoing(checked) if plan.is_prepared else None
             if outgoing is not None and is_underway:
                 outgoing = outgoing._replace(is_underway=True)
-            own = self._claim(engine, request, plan, is_underway)
+            own = self.known.claim(engine, request, plan, is_underway)
             words = self._writer.write(numbers[0], request.clipping)
             return Own(plan, checked, outgoing, own, words, words_of_groups(numbers[1:]))
         except BaseException as error:  # the other ranks must learn of it, whatever it is
@@ -206,7 +203,7 @@ class Session:
             return None
         missing = _missing(engine.store, plan) if plan.incoming.missing else []
         if missing:  # on all ranks
-            with shared_errors(self._comm, "go on after a warning"):
+            with shared_errors(self.comm, "go on after a warning"):
                 warn_of_missing(missing)
         numbers, clipping = self._read(own, agreed)
         plan.check_numbers(numbers, clipping)
@@ -214,7 +211,7 @@ class Session:
             self._prepare(engine, request, plan, Hyperparameters(numbers[0]._asdict()), clipping)
         with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
             if outgoing is None:
-                with shared_errors(self._comm, "convert the gradients"):
+                with shared_errors(self.comm, "convert the gradients"):
                     outgoing = plan.outgoing(checked)
             self._outbox.note(self, plan, own.claim)
             norms = clipping.by_norm or engine.reads_norms
@@ -224,7 +221,7 @@ class Session:
 
     def _rows(self, store: SlotStore, plan: StagePlan) -> NDArray[np.int64] | None:
         """The group of each whole gradient, None where those of the engine's plan are right."""
-        if not store.grouping.groups or not self._settings.shard_state:
+        if not store.grouping.groups or not self.settings.shard_state:
             return None
         variables = plan.incoming.variables
         rows = [store.grouping.row_of(store.whole(v), stem_of(v)) for v in variables]
@@ -235,7 +232,7 @@ class Session:
         of_groups = own.of_groups
         if len(of_groups):
             of_groups = of_groups.copy()
-            broadcast(self._comm, of_groups, np.int64, of_groups.shape)
+            broadcast(self.comm, of_groups, np.int64, of_groups.shape)
         return self._numbers.read(self._words(own, agreed), of_groups)
 
     def _words(self, own: Own, agreed: Agreed) -> NDArray[np.int64]:
@@ -243,47 +240,11 @@ class Session:
         if agreed.words is not None:
             return agreed.words
         words = own.words.copy()
-        broadcast(self._comm, words, np.int64, NO_WORDS.shape)
+        broadcast(self.comm, words, np.int64, NO_WORDS.shape)
         return words
 
     def _completed(self) -> None:
-        self._steps += 1
-
-    # --- gradients before their step --------------------------------------------------------
-
-    def begin_sending(self, joining: bool) -> Sending:
-        """Agree with all ranks to send the gradients of the next step, which is like the last.
-
-        Raises
-        ------
-        RuntimeError
-            On all ranks, if another one does something else.
-        """
-        route = self._outbox.route_of(self)
-        intent = Intent(Act.SEND, self.place, Progress(self._steps), route.claim, joining)
-        if self.agree(intent, None).uneven:
-            with shared_errors(self._comm, "be followed by the others"):
-                pass
-        return self._sending(route)
-
-    def follow_sending(self, agreed: Agreed) -> None:
-        """Send zeros instead of the gradients that other ranks send.
-
-        Raises
-        ------
-        RuntimeError
-            If the last step of this rank was another one.
-        """
-        route = self._outbox.route_of(self)
-        intent = Intent(Act.SEND, self.place, Progress(self._steps))
-        if agreed.intent != intent or agreed.fingerprint != route.claim.fingerprint:
-            raise RuntimeError("this rank has not taken the same steps as the others")
-        self._sending(route, follows=True)
-
-    def _sending(self, route: Route, follows: bool = False) -> Sending:
-        sending = self._outbox.begin(Sending(route.plan, follows))
-        self._group.agreement.begin(sending)
-        return sending
+        self.steps += 1
 
     # --- what the header says ---------------------------------------------------------------
 
@@ -294,66 +255,19 @@ class Session:
         return Intent(Act.STEP, self.place, progress, own.claim, joining)
 
     def _progress(self, engine: Engine, counter: NDArray[Any] | None, plan: StagePlan) -> Progress:
-        if self._fresh(plan):  # all start from rank 0
-            return Progress(self._steps)
+        if self.known.lacks(plan):  # all start from rank 0
+            return Progress(self.steps)
         behind = 0
         if engine.exact:
             entries = (
                 engine.store.entries.get(plan.incoming.keys[k]) for k in plan.incoming.sparse
             )
             behind = sum(e.clock.now for e in entries if e is not None and e.clock is not None)
-        return Progress(self._steps, 0 if counter is None else _as_word(counter), behind)
+        return Progress(self.steps, 0 if counter is None else _as_word(counter), behind)
 
     def _flags(self, own: Own, request: Request) -> Flags:
         unprepared = own.plan is not None and not own.plan.is_prepared
         return Flags(unprepared, not request.finite)
-
-    def _claim(self, engine: Engine, request: Request, plan: StagePlan, is_underway: bool) -> Claim:
-        counted = None if request.counter is None else request.counter.dtype
-        now = (self._known_epoch, int(engine.store.epoch[0]), counted, is_underway)
-        made_at, known = plan.claimed
-        if made_at != now:
-            incoming = plan.incoming
-            lines = [
-                f"{line}, {self._standing(engine.store, plan, k)}"
-                for k, line in enumerate(incoming.lines)
-            ]
-            groups = len(engine.store.grouping.groups)
-            scale = request.clipping.loss_scale
-            header = (
-                f"{incoming.header}, counter={counted}, groups={groups}, sums={is_underway}, "
-                f"loss_scale={scale}"
-            )
-            known = claim(header, incoming.names, lines)
-            plan.claimed = (now, known)
-        return known
-
-    def _standing(self, store: SlotStore, plan: StagePlan, k: int) -> str:
-        """What this rank knows of a variable, in words that are the same on all ranks."""
-        incoming = plan.incoming
-        key, variable = incoming.keys[k], incoming.variables[k]
-        number, group = self._number(key), ""
-        if store.grouping.groups:
-            entry, stem = store.whole(variable), stem_of(variable)
-            group = store.grouping.described(entry, stem)
-            row = store.grouping.row_of(entry, stem)
-            if row and entry is not None and k in incoming.present:
-                store.grouping.met(row, entry)  # a rank may have no part of it
-        if k in plan.terms.sent:
-            group += f", sent as number {plan.terms.sent.index(k)}"
-        if number is None:
-            return f"new to the optimizer{group}"
-        state = "" if plan.has_state(store, self.shards, k) else " without state"
-        return f"number {number} of the optimizer{state}{group}"
-
-    def _number(self, key: Key) -> int | None:
-        known = self._known.get(key)
-        return None if known is None else known.number
-
-    def numbers_of(self, variables: Any) -> list[str]:
-        """The standing of variables for acts other than steps."""
-        numbers = (self._number(array_key(array_of(variable))) for variable in variables)
-        return ["new" if number is None else f"number {number}" for number in numbers]
 
     @property
     def last_plan(self) -> StagePlan | None:
@@ -385,7 +299,7 @@ class Session:
 
     def _header(self, engine: Engine, terms: Terms) -> str:
         return (
-            f"{self._settings}, {terms.form}, exact={engine.exact}, "
+            f"{self.settings}, {terms.form}, exact={engine.exact}, "
             f"nonfinite={engine.nonfinite!r}, track_norms={engine.track_norms}, "
             f"seed={engine.seed}, aggregate={terms.aggregate}"
         )
@@ -395,21 +309,10 @@ class Session:
         alike = self._plans.of_memory((incoming.memory, terms))
         if alike is not None:
             return alike.rebound(incoming)
-        cls = ShardedPlan if self._settings.shard_state else ReplicatedPlan
-        return cls(self._comm, self._settings, incoming, terms)
+        cls = ShardedPlan if self.settings.shard_state else ReplicatedPlan
+        return cls(self.comm, self.settings, incoming, terms)
 
     # --- the first step ---------------------------------------------------------------------
-
-    def _fresh(self, plan: StagePlan) -> Fresh:
-        """Variables that not all ranks have the same values of yet; empty ones need none."""
-        if plan.is_prepared:
-            return {}
-        incoming = plan.incoming
-        return {
-            key: k
-            for key, k in incoming.distinct.items()
-            if key not in self._known and incoming.arrays[k].size
-        }
 
     def _prepare(
         self,
@@ -420,20 +323,18 @@ class Session:
         clipping: Clipping,
     ) -> None:
         """Allocate and compile, and start new variables from rank 0; all ranks or none."""
-        fresh = self._fresh(plan)
+        fresh = self.known.lacks(plan)
         if engine.num_threads is None:
             engine.num_threads = self._group.node.threads
         with engine.store.undone_on_error():
-            with shared_errors(self._comm, "create the slots"):
+            with shared_errors(self.comm, "create the slots"):
                 start = allocate(engine, plan, self.shards, numbers, fresh, request.counter)
-            with shared_errors(self._comm, "load kernels"):
+            with shared_errors(self.comm, "load kernels"):
                 self._group.node.compile_first(lambda: load(engine, plan, clipping))
-            send_from_rank_0(self._comm, engine, plan, start, fresh)
+            send_from_rank_0(self.comm, engine, plan, start, fresh)
         if isinstance(plan, ShardedPlan):
             self.shards.keep({plan.incoming.keys[k]: cut for k, cut in plan.cuts.items()})
-        for key, k in fresh.items():
-            self._known[key] = _Known(len(self._known), plan.incoming.variables[k])
-        self._known_epoch += bool(fresh)
+        self.known.add(plan, fresh)
         plan.is_prepared = True
 
     # --- checkpoints ------------------------------------------------------------------------
@@ -443,15 +344,14 @@ class Session:
         self._outbox.forget(self)
         forget_numbers(store)
         for key, cut in self.shards.cuts.items():
-            if key in self._known:
-                array = array_of(self._known[key].variable)
-                store.remove(array_key(cut.part(array, layout_of(array), self._comm.rank)))
+            array = self.known.array_at(key)
+            if array is not None:
+                store.remove(array_key(cut.part(array, layout_of(array), self.comm.rank)))
         store.enter([one.whole for one in store.divided.values() if one.whole.group], [])
         store.divided = {}
         self._plans.clear()
-        self._known.clear()
-        self._known_epoch += 1
-        self._steps = 0
+        self.known.clear()
+        self.steps = 0
         self.shards.cuts.clear()
 
 

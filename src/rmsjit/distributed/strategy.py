@@ -10,23 +10,17 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from rmsjit.checkpoints.compare import check_optimizer, check_variables
-from rmsjit.checkpoints.loss_scales import scale_state, set_scale_state
-from rmsjit.checkpoints.plateaus import plateau_states, set_plateau_states
-from rmsjit.checkpoints.rounds import check_no_round
-from rmsjit.distributed.agreement import shared_errors
-from rmsjit.distributed.comm import broadcast_object, load_mpi
+from rmsjit.checkpoints.compare import check_optimizer
+from rmsjit.distributed import checkpoints
+from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.group import group_of
-from rmsjit.distributed.intent import NO_CLAIM, Act, Claim, Intent, Place, claim
+from rmsjit.distributed.intent import Act, Place
 from rmsjit.distributed.join import Join
-from rmsjit.distributed.sending import Outbox, Sending
+from rmsjit.distributed.outbox import Outbox
 from rmsjit.distributed.session import Roster, Session
 from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
-from rmsjit.distributed.sharded_state import Joined, check_slots_can_be_divided, share_groups
 from rmsjit.distributed.stage import Stage
-from rmsjit.distributed.starting import Overwriting
 from rmsjit.optimizers.arguments import Reduction
-from rmsjit.state.slots import SlotStore
 from rmsjit.steps.pairs import is_sparse
 from rmsjit.variables import array_of, brief
 
@@ -248,15 +242,8 @@ class MPIStrategy:
             raise TypeError(f"variable must be an array or a Variable, got {brief(variable)}")
         if gradient is None or is_sparse(type(gradient)) or array_of(variable).size == 0:
             return
-        sending = self._outbox.sending or self._begin_sending(variable)
+        sending = self._outbox.sending or self._outbox.begin(variable, self._join is not None)
         sending.add(gradient, variable)
-
-    def _begin_sending(self, variable: Any) -> Sending:
-        """Send the gradients of a step, or keep them for it if their order is not known yet."""
-        session = self._outbox.session_for(variable)
-        if session is not None:
-            return session.begin_sending(self._join is not None)
-        return self._outbox.begin(Sending())
 
     # --- uneven ends ------------------------------------------------------------------------
 
@@ -328,26 +315,8 @@ class MPIStrategy:
         RMSprop or train.RMSPropOptimizer or None
             To be read and saved, not stepped.  With `shard_state`, None on ranks other than 0.
         """
-        return self._gathered(Act.GATHER, optimizer, variables)
-
-    def _gathered(self, act: Act, optimizer: Any, variables: Mapping[str, Any]) -> Any:
-        session = self._session_of(optimizer)
-        store, joined, error = optimizer._store, None, None
-        try:
-            check_variables(variables)
-            _refuse_round(optimizer)
-            if self.shard_state:
-                joined = Joined(session.shards.cuts, store, variables, self.rank)
-        except BaseException as problem:
-            error = problem
-        self._agree(act, session, optimizer, variables, error)
-        if optimizer._settings.exact:  # on all ranks
-            with shared_errors(self._group.comm, "bring rows up to date"):
-                optimizer.sync()
-        if joined is None:
-            return optimizer
-        joined.gather(self._group.comm)
-        return None if self.rank else _twin(optimizer, joined.whole)
+        session, joining = self._session_of(optimizer), self._join is not None
+        return checkpoints.gathered(session, Act.GATHER, optimizer, variables, joining)
 
     def save(
         self, path: str | os.PathLike[str], optimizer: Any, variables: Mapping[str, Any]
@@ -368,12 +337,8 @@ class MPIStrategy:
         RuntimeError
             On ranks other than 0, if rank 0 fails; its own error is that of `rmsjit.save`.
         """
-        from rmsjit.checkpoints.save import save
-
-        whole = self._gathered(Act.SAVE, optimizer, variables)
-        with shared_errors(self._group.comm, "save"):
-            if self.rank == 0:
-                save(path, whole, variables)
+        session, joining = self._session_of(optimizer), self._join is not None
+        checkpoints.save(session, path, optimizer, variables, joining)
 
     def load(
         self, path: str | os.PathLike[str], optimizer: Any, variables: Mapping[str, Any]
@@ -395,46 +360,8 @@ class MPIStrategy:
         RuntimeError
             On ranks other than 0, if rank 0 fails; its own error is that of `rmsjit.load`.
         """
-        from rmsjit.checkpoints.save import load
-
-        session, comm = self._session_of(optimizer), self._group.comm
-        store, target, error, values = optimizer._store, optimizer, None, None
-        try:
-            check_variables(variables)
-            values = Overwriting([*map(array_of, variables.values()), *_counters(optimizer)])
-            if self.shard_state:
-                target = _twin(optimizer, SlotStore(store.name, store.form, store.allocator))
-                share_groups(store, target._store)
-        except BaseException as problem:
-            error = problem
-        self._agree(Act.LOAD, session, optimizer, variables, error)
-        with shared_errors(comm, "load"):
-            if self.rank == 0:
-                check_no_round(path)
-                if self.shard_state:
-                    check_slots_can_be_divided(path)
-                load(path, target, variables)
-        session.forget(store)
-        _drop_round(optimizer)
-        if target is not optimizer and self.rank == 0:  # divided at the next step
-            store.take_over(target._store)
-        assert values is not None
-        values.run(comm)
-        optimizer.skipped_steps = broadcast_object(comm, target.skipped_steps)
-        set_plateau_states(optimizer, broadcast_object(comm, plateau_states(optimizer)))
-        set_scale_state(optimizer, broadcast_object(comm, scale_state(optimizer)))
-
-    def _agree(
-        self,
-        act: Act,
-        session: Session,
-        optimizer: Any,
-        variables: Mapping[str, Any],
-        error: BaseException | None,
-    ) -> None:
-        """Make sure that all ranks save or load the same; raise `error` on all ranks."""
-        claimed = NO_CLAIM if error is not None else _claim(session, optimizer, variables)
-        session.agree(Intent(act, claim=claimed, joining=self._join is not None), error)
+        session, joining = self._session_of(optimizer), self._join is not None
+        checkpoints.load(session, path, optimizer, variables, joining)
 
     def _session_of(self, optimizer: Any) -> Session:
         check_optimizer(optimizer)
@@ -479,47 +406,3 @@ def checked_communicator(comm: Any) -> Any:
     if comm.Is_inter():
         raise ValueError("comm must be an intracommunicator, got an intercommunicator")
     return comm
-
-
-def _claim(session: Session, optimizer: Any, variables: Mapping[str, Any]) -> Claim:
-    """What must be the same on all ranks to save or load."""
-    names = [f"variables[{name!r}]" for name in variables]
-    arrays = [array_of(variable) for variable in variables.values()]
-    lines = [
-        f"{name} of shape {array.shape}, {array.dtype}, {standing}"
-        for name, array, standing in zip(names, arrays, session.numbers_of(arrays), strict=True)
-    ]
-    counters = [str(counter.dtype) for counter in _counters(optimizer)]
-    header = f"{type(optimizer).__name__}, exact={optimizer._settings.exact}, counter={counters}"
-    return claim(header, names, lines)
-
-
-def _counters(optimizer: Any) -> list[Any]:
-    """The array that counts the steps, if the optimizer has one of its own."""
-    counter = getattr(optimizer, "iterations", None)
-    return [] if counter is None else [counter.array]
-
-
-def _refuse_round(optimizer: Any) -> None:
-    """Raise `RuntimeError` if this rank has gradients that wait for a step: a file has none."""
-    calls = getattr(optimizer, "accumulated_calls", 0)
-    if calls:
-        raise RuntimeError(
-            f"an optimizer with a strategy is saved after a step, got {calls} calls of "
-            f"gradient accumulation that wait for one: flush them first"
-        )
-
-
-def _drop_round(optimizer: Any) -> None:
-    """Begin a new round of gradient accumulation, if the optimizer accumulates."""
-    accumulator = getattr(optimizer, "_accumulator", None)
-    if accumulator is not None:
-        accumulator.clear()
-
-
-def _twin(optimizer: Any, store: SlotStore) -> Any:
-    """A copy of an optimizer with other slots, its own engine and no strategy."""
-    twin = object.__new__(type(optimizer))
-    state = {name: value for name, value in vars(optimizer).items() if name != "_engine"}
-    twin.__setstate__({**state, "_store": store, "_strategy": None})
-    return twin
