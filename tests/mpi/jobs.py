@@ -38,7 +38,7 @@ from reference import (
 from rmsjit.distributed import MPIStrategy
 from rmsjit.distributed import comm as messages
 
-SECONDS = 300  # for one job, most of it to compile, after which it must be waiting for a message that never comes
+SECONDS = 300  # for one job with its kernels; after that, it must wait for what never comes
 CLIPS = ({}, {"clipvalue": 0.5}, {"clipnorm": 1.0}, {"global_clipnorm": 2.0})
 SHAPES = ((), (1,), (0, 3), (7,), (40,), (6, 4), (2100,), (3, 5, 2))
 TABLES = ((1, 2), (5, 3), (23, 2), (9,))
