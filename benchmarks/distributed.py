@@ -79,12 +79,15 @@ def contenders(shapes, **settings):
     return lambda: opt.apply_gradients(pairs), bare, in_place
 
 
-def table_of_times(rounds, **options):
-    """Print times, measured in turns so that changes in the machine's load affect all alike."""
+def table_of_times(rounds, chosen, **options):
+    """Print times of the cases whose names contain `chosen`.
+
+    They are measured in turns, so that changes in the machine's load affect all alike.
+    """
     say(f"{'step':36} {'strategy':>9} {'bare':>9} {'in place':>9} {'/ bare':>7} {'/ in place':>10}")
-    for name, shapes in CASES.items():
+    for name in (name for name in CASES if chosen in name):
         for shard in (False, True):
-            works = contenders(shapes, shard_state=shard, **options)
+            works = contenders(CASES[name], shard_state=shard, **options)
             for work in works * 2:
                 work()
             times = np.array([[seconds(work) for work in works] for _ in range(rounds)])
@@ -179,6 +182,7 @@ def main():
     """Print the requested tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--case", default="", help="part of the names of the cases to time")
     parser.add_argument("--bucket-bytes", type=int, default=1 << 22)
     parser.add_argument("--wire-dtype", choices=["bfloat16"], help="of gradients in messages")
     parser.add_argument("--count", action="store_true", help="count bytes instead of time")
@@ -189,7 +193,7 @@ def main():
         table_of_bytes(options.wire_dtype)
     else:
         settings = {"bucket_bytes": options.bucket_bytes, "wire_dtype": options.wire_dtype}
-        table_of_times(options.rounds, **settings)
+        table_of_times(options.rounds, options.case, **settings)
         table_of_memory()
 
 
