@@ -22,6 +22,7 @@ _WIDTH, _PLOT_HEIGHT = 520, 180
 _LEFT, _RIGHT, _LINE = 68, 16, 16  # pixels: the margins, and the height of a line of text
 _TITLE_COLUMNS = 78
 _TICKS = 5  # about
+_FAR = 1e5  # pixels; what is further outside is drawn there, as some viewers fail at large numbers
 
 Floats = npt.NDArray[np.float64]
 
@@ -183,7 +184,7 @@ def _grid_line(x1: float, y1: float, x2: float, y2: float) -> str:
 
 def _polyline(line: Line, x: Axis, y: Axis) -> str:
     across = x.places(line.x) * _plot_width()
-    down = (1.0 - y.places(line.y)) * _PLOT_HEIGHT
+    down = np.clip((1.0 - y.places(line.y)) * _PLOT_HEIGHT, -_FAR, _FAR)
     if line.stairs:
         across, down = np.repeat(across, 2)[1:], np.repeat(down, 2)[:-1]
     points = " ".join(f"{a:.1f},{d:.1f}" for a, d in zip(across, down, strict=True))
