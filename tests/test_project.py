@@ -96,6 +96,7 @@ def test_a_published_readme_has_absolute_links_only(tmp_path):
     assert citation.endswith('\nrepository-code: "https://example.org/rmsjit"\n')
 
 
+@in_a_checkout
 def test_the_address_of_the_repository_is_given_by_a_release_only():
     """So that the sources are right wherever they are hosted."""
     assert "urls" not in settings()["project"]

@@ -241,6 +241,8 @@ def test_the_start_page_answers(question):
 @pytest.mark.parametrize("question", ANSWERS)
 def test_the_readme_leads_to_the_answers(question):
     """Itself, or by at most one link; it may link to the file that a page of the site includes."""
+    if not (ROOT / ".ci").exists():
+        pytest.skip("not a checkout: a release has absolute links")
     page = ANSWERS[question].partition("#")[0]
     linked = {target.partition("#")[0] for target in LINK.findall(text_of("README.md"))}
     folder = pathlib.PurePath(page).parent
