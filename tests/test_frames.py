@@ -1,5 +1,6 @@
 """How many Python functions a small step of known variables enters, and whose they are."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -70,3 +71,26 @@ def test_every_function_is_counted():
         return [inner() for _ in range(2)]
 
     assert [code.co_name for code in frames_of(outer)].count("inner") == 2
+
+
+class Plain:
+    def __init__(self):
+        self.value = 1.0
+
+
+def has_dictionary(thing):
+    """Whether Python has made a dictionary of an object's attributes, which slows down each."""
+    held = gc.get_referents(thing)
+    return any(one is vars(thing) for one in held)
+
+
+@pytest.mark.skipif(has_dictionary(Plain()), reason="objects of this Python always have one")
+def test_attributes_that_steps_read_stay_compact():
+    optimizer, variable = rmsjit.RMSprop(clipvalue=0.5), np.ones(8, np.float32)
+    pairs = [(np.ones(8, np.float32), variable)]
+    for _ in range(3):
+        optimizer.apply_gradients(pairs)
+    engine = optimizer._engine
+    read = [optimizer, optimizer._clipping, optimizer._hyperparameters, engine]
+    read += [engine._plans.last.plan, *engine._plans.last.plan.free]
+    assert [type(thing).__name__ for thing in read if has_dictionary(thing)] == []

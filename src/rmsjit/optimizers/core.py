@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from numpy.typing import NDArray
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 from rmsjit.optimizers.elsewhere import ForeignNames
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.runtime.once import computed_once
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.settings import StepSettings
 
@@ -28,7 +28,7 @@ class Core(ForeignNames):
     _counter: NDArray[Any] | None = None  # of the steps, if it counts them
     _counts_steps = False  # as schedules need
 
-    @functools.cached_property
+    @computed_once
     def _engine(self) -> Engine:
         """Takes the steps; made at the first one, so that only this imports Numba."""
         from rmsjit.steps.engine import Engine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import as_number
 from rmsjit.rule.loss_scale import LossScale
+from rmsjit.runtime.once import computed_once
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,21 @@ class Clipping:
         scale = self.loss_scale
         return self.gradient_scale if scale is None else self.gradient_scale / scale.value
 
-    @cached_property
+    @computed_once
     def by_norm(self) -> bool:
         return self.clipnorm is not None or self.global_clipnorm is not None
 
-    @cached_property
+    @computed_once
     def limit(self) -> float:
         """The bound on each element, infinite without `clipvalue`."""
         return math.inf if self.clipvalue is None else self.clipvalue
 
-    @cached_property
+    @computed_once
     def is_scaled(self) -> bool:
         """Whether `factor` is not always 1."""
         return self.gradient_scale != 1.0 or self.loss_scale is not None
 
-    @cached_property
+    @computed_once
     def is_none(self) -> bool:
         """Whether gradients are used as they are."""
         return not (self.by_norm or self.is_scaled) and self.clipvalue is None

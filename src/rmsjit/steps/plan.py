@@ -7,7 +7,6 @@ of the same shapes and dtypes: its bindings move from place to place.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from rmsjit.arrays.layout import address_of, layout_of
 from rmsjit.kernels import headers
 from rmsjit.rule.form import Form
 from rmsjit.runtime import trials
+from rmsjit.runtime.once import computed_once
 from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.state.grouping import Assignment
 from rmsjit.state.slots import Member, SlotStore
@@ -202,7 +202,7 @@ class Plan:
         binding.follow(variables, found)
         return self.bind(pairs, binding=binding)
 
-    @functools.cached_property
+    @computed_once
     def _locator(self) -> Locator:
         return Locator(self.place, self.slot_names, self._valid_epoch)
 
@@ -244,13 +244,13 @@ class Plan:
         before = starts.searchsorted(gradients + self._sizes)
         return bool((limits[before] > gradients).any())
 
-    @functools.cached_property
+    @computed_once
     def _written_before(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The starts of written spans; and where those end that start before each, in order."""
         starts, ends = self.place.written
         return starts, np.concatenate([[np.iinfo(np.int64).min], ends])
 
-    @functools.cached_property
+    @computed_once
     def _sizes(self) -> NDArray[np.int64]:
         """The size of each variable in bytes."""
         return np.array([owner.nbytes for owner in self.place.owners], np.int64)
