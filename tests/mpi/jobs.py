@@ -395,14 +395,16 @@ def raising(*kinds):
 
 def compare_messages():
     """Have all ranks compare every message before they send it."""
-    check, duplicates = messages.check_message, {}
+    check = messages.check_message
+    # An attribute of the communicator, because handles of freed ones are used again, and not by all
+    # ranks for the same communicator.
+    duplicate = MPI.Comm.Create_keyval(delete_fn=lambda comm, key, other: other.Free())
 
     def compared(comm, act, array, dtype, count):
         check(comm, act, array, dtype, count)
-        if MPI._handleof(comm) not in duplicates:
-            duplicates[MPI._handleof(comm)] = comm.Dup()
-        other = duplicates[MPI._handleof(comm)]
-        said = set(other.allgather((act, str(dtype), int(count))))
+        if comm.Get_attr(duplicate) is None:
+            comm.Set_attr(duplicate, comm.Dup())
+        said = set(comm.Get_attr(duplicate).allgather((act, str(dtype), int(count))))
         assert len(said) == 1, f"ranks send different messages: {said}"
 
     messages.check_message = compared
