@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 PROCESSORS = ("cascadelake", "icelake-server", "sapphirerapids", "znver3", "znver4")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMS = ("plain", "momentum", "centered", "both")
+MASTER, REDUCED = "master weights", "rms in bfloat16"
 TABLE = Path(__file__).with_name("STATIC.md")
 TOLERANCE = 1.05
 _ITERATIONS = 200
@@ -44,8 +45,10 @@ class Kernel(NamedTuple):
 
     def bytes_per_element(self) -> int:
         """What a step reads and writes: the gradient once, variable and slots twice."""
-        slots = {"plain": 1, "momentum": 2, "centered": 2, "both": 3}[self.form]
-        return (3 + 2 * slots) * int(_dtype(self.dtype).itemsize)
+        import numpy as np
+
+        slots = sum(np.dtype(name).itemsize for name in _compiled_form(self)[1].slots)
+        return 3 * int(_dtype(self.dtype).itemsize) + 2 * slots
 
 
 class Loop(NamedTuple):
@@ -58,6 +61,8 @@ class Loop(NamedTuple):
 KERNELS = (
     *(Kernel(form, "float32", clipped) for form in FORMS for clipped in (False, True)),
     *(Kernel("plain", dtype, False) for dtype in DTYPES[1:]),
+    *(Kernel(MASTER, dtype, False) for dtype in ("bfloat16", "float16")),
+    Kernel(REDUCED, "float32", False),
 )
 
 
@@ -75,21 +80,31 @@ def assembly(kernel: Kernel) -> str:
     """The machine code for the processor that NUMBA_CPU_NAME names; it is not run."""
     from numba import int64, njit
 
-    from rmsjit.arrays.dtypes import kinds_of, precision_of
     from rmsjit.kernels import dense, driver
-    from rmsjit.rule import presets
     from rmsjit.runtime.flags import FLAGS
 
-    form = presets.keras_legacy(
-        centered=kernel.form in ("centered", "both"), momentum=kernel.form in ("momentum", "both")
-    ).arithmetic
-    precision = precision_of(_dtype(kernel.dtype))
-    assert precision is not None
-    kinds = kinds_of(precision, tuple(slot.dtype for slot in form.slots))
+    form, kinds = _compiled_form(kernel)
     work = dense.update_pieces(form, kinds, kernel.clipped)
     dispatcher = njit(**FLAGS)(driver.over_bins(work, driver.nothing, driver.nothing))
     dispatcher.compile((int64,))
     return dispatcher.inspect_asm((int64,))
+
+
+def _compiled_form(kernel: Kernel) -> tuple[Any, Any]:
+    """The form of a kernel, and the dtypes that it is compiled for."""
+    from rmsjit.arrays.dtypes import kinds_of, precision_of
+    from rmsjit.rule import presets
+
+    form = presets.keras_legacy(
+        centered=kernel.form in ("centered", "both"), momentum=kernel.form in ("momentum", "both")
+    )
+    if kernel.form == MASTER:
+        form = form.with_master()
+    if kernel.form == REDUCED:
+        form = form.with_state({"rms": "bfloat16"})
+    form, precision = form.arithmetic, precision_of(_dtype(kernel.dtype))
+    assert precision is not None
+    return form, kinds_of(precision, tuple(slot.dtype for slot in form.slots))
 
 
 def widest_loop(text: str) -> Loop:
