@@ -608,3 +608,29 @@ def test_the_check_of_docstrings_notices_mistakes():
 def test_docstrings_say_which_arguments_are_ignored():
     for face, method in [("train", "compute_gradients"), ("keras", "apply_gradients")]:
         assert "no graph" in " ".join(inspect.getdoc(getattr(CLASSES[face], method)).split())
+
+
+class Counting:
+    """A strategy that counts its optimizers, as that of MPI numbers them."""
+
+    def __init__(self):
+        self.optimizers = 0
+
+    def enrol(self):
+        self.optimizers += 1
+        return self.optimizers
+
+    def reduced(self, engine, request):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": 5}, {"slot_allocator": 5}, {"num_threads": 0}, {"sparse": "all"}], ids=str
+)
+def test_an_optimizer_that_fails_to_be_made_is_not_counted(wrong):
+    strategy = Counting()
+    with pytest.raises((TypeError, ValueError)):
+        rmsjit.RMSprop(strategy=strategy, **wrong)
+    assert strategy.optimizers == 0
+    rmsjit.RMSprop(strategy=strategy)
+    assert strategy.optimizers == 1

@@ -219,7 +219,6 @@ def checked_settings(
         num_threads=checked_threads(num_threads),
         seed=checked_seed(seed),
         strategy=checked_strategy(strategy),
-        place=enrolled(strategy),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rmsjit.autodiff import hooks
-from rmsjit.optimizers.arguments import checked_function, checked_name
+from rmsjit.optimizers.arguments import checked_function, checked_name, enrolled
 from rmsjit.optimizers.gradient_scale import GradientScale
 from rmsjit.optimizers.groups import Groups
 from rmsjit.optimizers.known_variables import KnownVariables
@@ -90,11 +91,12 @@ class Optimizer(Structures, Groups, Precision, GradientScale, Reports, KnownVari
     ) -> None:
         self._name = checked_name(name)
         self._hyperparameters = hyperparameters
-        self._settings = settings
         allocator = checked_function("slot_allocator", slot_allocator)
         self._store = SlotStore(self._name, form, allocator)
         if settings.exact and form.without_closed_form:
             raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
+        # Last of all: optimizers that fail to be made must not be counted.
+        self._settings = replace(settings, place=enrolled(settings.strategy))
         self._watch_gathers()
 
     def _watch_gathers(self) -> None:
