@@ -30,6 +30,8 @@ TOLERANCE = 1.05
 _ITERATIONS = 200
 _ROOT = re.compile(r"^\s*v?sqrt(ps|pd)\s.*%([xyz]mm)\d+\s*$", re.MULTILINE)
 _BYTES = {"xmm": 16, "ymm": 32, "zmm": 64}
+_PACKS = re.compile(r"^\s*vp(ackusdw|movdw)\s", re.MULTILINE)  # 32-bit lanes into 16-bit ones
+_COUNTS = re.compile(r"^\s*addq\s+\$(\d+), %r\w+\s*$", re.MULTILINE)
 
 
 class Kernel(NamedTuple):
@@ -107,20 +109,29 @@ def _compiled_form(kernel: Kernel) -> tuple[Any, Any]:
     return form, kinds_of(precision, tuple(slot.dtype for slot in form.slots))
 
 
-def widest_loop(text: str) -> Loop:
-    """The loop that takes most roots at a time: the one that does nearly all elements."""
-    loops = [Loop(body, _elements(body)) for body in _loops(text)]
-    if not loops:
+def hot_loops(text: str) -> list[Loop]:
+    """The loop that computes nearly all elements, and the one that rounds master weights, if any.
+
+    The first takes most roots at a time.  The second has none, and packs words to half words.
+    """
+    bodies = list(_innermost(text))
+    computing = [Loop(body, _elements(body)) for body in bodies if _ROOT.search(body)]
+    if not computing:
         raise ValueError("the kernel has no loop with packed roots")
-    return max(loops, key=lambda loop: loop.elements)
+    rounding = [
+        Loop(body, int(_COUNTS.findall(body)[0]))
+        for body in bodies
+        if _PACKS.search(body) and not _ROOT.search(body)
+    ]
+    return [max(loops, key=lambda loop: loop.elements) for loops in (computing, rounding) if loops]
 
 
-def _loops(text: str) -> Iterator[str]:
-    """The bodies of loops without inner ones that have a packed root."""
+def _innermost(text: str) -> Iterator[str]:
+    """The bodies of loops without inner ones."""
     parts = re.split(r"^([.\w$]+):", text, flags=re.MULTILINE)
     for label, block in zip(parts[1::2], parts[2::2], strict=True):
         back = re.search(rf"^\s*j\w+\s+{re.escape(label)}\s*$", block, flags=re.MULTILINE)
-        if back and _ROOT.search(block):
+        if back:
             code = block[: back.start()].splitlines()
             yield "\n".join(line for line in code if not line.lstrip().startswith(("#", ".")))
 
@@ -207,9 +218,10 @@ def page(table: dict[str, dict[str, float]], processors: tuple[str, ...]) -> str
 _PAGE = """# Cycles per element
 
 Written by `python -m benchmarks.static`, which compiles the dense kernels for each processor and
-asks llvm-mca for the cycles of the innermost loop. The model has all data in the first-level cache:
-beyond the caches the bytes decide, which a step reads and writes for each element. A model is no
-processor: the columns show what a change of the code does, and which kernels the arithmetic limits.
+asks llvm-mca for the cycles of the innermost loop, and of the loop that rounds master weights where
+that is one of its own. The model has all data in the first-level cache: beyond the caches the bytes
+decide, which a step reads and writes for each element. A model is no processor: the columns show
+what a change of the code does, and which kernels the arithmetic limits.
 
 {versions}
 
@@ -251,7 +263,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.compile:
         for kernel in KERNELS:
-            print(cycles_per_element(widest_loop(assembly(kernel)), options.compile), flush=True)
+            loops = hot_loops(assembly(kernel))
+            print(sum(cycles_per_element(loop, options.compile) for loop in loops), flush=True)
         return 0
     known = tuple(filter(knows, PROCESSORS))
     if not options.check:

@@ -287,6 +287,47 @@ def test_no_payload_of_a_nan_becomes_a_number(dtype, rounding):
     assert not w.astype("f4").any()
 
 
+BORDERS = np.array(
+    [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F818001, 0x3F7F8000, 0x7F7F7FFF, 0x7F7F8000, 0x00008000]
+    + [0x7F800000, 0x00800000, 0x00000001, 0x3F800000, 0x00018000, 0],
+    np.uint32,
+)
+
+
+def half_numbers_about(master, dtype):
+    """The nearest numbers, those beside them, those of the other sign, infinities and zero."""
+    with np.errstate(over="ignore"):
+        near = master.astype(dtype)
+    bits = near.view(np.uint16)
+    near_bits = [bits, bits + np.uint16(1), bits - np.uint16(1), bits ^ np.uint16(0x8000)]
+    infinity = np.array(np.inf, dtype)
+    others = [
+        np.full_like(near, value) for value in (infinity, -infinity, dtype.type(1), dtype.type(0))
+    ]
+    return [part.view(dtype) for part in near_bits] + others
+
+
+@every_half
+@pytest.mark.parametrize("sign", [0, 0x80000000], ids=["above zero", "below zero"])
+def test_what_is_written_counts_unless_it_is_the_nearest_number(dtype, sign):
+    """Next to the master weight, half a unit away, on the other side of zero, infinite, NaN."""
+    some = np.random.default_rng(0).integers(0, 0x7F800000, 300, np.uint32)
+    master = np.concatenate([BORDERS, some, NANS.view(np.uint32) & 0x7FFFFFFF]) | np.uint32(sign)
+    master = master.view("f4")
+    written = np.concatenate(half_numbers_about(master, dtype))
+    master = np.resize(master, written.size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        value, nearest = written.astype("f4"), master.astype(dtype).astype("f4")
+    opt = rmsjit.RMSprop(0.0, master_weights=True)
+    opt.build([written])
+    opt.get_slot(written, "master").array[...] = master
+    train(opt, written, [np.zeros_like(written)])
+    expected = np.where(nearest == value, master, value)
+    # A zero of the other sign may count as the same number, or as written.
+    is_clear = (value != 0) | (np.signbit(value) == np.signbit(master))
+    np.testing.assert_array_equal(master_of(opt, written)[is_clear], expected[is_clear])
+
+
 def test_a_nan_of_any_payload_stays_in_a_slot_of_a_half_type():
     w = np.ones(4, "f4")
     opt = rmsjit.RMSprop(0.1, form=Form((rmsjit.Slot("rms", dtype="bfloat16"),)))

@@ -2,13 +2,17 @@
 
 The work is divided into pieces ``(row, first element, number of elements, group)``, and the pieces
 into bins of about equal size, one for each thread.
+
+Master weights of bfloat16 are updated in runs, and rounded in a second loop over each run, which is
+still in the first-level cache then.  In one loop the rounding would follow the root and the
+division, and a processor sees too few elements ahead to compute others meanwhile.
 """
 
 from numba import njit
 
 from rmsjit.kernels.rounding import noise_of
-from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers
-from rmsjit.kernels.scalars import clip, load, scale
+from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers, rounding_rule
+from rmsjit.kernels.scalars import BFLOAT16_BITS, clip, load, scale
 from rmsjit.kernels.views import (
     WORD_BYTES,
     number_type,
@@ -17,12 +21,15 @@ from rmsjit.kernels.views import (
     size_of,
     words,
 )
+from rmsjit.rule.form import STOCHASTIC
 from rmsjit.runtime.flags import INLINED
 
 # Words of the call: a count, then addresses.
 BINS, CUTS, PIECES, ADDRESSES, COLUMNS, GRADIENTS, NUMBERS, SCALES, NOISE = range(9)
 WORDS = 9
 PIECE_WORDS = 4
+
+RUN = 1024  # elements; their master weights take 4 KiB
 
 
 def update_pieces(form, kinds, clipped):
@@ -52,30 +59,42 @@ def update_pieces(form, kinds, clipped):
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     NBYTES, NUMBER_BYTES = size_of(STORAGE), size_of(COMPUTING)
     slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
-    update_element, (key_of, moved, noise) = element_rule(form), noise_of(form)
+    IN_RUNS = form.has_master and form.rounding != STOCHASTIC and STORAGE == BFLOAT16_BITS
+    update_element, (key_of, moved, noise) = element_rule(form, not IN_RUNS), noise_of(form)
+    round_element = rounding_rule(form)
+
+    @njit(**INLINED)
+    def update_run(call, row, start, count, h):
+        addresses = words(call[ADDRESSES] + row * call[COLUMNS] * WORD_BYTES)
+        variable = pointer(addresses[0] + start * NBYTES, STORAGE)
+        slots = slots_at(addresses, 1, start)
+        gradient = pointer(words(call[GRADIENTS])[row] + start * NBYTES, STORAGE)
+        key = moved(key_of(call[NOISE], row), start)
+        if clipped:
+            factor = pointer(call[SCALES], COMPUTING)[row]
+            for i in range(count):
+                g = scale(clip(load(gradient, i), h.clipvalue), factor)
+                update_element(i, g, variable, slots, h, noise(key, i))
+        else:
+            for i in range(count):
+                g = load(gradient, i)
+                update_element(i, g, variable, slots, h, noise(key, i))
+        if IN_RUNS:
+            for i in range(count):
+                round_element(i, variable, slots)
 
     @njit(**INLINED)
     def update_bin(call_address, b):
         call = words(call_address)
-        cuts, gradients = words(call[CUTS]), words(call[GRADIENTS])
-        scales = pointer(call[SCALES], COMPUTING)
+        cuts = words(call[CUTS])
         for p in range(cuts[b], cuts[b + 1]):
             piece = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
             row, start, count, group = piece[0], piece[1], piece[2], piece[3]
             h = read_numbers(pointer(call[NUMBERS] + group * FIELDS * NUMBER_BYTES, COMPUTING))
-            addresses = words(call[ADDRESSES] + row * call[COLUMNS] * WORD_BYTES)
-            variable = pointer(addresses[0] + start * NBYTES, STORAGE)
-            slots = slots_at(addresses, 1, start)
-            gradient = pointer(gradients[row] + start * NBYTES, STORAGE)
-            key = moved(key_of(call[NOISE], row), start)
-            if clipped:
-                factor = scales[row]
-                for i in range(count):
-                    g = scale(clip(load(gradient, i), h.clipvalue), factor)
-                    update_element(i, g, variable, slots, h, noise(key, i))
+            if IN_RUNS:
+                for first in range(start, start + count, RUN):
+                    update_run(call, row, first, min(RUN, start + count - first), h)
             else:
-                for i in range(count):
-                    g = load(gradient, i)
-                    update_element(i, g, variable, slots, h, noise(key, i))
+                update_run(call, row, start, count, h)
 
     return update_bin

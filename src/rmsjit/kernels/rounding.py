@@ -35,6 +35,7 @@ _HALF_SMALLEST = 113  # the exponent field of the smallest normal float16 in a f
 _SIGNIFICAND = 24  # bits of a float32 with the leading one
 _MOST_DROPPED = 31  # so that a sum with random bits fits into a word
 _ALL_BITS = 0xFFFFFFFF
+_HALF_UNIT = 0x8000  # of a bfloat16, in bits of a float32
 _LARGE_BFLOAT16 = (2 - 2.0**-7) * 2.0**127  # the largest finite one
 
 
@@ -258,14 +259,46 @@ def store_stochastically(array, i, value, noise):
     array[i] = _stochastic(array, types.float32(value), noise)
 
 
-@njit(**INLINED)
-def is_nearest(array, i, value):
-    """Whether element `i` of an array of a half type is `value`, rounded to nearest."""
-    return load(array, i) == nearest(array, value)
+@by_type
+def master_or_written(array, i, master):
+    """A master weight, or element `i` of an array of a half type if that is not rounded from it."""
+    if array.dtype == BFLOAT16_BITS:
+        return lambda array, i, master: _master_or_bfloat16(array[i], master)
+
+    def master_or_float16(array, i, master):
+        written = load(array, i)
+        return master if written == nearest(array, master) else written
+
+    return master_or_float16
+
+
+@intrinsic
+def _master_or_bfloat16(typing_context, upper, master):
+    """The same by how far apart the bits are, which takes fewer instructions than to round again.
+
+    At most half a unit, less than that if the bfloat16 is odd.  Bits of opposite sign are far
+    apart.  So that the bits of a NaN are far from zero's as well, it counts as infinity.
+    """
+
+    def codegen(context, builder, signature, args):
+        upper, infinity = builder.zext(args[0], _WORD), ir.FloatType()(float("inf"))
+        written = builder.shl(upper, _WORD(16))
+        is_less = builder.fcmp_ordered("<", args[1], infinity)
+        master = builder.bitcast(builder.select(is_less, args[1], infinity), _WORD)
+        apart = builder.sub(master, written)
+        is_below = builder.icmp_signed("<", apart, _WORD(0))
+        distance = builder.select(is_below, builder.neg(apart), apart)
+        most = builder.sub(_WORD(_HALF_UNIT), builder.and_(upper, _WORD(1)))
+        # Signed: the largest distance is -2**31, and the difference wraps round to below zero.
+        is_far = builder.icmp_signed("<", builder.sub(most, distance), _WORD(0))
+        return builder.bitcast(builder.select(is_far, written, master), ir.FloatType())
+
+    return types.float32(types.int16, types.float32), codegen
 
 
 @njit(**INLINED)
-def is_neighbour(array, i, value):
-    """Whether element `i` of an array of a half type is `value`, rounded up or down."""
-    own = load(array, i)
-    return (own == _cut(array, value, 0)) | (own == _cut(array, value, _ALL_BITS))
+def master_or_written_near(array, i, master):
+    """The same where a master weight was rounded up or down by chance."""
+    written = load(array, i)
+    down, up = _cut(array, master, 0), _cut(array, master, _ALL_BITS)
+    return master if (written == down) | (written == up) else written

@@ -23,7 +23,12 @@ import functools
 
 from numba import njit
 
-from rmsjit.kernels.rounding import bits_for, is_nearest, is_neighbour, store_stochastically
+from rmsjit.kernels.rounding import (
+    bits_for,
+    master_or_written,
+    master_or_written_near,
+    store_stochastically,
+)
 from rmsjit.kernels.scalars import (
     add_weighted_modulus,
     at_most,
@@ -50,11 +55,12 @@ read_numbers = fields_of(RuleNumbers)  # into scalars, which loops keep in regis
 
 
 @functools.cache
-def element_rule(form: Form):
+def element_rule(form: Form, rounds: bool = True):
     """The function that applies a form to element `i` of a variable and its slots.
 
     `noise` are 32 random bits for the element, which only stochastic rounding uses.  A step uses
-    the values of slots before they are rounded.
+    the values of slots before they are rounded.  Unless it `rounds`, a master weight is not written
+    to the variable: that is left to `rounding_rule`.
     """
     RMS = form.index("rms")
     CENTERED = form.centered
@@ -75,7 +81,7 @@ def element_rule(form: Form):
     denominator, quotient = _denominator(form.epsilon), _quotient(form.quotient)
     variance_of = _variance(MODULUS, FUSED)
     clamped = real_nonnegative if MODULUS else nonnegative
-    read_value, write_value = _access(form)
+    read_value, write_value = _access(form, rounds)
     store_rms, store_mg, store_momentum, store_average = (
         _slot_store(bits_for(form).get(name)) for name in ("rms", "mg", "momentum", "average")
     )
@@ -132,11 +138,23 @@ def element_rule(form: Form):
     return update_element
 
 
-def _access(form: Form):
+@functools.cache
+def rounding_rule(form: Form):
+    """The function that writes element `i` of the master weights to the variable, to nearest."""
+    MASTER = form.index("master") if form.has_master else 0
+
+    @njit(**INLINED)
+    def round_element(i, variable, slots):
+        store(variable, i, load(slots[MASTER], i))
+
+    return round_element
+
+
+def _access(form: Form, rounds: bool):
     """The functions that read and write the value of a variable."""
     master = form.index("master") if form.has_master else None
     reader = _reader(master, form.rounding == STOCHASTIC)
-    return reader, _writer(master, bits_for(form).get(""))
+    return reader, _writer(master, rounds, bits_for(form).get(""))
 
 
 @functools.cache
@@ -153,28 +171,30 @@ def _reader(master: int | None, stochastic: bool):
             return load(variable, i)
 
         return read_variable
-    is_rounded = is_neighbour if stochastic else is_nearest
+    chosen = master_or_written_near if stochastic else master_or_written
 
     @njit(**INLINED)
     def read_master(i, variable, slots):
-        weight = load(slots[master], i)
-        return weight if is_rounded(variable, i, weight) else load(variable, i)
+        return chosen(variable, i, load(slots[master], i))
 
     return read_master
 
 
 @functools.cache
-def _writer(master: int | None, bits_of):
-    """The function that writes the new value, rounded to the dtype of the variable.
+def _writer(master: int | None, rounds: bool, bits_of):
+    """The function that writes the new value, and `rounds` it to the dtype of the variable.
 
     `bits_of` gives the random bits of stochastic rounding, None rounds to nearest.
     """
-    HAS_MASTER, MASTER, STOCHASTICALLY = master is not None, master or 0, bits_of is not None
+    HAS_MASTER, MASTER, ROUNDS = master is not None, master or 0, rounds
+    STOCHASTICALLY = bits_of is not None
 
     @njit(**INLINED)
     def write_value(i, variable, slots, value, noise):
         if HAS_MASTER:
             store(slots[MASTER], i, value)
+        if not ROUNDS:
+            return
         if STOCHASTICALLY:
             store_stochastically(variable, i, value, bits_of(noise))
         else:
@@ -311,7 +331,7 @@ def lapse_rule(form: Form):
     HAS_MOMENTUM = form.has_momentum
     MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
     SHRINKS = form.weight_decay is not None
-    read_value, write_value = _access(form)
+    read_value, write_value = _access(form, rounds=True)
     change_slots = _slot_lapses(tuple(slot.zero_gradient for slot in form.slots))
 
     @njit(**INLINED)
