@@ -13,11 +13,13 @@ from benchmarks.comparison import machine, plot, report
 from benchmarks.comparison.cases import CASES, STARTUP, Case
 from benchmarks.comparison.process import PeerError, PeerProcess, chosen, environment
 from benchmarks.comparison.registry import PEERS
-from benchmarks.comparison.results import Figures, Results
+from benchmarks.comparison.results import Results, Run, Samples, Where
 
 PAUSE = 0.005  # seconds for a peer's spinning threads to go to sleep
+RESULTS = "results"  # the folder of figures, a file for each processor
 SLOW = 0.25  # seconds; slower steps are measured only in every third round
 STARTUPS = {
+    "import numpy": "import numpy",
     "import numba": "import numba",
     "import rmsjit": "import rmsjit",
     "first step": (
@@ -28,23 +30,35 @@ STARTUPS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, and write RESULTS.md, GOALS.md and results.png."""
+    """Measure, keep the figures of this machine, and write the pages of all machines."""
     arguments = parser().parse_args(argv)
-    if arguments.load:
-        results = Results.pooled([Results.load(path) for path in arguments.load])
-    else:
-        results = measure(arguments)
-    if arguments.save:
-        results.save(arguments.save)
-    if not results.figures:
-        print("nothing was measured", file=sys.stderr)
-        return 1
     folder: Path = arguments.output
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "RESULTS.md").write_text(report.markdown(results), encoding="utf-8")
-    (folder / "GOALS.md").write_text(report.goals(results), encoding="utf-8")
-    plot.draw(results, folder / "results.png")
+    if arguments.load:
+        run = Run.pooled([Run.load(path) for path in arguments.load])
+    elif arguments.pages:
+        run = None
+    else:
+        run = measure(arguments)
+    if run is not None:
+        if not run.samples:
+            print("nothing was measured", file=sys.stderr)
+            return 1
+        if arguments.save:
+            run.save(arguments.save)
+        run.results().save(folder / RESULTS)
+    write_pages(folder)
     return 0
+
+
+def write_pages(folder: Path) -> None:
+    """RESULTS.md, GOALS.md, results.png and a page for each machine, from the committed figures."""
+    machines = Results.all_in(folder / RESULTS)
+    for results in machines:
+        page = folder / RESULTS / f"{results.where.file_name}.md"
+        page.write_text(report.of_machine(results), encoding="utf-8")
+    (folder / "RESULTS.md").write_text(report.side_by_side(machines), encoding="utf-8")
+    (folder / "GOALS.md").write_text(report.goals(machines), encoding="utf-8")
+    plot.draw(machines, folder / "results.png")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="measure nothing; report the runs that --save wrote to these files, combined",
     )
+    add("--pages", action="store_true", help="measure nothing; write the pages again")
     add("--list", action=_ListCases, nargs=0, help="list the cases and exit")
     add(
         "--python",
@@ -99,25 +114,25 @@ def _assignment(text: str) -> tuple[str, str]:
 # --- measuring ------------------------------------------------------------------------------
 
 
-def measure(arguments: argparse.Namespace) -> Results:
+def measure(arguments: argparse.Namespace) -> Run:
     """Run every chosen case on every chosen peer."""
     settings = {"rounds": arguments.rounds, "runs": 1, "threads": arguments.threads}
-    results = Results(arguments.date, machine.description(arguments.threads), settings)
+    run = Run(Where(arguments.date, machine.description(arguments.threads), settings))
     cases = [case for case in CASES if chosen(case.name, arguments.cases)]
-    peers = start_peers(arguments, results)
+    peers = start_peers(arguments, run.where)
     try:
         for block, members in groupby(cases, key=lambda case: case.block):
             _say(f"{block}:", end="")
-            measure_block(list(members), peers, arguments.rounds, results)
+            measure_block(list(members), peers, arguments.rounds, run)
     finally:
         for peer in peers:
             peer.stop()
     if chosen(STARTUP, arguments.cases) and chosen("rmsjit", arguments.peers):
-        results.figures[STARTUP] = measure_startup(arguments.rounds, arguments.threads)
-    return results
+        run.samples[STARTUP] = measure_startup(arguments.rounds, arguments.threads)
+    return run
 
 
-def start_peers(arguments: argparse.Namespace, results: Results) -> list[PeerProcess]:
+def start_peers(arguments: argparse.Namespace, where: Where) -> list[PeerProcess]:
     """Start the chosen peers; return those that are installed and compute correctly."""
     running = []
     for name in [peer for peer in PEERS if chosen(peer, arguments.peers)]:
@@ -130,35 +145,35 @@ def start_peers(arguments: argparse.Namespace, results: Results) -> list[PeerPro
                 raise PeerError(f"wrong results in {', '.join(wrong)}")
         except PeerError as error:
             _say(f"{name}: {error}")
-            results.absent[name] = str(error)
+            where.absent[name] = str(error)
             peer.stop()
             continue
         _say(f"{name}: " + ", ".join(f"{package} {v}" for package, v in versions.items()))
-        results.versions |= versions
+        where.versions |= versions
         running.append(peer)
     return running
 
 
 def measure_block(
-    cases: Iterable[Case], peers: Iterable[PeerProcess], rounds: int, results: Results
+    cases: Iterable[Case], peers: Iterable[PeerProcess], rounds: int, run: Run
 ) -> None:
     """Measure cases in the same rounds, with one sample per round of each method and case."""
     start = time.perf_counter()
-    turns: list[tuple[PeerProcess, str, str, Figures]] = []
+    turns: list[tuple[PeerProcess, str, str, Samples]] = []
     for peer in peers:
         for case in cases:
             for method, nbytes in _prepared(peer, case).items():
-                figures = Figures([], nbytes)
-                turns.append((peer, case.name, method, figures))
-                results.figures.setdefault(case.name, {})[method] = figures
+                samples = Samples([], nbytes)
+                turns.append((peer, case.name, method, samples))
+                run.samples.setdefault(case.name, {})[method] = samples
     slow: set[int] = set()
     for turn in range(rounds):
-        for number, (peer, case_name, method, figures) in enumerate(turns):
+        for number, (peer, case_name, method, samples) in enumerate(turns):
             if number in slow and turn % 3:
                 continue
             time.sleep(PAUSE)
-            figures.seconds.append(peer.ask("sample", case_name, method))
-            if figures.seconds[-1] > SLOW:
+            samples.seconds.append(peer.ask("sample", case_name, method))
+            if samples.seconds[-1] > SLOW:
                 slow.add(number)
     for peer in {turn[0] for turn in turns}:
         peer.ask("release")
@@ -179,17 +194,17 @@ def _prepared(peer: PeerProcess, case: Case) -> dict[str, float]:
     return methods
 
 
-def measure_startup(rounds: int, threads: int) -> dict[str, Figures]:
+def measure_startup(rounds: int, threads: int) -> dict[str, Samples]:
     """Measure whole processes with a warm kernel cache."""
     _say("startup:", end="")
     start = time.perf_counter()
-    figures = {name: Figures([]) for name in STARTUPS}
+    samples = {name: Samples([]) for name in STARTUPS}
     _run(STARTUPS["first step"], threads)
     for _ in range(rounds):
         for name, code in STARTUPS.items():
-            figures[name].seconds.append(_run(code, threads))
+            samples[name].seconds.append(_run(code, threads))
     _say(f" {time.perf_counter() - start:.0f} s")
-    return figures
+    return samples
 
 
 def _run(code: str, threads: int) -> float:

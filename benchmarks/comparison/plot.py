@@ -1,10 +1,11 @@
 """results.png: GB/s over size, with a named line for some libraries and a band for the floor."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.comparison.cases import CASES, FLOOR, RMSJIT
 from benchmarks.comparison.registry import LABELS
-from benchmarks.comparison.results import Results
+from benchmarks.comparison.results import Results, Where
 
 # What people would use instead, at most six, so that the lines can be told apart; RESULTS.md has
 # all.
@@ -12,21 +13,36 @@ _SHOWN = (RMSJIT, "torch-compile", "optax", "keras", "tf-keras", "numpy-inplace"
 _GAP = 0.036  # of the height, between two names
 
 
-def draw(results: Results, path: Path) -> bool:
-    """Draw the plain dense cases; return False if there are too few."""
-    curve = [
-        (case.size, results.figures[case.name])
-        for case in sorted(CASES, key=lambda case: case.size)
-        if case.name in results.figures and _on_the_curve(case)
-    ]
-    if len(curve) < 2:
+def draw(machines: Sequence[Results], path: Path) -> bool:
+    """Draw the plain dense cases, a panel for each machine; False if there are too few."""
+    curves = [(results.where, _curve(results)) for results in machines]
+    curves = [(where, curve) for where, curve in curves if len(curve) > 1]
+    if not curves:
         return False
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    size, count = (9, 5 * len(curves)), len(curves)
+    figure, panels = plt.subplots(count, figsize=size, sharex=True, layout="constrained")
+    for axes, (where, curve) in zip([panels] if count == 1 else panels, curves, strict=True):
+        _draw_panel(axes, where, curve)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    return True
+
+
+def _curve(results: Results):
+    """The elements and the figures of each case."""
+    return [
+        (case.size, results.figures[case.name])
+        for case in sorted(CASES, key=lambda case: case.size)
+        if case.name in results.figures and _on_the_curve(case)
+    ]
+
+
+def _draw_panel(axes, where: Where, curve) -> None:
     _draw_floor(axes, curve)
     lines = {name: _line(axes, curve, name) for name in _SHOWN if _has(curve, name)}
     axes.set(
@@ -35,15 +51,11 @@ def draw(results: Results, path: Path) -> bool:
         xlabel="elements of one float32 variable",
         ylabel="GB/s that a fused step would move",
     )
-    threads, processor = results.settings["threads"], results.machine.get("CPU", "")
-    title = f"Speed of one plain RMSprop step on {threads} threads"
-    axes.set_title(f"{title} of an {processor}" if processor else title, loc="left", fontsize=11)
+    title = f"Speed of one plain RMSprop step on {where.settings['threads']} threads"
+    axes.set_title(f"{title} of an {where.processor}", loc="left", fontsize=11)
     axes.grid(alpha=0.25, which="major")
     axes.spines[["top", "right"]].set_visible(False)
     _name_at_the_ends(axes, lines)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
-    return True
 
 
 def _on_the_curve(case) -> bool:
@@ -58,9 +70,8 @@ def _has(curve, name) -> bool:
 def _draw_floor(axes, curve) -> None:
     points = [(size, found[FLOOR]) for size, found in curve if FLOOR in found]
     sizes = [size for size, _ in points]
-    low, high = (
-        [found.nbytes / found.quartiles[which] / 1e9 for _, found in points] for which in (1, 0)
-    )
+    low = [found.nbytes / found.high / 1e9 for _, found in points]
+    high = [found.nbytes / found.low / 1e9 for _, found in points]
     axes.fill_between(sizes, low, high, color="0.8", linewidth=4, edgecolor="0.8")
     if points:
         middle = len(points) // 3

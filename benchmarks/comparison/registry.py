@@ -32,6 +32,7 @@ PEERS = {
 }
 LABELS = {name: peer.label for name, peer in PEERS.items()} | {
     "floor": "floor loop",
+    "row-loop": "floor loop over the same rows",
     "tf-keras-eager": "tf-keras legacy, eager",
 }
 

@@ -1,12 +1,20 @@
-"""Writing RESULTS.md, for users, and GOALS.md, for the developers."""
+"""Writing RESULTS.md and a page for each machine, for users, and GOALS.md, for the developers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from benchmarks.comparison.cases import CASES, GOALS, RMSJIT, STARTUP, Goal
 from benchmarks.comparison.registry import LABELS
-from benchmarks.comparison.results import Figures, Results
+from benchmarks.comparison.results import Figure, Results
 
 _HEAD = """# rmsjit beside other libraries
+
+Written by `python -m benchmarks.compare`; benchmarks/README.md describes the method. A figure is
+the time of a step divided by that of rmsjit on the same machine, so 5.0 means five times as slow;
+the row of rmsjit has its own times. All times, quartiles, GB/s and versions of each machine are in
+`benchmarks/results/`.
+"""
+
+_MACHINE_HEAD = """# rmsjit beside other libraries on {processor}
 
 Written by `python -m benchmarks.compare`; benchmarks/README.md describes the method. Times are
 medians of {rounds} interleaved rounds in {runs} runs, with their quartiles; in each run every peer
@@ -17,53 +25,88 @@ actually moves.
 
 _GOALS_HEAD = """# Goals of the benchmarks
 
-Written by `python -m benchmarks.compare` from the same measurements as RESULTS.md ({date}). The
-goals were set before anything was measured; what was not reached stays here.
+Written by `python -m benchmarks.compare` from the same measurements as RESULTS.md. The goals were
+set before anything was measured; what was not reached stays here, in bold.
 """
 
 
-def markdown(results: Results) -> str:
+# --- all machines ---------------------------------------------------------------------------
+
+
+def side_by_side(machines: Sequence[Results]) -> str:
     """The content of RESULTS.md."""
-    lines = [_HEAD.format(**results.settings)]
-    lines += _machine(results)
+    lines = [_HEAD, *_machines(machines)]
     for case in CASES:
-        if case.name in results.figures:
-            lines += ["", f"## {case.title}", "", *_table(results.figures[case.name])]
-    if STARTUP in results.figures:
-        lines += ["", "## Whole processes", "", *_startup(results.figures[STARTUP])]
+        found = [results.figures.get(case.name, {}) for results in machines]
+        if any(found):
+            lines += ["", f"## {case.title}", "", *_ratios(machines, found)]
     return "\n".join(lines) + "\n"
 
 
-def _machine(results: Results) -> Iterator[str]:
-    yield "## Where and when\n"
-    facts = {"Date": results.date, **results.machine}
-    versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
-    for name, fact in {**facts, "Versions": versions}.items():
-        yield f"- {name}: {fact}"
-    for peer, reason in results.absent.items():
-        yield f"- Not measured: {LABELS[peer]} ({reason})"
+def _machines(machines: Sequence[Results]) -> Iterator[str]:
+    yield "| machine | threads | caches | date |"
+    yield "| --- | ---: | --- | --- |"
+    for results in machines:
+        where = results.where
+        caches, threads = where.machine.get("Caches", ""), where.settings["threads"]
+        yield f"| {where.processor} | {threads} | {caches} | {where.date} |"
 
 
-def goals(results: Results) -> str:
+def _ratios(machines: Sequence[Results], found: Sequence[dict[str, Figure]]) -> Iterator[str]:
+    yield "| | " + " | ".join(results.where.processor for results in machines) + " |"
+    yield "| --- |" + " ---: |" * len(machines)
+    methods = {name for figures in found for name in figures}
+    for name in sorted(methods, key=lambda name: _typical(name, found)):
+        cells = (_ratio(name, figures) for figures in found)
+        yield f"| {_label(name)} | {' | '.join(cells)} |"
+
+
+def _typical(name: str, found: Sequence[dict[str, Figure]]) -> float:
+    """Where a method stands among the others: its lowest time, relative to the fastest."""
+    return min(
+        figures[name].median / min(figure.median for figure in figures.values())
+        for figures in found
+        if name in figures
+    )
+
+
+def _ratio(name: str, figures: dict[str, Figure]) -> str:
+    """The time of a method relative to rmsjit's; for rmsjit its time."""
+    figure, ours = figures.get(name), figures.get(RMSJIT)
+    if figure is None:
+        return ""
+    if name == RMSJIT:
+        return _time(figure)
+    return f"{figure.median / ours.median:.2f}" if ours and _same_work(figure, ours) else ""
+
+
+def goals(machines: Sequence[Results]) -> str:
     """The content of GOALS.md."""
-    return "\n".join([_GOALS_HEAD.format(date=results.date), *_goals(results)]) + "\n"
+    return "\n".join([_GOALS_HEAD, *_goals(machines)]) + "\n"
 
 
-def _goals(results: Results) -> Iterator[str]:
+def _goals(machines: Sequence[Results]) -> Iterator[str]:
     titles = {case.name: case.title for case in CASES} | {STARTUP: "a whole process"}
-    yield "| case | figure | goal | measured | reached |"
-    yield "| --- | --- | ---: | ---: | --- |"
+    yield "| case | figure | goal | " + " | ".join(m.where.processor for m in machines) + " |"
+    yield "| --- | --- | ---: |" + " ---: |" * len(machines)
     for goal in GOALS:
-        value = results.reached(goal)
-        if value is None:
+        values = [results.reached(goal) for results in machines]
+        if all(value is None for value in values):
             continue
-        case = titles[goal.case]
-        sign = "at most" if goal.at_most else "at least"
         scale = 1 if goal.under else 1e6
+        sign = "at most" if goal.at_most else "at least"
+        cells = [
+            "" if value is None else _marked(f"{value * scale:.3g}", is_reached(goal, value))
+            for value in values
+        ]
         yield (
-            f"| {case} | {_named(goal)} | {sign} {goal.bound * scale:g} | {value * scale:.3g} | "
-            f"{'yes' if is_reached(goal, value) else '**no**'} |"
+            f"| {titles[goal.case]} | {_named(goal)} | {sign} {goal.bound * scale:g} | "
+            f"{' | '.join(cells)} |"
         )
+
+
+def _marked(text: str, reached: bool) -> str:
+    return text if reached else f"**{text}**"
 
 
 def is_reached(goal: Goal, value: float) -> bool:
@@ -78,7 +121,33 @@ def _named(goal: Goal) -> str:
     return goal.text
 
 
-def _table(figures: dict[str, Figures]) -> Iterator[str]:
+# --- one machine ----------------------------------------------------------------------------
+
+
+def of_machine(results: Results) -> str:
+    """The page of a machine."""
+    where = results.where
+    lines = [_MACHINE_HEAD.format(processor=where.processor, **where.settings)]
+    lines += _facts(results)
+    for case in CASES:
+        if case.name in results.figures:
+            lines += ["", f"## {case.title}", "", *_table(results.figures[case.name])]
+    if STARTUP in results.figures:
+        lines += ["", "## Whole processes", "", *_startup(results.figures[STARTUP])]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(results: Results) -> Iterator[str]:
+    where = results.where
+    yield "## Where and when\n"
+    versions = ", ".join(f"{name} {version}" for name, version in where.versions.items())
+    for name, fact in {"Date": where.date, **where.machine, "Versions": versions}.items():
+        yield f"- {name}: {fact}"
+    for peer, reason in where.absent.items():
+        yield f"- Not measured: {LABELS[peer]} ({reason})"
+
+
+def _table(figures: dict[str, Figure]) -> Iterator[str]:
     yield "| | median | quartiles | x rmsjit | GB/s |"
     yield "| --- | ---: | ---: | ---: | ---: |"
     ours = figures.get(RMSJIT)
@@ -87,12 +156,12 @@ def _table(figures: dict[str, Figures]) -> Iterator[str]:
         yield f"| {_label(name)} | {_times(found)} | {ratio} | {found.speed / 1e9:.1f} |"
 
 
-def _same_work(found: Figures, ours: Figures) -> bool:
+def _same_work(found: Figure, ours: Figure) -> bool:
     """Whether the bytes are comparable: a pass over a whole table is not a step on some rows."""
     return found.nbytes < 3 * ours.nbytes
 
 
-def _startup(figures: dict[str, Figures]) -> Iterator[str]:
+def _startup(figures: dict[str, Figure]) -> Iterator[str]:
     yield "| python -c ... | median | quartiles |"
     yield "| --- | ---: | ---: |"
     for name, found in figures.items():
@@ -103,10 +172,16 @@ def _label(name: str) -> str:
     return f"**{LABELS[name]}**" if name == RMSJIT else LABELS[name]
 
 
-def _times(found: Figures) -> str:
-    unit, scale = "µs", 1e-6
-    for larger, its_scale in (("ms", 1e-3), ("s", 1.0)):
-        if found.median >= its_scale:
-            unit, scale = larger, its_scale
-    low, high = (seconds / scale for seconds in found.quartiles)
-    return f"{found.median / scale:.3g} {unit} | {low:.3g} to {high:.3g}"
+def _times(found: Figure) -> str:
+    _, scale = _unit(found.median)
+    return f"{_time(found)} | {found.low / scale:.3g} to {found.high / scale:.3g}"
+
+
+def _time(found: Figure) -> str:
+    unit, scale = _unit(found.median)
+    return f"{found.median / scale:.3g} {unit}"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+    return next((unit for unit in units if seconds >= unit[1]), units[-1])

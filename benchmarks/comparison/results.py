@@ -1,6 +1,7 @@
-"""The measurements of a comparison."""
+"""The samples of a run, and what remains of them: the figures of a machine."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,30 +12,8 @@ from benchmarks.comparison.cases import Goal
 
 
 @dataclass
-class Figures:
-    """Samples of one method in one case: seconds per call, and the bytes a call must move."""
-
-    seconds: list[float]
-    nbytes: float = 0.0
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.seconds))
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        low, high = np.percentile(self.seconds, [25, 75])
-        return float(low), float(high)
-
-    @property
-    def speed(self) -> float:
-        """Bytes per second."""
-        return self.nbytes / self.median
-
-
-@dataclass
-class Results:
-    """The content of RESULTS.md.
+class Where:
+    """Where and how something was measured.
 
     Attributes
     ----------
@@ -45,8 +24,6 @@ class Results:
         Package versions.
     absent : dict of str to str
         The peers that were not measured, with the reason.
-    figures : dict
-        By case and method.
     """
 
     date: str
@@ -54,24 +31,63 @@ class Results:
     settings: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
-    figures: dict[str, dict[str, Figures]] = field(default_factory=dict)
+
+    @property
+    def processor(self) -> str:
+        return self.machine.get("CPU", "unknown processor")
+
+    @property
+    def file_name(self) -> str:
+        """The processor in small letters, digits and hyphens."""
+        return re.sub(r"[^a-z0-9]+", "-", self.processor.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """The median of samples and their quartiles in seconds, and the bytes a call must move."""
+
+    median: float
+    low: float
+    high: float
+    nbytes: float = 0.0
+
+    @property
+    def speed(self) -> float:
+        """Bytes per second."""
+        return self.nbytes / self.median
+
+
+@dataclass
+class Samples:
+    """Seconds per call of one method in one case, and the bytes a call must move."""
+
+    seconds: list[float]
+    nbytes: float = 0.0
+
+    def figure(self) -> Figure:
+        low, median, high = np.percentile(self.seconds, [25, 50, 75]).tolist()
+        return Figure(median, low, high, self.nbytes)
+
+
+@dataclass
+class Run:
+    """All samples of a run, by case and method."""
+
+    where: Where
+    samples: dict[str, dict[str, Samples]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write all samples as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        _write(path, asdict(self))
 
     @classmethod
-    def load(cls, path: Path) -> "Results":
+    def load(cls, path: Path) -> "Run":
         """Read what `save` wrote."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        fields["figures"] = {
-            case: {name: Figures(**figures) for name, figures in methods.items()}
-            for case, methods in fields["figures"].items()
-        }
-        return cls(**fields)
+        where, samples = _read(path, "samples", Samples)
+        return cls(where, samples)
 
     @classmethod
-    def pooled(cls, several: Sequence["Results"]) -> "Results":
+    def pooled(cls, several: Sequence["Run"]) -> "Run":
         """The samples of several runs, which must have the same machine and versions.
 
         All samples of a process share the luck of its memory placement, so several runs say more
@@ -79,20 +95,56 @@ class Results:
         """
         first, *others = several
         for other in others:
-            if (other.machine, other.versions) != (first.machine, first.versions):
+            facts = (first.where, other.where)
+            if len({str((where.machine, where.versions)) for where in facts}) > 1:
                 raise ValueError("the runs differ in machine or versions")
-            for case, methods in other.figures.items():
-                for name, figures in methods.items():
-                    mine = first.figures.setdefault(case, {}).setdefault(
-                        name, Figures([], figures.nbytes)
+            for case, methods in other.samples.items():
+                for name, found in methods.items():
+                    mine = first.samples.setdefault(case, {}).setdefault(
+                        name, Samples([], found.nbytes)
                     )
-                    mine.seconds.extend(figures.seconds)
-        first.settings["rounds"] = sum(results.settings["rounds"] for results in several)
-        first.settings["runs"] = len(several)
+                    mine.seconds.extend(found.seconds)
+        first.where.settings["rounds"] = sum(run.where.settings["rounds"] for run in several)
+        first.where.settings["runs"] = len(several)
         return first
 
-    def find(self, key: tuple[str, str]) -> Figures | None:
-        """The figures of a case and method."""
+    def results(self) -> "Results":
+        """The figures of all samples."""
+        return Results(
+            self.where,
+            {
+                case: {name: samples.figure() for name, samples in methods.items()}
+                for case, methods in self.samples.items()
+            },
+        )
+
+
+@dataclass
+class Results:
+    """The figures of one machine, by case and method: a file of `results/`."""
+
+    where: Where
+    figures: dict[str, dict[str, Figure]] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        """Write the figures of a machine as JSON, in place of earlier ones."""
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / f"{self.where.file_name}.json", asdict(self))
+
+    @classmethod
+    def load(cls, path: Path) -> "Results":
+        """Read what `save` wrote."""
+        where, figures = _read(path, "figures", Figure)
+        return cls(where, figures)
+
+    @classmethod
+    def all_in(cls, folder: Path) -> list["Results"]:
+        """Those of all machines, the latest first."""
+        found = [cls.load(path) for path in sorted(folder.glob("*.json"))]
+        return sorted(found, key=lambda results: results.where.date, reverse=True)
+
+    def find(self, key: tuple[str, str]) -> Figure | None:
+        """The figure of a case and method."""
         return self.figures.get(key[0], {}).get(key[1])
 
     def reached(self, goal: Goal) -> float | None:
@@ -106,3 +158,15 @@ class Results:
         if goal.figure == "speed":
             return over.speed / under.speed
         return over.median / under.median
+
+
+def _write(path: Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+
+
+def _read(path: Path, name: str, kind: Any) -> tuple[Where, dict[str, dict[str, Any]]]:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    return Where(**fields["where"]), {
+        case: {method: kind(**found) for method, found in methods.items()}
+        for case, methods in fields[name].items()
+    }

@@ -1,12 +1,13 @@
-"""rmsjit, and the floor loop over the same arrays."""
+"""rmsjit, and the floor loops over the same arrays and over the same rows."""
 
 import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from benchmarks.comparison.cases import FLOOR, Case
+from benchmarks.comparison.cases import FLOOR, ROW_LOOP, Case
 from benchmarks.comparison.peer import Peer
+from benchmarks.comparison.peers.row_loop import row_loop
 from benchmarks.comparison.problem import BATCHES, Problem, Rule
 from benchmarks.suite.common import EPSILON, RHO
 
@@ -35,6 +36,7 @@ class RMSJit(Peer):
             sparse=case.mode,
             num_threads=threads,
         )
+        self.batches = problem.batches
         turns: list[list[Any]] = [problem.gradients]
         if case.sparse:
             turns = [[rmsjit.IndexedSlices(rows, where)] for where, rows in problem.batches]
@@ -62,7 +64,10 @@ class RMSJit(Peer):
     def methods(self) -> dict[str, Callable[[], Any]]:
         if len(self.variables) > 1 or self.case.by_norm or self.case.mode == "exact":
             return {self.name: self.step}
-        return {self.name: self.step, FLOOR: self._floor()}
+        floors = {FLOOR: self._floor()}
+        if self.case.sparse:
+            floors[ROW_LOOP] = row_loop(self._memory(), self.batches, self.threads)
+        return {self.name: self.step, **floors}
 
     def method_bytes(self, problem: Problem) -> dict[str, float]:
         step = problem.step_bytes()
@@ -70,15 +75,17 @@ class RMSJit(Peer):
             return {self.name: step, FLOOR: step}
         elements = min(SEQUENTIAL, problem.table.size)
         passed = 2 * (1 + self.case.slots) * elements * problem.table.itemsize
-        return {self.name: step, FLOOR: passed}
+        return {self.name: step, FLOOR: passed, ROW_LOOP: step}
+
+    def _memory(self) -> list[np.ndarray]:
+        """The first variable and its slots."""
+        variable, names = self.variables[0], self.optimizer.get_slot_names()
+        return [variable, *(self.optimizer.get_slot(variable, name).array for name in names)]
 
     def _floor(self) -> Callable[[], Any]:
         """The floor loop over the arrays of the step; for a table, over its first rows."""
         for _ in range(BATCHES):
             self.step()  # creates the slots
-        table = self.variables[0]
-        names = self.optimizer.get_slot_names()
-        arrays = [table, *(self.optimizer.get_slot(table, name).array for name in names)]
-        written = [array.reshape(-1)[:SEQUENTIAL] for array in arrays]
+        written = [array.reshape(-1)[:SEQUENTIAL] for array in self._memory()]
         gradient = written[0] if self.case.sparse else next(self.turns)[0]
         return fastest_floor(gradient, written, self.threads)
