@@ -274,10 +274,11 @@ def master_or_written(array, i, master):
 
 @intrinsic
 def _master_or_bfloat16(typing_context, upper, master):
-    """The same by how far apart the bits are, which takes fewer instructions than to round again.
+    """The same for bfloat16, without rounding: the difference of the bits tells.
 
-    At most half a unit, less than that if the bfloat16 is odd.  Bits of opposite sign are far
-    apart.  So that the bits of a NaN are far from zero's as well, it counts as infinity.
+    A bfloat16 is the nearest number if it is less than half a unit away, or just half a unit and
+    even.  Numbers of opposite sign have distant bits.  A NaN counts as infinity, as its bits may be
+    next to those of zero.
     """
 
     def codegen(context, builder, signature, args):
@@ -298,7 +299,7 @@ def _master_or_bfloat16(typing_context, upper, master):
 
 @njit(**INLINED)
 def master_or_written_near(array, i, master):
-    """The same where a master weight was rounded up or down by chance."""
+    """The same for a master weight that was rounded up or down by chance."""
     written = load(array, i)
     down, up = _cut(array, master, 0), _cut(array, master, _ALL_BITS)
     return master if (written == down) | (written == up) else written
