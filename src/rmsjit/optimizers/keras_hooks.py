@@ -14,9 +14,9 @@ from rmsjit.state.entries import stem_of
 from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
 from rmsjit.steps.pairs import naming, pairs_of, present_pairs
 
-Pairs = list[tuple[Any, Any]]
-PairsTransform = Callable[[Pairs], Iterable[tuple[Any, Any]]]
-Aggregator = Callable[[Pairs], Sequence[Any]]
+PairList = list[tuple[Any, Any]]
+PairsTransform = Callable[[PairList], Iterable[tuple[Any, Any]]]
+Aggregator = Callable[[PairList], Sequence[Any]]
 
 _HOOKS = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
 
@@ -28,11 +28,11 @@ class Hooks(Groups):
     gradient_aggregator: Aggregator | None
     _is_hooked = False  # whether a subclass overrides one of `_HOOKS`
 
-    def _transform_unaggregated_gradients(self, grads_and_vars: Pairs) -> Pairs:
+    def _transform_unaggregated_gradients(self, grads_and_vars: PairList) -> PairList:
         """Change this replica's gradients before they are summed; by default do nothing."""
         return grads_and_vars
 
-    def _aggregate_gradients(self, grads_and_vars: Pairs) -> Pairs:
+    def _aggregate_gradients(self, grads_and_vars: PairList) -> PairList:
         """Sum the gradients over all replicas.
 
         By default call `gradient_aggregator`.  Without one, leave the gradients unchanged: a
@@ -42,7 +42,7 @@ class Hooks(Groups):
             return grads_and_vars
         return list(self.gradient_aggregator(grads_and_vars))
 
-    def _transform_gradients(self, grads_and_vars: Pairs) -> Pairs:
+    def _transform_gradients(self, grads_and_vars: PairList) -> PairList:
         """Clip the summed gradients, then call `gradient_transformers`.
 
         Only called if something needs the clipped gradients; otherwise the update clips without
@@ -121,7 +121,7 @@ class Hooks(Groups):
         pairs = list(self._transform_gradients(pairs))
         return pairs_of(pairs), NO_CLIPPING, False, finite, norms
 
-    def _norms_of(self, pairs: Pairs) -> tuple[float, ...] | None:
+    def _norms_of(self, pairs: PairList) -> tuple[float, ...] | None:
         """The norms by group of gradients that are about to be clipped, if they are wanted."""
         if not (self._settings.track_norms or self._clipping.by_norm):
             return None
@@ -134,7 +134,7 @@ class Hooks(Groups):
     def _is_frozen(self, variable: Any) -> bool:
         return self._store.grouping.freezes(self._store.find(variable), stem_of(variable))
 
-    def _are_finite(self, pairs: Pairs) -> bool:
+    def _are_finite(self, pairs: PairList) -> bool:
         """Whether all gradients are finite; an error names those that must be and are not."""
         finite = finite_gradients([gradient for gradient, _ in pairs])
         return accepts(self._settings.nonfinite, finite, lambda k: naming(pairs[k][1], k))
