@@ -9,7 +9,7 @@ import pytest
 
 from rmsjit.arrays.dtypes import kinds_of, precision_of
 from rmsjit.arrays.layout import address_of
-from rmsjit.kernels import act, copies, dense, headers, loader, norms, rows
+from rmsjit.kernels import act, copies, dense, following, headers, loader, norms, rows
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers, packed
 from rmsjit.rule.presets import keras_legacy
@@ -637,62 +637,128 @@ def test_reading_of_pairs(fresh):
     assert read((gradient, variable))[0] == headers.NOT_AS_EXPECTED
 
 
-def test_reading_of_arrays(fresh):
-    kernel = fresh("read_arrays")
+class Known:
+    """Records of variables of one layout, and a call of `follow`, as steps make them."""
+
+    def __init__(self, kernel, variables, slots, count=1):
+        first = variables[0]
+        row = {
+            headers.KIND: id(np.ndarray),
+            headers.DTYPE: id(first.dtype),
+            headers.FLAGS: headers.C_CONTIGUOUS | headers.ALIGNED,
+            headers.NDIM: first.ndim,
+            **{headers.FIRST_DIMENSION + axis: n for axis, n in enumerate(first.shape)},
+        }
+        rows = [in_order(row, headers.FIRST_DIMENSION + first.ndim)] * count
+        bits, width = 3, 2
+        self.records = np.zeros((1 << bits, following.ADDRESS + width), np.int64)
+        for variable, slot in zip(variables, slots, strict=True):
+            root = variable if variable.base is None else variable.base
+            of_root = (id(root), address_of(root), root.size)
+            record = (0, 5, *of_root, address_of(variable), address_of(slot))
+            k = following.bucket_of(address_of(variable), bits)
+            while self.records[k, following.ADDRESS]:
+                k = (k + 1) % len(self.records)
+            self.records[k] = record
+        self.expected = np.array(rows)
+        self.layouts = np.array([(5, first.nbytes, slots[0].nbytes)] * count)
+        self.spans = np.zeros((2, 2 * count), np.int64)
+        self.addresses, self.found = np.zeros((count, 2), np.int64), np.zeros(count, np.int64)
+        known = {
+            following.RECORDS: address_of(self.records),
+            following.BITS: bits,
+            following.WIDTH: width,
+            following.LAYOUTS: address_of(self.layouts),
+        }
+        self.known = np.array(in_order(known, following.KNOWN_WORDS))
+        call = {
+            headers.COUNT: count,
+            headers.TUPLE_TYPE: id(tuple),
+            headers.EXPECTED: address_of(self.expected),
+            headers.COLUMNS: self.expected.shape[1],
+            headers.SPAN_STARTS: address_of(self.spans),
+            headers.SPAN_ENDS: address_of(self.spans) + 8 * 2 * count,
+            headers.SPANS: 2 * count,
+            headers.ADDRESSES: address_of(self.addresses),
+            following.KNOWN: address_of(self.known),
+            following.FOUND: address_of(self.found),
+        }
+        self.call = np.array(in_order(call, following.WORDS))
+        self.kernel = kernel
+
+    def status(self, *pairs):
+        """What the kernel returns; nothing may be written if it does not follow."""
+        memory = self.expected, self.spans, self.addresses
+        before = [array.copy() for array in memory]
+        status = self.kernel.call(id(pairs), address_of(self.call))
+        assert not self.records[:, following.IS_TAKEN].any()
+        if status == headers.NOT_AS_EXPECTED:
+            assert all(map(np.array_equal, memory, before))
+        return status
+
+
+def test_following_to_known_arrays(fresh):
     root = np.zeros((4, 2, 3), np.float32)
-    variable, gradient = root[1], np.zeros((2, 3), np.float32)
-    row = {
-        headers.KIND: id(np.ndarray),
-        headers.DTYPE: id(variable.dtype),
-        headers.FLAGS: headers.C_CONTIGUOUS | headers.ALIGNED,
-        headers.NDIM: 2,
-        headers.FIRST_DIMENSION: 2,
-        headers.FIRST_DIMENSION + 1: 3,
-    }
-    expected = np.array(in_order(row, headers.FIRST_DIMENSION + 2))
-    rows = np.zeros(headers.FOUND_COLUMNS, np.int64)
-    words = {
-        headers.COUNT: 1,
-        headers.TUPLE_TYPE: id(tuple),
-        headers.EXPECTED: address_of(expected),
-        headers.COLUMNS: len(expected),
-        headers.ADDRESSES: address_of(rows),
-    }
-    block = np.array(in_order(words, headers.WORDS))
+    slots = np.zeros((4, 6), np.float64)
+    known = Known(fresh("follow"), list(root), list(slots), count=3)
+    gradient = np.zeros((2, 3), np.float32)
+    views = [root[2], root[0], root[3]]
+    assert known.status(*[(gradient, view) for view in views]) == 0
+    addresses = [(address_of(root[k]), address_of(slots[k])) for k in (2, 0, 3)]
+    assert known.addresses.tolist() == [list(pair) for pair in addresses]
+    of_arrays = [[id(view)] * 2 + [address_of(view)] * 2 for view in views]
+    assert known.expected[:, : headers.DTYPE].tolist() == of_arrays
+    spans = [(start, start + 24) for start, _ in addresses]
+    spans = sorted(spans + [(start, start + 48) for _, start in addresses])
+    assert known.spans.T.tolist() == [list(span) for span in spans]
+    twice = [root[2], root[0], root[2]]
+    assert known.status(*[(gradient, view) for view in twice]) == headers.NOT_AS_EXPECTED
 
-    def status(*pairs):
-        return kernel.call(id(pairs), address_of(block))
 
-    def root_of(array):
-        assert status((gradient, array)) == 0
-        own = [id(array), id(array), address_of(array), address_of(array), id(array.dtype)]
-        assert rows[: headers.ROOT].tolist() == own
-        return rows[headers.ROOT :].tolist()
-
-    assert root_of(variable) == [id(root), address_of(root), root.size]
-    assert root_of(gradient) == [id(gradient), address_of(gradient), gradient.size]
-    assert root_of(np.frombuffer(bytearray(24), np.float32).reshape(2, 3))[0] == 0
-    assert root_of(root.view(np.int8).view(np.float32)[2])[0] == id(root)
-    assert root_of(np.zeros(24, np.int8).view(np.float32).reshape(2, 3))[0] == 0
+def test_arrays_that_are_not_followed(fresh):
+    root, slot = np.zeros((4, 2, 3), np.float32), np.zeros((2, 3), np.float32)
+    gradient = np.zeros((2, 3), np.float32)
     read_only = root[2]
     read_only.flags.writeable = False
-    for other in (
-        read_only,
-        root[2].astype(np.float64),
-        root[2].view(np.memmap),
-        root[2].reshape(3, 2),
-        root[2].reshape(-1),
-        root[:, :, 0][:2],
-        np.zeros((2, 6), np.float32)[:, ::2],
-        np.zeros((3, 2), np.float32).T,
-        np.zeros(25, np.int8)[1:].view(np.float32).reshape(2, 3),
-    ):
-        assert status((gradient, other)) == headers.NOT_AS_EXPECTED
+    known = Known(fresh("follow"), [root[1], root[2]], [slot, slot])
+    assert known.status((gradient, root[1])) == 0
+    assert known.status((gradient, root[2])) == 0
+    others = {
+        "read-only": read_only,
+        "unknown": root[3],
+        "subclass": root[2].view(np.memmap),
+        "shape": root[2].reshape(3, 2),
+        "dimensions": root[2].reshape(-1),
+        "stride": np.zeros((2, 6), np.float32)[:, ::2],
+        "order": np.zeros((3, 2), np.float32).T,
+        "alignment": np.zeros(25, np.int8)[1:].view(np.float32).reshape(2, 3),
+        "dtype": np.zeros((2, 3)),
+        "borrowed": np.frombuffer(bytearray(24), np.float32).reshape(2, 3),
+    }
+    for name, array in others.items():
+        assert known.status((gradient, array)) == headers.NOT_AS_EXPECTED, name
     for pairs in (
-        [gradient, variable],
-        [(1.0, variable)],
-        [(gradient, variable, variable)],
-        [(gradient, variable)] * 2,
+        [gradient, root[2]],
+        [(1.0, root[2])],
+        [(gradient, root[2], root[2])],
+        [(gradient, root[2])] * 2,
         [],
     ):
-        assert status(*pairs) == headers.NOT_AS_EXPECTED
+        assert known.status(*pairs) == headers.NOT_AS_EXPECTED
+
+
+@pytest.mark.parametrize("column", ["ROOT", "ROOT_DATA", "ROOT_SIZE", "LAYOUT"])
+def test_a_record_of_other_memory_is_not_followed(fresh, column):
+    root, slot = np.zeros((4, 2, 3), np.float32), np.zeros((2, 3), np.float32)
+    known = Known(fresh("follow"), [root[1]], [slot])
+    pair = np.zeros((2, 3), np.float32), root[1]
+    assert known.status(pair) == 0
+    known.records[:, getattr(following, column)] += 64
+    assert known.status(pair) == headers.NOT_AS_EXPECTED
+
+
+def test_memory_that_no_array_owns_is_for_the_caller_to_check(fresh):
+    variable = np.frombuffer(bytearray(24), np.float32).reshape(2, 3)
+    known = Known(fresh("follow"), [variable], [np.zeros((2, 3), np.float32)])
+    known.records[:, following.ROOT] = 0
+    assert known.status((np.zeros((2, 3), np.float32), variable)) == 1

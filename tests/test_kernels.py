@@ -166,7 +166,7 @@ SHIPPED_ONCE = [
     "find_rows",
     "run_act",
     "read_pairs",
-    "read_arrays",
+    "follow",
 ]
 
 
@@ -174,9 +174,9 @@ SHIPPED_ONCE = [
 @slow
 @pytest.mark.parametrize("name", SHIPPED_ONCE)
 def test_other_kernels_allocate_nothing(name):
-    """Only the readers of object headers hold the GIL, which keeps them as they are."""
+    """Only the kernels that read object headers hold the GIL, which keeps them as they are."""
     text, flags = assembly(name)
-    assert flags["nogil"] == (name not in ("read_pairs", "read_arrays"))
+    assert flags["nogil"] == (name not in ("read_pairs", "follow"))
     assert_nothing_is_allocated(text)
 
 

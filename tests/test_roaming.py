@@ -1,14 +1,17 @@
 """Steps of known variables through views that are new in every step, such as rows of a table."""
 
+import mmap
 import sys
 
 import numpy as np
 import pytest
 
 from rmsjit import RMSprop
+from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import loader
 from rmsjit.steps import plan as plans
 from rmsjit.steps.engine import Engine
+from rmsjit.steps.roaming import Locator
 
 ROWS, WIDTH = 12, 5
 LEARNING_RATE, RHO, EPSILON = 0.1, 0.9, 1e-7
@@ -59,7 +62,7 @@ def drafted(monkeypatch):
 def reader(request, monkeypatch):
     """Both ways to read where arrays are."""
     if request.param == "Python":
-        monkeypatch.setattr(loader, "read_arrays", lambda: None)
+        monkeypatch.setattr(loader, "follow", lambda: None)
 
 
 @pytest.mark.usefixtures("reader")
@@ -111,6 +114,19 @@ def test_the_last_view_is_known(known):
     assert Engine._bound.__code__ not in entered
 
 
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("twice", [(4, 4), (4, 5, 4), (5, 4, 4)])
+def test_a_row_that_occurs_twice(known, twice):
+    table, optimizer, plain = known
+    lists = [(1, 2, 3)[: len(twice)], (6, 7, 8)[: len(twice)], (4, 5, 6)[: len(twice)]]
+    for rows in [*lists * 3, twice, *lists, twice]:
+        gradients = noise(len(rows), WIDTH)
+        optimizer.apply_gradients([(g, table[k]) for g, k in zip(gradients, rows, strict=True)])
+        for row, gradient in zip(rows, gradients, strict=True):
+            plain.step(row, gradient)
+    np.testing.assert_allclose(table, plain.values, rtol=1e-12)
+
+
 OTHER_VIEWS = {
     "shape": lambda table: table.reshape(ROWS, WIDTH, 1)[4],
     "dtype": lambda table: table.view(np.complex128).view(np.float64)[4],
@@ -151,6 +167,56 @@ def test_a_row_of_an_array_that_was_resized_is_refused(known):
         with pytest.raises(ValueError, match="was resized"):
             optimizer.apply_gradients([(np.ones(WIDTH), memory[row])])
     optimizer.apply_gradients([(np.ones(WIDTH), table[0])])
+
+
+def walk(optimizer, table, times=1):
+    for row in list(range(len(table))) * times:
+        optimizer.apply_gradients([(np.ones(table.shape[1]), table[row])])
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """The lists of variables that a step looked for in the store."""
+    lists = []
+    find = Locator.find
+
+    def note(self, arrays, store):
+        lists.append(arrays)
+        return find(self, arrays, store)
+
+    monkeypatch.setattr(Locator, "find", note)
+    return lists
+
+
+@pytest.mark.parametrize("rows", [ROWS, 1_000])
+@pytest.mark.parametrize("memory", [np.zeros, lambda n: np.ndarray(n, buffer=bytearray(8 * n))])
+def test_every_row_is_looked_for_a_few_times_only(searched, memory, rows):
+    """However many there are: the table of records grows."""
+    table, optimizer = memory(rows * WIDTH).reshape(rows, WIDTH), RMSprop(LEARNING_RATE)
+    walk(optimizer, table, times=4)
+    del searched[:]
+    walk(optimizer, table)
+    assert not searched
+    plain = Rows(np.zeros((1, WIDTH)))
+    for _ in range(5):
+        plain.step(0, np.ones(WIDTH))
+    np.testing.assert_allclose(table, np.repeat(plain.values, rows, axis=0), rtol=1e-12)
+
+
+@pytest.mark.usefixtures("reader")
+def test_rows_of_a_mapping_that_was_closed_leave_nothing():
+    optimizer, first, addresses = RMSprop(LEARNING_RATE), Rows(np.zeros((1, WIDTH))), set()
+    first.step(0, np.ones(WIDTH))
+    for _ in range(4):
+        mapping = mmap.mmap(-1, 4 * WIDTH * 8)
+        table = np.ndarray((4, WIDTH), buffer=mapping)
+        walk(optimizer, table)
+        np.testing.assert_allclose(table, np.repeat(first.values, 4, axis=0), rtol=1e-12)
+        walk(optimizer, table, times=3)
+        addresses.add(address_of(table))
+        del table
+        mapping.close()
+    assert len(addresses) < 4
 
 
 @pytest.mark.usefixtures("reader")

@@ -82,7 +82,7 @@ def jobs(precisions: Iterable[Precision], variants: Sequence[str], sparse: bool)
     from rmsjit.kernels import loader
 
     yield "every step", [loader.run_act, loader.read_pairs, loader.copy_strided]
-    yield "views of known arrays", [loader.read_arrays]
+    yield "views of known arrays", [loader.follow]
     if sparse:
         yield "search of rows", [loader.first_outside, loader.find_rows]
         yield "clock of rows", [loader.tick, loader.reset]

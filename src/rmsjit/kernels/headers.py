@@ -1,14 +1,6 @@
 """Reading and checking the pairs of a step from the headers of their Python objects.
 
-``a.ctypes.data`` takes microseconds for each array.  Reading the object headers directly takes
-nanoseconds; every C extension is compiled against them, so they are stable.  The length of a tuple
-is at offset ``object.__basicsize__``, its items at ``tuple.__basicsize__``.  An array has, from
-offset ``object.__basicsize__`` on: data, number of dimensions, dimensions, strides, base, dtype,
-flags.
-
-Another thread could free what is being read (``a.shape = ...`` replaces the dimensions), so the GIL
-is held meanwhile; without a GIL, headers are not read.  `headers_readable` checks once that the
-layout is the expected one.
+See `rmsjit.kernels.objects` for these headers.
 """
 
 import sys
@@ -16,18 +8,21 @@ import sys
 import numpy as np
 from numba import njit
 
+from rmsjit.kernels.objects import (
+    ALIGNED,
+    ARRAY_DATA,
+    ARRAY_DIMENSIONS,
+    ARRAY_DTYPE,
+    ARRAY_FLAGS,
+    ARRAY_NDIM,
+    C_CONTIGUOUS,
+    ITEMS,
+    LENGTH,
+    TYPE,
+    WRITEABLE,
+)
 from rmsjit.kernels.views import WORD_BYTES, words
 from rmsjit.runtime.flags import INLINED
-
-# Positions below are in words.
-_TYPE = object.__basicsize__ // WORD_BYTES - 1
-_LENGTH = object.__basicsize__ // WORD_BYTES
-_DATA = object.__basicsize__ // WORD_BYTES
-_NDIM, _DIMENSIONS, _BASE, _DTYPE, _FLAGS = (_DATA + word for word in (1, 2, 4, 5, 6))
-_ITEMS = tuple.__basicsize__ // WORD_BYTES
-
-# NumPy's own flag bits
-C_CONTIGUOUS, F_CONTIGUOUS, OWNS_DATA, ALIGNED, WRITEABLE = 0x1, 0x2, 0x4, 0x100, 0x400
 
 # Words of the call.
 COUNT, TUPLE_TYPE, EXPECTED, COLUMNS, SPAN_STARTS, SPAN_ENDS, SPANS, ADDRESSES = range(8)
@@ -49,11 +44,6 @@ WORDS = 8
     NDIM,
     FIRST_DIMENSION,
 ) = range(11)
-# What `read_arrays` finds: the first five columns of `expected`, then the array that owns the
-# memory (0 if it is none), its data, and its number of elements.
-ROOT, ROOT_DATA, ROOT_SIZE = range(DTYPE + 1, DTYPE + 4)
-FOUND_COLUMNS = ROOT_SIZE + 1
-
 IN_PLACE, COPIED, NAMED_ROWS = range(3)  # ways to read: in place, through a copy, by rows
 NOT_READABLE = 0  # in place of an address
 NOT_AS_EXPECTED = -1
@@ -62,14 +52,15 @@ NOT_AS_EXPECTED = -1
 
 
 @njit(**INLINED)
-def _as_expected(header, expected):
-    if header[_DTYPE] != expected[DTYPE]:
+def as_expected(header, expected):
+    """Whether an array has the dtype, flags and shape that both arrays of a pair must have."""
+    if header[ARRAY_DTYPE] != expected[DTYPE]:
         return False
-    if (header[_NDIM] & 0xFFFFFFFF) != expected[NDIM]:
+    if (header[ARRAY_NDIM] & 0xFFFFFFFF) != expected[NDIM]:
         return False
-    if (header[_FLAGS] & expected[FLAGS]) != expected[FLAGS]:
+    if (header[ARRAY_FLAGS] & expected[FLAGS]) != expected[FLAGS]:
         return False
-    dimensions = words(header[_DIMENSIONS])
+    dimensions = words(header[ARRAY_DIMENSIONS])
     for axis in range(expected[NDIM]):
         if dimensions[axis] != expected[FIRST_DIMENSION + axis]:
             return False
@@ -104,8 +95,15 @@ def _clear_of_writes(start, expected, call):
 
 
 @njit(**INLINED)
-def _is_tuple_of(header, call, length):
-    return header[_TYPE] == call[TUPLE_TYPE] and header[_LENGTH] == length
+def is_tuple_of(header, call, length):
+    """Whether an object is a tuple of this length."""
+    return header[TYPE] == call[TUPLE_TYPE] and header[LENGTH] == length
+
+
+@njit(**INLINED)
+def expected_at(call, k):
+    """The row of what is expected of a pair."""
+    return words(call[EXPECTED] + k * call[COLUMNS] * WORD_BYTES)
 
 
 def read_pairs(pairs, call_address):
@@ -130,94 +128,36 @@ def read_pairs(pairs, call_address):
     """
     call = words(call_address)
     count, addresses, outer = call[COUNT], words(call[ADDRESSES]), words(pairs)
-    if not _is_tuple_of(outer, call, count):
+    if not is_tuple_of(outer, call, count):
         return NOT_AS_EXPECTED
     others = 0
     for k in range(count):
         addresses[k] = NOT_READABLE
-        expected = words(call[EXPECTED] + k * call[COLUMNS] * WORD_BYTES)
-        pair = words(outer[_ITEMS + k])
-        if not _is_tuple_of(pair, call, 2) or pair[_ITEMS + 1] != expected[VARIABLE_OBJECT]:
+        expected = expected_at(call, k)
+        pair = words(outer[ITEMS + k])
+        if not is_tuple_of(pair, call, 2) or pair[ITEMS + 1] != expected[VARIABLE_OBJECT]:
             return NOT_AS_EXPECTED
-        header = words(pair[_ITEMS])
-        if header[_TYPE] != expected[KIND]:
+        header = words(pair[ITEMS])
+        if header[TYPE] != expected[KIND]:
             return NOT_AS_EXPECTED
         if expected[OWNER] == 0:
             continue
         owner = words(expected[OWNER])
-        if owner[_DATA] != expected[OWNER_DATA] or not owner[_FLAGS] & WRITEABLE:
+        if owner[ARRAY_DATA] != expected[OWNER_DATA] or not owner[ARRAY_FLAGS] & WRITEABLE:
             return NOT_AS_EXPECTED
-        if not _as_expected(owner, expected):
+        if not as_expected(owner, expected):
             return NOT_AS_EXPECTED
         if expected[READING] == NAMED_ROWS:
             continue
         if (
             expected[READING] == IN_PLACE
-            and _as_expected(header, expected)
-            and _clear_of_writes(header[_DATA], expected, call)
+            and as_expected(header, expected)
+            and _clear_of_writes(header[ARRAY_DATA], expected, call)
         ):
-            addresses[k] = header[_DATA]
+            addresses[k] = header[ARRAY_DATA]
         else:
             others += 1
     return others
-
-
-@njit(**INLINED)
-def _note_root(array_object, expected, found):
-    """Write which array owns the memory of another one, if it has the same type and dtype."""
-    base = words(array_object)[_BASE]
-    root = array_object if base == 0 else base
-    found[ROOT] = 0
-    if words(root)[_TYPE] != expected[KIND]:
-        return
-    header = words(root)
-    if header[_DTYPE] != expected[DTYPE] or not header[_FLAGS] & OWNS_DATA:
-        return
-    dimensions, size = words(header[_DIMENSIONS]), 1
-    for axis in range(header[_NDIM] & 0xFFFFFFFF):
-        size *= dimensions[axis]
-    found[ROOT], found[ROOT_DATA], found[ROOT_SIZE] = root, header[_DATA], size
-
-
-def read_arrays(pairs, call_address):
-    """Find the variables of pairs, whichever they are, if they are arrays of some layouts.
-
-    The words of the call are those of `read_pairs`, without spans; ``ADDRESSES`` is filled with a
-    row of ``FOUND_COLUMNS`` words for each pair.  Of ``EXPECTED``, the columns from ``DTYPE`` on
-    are compared; variables and gradients must be of the type ``KIND``, that of plain arrays.
-
-    Parameters
-    ----------
-    pairs : int
-        ``id`` of a tuple; the caller keeps it and the pairs alive.
-    call_address : int
-
-    Returns
-    -------
-    int
-        0, or NOT_AS_EXPECTED if the pairs are not tuples, or a variable is read-only or has another
-        type, dtype, shape or layout.
-    """
-    call = words(call_address)
-    count, outer = call[COUNT], words(pairs)
-    if not _is_tuple_of(outer, call, count):
-        return NOT_AS_EXPECTED
-    for k in range(count):
-        expected = words(call[EXPECTED] + k * call[COLUMNS] * WORD_BYTES)
-        found = words(call[ADDRESSES] + k * FOUND_COLUMNS * WORD_BYTES)
-        pair = words(outer[_ITEMS + k])
-        if not _is_tuple_of(pair, call, 2):
-            return NOT_AS_EXPECTED
-        gradient, array = words(pair[_ITEMS]), words(pair[_ITEMS + 1])
-        if gradient[_TYPE] != expected[KIND] or array[_TYPE] != expected[KIND]:
-            return NOT_AS_EXPECTED
-        if not array[_FLAGS] & WRITEABLE or not _as_expected(array, expected):
-            return NOT_AS_EXPECTED
-        found[VARIABLE_OBJECT] = found[OWNER] = pair[_ITEMS + 1]
-        found[OWNER_DATA] = found[OWNER_MEMORY] = array[_DATA]
-        found[DTYPE] = expected[DTYPE]
-        _note_root(pair[_ITEMS + 1], expected, found)
-    return 0
 
 
 def headers_readable(read):
@@ -237,23 +177,6 @@ def headers_readable(read):
         return False
     expected[-1] += 1
     return bool(read(id(pairs), call.__array_interface__["data"][0]) == NOT_AS_EXPECTED)
-
-
-def roots_readable(read):
-    """Whether compiled `read_arrays` agrees with Python and NumPy about a view of an array."""
-    root = np.zeros((4, 5), np.float32)
-    view = root[2]
-    pairs = ((np.zeros_like(view), view),)
-    data, root_data = (a.__array_interface__["data"][0] for a in (view, root))
-    row = [0, 0, 0, 0, id(view.dtype), id(np.ndarray), IN_PLACE, C_CONTIGUOUS | ALIGNED]
-    expected = np.array([*row, view.nbytes, view.ndim, *view.shape], np.int64)
-    found = np.zeros(FOUND_COLUMNS, np.int64)
-    at, rows = (a.__array_interface__["data"][0] for a in (expected, found))
-    call = np.array([1, id(tuple), at, len(expected), 0, 0, 0, rows], np.int64)
-    if read(id(pairs), call.__array_interface__["data"][0]) != 0:
-        return False
-    wanted = [id(view), id(view), data, data, id(view.dtype), id(root), root_data, root.size]
-    return found.tolist() == wanted
 
 
 def _has_gil():

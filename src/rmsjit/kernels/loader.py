@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rmsjit.arrays.dtypes import Kinds
-from rmsjit.kernels import act, copies, dense, driver, headers, norms, rows
+from rmsjit.kernels import act, copies, dense, driver, following, headers, norms, rows
 from rmsjit.rule.form import Form
 from rmsjit.runtime.cache import Kernel, compile_kernel
 from rmsjit.runtime.flags import FLAGS, HOLDING_GIL, PARALLEL
@@ -111,11 +111,9 @@ def read_pairs() -> Kernel | None:
 
 
 @functools.cache
-def read_arrays() -> Kernel | None:
-    """The reader of where variables are; None as for `read_pairs`."""
+def follow() -> Kernel | None:
+    """Finds known variables and moves a step to them; None as for `read_pairs`."""
     if read_pairs() is None:
         return None
-    read = compile_kernel(
-        "read_arrays", "", lambda: headers.read_arrays, arguments=2, flags=HOLDING_GIL
-    )
-    return read if headers.roots_readable(read.call) else None
+    kernel = compile_kernel("follow", "", lambda: following.follow, arguments=2, flags=HOLDING_GIL)
+    return kernel if following.can_follow(kernel.call) else None

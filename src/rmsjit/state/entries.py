@@ -86,8 +86,6 @@ class Entry:
         The number that processes have agreed on; see `rmsjit.state.numbering`.
     first : int
         The number of its first element; above 0 for a part of a divided variable.
-    footprint : (int, rmsjit.steps.place.Footprint) or None
-        The memory that steps touch, and the store's epoch when it was looked up.
     """
 
     __slots__ = (
@@ -95,7 +93,6 @@ class Entry:
         "canonical",
         "clock",
         "first",
-        "footprint",
         "given",
         "ground",
         "group",
@@ -135,7 +132,6 @@ class Entry:
         self.homes: tuple[Home, ...] = ()
         self.number: int | None = None
         self.first: int = 0
-        self.footprint: tuple[int, Any] | None = None
         self._scratch: list[NDArray[np.int32]] = []
         self.saw(variable)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from rmsjit.runtime.trials import Trials
 from rmsjit.steps.act import Act
 from rmsjit.steps.occurrences import Occurrences
 from rmsjit.steps.place import Place
-from rmsjit.steps.roaming import Found, RoamingPlace
+from rmsjit.steps.roaming import Found, Locator, RoamingPlace
 
 
 class Binding:
@@ -88,13 +88,12 @@ class Binding:
         self.addresses[...] = place.addresses
         place.reader.direct(self._read_call)
 
-    def follow(self, arrays: Sequence[NDArray[Any]], found: Found) -> None:
-        """Move to other known variables; see `RoamingPlace.move`."""
+    def follow(self, found: Found, locator: Locator) -> None:
+        """Move to variables that `locator` has found."""
         if self._roaming is None:
-            self._roaming = RoamingPlace(self.place, self.addresses)
-        self._roaming.move(arrays, found)
-        if self.place is not self._roaming:
-            self.move(self._roaming)
+            self._roaming = RoamingPlace(self.place, self.addresses, locator)
+        self._roaming.move(found)
+        self.move(self._roaming)
 
     def scales_of(self, kinds: Kinds) -> NDArray[Any]:
         """An array for a scale of each gradient, in the dtype of the arithmetic."""

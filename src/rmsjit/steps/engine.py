@@ -93,6 +93,7 @@ class Engine:
         self.last_norm: float | None = None
         self.last_norms: tuple[float, ...] | None = None
         self._plans: Plans[Placed] = Plans()
+        self._follows = False  # whether the last step followed to other variables
         self._trials = TrialsBySize()
         self._limit = settings.num_threads or 0  # 0 until the first step that asks for the number
 
@@ -260,11 +261,13 @@ class Engine:
 
     def _bound(self, pairs: Pairs, hyperparameters: Hyperparameters) -> tuple[Plan, Binding, Pairs]:
         """A known or a new plan, its binding, and the pairs as they were bound."""
-        pairs = checked_pairs(pairs)
-        variables = [variable for _, variable in pairs]
-        kinds = [type(gradient) for gradient, _ in pairs]
         with self.store.lock.lock:
-            found = self._bound_again(pairs, variables, kinds)
+            found = self._bound_as_last(pairs) if self._follows else None
+            if found is None:
+                pairs = checked_pairs(pairs)
+                variables = [variable for _, variable in pairs]
+                kinds = [type(gradient) for gradient, _ in pairs]
+                found = self._bound_again(pairs, variables, kinds)
             if found is not None:
                 self._plans.last, binding = found
                 binding.place.was_met_again()
@@ -277,10 +280,17 @@ class Engine:
                     return plan, drafted, pairs
         raise RuntimeError("variables must not be changed by others while a step reads them")
 
+    def _bound_as_last(self, pairs: Pairs) -> tuple[Placed, Binding] | None:
+        """The last plan, if it follows to these variables as well."""
+        last = self._plans.last
+        binding = None if last is None else last.plan.bind_again(pairs, self.store)
+        return None if last is None or binding is None else (last, binding)
+
     def _bound_again(
         self, pairs: Pairs, variables: Sequence[Any], kinds: Sequence[type]
     ) -> tuple[Placed, Binding] | None:
         """A known plan that is or serves for these variables, and its binding, if there is one."""
+        self._follows = False
         known = self._plans.of_objects(identity_of(variables, kinds))
         if known is None:
             followed = self._followed(pairs, variables, kinds)
@@ -295,19 +305,20 @@ class Engine:
     def _followed(
         self, pairs: Pairs, variables: Sequence[Any], kinds: Sequence[type]
     ) -> tuple[Placed, Binding] | None:
-        """A plan of other arrays that follows to these, which the store knows; tries the last one.
+        """A plan of other arrays that follows to these, which the store knows.
 
         These objects are kept for the next time only while there is room, since views may be new
         in every step.
         """
-        served = self._plans.last
-        binding = None if served is None else served.plan.bind_known(pairs, variables, self.store)
-        if binding is None:
-            alike = self._plans.of_structure(structure_of(variables, kinds))
-            served = None if alike is served else alike
-            binding = served and served.plan.bind_known(pairs, variables, self.store)
-        if served is None or binding is None:
+        served = self._plans.of_structure(structure_of(variables, kinds))
+        if served is None:
             return None
+        binding = served.plan.bind_again(pairs, self.store)
+        if binding is None:
+            binding = served.plan.bind_known(pairs, variables, self.store)
+        if binding is None:
+            return None
+        self._follows = True
         if self._plans.has_room:
             self._plans.add(Placed(served.plan, binding.place.settled()))
         return served, binding

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.arrays.layout import address_of
 from rmsjit.arrays.masked import is_masked
-from rmsjit.kernels import headers, loader
+from rmsjit.kernels import headers, loader, objects
 from rmsjit.steps.pairs import Pairs, is_sparse
 from rmsjit.variables import array_of
 
@@ -95,12 +95,6 @@ class HeaderReader:
         reader._expected[:, headers.OWNER] = [id(owner) for owner in reader.owners] * has_gradient
         return reader
 
-    def moved(self, arrays: Sequence[NDArray[Any]], written: NDArray[np.int64]) -> HeaderReader:
-        """A reader for other plain arrays of the same shapes, all with a gradient."""
-        reader = self.roaming(written)
-        reader.move(arrays, rows_of(arrays))
-        return reader
-
     def roaming(self, written: NDArray[np.int64]) -> HeaderReader:
         """A reader with memory of its own, which `move` can change."""
         reader = object.__new__(HeaderReader)
@@ -111,8 +105,12 @@ class HeaderReader:
 
     def move(self, arrays: Sequence[NDArray[Any]], rows: ArrayLike) -> None:
         """Expect other plain arrays of the same shapes, all with a gradient; see `rows_of`."""
+        self.take(arrays)
+        self._expected[:, : headers.KIND] = rows
+
+    def take(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Read pairs of other arrays, whose columns compiled code has written."""
         self._variables, self.owners = tuple(arrays), arrays
-        self._expected[:, : headers.ROOT] = rows
 
     def own_memory(self, position: int) -> int:
         """The address that a gradient may have although the step writes there, or 0."""
@@ -196,7 +194,7 @@ def _reading(owner: NDArray[Any], kind: type) -> int:
 
 def _flags(owner: NDArray[Any]) -> int:
     """The flags of a variable that a gradient must have to be read in place."""
-    flags = headers.ALIGNED if owner.flags.aligned else 0
+    flags = objects.ALIGNED if owner.flags.aligned else 0
     if owner.flags.c_contiguous:
-        return flags | headers.C_CONTIGUOUS
-    return flags | (headers.F_CONTIGUOUS if owner.flags.f_contiguous else 0)
+        return flags | objects.C_CONTIGUOUS
+    return flags | (objects.F_CONTIGUOUS if owner.flags.f_contiguous else 0)

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, address_of, is_dense, span_of
 from rmsjit.arrays.overlap import merged_spans, span_that_meets
+from rmsjit.kernels.headers import NOT_AS_EXPECTED
 from rmsjit.state.entries import Entry, Member
-from rmsjit.steps.headers import HeaderReader
-from rmsjit.steps.pairs import naming
+from rmsjit.state.slots import SlotStore
+from rmsjit.steps.headers import HeaderReader, rows_of
+from rmsjit.steps.pairs import Pairs, naming
 from rmsjit.steps.plans import identity_of, layouts_of
 from rmsjit.variables import Variable
 
@@ -125,17 +127,28 @@ class Place:
         """A place for other plain arrays of the same shapes and dtypes, all with a gradient."""
         prints = [Footprint.of(member, names) for member in members]
         place = object.__new__(Place)
-        place.kinds, place.frozen = self.kinds, self.frozen
-        place.entries = tuple([member.entry for member in members])
-        place.addresses, place.written = _joined(prints)
+        place._resemble(self, *_joined(prints))
         place.variables = tuple(arrays)
-        place.reader = self.reader.moved(arrays, place.written)
-        place.dropped, place.constrained, place.draft = [], {}, None
+        place.entries = tuple([member.entry for member in members])
+        place.reader.move(arrays, rows_of(arrays))
         return place
+
+    def _resemble(
+        self, place: Place, addresses: NDArray[np.int64], written: NDArray[np.int64]
+    ) -> None:
+        """Have what places of plain arrays have in common, all with a gradient."""
+        self.kinds, self.frozen = place.kinds, place.frozen
+        self.addresses, self.written = addresses, written
+        self.reader = place.reader.roaming(written)
+        self.dropped, self.constrained, self.draft = [], {}, None
 
     def settled(self) -> Place:
         """The same place, where it stays; see `rmsjit.steps.roaming.RoamingPlace`."""
         return self
+
+    def follow(self, pairs: Pairs, store: SlotStore) -> int:
+        """NOT_AS_EXPECTED, since it stays; see `rmsjit.steps.roaming.RoamingPlace`."""
+        return NOT_AS_EXPECTED
 
     @property
     def owners(self) -> Sequence[NDArray[Any]]:

@@ -186,25 +186,44 @@ class Plan:
             self._bind_others(pairs, binding)
         return binding
 
+    def bind_again(self, pairs: Pairs, store: SlotStore) -> Binding | None:
+        """`bind` to other variables, as `bind_known` did in the last step, which has found these.
+
+        None if it has not, or if there was no such step.
+        """
+        if not self.free or store.unmet or self._valid_epoch != self.epoch[0]:
+            return None
+        binding = self.free.pop()
+        unsure = binding.place.follow(pairs, store)
+        if unsure == headers.NOT_AS_EXPECTED:
+            self.free.append(binding)
+            return None
+        if unsure and binding.place.has_gone:
+            return None
+        return self.bind(pairs, binding=binding)
+
     def bind_known(
-        self, pairs: Pairs, variables: Sequence[Any], store: SlotStore
+        self, pairs: Pairs, arrays: Sequence[NDArray[Any]], store: SlotStore
     ) -> Binding | None:
         """`bind` to other variables of the plan's structure, if the store knows them all."""
-        if self.structure is None or self._valid_epoch != self.epoch[0]:
+        if store.unmet or self._valid_epoch != self.epoch[0]:
             return None
-        found = self._locator.find(pairs, variables, store)
+        found = self._locator.find(arrays, store)
         if found is None:
             return None
-        try:
-            binding = self.free.pop()
-        except IndexError:
-            binding = self._new_binding()
-        binding.follow(variables, found)
+        binding = self._free_binding()
+        binding.follow(found, self._locator)
         return self.bind(pairs, binding=binding)
 
     @computed_once
     def _locator(self) -> Locator:
-        return Locator(self.place, self.slot_names, self._valid_epoch)
+        return Locator(self.place, self.slot_names)
+
+    def _free_binding(self) -> Binding:
+        try:
+            return self.free.pop()
+        except IndexError:
+            return self._new_binding()
 
     def _new_binding(self, place: Place | None = None) -> Binding:
         return Binding(place or self.place, self._computing, self._assignment.groups, self._noise)
@@ -224,10 +243,7 @@ class Plan:
         Binding or None
             None if a gradient meets the memory that the step writes.
         """
-        try:
-            binding = self.free.pop()
-        except IndexError:
-            binding = self._new_binding()
+        binding = self._free_binding()
         gradients = binding.gradients
         if gradients.tolist() != addresses:  # otherwise an earlier step has compared them
             gradients[:] = addresses
