@@ -117,12 +117,14 @@ def test_the_last_view_is_known(known):
 @pytest.mark.usefixtures("reader")
 @pytest.mark.parametrize("twice", [(4, 4), (4, 5, 4), (5, 4, 4)])
 def test_a_row_that_occurs_twice(known, twice):
+    """The last gradient is that row itself, as it is before the step."""
     table, optimizer, plain = known
     lists = [(1, 2, 3)[: len(twice)], (6, 7, 8)[: len(twice)], (4, 5, 6)[: len(twice)]]
     for rows in [*lists * 3, twice, *lists, twice]:
-        gradients = noise(len(rows), WIDTH)
+        gradients = [*noise(len(rows) - 1, WIDTH), table[rows[-1]]]
+        before = [gradient.copy() for gradient in gradients]
         optimizer.apply_gradients([(g, table[k]) for g, k in zip(gradients, rows, strict=True)])
-        for row, gradient in zip(rows, gradients, strict=True):
+        for row, gradient in zip(rows, before, strict=True):
             plain.step(row, gradient)
     np.testing.assert_allclose(table, plain.values, rtol=1e-12)
 
