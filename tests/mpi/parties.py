@@ -1,4 +1,8 @@
-"""One launch for several numbers of ranks, because it takes long to start the processes."""
+"""One launch for several numbers of ranks, because it takes long to start the processes.
+
+One rank goes first and alone: it compiles most kernels, while the others sleep instead of polling
+for a message from the rank that compiles.
+"""
 
 import time
 from bisect import bisect
@@ -9,7 +13,7 @@ from mpi4py import MPI
 
 def parties(world):
     """Yield communicators of 1 to all ranks of `world`, those that this rank is in."""
-    for together in packed(range(1, world.size + 1), world.size):
+    for together in [[1], *packed(range(2, world.size + 1), world.size)]:
         number = bisect(list(accumulate(together)), world.rank)
         comm = world.Split(number if number < len(together) else MPI.UNDEFINED)
         if comm != MPI.COMM_NULL:
