@@ -12,7 +12,7 @@ import pytest
 
 import rmsjit
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("mpi")]
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parent / "mpi"
 SECONDS = 300  # of one launch; most of it is compiling
