@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import autograd
 import autograd.numpy as anp
-import autograd.scipy.special as asp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -68,6 +67,12 @@ def cplx(*shape):
     return real(*shape) + 1j * real(*shape, 1)[..., 0]
 
 
+def logsumexp(a):
+    from autograd.scipy.special import logsumexp  # imports all of SciPy, which takes seconds
+
+    return logsumexp(a)
+
+
 X = real(5, 3)  # data, not a variable
 
 LOSSES = {
@@ -93,7 +98,7 @@ LOSSES = {
     "anp.stack": (lambda a, b: anp.stack([a, b]) ** 2, [real(3), real(3)]),
     "anp.append": (lambda a, b: anp.append(a, b) ** 2, [real(2), real(3)]),
     "anp.linalg": (lambda a: anp.linalg.norm(a) * a, [real(3)]),
-    "scipy": (lambda a: asp.logsumexp(a), [real(4)]),
+    "scipy": (logsumexp, [real(4)]),
     # indexing, shapes and methods
     "indexing": (lambda a: a[0, 0] * a[1, 1] + a[:, 0] * a[[1, 0, 0], 1], [real(3, 2)]),
     "boolean index": (lambda a: a[X[0] > 0] ** 2, [real(3)]),

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sklearn", reason="the notebooks need rmsjit[demo]")
-pytest.importorskip("matplotlib", reason="the notebooks need rmsjit[demo]")
-
 FOLDER = Path(__file__).parent.parent / "examples" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
@@ -47,8 +44,8 @@ def steady(text):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_a_notebook_prints_what_it_shows(path, tmp_path, monkeypatch):
-    from matplotlib import pyplot
-
+    pytest.importorskip("sklearn", reason="the notebooks need rmsjit[demo]")
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="the notebooks need rmsjit[demo]")
     monkeypatch.chdir(tmp_path)  # where it writes its files
     monkeypatch.setattr(pyplot, "show", lambda: pyplot.close("all"))
     pyplot.switch_backend("Agg")
