@@ -44,11 +44,12 @@ try:
     import precision
     import resuming
     import sending
+    import sharing
     import training
 finally:
     sys.path.remove(str(FOLDER))
 
-MODULES = (checks, resuming, failures, training, sending, precision, calling)
+MODULES = (checks, resuming, failures, training, sending, precision, calling, sharing)
 NAMES = [name for module in MODULES for name in module.CHECKS]
 
 
@@ -162,6 +163,12 @@ def test_rank_that_fails_ends_the_job():
     process = launch(2, FOLDER / "failing.py", timeout=60)
     assert process.returncode != 0
     assert "ValueError: out of data" in process.stderr
+
+
+def test_rank_that_is_killed_ends_the_job():
+    """The others may be waiting for it in shared memory."""
+    process = launch(2, FOLDER / "dying.py", timeout=60)
+    assert process.returncode != 0
 
 
 def test_one_rank_of_a_machine_compiles(tmp_path):

@@ -19,9 +19,10 @@ def all_checks():
     import precision
     import resuming
     import sending
+    import sharing
     import training
 
-    modules = (checks, resuming, failures, training, sending, precision, calling)
+    modules = (checks, resuming, failures, training, sending, precision, calling, sharing)
     return {name: check for module in modules for name, check in module.CHECKS.items()}
 
 

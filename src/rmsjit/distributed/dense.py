@@ -6,6 +6,9 @@ update reads are the same at every step.  The buffer is filled and reduced in pi
 reduced while it is still in the cache.  Half types, which MPI can't add, are sent as float32,
 or all that is summed in float32 as bfloat16 (`rmsjit.distributed.wire`).
 
+A buffer of a single piece may be summed in memory that all ranks share
+(`rmsjit.distributed.shared`), in order of rank.
+
 ``MPI_Allreduce`` gives every rank identical bits: the standard requires it ("all processes from
 the same group participating in these operations receive identical results").
 """
@@ -24,11 +27,15 @@ from rmsjit.arrays.dtypes import Precision
 from rmsjit.distributed.comm import IN_FLIGHT
 from rmsjit.distributed.packing import Flats, Packing, Part, Sums, in_reals, total_size
 from rmsjit.distributed.settings import Settings
-from rmsjit.distributed.wire import sums_for
+from rmsjit.distributed.shared import SharedMemory
+from rmsjit.distributed.wire import is_narrow, sums_for
 
 
 class DenseBuffer:
     """The gradients of one dtype, with `sizes` by position.
+
+    A single piece may be summed in `memory` if there is any; it must have room before the first
+    `start`.
 
     Attributes
     ----------
@@ -43,6 +50,7 @@ class DenseBuffer:
         dtype: np.dtype[Any],
         sizes: dict[int, int],
         settings: Settings,
+        memory: SharedMemory | None = None,
     ) -> None:
         self._comm = comm
         ends = np.cumsum(list(sizes.values())).tolist()
@@ -66,13 +74,16 @@ class DenseBuffer:
             start = stop
         reals = min(most, ends[-1]) * self._components
         self._adding = sums_for(settings, precision, comm.size, reals)
+        is_alone = len(self._pieces) == 1 and not is_narrow(settings, precision, comm.size)
+        if memory is not None and is_alone:
+            self._adding = memory.sums_of(self._sums.wire.nbytes)
         self._requests: deque[Any] = deque()
 
     def start(self, gradients: Flats) -> None:
         """Start the reduction of gradients; a single piece leaves nothing to do meanwhile."""
         if len(self._pieces) == 1:
             piece, reals, packing = self._pieces[0]
-            packing.fill(piece, gradients)
+            packing.fill(self._adding.input_for(piece), gradients)
             self._adding.add_up(self._comm, reals, self._sums.reals.dtype, reals.size)
             return
         for number, (piece, _, packing) in enumerate(self._pieces):

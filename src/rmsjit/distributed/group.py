@@ -16,6 +16,7 @@ from rmsjit.distributed.agreement import Agreement, shared_errors
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.intent import Act, Intent, Place
 from rmsjit.distributed.node import Node, load_readers
+from rmsjit.distributed.shared import SharedMemory
 
 
 class Group:
@@ -27,6 +28,8 @@ class Group:
         A private duplicate.
     node : Node
         The ranks on this rank's machine.
+    memory : SharedMemory
+        For small messages between them.
     agreement : Agreement
     is_freed : bool
     """
@@ -34,6 +37,7 @@ class Group:
     def __init__(self, parent: Any) -> None:
         self.comm: Any = parent.Dup()
         self.node: Node = Node(self.comm)
+        self.memory: SharedMemory = SharedMemory(self.node.comm, self.comm.size)
         self.agreement: Agreement = Agreement(self.comm)
         self.is_freed: bool = False
         self._constructed = 0
@@ -56,6 +60,7 @@ class Group:
         if self._open == 0:
             self.is_freed = True
             _groups().remove(self)
+            self.memory.free()
             self.node.comm.Free()
             self.comm.Free()
 
@@ -68,6 +73,7 @@ class Group:
             self.agreement.reach(Intent(Act.END))
         except RuntimeError:  # the others raise it too, and report it
             return
+        self.memory.free()
 
 
 def group_of(parent: Any, error: Exception | None) -> Group:

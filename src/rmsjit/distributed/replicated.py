@@ -14,6 +14,7 @@ from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.packing import Flats
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shards import Shards
+from rmsjit.distributed.shared import SharedMemory
 from rmsjit.distributed.sparse import SparseTable, finished, needs_merging, travelling
 from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
 from rmsjit.distributed.starting import Overwriting
@@ -36,8 +37,16 @@ class ReplicatedPlan(StagePlan):
     one ends.  So only one piece of such gradients travels at a time before a step.
     """
 
-    def __init__(self, comm: Any, settings: Settings, incoming: Incoming, terms: Terms) -> None:
+    def __init__(
+        self,
+        comm: Any,
+        settings: Settings,
+        incoming: Incoming,
+        terms: Terms,
+        memory: SharedMemory,
+    ) -> None:
         super().__init__(comm, settings, incoming, terms)
+        self._memory = memory
         self.most_at_a_time = IN_FLIGHT if settings.wire_dtype is None else 1
         self._buffers: list[DenseBuffer] = []
         self._sums: dict[int, NDArray[Any]] = {}  # views of the buffers
@@ -55,6 +64,7 @@ class ReplicatedPlan(StagePlan):
             incoming.arrays[first].dtype,
             {k: incoming.arrays[k].size for k in positions},
             self._settings,
+            self._memory,
         )
         self._buffers.append(buffer)
         for k, result in buffer.results.items():

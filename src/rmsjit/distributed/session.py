@@ -309,8 +309,9 @@ class Session:
         alike = self._plans.of_memory((incoming.memory, terms))
         if alike is not None:
             return alike.rebound(incoming)
-        cls = ShardedPlan if self.settings.shard_state else ReplicatedPlan
-        return cls(self.comm, self.settings, incoming, terms)
+        if self.settings.shard_state:
+            return ShardedPlan(self.comm, self.settings, incoming, terms)
+        return ReplicatedPlan(self.comm, self.settings, incoming, terms, self._group.memory)
 
     # --- the first step ---------------------------------------------------------------------
 
@@ -329,6 +330,7 @@ class Session:
         with engine.store.undone_on_error():
             with shared_errors(self.comm, "create the slots"):
                 start = allocate(engine, plan, self.shards, numbers, fresh, request.counter)
+            self._group.memory.make_room()
             with shared_errors(self.comm, "load kernels"):
                 self._group.node.compile_first(lambda: load(engine, plan, clipping))
             send_from_rank_0(self.comm, engine, plan, start, fresh)
