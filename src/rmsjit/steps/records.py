@@ -44,7 +44,7 @@ class Records:
         self._words[following.WIDTH] = width
         self._words[following.LAYOUTS] = address_of(self._layouts)
         self.address: int = address_of(self._words)
-        # None is dropped, so the words never lead to memory that is gone, whatever a signal handler
+        # The last two, so the words never lead to memory that is gone, whatever a signal handler
         # does meanwhile.
         self._tables: list[NDArray[np.int64]] = []
         self._count = 0
@@ -54,7 +54,7 @@ class Records:
         """Begin an empty table, with room for some records, at most half full."""
         bits = (2 * most - 1).bit_length()
         table = np.zeros((1 << bits, following.ADDRESS + self._width), np.int64)
-        self._tables.append(table)
+        self._tables = [*self._tables[-1:], table]
         self._count = 0
         self._words[: following.WIDTH] = address_of(table), bits
 
