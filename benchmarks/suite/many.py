@@ -5,6 +5,7 @@ import time
 import numpy as np
 
 import rmsjit
+from rmsjit.demo.numpy_rmsprop import NumPyRMSprop
 
 from .common import THREADS, dense_step
 
@@ -26,28 +27,47 @@ class ManySmall:
 
 
 class RowsAsVariables:
-    """Rows of a large array as variables of their own, by new views that are made in each step."""
+    """Rows of a large array as variables of their own, by new views that are made in each step.
+
+    `track_over_numpy` does not depend on the speed at which the machine runs just then.
+    """
 
     param_names = ("rows",)
     params = ([1, 3],)
-    known, steps = 1_000, 2_000  # rows that have slots; steps per sample
+    known, steps, rounds = 1_000, 200, 50  # rows that have slots; steps of each round
 
     def setup(self, rows):
         array = np.zeros((100_000, 8))
         self.gradients = np.ones((rows, 8))
         self.optimizer, self.array = rmsjit.RMSprop(), array
-        for _ in range(2):
+        self.numpy = NumPyRMSprop(lambda step: 1e-3)
+        self.pairs = list(zip(self.gradients, array[-rows:], strict=True))
+        for _ in range(3):
             self._walk(rows, self.known // rows)
 
     def track_step(self, rows):
-        times = []
-        for _ in range(5):
-            start = time.perf_counter()
-            self._walk(rows, self.steps)
-            times.append(time.perf_counter() - start)
-        return round(1e6 * float(np.median(times)) / self.steps, 1)
+        return round(1e6 * float(np.median(self._times(rows)[0])) / self.steps, 1)
 
     track_step.unit = "µs"
+
+    def track_over_numpy(self, rows):
+        """How many times as long as a step of as many rows by NumPy in place, without new views."""
+        own, of_numpy = self._times(rows)
+        return round(float(np.median(own / of_numpy)), 2)
+
+    track_over_numpy.unit = "times"
+
+    def _times(self, rows):
+        """Seconds of each round, and of as many steps by NumPy just after it."""
+        times = np.zeros((2, self.rounds))
+        for k in range(self.rounds):
+            start = time.perf_counter()
+            self._walk(rows, self.steps)
+            between = time.perf_counter()
+            for _ in range(self.steps):
+                self.numpy.apply_gradients(self.pairs)
+            times[:, k] = between - start, time.perf_counter() - between
+        return times
 
     def _walk(self, rows, steps):
         for step in range(steps):
