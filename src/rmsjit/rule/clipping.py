@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,28 @@ from numpy.typing import NDArray
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import as_number
 from rmsjit.rule.loss_scale import LossScale
-from rmsjit.runtime.once import computed_once
 
 
-@dataclass(frozen=True)
+def _derived() -> Any:
+    """A field that follows from others."""
+    return field(init=False, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Clipping:
     """The clipping bounds of an optimizer, None for those not set.
 
     Gradients are multiplied by `factor` before they are clipped: by `gradient_scale`, which is
     negative if the loss is to be maximised, and divided by the loss scale.
+
+    Attributes
+    ----------
+    limit : float
+        The bound on each element, infinite without `clipvalue`.
+    by_norm : bool
+        Whether there is a bound on a norm.
+    is_scaled : bool
+        Whether `factor` is not always 1.
 
     Raises
     ------
@@ -33,6 +46,9 @@ class Clipping:
     global_clipnorm: float | None = None
     gradient_scale: float = 1.0
     loss_scale: LossScale | None = None
+    limit: float = _derived()
+    by_norm: bool = _derived()
+    is_scaled: bool = _derived()
 
     def __post_init__(self) -> None:
         for name in ("clipvalue", "clipnorm", "global_clipnorm"):
@@ -48,6 +64,17 @@ class Clipping:
                 f"clipnorm and global_clipnorm can't both be set, got clipnorm={self.clipnorm} "
                 f"and global_clipnorm={self.global_clipnorm}"
             )
+        self._derive()
+
+    def _derive(self) -> None:
+        """Set what steps read, as plain attributes, which are faster than properties."""
+        derived = {
+            "limit": math.inf if self.clipvalue is None else self.clipvalue,
+            "by_norm": self.clipnorm is not None or self.global_clipnorm is not None,
+            "is_scaled": self.gradient_scale != 1.0 or self.loss_scale is not None,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     @property
     def factor(self) -> float:
@@ -55,21 +82,7 @@ class Clipping:
         scale = self.loss_scale
         return self.gradient_scale if scale is None else self.gradient_scale / scale.value
 
-    @computed_once
-    def by_norm(self) -> bool:
-        return self.clipnorm is not None or self.global_clipnorm is not None
-
-    @computed_once
-    def limit(self) -> float:
-        """The bound on each element, infinite without `clipvalue`."""
-        return math.inf if self.clipvalue is None else self.clipvalue
-
-    @computed_once
-    def is_scaled(self) -> bool:
-        """Whether `factor` is not always 1."""
-        return self.gradient_scale != 1.0 or self.loss_scale is not None
-
-    @computed_once
+    @property
     def is_none(self) -> bool:
         """Whether gradients are used as they are."""
         return not (self.by_norm or self.is_scaled) and self.clipvalue is None
