@@ -32,7 +32,7 @@ import pytest
 import rmsjit
 import rmsjit.train
 from rmsjit import IndexedSlices, schedules
-from strategies import BOTH, COMPLEX, DTYPES, KERAS, QUICK, REAL, TRAIN
+from strategies import BOTH, COMPLEX, DTYPES, KERAS, REAL, TRAIN
 
 STORED = pathlib.Path(__file__).parent / "golden" / "bits.json"
 STEPS = 4
@@ -502,15 +502,9 @@ def stored():
     return json.loads(STORED.read_text(encoding="utf-8"))
 
 
-# Kernels for rows apply the rule that the dense ones apply, so few forms need them in every dtype.
-FORMS_OF_ROWS = {"keras-plain-0", *(name for name in FORMS if name.startswith("train-centered"))}
-ROWS = {*EXACT, *SIZES, "nonfinite", "twice", *(name for name in KINDS if name.startswith("rows"))}
-
-
 def is_slow(case):
-    """Whether a case needs a kernel that few others use, which takes a second or two to compile."""
-    needs_more_rows = case.scenario in ROWS and case.form not in FORMS_OF_ROWS
-    return case.dtype not in QUICK or (needs_more_rows and case.dtype != "float32")
+    """Whether a case is left to the whole suite, since few other tests need its kernels."""
+    return case.dtype != "float32"
 
 
 @pytest.mark.parametrize(

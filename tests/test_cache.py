@@ -344,6 +344,7 @@ def test_loaded_or_compiled(folder):
         assert only_file(folder).read_bytes() == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -413,6 +414,7 @@ def test_unusable_folders_cost_one_warning(folder, tmp_path, monkeypatch):
         assert obtained() == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on file sizes")
 def test_a_full_disk_costs_one_warning(folder):
     """A limit on the size of files stands for it: the write fails half way."""

@@ -302,6 +302,7 @@ def test_compressed_members_are_refused_before_they_are_inflated(tmp_path, run, 
     assert_refused(path, *run, "is compressed")
 
 
+@pytest.mark.slow
 def test_bomb_takes_no_memory(tmp_path, run):
     path = tmp_path / "run.npz"
     save(path, *run)
@@ -350,6 +351,7 @@ def test_members_with_one_name_are_refused(tmp_path, run):
 # --- interrupts -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fresh", [False, True], ids=["known variables", "new variables"])
 def test_load_interrupted_at_every_line_is_done_or_not_begun(tmp_path, fresh):
     path = tmp_path / "run.npz"
@@ -507,6 +509,7 @@ def test_link_stays_and_its_ending_counts(path, run, name):
         assert os.listdir(folder) == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs a limit on the size of files")
 def test_full_disk_is_an_os_error(path):
     code = (

@@ -46,6 +46,7 @@ def needs_demo():
 # --- the frame ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_version_in_a_fresh_process():
     process = python("-m", "rmsjit", "--version")
     assert (process.returncode, process.stdout) == (0, f"rmsjit {rmsjit.__version__}\n")
@@ -86,6 +87,7 @@ def test_schedule_is_there(capsys):
     assert "CosineDecay" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGPIPE")
 def test_a_reader_that_goes_away_is_no_error():
     with subprocess.Popen(
@@ -279,6 +281,7 @@ def test_info_with_a_cache_folder_that_is_not_there(capsys, monkeypatch, tmp_pat
     assert re.search(r"^Cached kernels +0 \(0 B\)$", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_info_tells_of_a_numba_that_has_changed(capsys, monkeypatch):
     shown = python("-m", "rmsjit", "info").stdout
     assert "Numba" in shown

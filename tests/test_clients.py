@@ -49,6 +49,7 @@ def missing_packages(text):
     return sorted(root for root in roots if importlib.util.find_spec(root) is None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -82,6 +82,7 @@ def test_lines_of_formulas(settings, line):
     assert line in formula(Form.with_slots("rms", "momentum", **settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 def test_every_form_is_printed(library, capsys):
     assert main(["forms", library.name]) == 0

@@ -45,6 +45,7 @@ def test_runs_have_the_bits_of_the_library(case):
     assert figures.broken(case, figures.figures_of(case, figures.whole_run(case))) == {}
 
 
+@pytest.mark.slow
 @EVERY
 def test_the_twin_has_the_bits_of_the_kernels(case):
     """So that what `test_flips` finds by the twin is true of the kernels."""
@@ -53,6 +54,7 @@ def test_the_twin_has_the_bits_of_the_kernels(case):
         assert all(same_bits(got[name], expected[name]) for name in got)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_NAME)
 def test_no_promise_is_looser_than_it_must_be(name):
     worst = {}
@@ -250,6 +252,7 @@ def check_live(name, python=sys.executable, **environment):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.live
 @pytest.mark.parametrize("name", form_cases.LIVE)
 def test_live_library_still_makes_these_vectors(name):

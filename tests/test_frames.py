@@ -97,6 +97,7 @@ print(*(type(thing).__name__ for thing in read if has_dictionary(thing) and not 
 """
 
 
+@pytest.mark.slow
 def test_attributes_that_steps_read_stay_compact():
     """Python has made no dictionary of them, which would slow down each.
 

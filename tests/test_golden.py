@@ -116,6 +116,7 @@ def run_reference(case, change=None):
     return run
 
 
+@pytest.mark.slow
 @every(cases.DENSE_CASES)
 def test_reference_agrees_with_tensorflow(case):
     assert_agree(case, run_reference(case), DENSE[case.name])

@@ -96,6 +96,7 @@ for name in {*vars(rmsjit), *rmsjit._ON_DEMAND}:
 """
 
 
+@pytest.mark.slow
 def test_all_is_what_the_package_offers():
     """Its rooms are there as well once something has imported them, but are not offered."""
     pytest.importorskip("autograd", reason="GradientTape and gather need it")

@@ -129,9 +129,10 @@ def test_roots_are_packed_and_nothing_is_allocated(name, form, dtype, flag, para
     assert_nothing_is_allocated(text)
 
 
+@slow
 @x86
-@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=slow)])
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=slow)])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_rows_catch_up_in_packed_loops(dtype, parallel):
     """The powers are in double precision; the loop has only what is rounded to its own."""
     text, _ = assembly("catch_up_rows", *of_form(FULL, dtype), parallel)
@@ -194,15 +195,12 @@ def test_kernels_of_other_dtypes_allocate_nothing(name, parallel, dtype):
     assert_nothing_is_allocated(text)
 
 
+@slow
 @x86
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [
-        ("update_dense", "bfloat16"),
-        pytest.param("update_dense", "float16", marks=slow),
-        pytest.param("update_rows", "bfloat16", marks=slow),
-    ],
+    [("update_dense", "bfloat16"), ("update_dense", "float16"), ("update_rows", "bfloat16")],
 )
 def test_master_weights_and_their_rounding_are_packed(name, dtype, rounding):
     """In float32, without a call; random bits are products of words, packed as well."""

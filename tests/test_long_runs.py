@@ -165,6 +165,7 @@ def test_numbers_at_the_edge_give_no_warnings(dtype):
         optimizer.apply_gradients([(rows, table)])
 
 
+@pytest.mark.slow
 def test_no_warnings_from_a_whole_process():
     """Starting threads and training, with every warning an error."""
     code = """

@@ -1116,6 +1116,7 @@ CLIPPED_DTYPES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", HOOKED)
 @pytest.mark.parametrize(("dtype", "clip"), CLIPPED_DTYPES)
 def test_hooks_that_change_nothing_change_no_bit(hook, dtype, clip):

@@ -106,6 +106,7 @@ def test_no_other_module_uses_them():
     assert found == {"runtime/numba_internals.py"}
 
 
+@pytest.mark.slow
 def test_this_version_of_numba_has_all():
     """In a process of its own, in which Numba has done nothing yet."""
     missing = "from rmsjit.runtime.numba_internals import missing; print(missing())"
@@ -127,6 +128,7 @@ def test_the_oldest_version_that_was_checked_is_the_lower_bound():
     assert f"numba>={numba_internals.CHECKED[0]}" in dependencies
 
 
+@pytest.mark.slow
 @by_name([*STORING, *CALLING])
 def test_kernels_are_compiled_without_it(private, fresh, hide):
     hide(private)

@@ -364,6 +364,7 @@ def test_disp_prints_the_end(capsys):
 # --- without scipy --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_results_without_scipy():
     code = """
 import sys

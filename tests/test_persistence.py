@@ -180,6 +180,7 @@ ALSO_HELD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 10_000])
 @pytest.mark.parametrize("load", LOADED.values(), ids=LOADED)
 def test_an_array_that_was_unpickled_is_held_by_whoever_has_it(load, size):

@@ -120,6 +120,7 @@ def test_an_error_of_safetensors_is_one_of_the_system(text, number, tmp_path, mo
 # --- the terminal ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs pipes of POSIX")
 def test_a_reader_that_has_gone_ends_a_command_quietly():
     reader, writer = os.pipe()

@@ -260,6 +260,7 @@ def test_wrong_arguments_are_refused_by_name(arguments, error, message):
         rmsjit.lr_range_test(**{**given, **arguments})
 
 
+@pytest.mark.slow
 def test_the_result_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "curve.png"

@@ -90,6 +90,7 @@ def test_examples_run(name, line, code, tmp_path, monkeypatch):
     assert faults_of("\n" * (line - 1) + code, name) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTINUED)
 def test_examples_that_continue_each_other_run(name, tmp_path):
     """In a process of its own, which MPI needs."""

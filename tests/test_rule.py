@@ -87,6 +87,7 @@ def test_any_hyperparameters(form, dtype, seed, lr, rho, momentum, log_eps):
 numbers = hnp.arrays("float64", 6, elements=st.floats(-1e150, 1e150))
 
 
+@pytest.mark.slow
 @every_form
 @settings(max_examples=25)
 @given(variable=numbers, gradients=st.lists(numbers, min_size=1, max_size=3))

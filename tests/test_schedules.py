@@ -629,6 +629,7 @@ def test_image_is_a_png_and_its_path_is_printed(tmp_path, capsys):
     assert target.stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_image_goes_to_a_file_named_after_the_schedule(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
@@ -712,6 +713,7 @@ def test_the_drawing_spans_what_there_is_to_see(schedule, span):
     assert len(spread) == min(span, 2001)
 
 
+@pytest.mark.slow
 def test_all_are_drawn_without_a_name(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)

@@ -349,6 +349,7 @@ MANY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MANY)
 def test_to_know_a_variable_takes_no_longer_where_many_are_known(case):
     assert compared(MANY[case](2000)) <= 3 * 2000
@@ -365,6 +366,7 @@ def test_columns_of_one_array_and_the_column_between():
     assert known.meeting(entry_of(M[::3, 1::2])) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, 512], ids="chunks of {}".format)
 def test_random_views_overlap_or_not_as_numpy_says(length, monkeypatch):
     monkeypatch.setattr(overlap, "_CHUNK", length)

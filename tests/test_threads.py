@@ -96,6 +96,7 @@ def run(code, **environment):
     return run_python(COMMON + code, **environment).split()
 
 
+@pytest.mark.slow
 @linux
 @every_layer
 def test_python_threads_at_once(layer):
@@ -128,6 +129,7 @@ print(threads.layer_name())
     assert run(code, NUMBA_THREADING_LAYER=layer) == [layer]
 
 
+@pytest.mark.slow
 @linux
 @every_layer
 def test_sparse_steps_at_once(layer):
@@ -156,6 +158,7 @@ print(threads.layer_name())
     assert run(code, NUMBA_THREADING_LAYER=layer) == [layer]
 
 
+@pytest.mark.slow
 @linux
 @every_layer
 def test_only_a_busy_workqueue_leaves_the_serial_kernels(layer):
@@ -193,6 +196,7 @@ assert act_of(lambda: None, 2).run() == act.DONE
     assert said[1:] == (["1", "True", "True"] if busy else ["2", "False", "True"])
 
 
+@pytest.mark.slow
 def test_the_users_number_of_threads_is_honoured_and_put_back():
     """It is changed within an act only, whether that is done or refused."""
     code = """
@@ -243,6 +247,7 @@ print(*("".join(map(str, counts)).split("|")))
     assert counts == [{"3"}, {"2"}, {"1"}, {"3"}]
 
 
+@pytest.mark.slow
 @linux
 def test_tbb_is_found_where_pip_has_put_it():
     try:

@@ -18,6 +18,7 @@ w = np.ones(3)
 """
 
 
+@pytest.mark.slow
 def test_all_but_the_tape_works(tmp_path):
     code = """
 table, v = np.ones((5, 2)), rmsjit.Variable(np.ones(3))
@@ -33,6 +34,7 @@ print(rmsjit.optimize(lambda x: (x**2).sum(), w, jac=lambda x: 2 * x).success)
     assert run_python(HIDDEN + code, tmp_path / "run.npz") == "True\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "use",
     [
