@@ -8,15 +8,14 @@ import sys
 import textwrap
 import threading
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 import rmsjit
 from rmsjit.checkpoints import array_file, atomic_file
 from rmsjit.checkpoints.save import load, save
+from strategies import every_dtype
 
-DTYPES = ["float16", ml_dtypes.bfloat16, "float32", "float64", "complex64", "complex128"]
 ENDINGS = [".npz", ".safetensors"]
 OPTIMIZERS = {
     "plain": lambda: rmsjit.RMSprop(0.01),
@@ -112,7 +111,7 @@ def assert_resumes(path, make, variables, fresh, steps=train):
 # --- resuming -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@every_dtype
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_resumed_run_continues_bit_for_bit(path, kind, dtype):
     variables = in_every_layout(dtype)

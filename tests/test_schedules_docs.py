@@ -19,6 +19,7 @@ def test_every_schedule_has_a_row_and_a_formula():
     assert set(re.findall(r"^### (\w+)\n\n {4}\S", text, re.MULTILINE)) == NAMES
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     spec = importlib.util.spec_from_file_location("make_schedules", DOCS / "make_schedules.py")
