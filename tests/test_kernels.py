@@ -229,6 +229,22 @@ def test_reduced_state_is_packed(name):
 
 
 @x86
+@slow
+def test_slots_in_8_bits_are_packed():
+    """The rule, without a call, and then the bytes."""
+    form = FULL.with_state(dict.fromkeys(("rms", "mg", "momentum"), "8bit"))
+    text, _ = assembly(
+        "update_dense", *form.compiled_for(precision_of(np.dtype("f4"))), False, False
+    )
+    loops = packed_loops(text, "v?sqrtps")
+    assert loops
+    assert not any(re.search(r"\bcall", loop) for loop in loops)
+    assert re.search(r"\bv?packuswb", text)
+    assert re.search(r"\bv?packsswb", text)
+    assert_nothing_is_allocated(text)
+
+
+@x86
 def test_the_search_for_allocations_finds_one():
     from numba import int64, njit
 

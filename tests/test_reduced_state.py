@@ -302,7 +302,7 @@ def test_a_momentum_that_is_set_later_is_reduced_too(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"state_dtype": "float16"}, ValueError, "state_dtype must be one of bfloat16, float32, f"),
+        ({"state_dtype": "float16"}, ValueError, "state_dtype must be one of bfloat16, 8bit, f"),
         ({"state_dtype": "half"}, ValueError, "got 'half'"),
         ({"state_dtype": 3}, TypeError, "state_dtype must be a dtype, got 3"),
         ({"state_dtype": {"mg": "bfloat16"}}, ValueError, "among momentum, rms, got 'mg'"),

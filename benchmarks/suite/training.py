@@ -11,6 +11,7 @@ SETTINGS = {
     "decoupled decay": ("float32", {"weight_decay": 0.01}),
     "average of weights": ("float32", {"use_ema": True}),
     "slots in bfloat16": ("float32", {"state_dtype": "bfloat16"}),
+    "slots in 8 bits": ("float32", {"state_dtype": "8bit"}),
     "master weights of bfloat16": ("bfloat16", {"master_weights": True}),
     "master weights of float16": ("float16", {"master_weights": True}),
 }

@@ -42,6 +42,14 @@ _PRECISIONS = {
 
 SUPPORTED = tuple(_PRECISIONS)
 
+_PACKED = {  # of slots, in blocks (`rmsjit.arrays.blocks`)
+    precision.name: precision
+    for precision in (
+        Precision("8bit", "int8", "float32", "int8"),
+        Precision("unsigned 8bit", "uint8", "float32", "uint8"),
+    )
+}
+
 
 @functools.cache  # NumPy takes microseconds to build the name of a dtype
 def precision_of(dtype: np.dtype[Any]) -> Precision | None:
@@ -90,7 +98,7 @@ def slot_precision(precision: Precision, name: str | None) -> Precision:
         return precision
     if name == ARITHMETIC:
         return _PRECISIONS[precision.computing] if precision.is_half else precision
-    return _PRECISIONS[name]
+    return _PACKED.get(name) or _PRECISIONS[name]
 
 
 @functools.cache

@@ -48,6 +48,11 @@ class Layout:
         ordered = canonical.reshape([shape[axis] for axis in self.axes])
         return ordered[(*self.flips, ...)].transpose(np.argsort(self.axes))
 
+    def orders_like(self, other: Layout) -> bool:
+        """Whether the canonical order of elements is that of another layout of the same shape."""
+        ours, theirs = (one.flips or (slice(None),) * len(one.axes) for one in (self, other))
+        return self.axes == other.axes and ours == theirs
+
     def reordered(self, flat: NDArray[Any], shape: tuple[int, ...], to: Layout) -> NDArray[Any]:
         """Elements in the canonical order of this layout, rearranged to that of `to`."""
         return to.canonical(self.logical(flat, shape)).reshape(-1)

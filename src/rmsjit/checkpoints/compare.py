@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rmsjit.arrays.blocks import LEAST_PACKED, length_in_bytes, shape_in_bytes
 from rmsjit.arrays.dtypes import dtype_named, precision_of, slot_precision
 from rmsjit.arrays.layout import Key, array_key, canonical_view, layout_of, overlaps_itself
 from rmsjit.arrays.overlap import refuse_overlap
@@ -17,7 +18,7 @@ from rmsjit.checkpoints.rounds import round_differences, summed_variables
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
-from rmsjit.rule.form import Slot
+from rmsjit.rule.form import Slot, is_packed
 from rmsjit.state.slots import entry_of
 from rmsjit.variables import Variable, array_of
 
@@ -213,7 +214,13 @@ def _slot_difference(
         precision = precision_of(dtype)  # None if the variables differ in dtype, too
         if precision is not None:
             slot = checkpoint.optimizer.form.slot(weight.name)
-            dtype = dtype_named(slot_precision(precision, slot.dtype).name)
+            if value.size < LEAST_PACKED:
+                slot = slot.of_small_variables()
+            if is_packed(slot.dtype):
+                length = length_in_bytes(weight.value)
+                shape, dtype = shape_in_bytes(value.size, length), np.dtype(np.uint8)
+            else:
+                dtype = dtype_named(slot_precision(precision, slot.dtype).name)
     if weight.value.dtype != dtype:
         yield f"dtype of {title}: saved {weight.value.dtype}, here {dtype}"
     if weight.value.shape != shape:

@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import (
+    as_stored,
+    is_packed,
+    is_signed,
+    length_in_bytes,
+    of_bytes,
+    reordered,
+    repacked,
+)
 from rmsjit.arrays.dtypes import converted
-from rmsjit.arrays.layout import layout_of
+from rmsjit.arrays.layout import Layout, layout_of
 from rmsjit.checkpoints.compare import (
     CLASSES,
     Place,
@@ -28,6 +37,8 @@ from rmsjit.checkpoints.rounds import restore_round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.uninterrupted import completed, copying
+from rmsjit.rule.form import is_packed as is_packed_dtype
+from rmsjit.state.making import memory_for
 from rmsjit.state.slots import Entry, entry_of
 from rmsjit.variables import array_of
 
@@ -149,7 +160,8 @@ def _planned(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables)
             place = key_of(variable), weight.name
             entry = entries.setdefault(place[0], entry_of(variable))
             if is_rules_slot(weight, checkpoint):
-                _plan_slot(writing, optimizer, variable, entry, weight)
+                saved_in = checkpoint.variables[weight.variable].layout
+                _plan_slot(writing, optimizer, variable, entry, weight, saved_in)
             else:
                 _plan_added_slot(writing, optimizer, variable, weight)
         writing.order.append(place)
@@ -157,13 +169,27 @@ def _planned(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables)
 
 
 def _plan_slot(
-    writing: _Writing, optimizer: Optimizer, variable: Any, entry: Entry, weight: SavedWeight
+    writing: _Writing,
+    optimizer: Optimizer,
+    variable: Any,
+    entry: Entry,
+    weight: SavedWeight,
+    saved_in: Layout,
 ) -> None:
-    value = layout_of(array_of(variable)).canonical(weight.value).reshape(-1)
-    memory = entry.slots.get(weight.name)
+    store, memory = optimizer._store, entry.slots.get(weight.name)
+    layout = layout_of(array_of(variable))
     if memory is None:
-        memory = optimizer._store.allocate(value.shape, value.dtype, entry.canonical)
+        slot = next(slot for slot in store.slots_of(entry) if slot.name == weight.name)
+        if is_packed_dtype(slot.dtype) and layout.orders_like(saved_in):
+            entry.record_length = length_in_bytes(weight.value)  # so that it stays as it is
+        memory = memory_for(store, entry, slot)
         writing.slots.append((entry, weight.name, memory))
+    if is_packed(memory):
+        records = of_bytes(weight.value, is_signed(memory.dtype))
+        records = reordered(records, entry.shape, saved_in, layout)
+        value = repacked(records, entry.canonical.size, memory.dtype)
+    else:
+        value = layout.canonical(weight.value).reshape(-1)
     writing.values.append((memory, value))
 
 
@@ -193,7 +219,8 @@ def _first_values(
         variable = restored[entry.key].reshape(-1)
         for slot, memory in entry.slots.items():
             first = np.asarray(form.slot(slot).first_values(epsilon, variable))
-            firsts.append((memory, converted(first, memory.dtype)))
+            stored = as_stored(memory, first, len(variable))
+            firsts.append((memory, stored if is_packed(memory) else converted(first, memory.dtype)))
     return firsts
 
 

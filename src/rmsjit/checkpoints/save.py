@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import as_bytes
 from rmsjit.checkpoints.array_file import DTYPES, ending_of, read_arrays, write_arrays
 from rmsjit.checkpoints.atomic_file import replacing
 from rmsjit.checkpoints.compare import (
@@ -35,6 +36,7 @@ from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_config import own_config_of
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
+from rmsjit.state.packed_slot import PackedSlot
 from rmsjit.variables import array_of
 
 # Mostly an RMSprop.  If this were the union with the other class, which lacks some of its methods,
@@ -254,9 +256,12 @@ def _saved_weights(optimizer: Optimizer, variables: Variables) -> list[SavedWeig
     saved = []
     for (key, title), weight in store.created.items():
         name = names[key] if key in store.entries else None
-        value = weight.array
-        if name is not None and title in store.entries[key].slots:
+        if isinstance(weight, PackedSlot):
+            value = as_bytes(weight.records)  # in the order of the variable in memory
+        elif name is not None and title in store.entries[key].slots:
             value = array_of(store.slot_of(variables[name], title))  # with the axes of the variable
+        else:
+            value = weight.array
         if value.dtype.name not in DTYPES:
             raise TypeError(f"{weight.name} must hold numbers, got dtype {value.dtype}")
         saved.append(SavedWeight(name, title, value))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import as_bytes, is_packed
 from rmsjit.distributed.comm import IN_FLIGHT, all_reduce, gathered_counts
 from rmsjit.distributed.dense import DenseBuffer
 from rmsjit.distributed.incoming import Checked, Incoming, Rows
@@ -94,7 +95,8 @@ class ReplicatedPlan(StagePlan):
         store = engine.store
         entries = [store.entries[key] for key in fresh]
         slots = [entry.slots[slot.name] for entry in entries for slot in store.slots_of(entry)]
-        Overwriting(slots).run(self._comm)
+        held = [as_bytes(slot) if is_packed(slot) else slot for slot in slots]
+        Overwriting(held).run(self._comm)
 
     def rebound(self, incoming: Incoming) -> Self:
         plan = super().rebound(incoming)

@@ -86,12 +86,22 @@ def state_of(optimizer: Optimizer, variables: Variables, *, has_rounds: bool = F
     check_all_named(optimizer, variables)
     if not has_rounds:
         optimizer._refuse_to_move("an exchange of state")
+    refuse_packed(optimizer)
     optimizer.sync()
     slots: dict[str, dict[str, NDArray[Any]]] = {}
     for slot in optimizer._store.form.slot_names:
         held = {name: optimizer._store.slot_of(v, slot) for name, v in variables.items()}
         slots[slot] = {name: value.array for name, value in held.items() if value is not None}
     return State(slots, _iterations_of(optimizer), saved_round(optimizer, variables))
+
+
+def refuse_packed(optimizer: Optimizer) -> None:
+    """Raise `ValueError` for slots in 8 bits, which no format of another library has."""
+    if optimizer._store.form.is_packed:
+        raise ValueError(
+            "an exchange of state needs slots that hold numbers, got an optimizer with slots in "
+            '8 bits: use one without state_dtype="8bit", and give it these with set_weights'
+        )
 
 
 def _iterations_of(optimizer: Optimizer) -> int | None:
@@ -108,6 +118,7 @@ def write_state(state: State, optimizer: Optimizer, variables: Variables) -> Non
     ValueError
         If shapes or dtypes differ, each of which is named.  Nothing has been changed then.
     """
+    refuse_packed(optimizer)
     optimizer.sync()  # what rows of variables have missed is theirs, not the state's
     restore(_checkpoint(state, optimizer, variables), optimizer, variables)
 

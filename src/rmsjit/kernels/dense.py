@@ -10,6 +10,7 @@ division, and a processor sees too few elements ahead to compute others meanwhil
 
 from numba import njit
 
+from rmsjit.kernels.blocks import pack_slots, run_lengths, slots_in_blocks
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers, rounding_rule
 from rmsjit.kernels.scalars import BFLOAT16_BITS, clip, load, scale
@@ -17,7 +18,6 @@ from rmsjit.kernels.views import (
     WORD_BYTES,
     number_type,
     pointer,
-    pointers_to,
     size_of,
     words,
 )
@@ -25,11 +25,9 @@ from rmsjit.rule.form import STOCHASTIC
 from rmsjit.runtime.flags import INLINED
 
 # Words of the call: a count, then addresses.
-BINS, CUTS, PIECES, ADDRESSES, COLUMNS, GRADIENTS, NUMBERS, SCALES, NOISE = range(9)
-WORDS = 9
+BINS, CUTS, PIECES, ADDRESSES, COLUMNS, GRADIENTS, NUMBERS, SCALES, NOISE, LENGTHS = range(10)
+WORDS = 10
 PIECE_WORDS = 4
-
-RUN = 1024  # elements; their master weights take 4 KiB
 
 
 def update_pieces(form, kinds, clipped):
@@ -48,26 +46,29 @@ def update_pieces(form, kinds, clipped):
     Words of the call:
 
     - ``CUTS``: int64 (bins + 1,), the first piece of each bin, and the number of pieces.
-    - ``PIECES``: int64 (pieces, PIECE_WORDS).
+    - ``PIECES``: int64 (pieces, PIECE_WORDS); with slots in 8 bits, each begins at a block.
     - ``ADDRESSES``: int64 (variables, ``COLUMNS``), of each variable's memory and of its slots,
       and then of slots that only variables of other dtypes have.
     - ``GRADIENTS``: int64 (variables,), of the gradients, which have the layout of the variables.
     - ``NUMBERS``: (groups, FIELDS), see `rmsjit.rule.numbers.RuleNumbers`.
     - ``SCALES``: (variables,), what to multiply each gradient by; read only if `clipped`.
     - ``NOISE``: see `rmsjit.kernels.rounding.noise_of`; read only by stochastic rounding.
+    - ``LENGTHS``: int64 (variables,), the elements of the records of slots in 8 bits; read only if
+      the form has some.
     """
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     NBYTES, NUMBER_BYTES = size_of(STORAGE), size_of(COMPUTING)
-    slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
-    IN_RUNS = form.has_master and form.rounding != STOCHASTIC and STORAGE == BFLOAT16_BITS
-    update_element, (key_of, moved, noise) = element_rule(form, not IN_RUNS), noise_of(form)
+    slots_at, run_from, pack = slots_in_blocks(form, kinds), run_lengths(form), pack_slots(form)
+    PACKED = form.is_packed
+    ROUNDS_RUNS = form.has_master and form.rounding != STOCHASTIC and STORAGE == BFLOAT16_BITS
+    update_element, (key_of, moved, noise) = element_rule(form, not ROUNDS_RUNS), noise_of(form)
     round_element = rounding_rule(form)
 
     @njit(**INLINED)
-    def update_run(call, row, start, count, h):
+    def update_run(call, row, start, count, length, h):
         addresses = words(call[ADDRESSES] + row * call[COLUMNS] * WORD_BYTES)
         variable = pointer(addresses[0] + start * NBYTES, STORAGE)
-        slots = slots_at(addresses, 1, start)
+        slots = slots_at(addresses, 1, start, length)
         gradient = pointer(words(call[GRADIENTS])[row] + start * NBYTES, STORAGE)
         key = moved(key_of(call[NOISE], row), start)
         if clipped:
@@ -79,9 +80,11 @@ def update_pieces(form, kinds, clipped):
             for i in range(count):
                 g = load(gradient, i)
                 update_element(i, g, variable, slots, h, noise(key, i))
-        if IN_RUNS:
+        if ROUNDS_RUNS:
             for i in range(count):
                 round_element(i, variable, slots)
+        if PACKED:
+            pack(slots, count, key)
 
     @njit(**INLINED)
     def update_bin(call_address, b):
@@ -91,10 +94,14 @@ def update_pieces(form, kinds, clipped):
             piece = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
             row, start, count, group = piece[0], piece[1], piece[2], piece[3]
             h = read_numbers(pointer(call[NUMBERS] + group * FIELDS * NUMBER_BYTES, COMPUTING))
-            if IN_RUNS:
-                for first in range(start, start + count, RUN):
-                    update_run(call, row, first, min(RUN, start + count - first), h)
+            if PACKED or ROUNDS_RUNS:
+                length = words(call[LENGTHS])[row] if PACKED else 0
+                end = start + count
+                while start < end:
+                    count = min(run_from(start, length), end - start)
+                    update_run(call, row, start, count, length, h)
+                    start += count
             else:
-                update_run(call, row, start, count, h)
+                update_run(call, row, start, count, 0, h)
 
     return update_bin

@@ -122,7 +122,9 @@ def _more(typing_context, bits):
 
 
 @intrinsic
-def _upper_half(typing_context, bits):
+def upper_half(typing_context, bits):
+    """The upper 16 bits."""
+
     def codegen(context, builder, signature, args):
         return builder.lshr(args[0], _WORD(16))
 
@@ -147,7 +149,7 @@ def bits_for(form: Form):
         stored.insert(0, ("", None))
     for name, dtype in stored:
         if has_upper and dtype == "bfloat16":
-            makers[name], has_upper = _then(made, _upper_half), False
+            makers[name], has_upper = _then(made, upper_half), False
             continue
         made = _same if made is None else _then(made, _more)
         makers[name], has_upper = made, dtype == "bfloat16"

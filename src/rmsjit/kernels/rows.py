@@ -11,6 +11,7 @@ Rows that a gradient does not name can catch up later, by a clock; see `rmsjit.s
 import numpy as np
 from numba import float64, int32, njit, uint16
 
+from rmsjit.kernels.blocks import pack_slots, row_sizes, run_lengths, slots_in_blocks
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import element_rule, lapse_rule, read_numbers
 from rmsjit.kernels.scalars import bounded_sum, clip, load, scale
@@ -172,10 +173,9 @@ def update_rows(form, kinds, exact):
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     TOTAL, COLUMNS = number_type(kinds.total), 1 + len(kinds.slots)
     NBYTES, TOTAL_BYTES, CLOCK_BYTES = size_of(STORAGE), size_of(TOTAL), size_of(uint16)
-    SIZES = tuple(size_of(number_type(name)) for name in (kinds.variable, *kinds.slots))
-    slots_at = pointers_to(tuple(number_type(name) for name in kinds.slots))
-    update_element, catch_up_row = element_rule(form), _catch_up(form, kinds)
-    key_of, moved, noise = noise_of(form)
+    slots_at, row_bytes = slots_in_blocks(form, kinds), row_sizes(form, kinds)
+    update_row, catch_up_row = _update_row(form, kinds), _catch_up(form, kinds)
+    key_of = noise_of(form)[0]
 
     @njit(**INLINED)
     def update_bin(call_address, b):
@@ -195,7 +195,7 @@ def update_rows(form, kinds, exact):
             if k + _ROWS_AHEAD < end:
                 ahead = indices[order[starts[k + _ROWS_AHEAD]]]
                 for column in range(COLUMNS):
-                    nbytes = width * SIZES[column]
+                    nbytes = row_bytes(column, width)
                     prefetch_row(table[column] + ahead * nbytes, nbytes)
                 if exact:
                     prefetch_to_write(clock[DONE] + ahead * CLOCK_BYTES)
@@ -212,17 +212,38 @@ def update_rows(form, kinds, exact):
                     for i in range(width):
                         more = scale(clip(load(gradient, i), h.clipvalue), factor)
                         total[i] = bounded_sum(total[i], more, h.largest)
-            variable = pointer(table[0] + row * width * NBYTES, STORAGE)
-            slots = slots_at(table, 1, row * width)
             if exact:
+                variable = pointer(table[0] + row * width * NBYTES, STORAGE)
+                slots = slots_at(table, 1, row * width, width)
                 catch_up_row(row, width, variable, slots, clock)
-            own = moved(key, row * width)
-            for i in range(width):
-                update_element(i, total[i], variable, slots, h, noise(own, i))
-            if exact:
                 pointer(clock[DONE], uint16)[row] = uint16(clock[NOW] + 1)
+            update_row(table, row, width, total, h, key)
 
     return update_bin
+
+
+def _update_row(form, kinds):
+    """The function that applies the rule to one row, block by block if it has packed slots."""
+    STORAGE = number_type(kinds.variable)
+    NBYTES = size_of(STORAGE)
+    slots_at, run_from, pack = slots_in_blocks(form, kinds), run_lengths(form), pack_slots(form)
+    update_element, (_, moved, noise) = element_rule(form), noise_of(form)
+
+    @njit(**INLINED)
+    def update_row(table, row, width, gradient, h, key):
+        done = 0
+        while done < width:
+            first = row * width + done
+            elements = min(run_from(first, width), width - done)
+            variable = pointer(table[0] + first * NBYTES, STORAGE)
+            slots = slots_at(table, 1, first, width)
+            own = moved(key, first)
+            for i in range(elements):
+                update_element(i, gradient[done + i], variable, slots, h, noise(own, i))
+            pack(slots, elements, own)
+            done += elements
+
+    return update_row
 
 
 # --- rows that have missed steps ------------------------------------------------------------

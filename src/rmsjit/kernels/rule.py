@@ -46,7 +46,7 @@ from rmsjit.kernels.scalars import (
     weighted_square,
 )
 from rmsjit.kernels.views import fields_of
-from rmsjit.rule.form import CARRY, DECAY, STOCHASTIC, Form
+from rmsjit.rule.form import CARRY, DECAY, STOCHASTIC, Form, is_packed
 from rmsjit.rule.numbers import RuleNumbers
 from rmsjit.runtime.flags import INLINED
 
@@ -83,7 +83,7 @@ def element_rule(form: Form, rounds: bool = True):
     clamped = real_nonnegative if MODULUS else nonnegative
     read_value, write_value = _access(form, rounds)
     store_rms, store_mg, store_momentum, store_average = (
-        _slot_store(bits_for(form).get(name)) for name in ("rms", "mg", "momentum", "average")
+        _slot_store(_bits_on_store(form, name)) for name in ("rms", "mg", "momentum", "average")
     )
 
     @njit(**INLINED)
@@ -201,6 +201,13 @@ def _writer(master: int | None, rounds: bool, bits_of):
             store(variable, i, value)
 
     return write_value
+
+
+def _bits_on_store(form: Form, name: str):
+    """The bits that round an element of a slot when it is written; None where there are none."""
+    if name in form.slot_names and is_packed(form.slot(name).dtype):
+        return None  # a packed slot is rounded when it is packed
+    return bits_for(form).get(name)
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
+from rmsjit.kernels.codes import unpack
+
 FLOAT16_BITS = types.uint16
 BFLOAT16_BITS = types.int16
 
@@ -91,6 +93,8 @@ def bfloat16_bits(typing_context, value):
 @by_type
 def load(array, i):
     """Element `i` of `array`, in the type that the rule computes in."""
+    if isinstance(array, types.NamedTuple):  # a block of 8 bits
+        return lambda array, i: unpack(array.codes[i], array.offset)
     if array.dtype == FLOAT16_BITS:
         return lambda array, i: float16_to_float32(array[i])
     if array.dtype == BFLOAT16_BITS:
@@ -111,6 +115,12 @@ def nearest(array, value):
 @by_type
 def store(array, i, value):
     """Write `value` to element `i` of `array`, rounded once to its dtype."""
+    if isinstance(array, types.NamedTuple):  # a block of 8 bits, which is packed later
+
+        def store_value(array, i, value):
+            array.values[i] = types.float32(value)
+
+        return store_value
     if array.dtype == FLOAT16_BITS:
 
         def store_float16(array, i, value):

@@ -44,7 +44,9 @@ _SHARED_PARAMETERS = """
         equal to the part that is lost otherwise, so that many small steps add up.
     state_dtype : dtype or dict of str to dtype, optional
         That of all slots of the rule, or of each by name, in place of the variable's.  With
-        "bfloat16" a slot takes half the memory, and is rounded stochastically.
+        "bfloat16" a slot takes half the memory, with "8bit" a quarter, and is rounded
+        stochastically.  In 8 bits, `get_slot` gives a copy, and only tables in C order with rows of
+        16 elements or more may have sparse gradients.
     seed : int, default 0
         Of the random bits of stochastic rounding.
     sparse : {"rows", "exact"}, default "rows"
@@ -95,6 +97,11 @@ class Optimizer(Structures, Groups, Precision, GradientScale, Reports, KnownVari
         self._store = SlotStore(self._name, form, allocator)
         if settings.exact and form.without_closed_form:
             raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
+        if form.is_packed and getattr(settings.strategy, "shard_state", False):
+            raise NotImplementedError(
+                'state_dtype="8bit" is not for shard_state=True, which cuts blocks of 8 bits in '
+                'two: use shard_state=False, or state_dtype="bfloat16"'
+            )
         # Last of all: optimizers that fail to be made must not be counted.
         self._settings = replace(settings, place=enrolled(settings.strategy))
         self._watch_gathers()

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from rmsjit.optimizers.arguments import Initializer, initial_value, is_integer_scalar
 from rmsjit.optimizers.slots import Slots
 from rmsjit.optimizers.uninterrupted import copying, run
+from rmsjit.state.packed_slot import memory_of, stored
 from rmsjit.steps.pairs import check_variable
 from rmsjit.variables import Variable, array_of
 
@@ -190,8 +191,8 @@ class KerasWeights(Slots):
             given.insert(0, np.zeros((), np.int64))
         _check_weights(given, targets)
         with np.errstate(all="ignore"):  # like all casts in rmsjit
-            cast = [np.array(v, t.dtype) for v, t in zip(given, targets, strict=True)]
-        run(copying(zip([target.array for target in targets], cast, strict=True)))
+            cast = [stored(t, v) for v, t in zip(given, targets, strict=True)]
+        run(copying(zip(map(memory_of, targets), cast, strict=True)))
 
 
 def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -> None:
@@ -206,7 +207,7 @@ def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -
                 f"weights[{position}] must have a dtype that casts to {target.dtype} as "
                 f"same_kind, got {value.dtype}"
             )
-        if not target.array.flags.writeable:
+        if not memory_of(target).flags.writeable:
             raise ValueError(f"{target.name} must be writeable to be set, got a read-only array")
         if value.shape != target.shape:
             raise ValueError(

@@ -33,9 +33,15 @@ def _is_finite(value: Any) -> bool:
 
 
 HALVES = ("float16", "bfloat16")
-SLOT_DTYPES = (None, ARITHMETIC, *HALVES, "float32", "float64")
+PACKED = ("8bit", "unsigned 8bit")  # see `rmsjit.arrays.blocks`
+SLOT_DTYPES = (None, ARITHMETIC, *PACKED, *HALVES, "float32", "float64")
 ROUNDINGS = ("nearest", STOCHASTIC)
-STATE_DTYPES = ("bfloat16", "float32", "float64")  # float16 has no room for squares
+STATE_DTYPES = ("bfloat16", "8bit", "float32", "float64")  # float16 has no room for squares
+
+
+def is_packed(dtype: str | None) -> bool:
+    """Whether a slot of this dtype is kept in blocks of 8 bits."""
+    return dtype in PACKED
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,13 +88,24 @@ class Slot:
         """The settings that differ from the defaults; also part of the key of cached kernels."""
         return _call("Slot", [repr(self.name)], _changed(self, without="name"))
 
+    def in_dtype(self, dtype: str | None) -> Slot:
+        """This slot in a dtype, rounded by chance if that is short; "8bit" is unsigned for rms."""
+        if is_packed(dtype):
+            dtype = "unsigned 8bit" if self.name == "rms" else "8bit"
+        is_short = dtype in (*HALVES, *PACKED)
+        return replace(self, dtype=dtype, rounding=STOCHASTIC if is_short else "nearest")
+
+    def of_small_variables(self) -> Slot:
+        """This slot as it is beside small variables, where nothing is kept in 8 bits."""
+        return self.in_dtype(ARITHMETIC) if is_packed(self.dtype) else self
+
     def of_variables(self, *, half: bool) -> Slot:
         """This slot as it is beside variables of a half type, or of another type.
 
-        Only what is stored in a half type is rounded.
+        Only what is stored in few bits is rounded.
         """
-        is_half = self.dtype in HALVES or (self.dtype is None and half)
-        return self if is_half else replace(self, rounding="nearest")
+        is_short = self.dtype in (*HALVES, *PACKED) or (self.dtype is None and half)
+        return self if is_short else replace(self, rounding="nearest")
 
     def first_value(self, epsilon: float) -> float:
         """The initial value of every element, in an optimizer with this epsilon."""
@@ -312,20 +329,13 @@ class Form:
         if self.has_momentum:
             return self
         rms = self.slot(RMS.name)
-        momentum = replace(MOMENTUM, dtype=rms.dtype, rounding=rms.rounding)
+        momentum = replace(MOMENTUM.in_dtype(rms.dtype), rounding=rms.rounding)
         return replace(self, slots=(*self.slots, momentum))
 
     def with_state(self, dtypes: Mapping[str, str | None]) -> Form:
         """This form with the dtypes of some slots; those of half types are rounded by chance."""
         slots = [
-            replace(
-                slot,
-                dtype=dtypes[slot.name],
-                rounding=STOCHASTIC if dtypes[slot.name] in HALVES else "nearest",
-            )
-            if slot.name in dtypes
-            else slot
-            for slot in self.slots
+            slot.in_dtype(dtypes[slot.name]) if slot.name in dtypes else slot for slot in self.slots
         ]
         return replace(self, slots=tuple(slots))
 
@@ -333,6 +343,11 @@ class Form:
     def is_random(self) -> bool:
         """Whether steps round by chance."""
         return STOCHASTIC in (self.rounding, *(slot.rounding for slot in self.slots))
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a slot is kept in blocks of 8 bits."""
+        return any(is_packed(slot.dtype) for slot in self.slots)
 
     @property
     def has_average(self) -> bool:
@@ -379,12 +394,19 @@ class Form:
         reduced = {slot.name: None for slot in plain.slots if slot.rounding == STOCHASTIC}
         return replace(plain.with_state(reduced), rounding="nearest")
 
-    def of_variables(self, *, half: bool) -> Form:
+    def of_variables(self, *, half: bool, small: bool = False) -> Form:
         """This form as it is for variables of a half type, or of another type.
 
-        Only half types have master weights, and are rounded when they are stored.
+        Only half types have master weights, and are rounded when they are stored.  Small variables
+        have no slots in 8 bits.
         """
+        if small and self.is_packed:
+            return self._of_small_variables.of_variables(half=half)
         return self._of_half_variables if half else self._of_wide_variables
+
+    @functools.cached_property
+    def _of_small_variables(self) -> Form:
+        return replace(self, slots=tuple(slot.of_small_variables() for slot in self.slots))
 
     @functools.cached_property
     def _of_half_variables(self) -> Form:
@@ -414,9 +436,9 @@ class Form:
             creation="by_slot",
         )
 
-    def compiled_for(self, precision: Precision) -> tuple[Form, Kinds]:
+    def compiled_for(self, precision: Precision, small: bool = False) -> tuple[Form, Kinds]:
         """The form and the types that kernels for variables of a precision are compiled from."""
-        form = self.of_variables(half=precision.is_half).arithmetic
+        form = self.of_variables(half=precision.is_half, small=small).arithmetic
         return form, kinds_of(precision, tuple(slot.dtype for slot in form.slots))
 
     @property

@@ -39,6 +39,7 @@ class Described(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     layout: Layout
+    record_length: int
     objects: list[tuple[Any, Layout]]  # the objects that were passed as this variable
     places: list[tuple[NDArray[Any], InOwner, Layout]]  # arrays that own its memory, if still held
     slots: dict[str, NDArray[Any]]  # in canonical order
@@ -73,6 +74,7 @@ def _described(entry: Entry, things: list[Any], is_held: bool) -> Described:
         entry.shape,
         entry.precision.name,
         entry.layout,
+        entry.record_length,
         objects,
         [(anchor_of(view), _place(view), layout) for view, layout in views],
         slots,
@@ -119,6 +121,7 @@ def revived(state: Described, links_arrays: bool) -> Entry:
         entry.saw(thing)
     entry.name, entry.stem, entry.origin = state.name, state.stem, state.origin
     entry.homes, entry.group = tuple(homes), state.group
+    entry.record_length = state.record_length
     return entry
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import record_length, reordered
 from rmsjit.arrays.dtypes import Precision, precision_of
 from rmsjit.arrays.layout import (
     Key,
@@ -39,11 +40,11 @@ class Home(NamedTuple):
 
     def from_original(self, flat: NDArray[Any]) -> NDArray[Any]:
         """Rearrange elements from the canonical order of the original to that of the copy."""
-        return self.layout.reordered(flat, self.view.shape, layout_of(self.view))
+        return reordered(flat, self.view.shape, self.layout, layout_of(self.view))
 
     def to_original(self, flat: NDArray[Any]) -> NDArray[Any]:
         """The inverse of `from_original`."""
-        return layout_of(self.view).reordered(flat, self.view.shape, self.layout)
+        return reordered(flat, self.view.shape, layout_of(self.view), self.layout)
 
 
 class Entry:
@@ -66,6 +67,9 @@ class Entry:
     span : tuple of int
         First address, and the address after the last byte.
     precision : Precision
+    record_length : int
+        The elements of a record of a slot in 8 bits (`rmsjit.arrays.blocks`); 0 if the variable is
+        too small for these.
     slots : dict of str to ndarray
         The slots that the rule uses, each one-dimensional in canonical order.
     clock : Clock or None
@@ -105,6 +109,7 @@ class Entry:
         "origin",
         "owner",
         "precision",
+        "record_length",
         "slots",
         "span",
         "stem",
@@ -120,6 +125,7 @@ class Entry:
         self.ground: Ground = ground_of(self.owner)
         self.span: tuple[int, int] = span_of(self.canonical)
         self.precision: Precision = precision
+        self.record_length: int = record_length(self.owner.shape, self.layout)
         self.slots: dict[str, NDArray[Any]] = {}
         self.clock: Clock | None = None
         self.table: NDArray[Any] = self.owner
@@ -167,6 +173,7 @@ class Entry:
         self.name, self.stem, self.met_again = other.name, other.stem, other.met_again
         self.origin, self.group = other.origin, other.group
         self.number, self.first = other.number, other.first
+        self.record_length = other.record_length
 
     def take_scratch(self, rows: int) -> NDArray[np.int32]:
         """An array with a zero for each row, to be given back with all zeros.
@@ -188,6 +195,11 @@ class Entry:
     def dense(self) -> bool:
         """Whether kernels run on the memory in place."""
         return is_dense(self.canonical)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its slots are too small to be kept in 8 bits."""
+        return not self.record_length
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from rmsjit.arrays.overlap import Overlaps
 from rmsjit.arrays.owners import Ground
 from rmsjit.state.copies import is_nowhere
 from rmsjit.state.entries import Entry, SlotMemory
+from rmsjit.state.packed_slot import memory_of
 
 if TYPE_CHECKING:
     from rmsjit.state.slots import SlotStore
@@ -39,7 +40,7 @@ class Index:
         more = len(store.created) - self._created
         for (key, slot), value in list(islice(reversed(store.created.items()), more))[::-1]:
             if key[0] != NO_VARIABLE:
-                self.slots.add(SlotMemory(slot, value.array))
+                self.slots.add(SlotMemory(slot, memory_of(value)))
             self._created += 1
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import as_stored, record_of, records_for
 from rmsjit.arrays.dtypes import dtype_named, slot_precision
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
-from rmsjit.rule.form import Slot
+from rmsjit.rule.form import Slot, is_packed
 from rmsjit.state.entries import Entry, SlotMemory
 from rmsjit.state.index import title
 
@@ -24,7 +25,7 @@ def missing_slots(
     """The slots that the form requires and these entries lack, allocated but not entered."""
     entries = list({entry.key: entry for entry in entries}.values())
     fresh = [
-        (entry, slot, _memory_for(store, entry, slot))
+        (entry, slot, memory_for(store, entry, slot))
         for entry, slot in _creation_order(store, entries)
         if slot.name not in entry.slots
     ]
@@ -43,9 +44,14 @@ def _creation_order(store: SlotStore, entries: list[Entry]) -> list[tuple[Entry,
     return [(e, s) for name in names for e in entries for s in own[e.key] if s.name == name]
 
 
-def _memory_for(store: SlotStore, entry: Entry, slot: Slot) -> NDArray[Any]:
-    dtype = dtype_named(slot_precision(entry.precision, slot.dtype).name)
-    return store.allocate((entry.canonical.size,), dtype, entry.canonical)
+def memory_for(store: SlotStore, entry: Entry, slot: Slot) -> NDArray[Any]:
+    """New memory for a slot of an entry."""
+    precision, size = slot_precision(entry.precision, slot.dtype), entry.canonical.size
+    if is_packed(slot.dtype):
+        length = entry.record_length
+        record = record_of(precision.storage == "int8", length)
+        return store.allocate((records_for(size, length),), record, entry.canonical)
+    return store.allocate((size,), dtype_named(precision.name), entry.canonical)
 
 
 def refuse_shared(store: SlotStore, slots: list[SlotMemory], entries: list[Entry]) -> None:
@@ -61,9 +67,10 @@ def _start(
 ) -> None:
     own = store.created.get((entry.key, slot.name))  # added before the rule used it
     if own is not None and own.shape == entry.shape:
-        memory[...] = entry.layout.canonical(own.array).reshape(-1)
+        values: Any = entry.layout.canonical(own.array).reshape(-1)
     else:
-        memory[...] = slot.first_values(epsilon, entry.canonical.reshape(-1))
+        values = slot.first_values(epsilon, entry.canonical.reshape(-1))
+    memory[...] = as_stored(memory, values, entry.canonical.size)
 
 
 def start_from_variable(store: SlotStore, entry: Entry, without: Collection[str]) -> None:

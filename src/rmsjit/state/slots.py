@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rmsjit.arrays.layout import Key, address_of, array_key, layout_of
+from rmsjit.arrays.blocks import is_packed, reordered
+from rmsjit.arrays.layout import Key, Layout, address_of, array_key, layout_of
 from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.arrays.owners import ground_of, held_elsewhere, private_view
 from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
@@ -28,6 +29,7 @@ from rmsjit.state.grouping import Grouping
 from rmsjit.state.index import NO_VARIABLE, Index
 from rmsjit.state.making import checked_allocation, refuse_shared
 from rmsjit.state.meeting import meet
+from rmsjit.state.packed_slot import PackedSlot
 from rmsjit.variables import Variable, array_of
 
 _FIRST_SWEEP = 32  # variables before the first sweep
@@ -172,8 +174,7 @@ class SlotStore:
         if slot not in entry.slots:
             return self.created.get((entry.key, slot))
         array = array_of(variable)
-        shaped = layout_of(array).logical(entry.slots[slot], array.shape)
-        return self._wrapped(entry, slot, shaped)
+        return self._seen_as(entry, slot, layout_of(array), array.shape)
 
     def add_slot(self, variable: Any, slot: str, value: NDArray[Any]) -> Variable:
         """Add a slot that the rule does not use, for a variable that has been checked."""
@@ -211,7 +212,7 @@ class SlotStore:
                 entry.name = entry.name or self._name_for(entry.stem or "Variable")
         for entry, slot, value in fresh:
             entry.slots = {**entry.slots, slot: value}
-            wrapped[entry.key, slot] = self._slot(entry, slot)
+            wrapped[entry.key, slot] = self.seen(entry, slot)
         known = all(self.entries.setdefault(entry.key, entry) is entry for entry in entries)
         if known:
             self.created.update(wrapped)
@@ -247,7 +248,7 @@ class SlotStore:
                 created[key, slot] = variable
             elif (entry := changes[key]) is not None:
                 if slot in entry.slots:
-                    variable = self._slot(entry, slot)
+                    variable = self.seen(entry, slot)
                 created[entry.key, slot] = variable
         unmet = {
             home: entry
@@ -351,7 +352,7 @@ class SlotStore:
         new.follow(entry)
         for slot, flat in entry.slots.items():
             if new.shape == entry.shape:
-                flat = entry.layout.reordered(flat, entry.shape, new.layout)
+                flat = reordered(flat, entry.shape, entry.layout, new.layout)
             new.slots[slot] = self.placed(flat, new)
         return new
 
@@ -417,13 +418,14 @@ class SlotStore:
             if number is None:
                 self.created[(NO_VARIABLE, len(self.created)), slot] = variable
             elif variable is None:
-                self.created[entries[number].key, slot] = self._slot(entries[number], slot)
+                self.created[entries[number].key, slot] = self.seen(entries[number], slot)
             else:
                 self.created[entries[number].key, slot] = variable
 
     def slots_of(self, entry: Entry) -> tuple[Slot, ...]:
         """The slots that the form has for a variable, whether they exist yet or not."""
-        return self.form.of_variables(half=entry.precision.is_half).slots
+        half, small = entry.precision.is_half, entry.is_small
+        return self.form.of_variables(half=half, small=small).slots
 
     def has_all_slots(self, entry: Entry) -> bool:
         """Whether a variable has all slots of the form."""
@@ -444,9 +446,19 @@ class SlotStore:
         self._stems[stem] = number + 1
         return f"{stem}_{number}" if number else stem
 
-    def _slot(self, entry: Entry, slot: str) -> Variable:
+    def seen(self, entry: Entry, slot: str) -> Variable:
         """A slot that the rule uses, with the axes of the entry's owner."""
-        return self._wrapped(entry, slot, entry.layout.logical(entry.slots[slot], entry.shape))
+        return self._seen_as(entry, slot, entry.layout, entry.shape)
+
+    def _seen_as(self, entry: Entry, slot: str, layout: Layout, shape: tuple[int, ...]) -> Variable:
+        """A slot that the rule uses, with the axes of a view of its variable."""
+        flat = entry.slots[slot]
+        if is_packed(flat):
+            return PackedSlot(flat, layout, shape, self._title(entry, slot))
+        return self._wrapped(entry, slot, layout.logical(flat, shape))
 
     def _wrapped(self, entry: Entry, slot: str, value: NDArray[Any]) -> Variable:
-        return Variable(value, f"{self.name}/{entry.name}/{slot}", trainable=False)
+        return Variable(value, self._title(entry, slot), trainable=False)
+
+    def _title(self, entry: Entry, slot: str) -> str:
+        return f"{self.name}/{entry.name}/{slot}"

@@ -15,7 +15,13 @@ from rmsjit.state.slots import Member
 from rmsjit.steps.act import Call
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.copies import copy_call
-from rmsjit.steps.partition import Partition, backwards, cut_evenly, pieces_of
+from rmsjit.steps.partition import (
+    Partition,
+    backwards,
+    cut_evenly,
+    on_blocks,
+    pieces_of,
+)
 
 BACKWARD_PIECE = 1 << 15  # elements; much smaller than a cache for which running backwards pays
 
@@ -53,7 +59,11 @@ class DenseGroup:
         self.precision: Precision = members[0].entry.precision
         self.sizes = np.array([member.entry.canonical.size for member in members], np.int64)
         self.kinds: Kinds
-        self._form, self.kinds = form.compiled_for(self.precision)
+        small = members[0].entry.is_small  # as all are if that makes a difference
+        self._form, self.kinds = form.compiled_for(self.precision, small)
+        self._lengths = np.array([member.entry.record_length for member in members], np.int64)
+        self._lengths_at = np.zeros(self.positions.max() + 1, np.int64)  # by position
+        self._lengths_at[self.positions] = self._lengths
         self._itemsize = members[0].entry.canonical.itemsize
         self._starts = np.array([address_of(m.entry.canonical) for m in members], np.int64)
         written = (sum(slot.nbytes for slot in member.slots.values()) for member in members)
@@ -100,6 +110,7 @@ class DenseGroup:
         words[dense.NUMBERS] = address_of(numbers)
         words[dense.SCALES] = address_of(scales)
         words[dense.NOISE] = address_of(binding.noise)
+        words[dense.LENGTHS] = address_of(self._lengths_at)
         alive = part, addresses, numbers, scales, binding.gradients, binding.noise
         update = Call(kernel, words, alive)
         return [*before, update, *after]
@@ -112,6 +123,8 @@ class DenseGroup:
         part = cut_evenly(self.sizes, self._starts, self._itemsize, bins)
         if after_norms:
             part = backwards(part, BACKWARD_PIECE)
+        if self._form.is_packed:
+            part = on_blocks(part, self.sizes, self._lengths)
         part = pieces_of(part, self.positions, self._rows)
         self._partitions[bins, after_norms] = part
         return part

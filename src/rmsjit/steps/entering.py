@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from rmsjit.arrays.blocks import LEAST_ROW, row_width
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.entries import Entry, SlotMemory
 from rmsjit.state.making import missing_slots
 from rmsjit.state.slots import SlotStore
-from rmsjit.steps.pairs import check_is_array, check_variable, naming
+from rmsjit.steps.pairs import check_is_array, check_variable, is_sparse, naming
 
 
 def entries_of(
@@ -44,6 +45,8 @@ def entries_of(
         _check_slots(store.form, precision, variable, position)
         made = Entry(variable, precision)
         known = store.known(made, naming(variable, position))
+        if is_sparse(kind) and store.form.is_packed:
+            _check_rows(made, known or made, variable, position)
         if known is not None:
             known.saw(variable)
             known.met_again = True
@@ -72,6 +75,21 @@ def _check_slots(form: Form, precision: Precision, variable: Any, position: int)
                     f"{naming(variable, position)} must be real for the slot {slot.name!r} in "
                     f"{slot.dtype}, got {precision.name}"
                 )
+
+
+def _check_rows(table: Entry, known: Entry, variable: Any, position: int) -> None:
+    """Raise `ValueError` for a sparse gradient if rows share a block of slots in 8 bits.
+
+    `known` has the slots, in blocks that suit the shape in which the variable was seen first.
+    """
+    if known.is_small or row_width(table.shape, table.layout) == known.record_length:
+        return
+    raise ValueError(
+        f"{naming(variable, position)} must be a table in C order, with rows of at least "
+        f"{LEAST_ROW} elements, to have a sparse gradient with slots in 8 bits, got shape "
+        f"{table.shape} and strides {table.owner.strides} with blocks for rows of "
+        f'{known.record_length}: use state_dtype="bfloat16"'
+    )
 
 
 def first_epsilon(form: Form, hyperparameters: Hyperparameters) -> float:

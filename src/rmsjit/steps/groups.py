@@ -35,7 +35,9 @@ def rounds_of(
     together: dict[tuple[int, Any], list[int]] = {}
     for position, member in enumerate(members):
         if member is not None and position not in assignment.frozen:
-            sort = position if is_sparse(kinds[position]) else member.entry.precision.name
+            entry = member.entry
+            alike = entry.precision.name, form.is_packed and entry.is_small
+            sort = position if is_sparse(kinds[position]) else alike
             together.setdefault((turns[position], sort), []).append(position)
     by_turn: list[list[Group]] = [[] for _ in range(max(turns, default=0) + 1)]
     for (turn, sort), positions in together.items():

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import as_stored, record_length
 from rmsjit.arrays.layout import rows_key
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
 from rmsjit.state.clock import Clock
 from rmsjit.state.entries import Entry
+from rmsjit.state.making import memory_for
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.pairs import check_variable, naming
 from rmsjit.variables import array_of
@@ -134,13 +136,17 @@ def _with_rows(store: SlotStore, entry: Entry, table: Any, epsilon: float) -> En
     """An entry for a table with more or fewer rows; rows that stay keep their slots."""
     resized = Entry(table, entry.precision)
     resized.follow(entry)
+    resized.record_length = record_length(resized.shape, resized.layout)
     kept = min(entry.shape[0], resized.shape[0])
-    for slot, flat in entry.slots.items():
-        value = np.empty(resized.shape, flat.dtype)
+    slots = {slot.name: slot for slot in store.slots_of(resized)}
+    for slot in entry.slots:
+        former = store.seen(entry, slot).array
+        value = np.empty(resized.shape, former.dtype)
         value[...] = store.form.slot(slot).first_values(epsilon, resized.owner)
-        value[:kept] = entry.layout.logical(flat, entry.shape)[:kept]
-        memory = store.allocate((value.size,), flat.dtype, resized.canonical)
-        memory[...] = resized.layout.canonical(value).reshape(-1)
+        value[:kept] = former[:kept]
+        memory = memory_for(store, resized, slots[slot])
+        values = resized.layout.canonical(value).reshape(-1)
+        memory[...] = as_stored(memory, values, value.size)
         resized.slots[slot] = memory
     return resized
 

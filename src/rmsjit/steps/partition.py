@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import BLOCK
 from rmsjit.arrays.placement import CACHE_LINE
 
 _LONG = 1 << 12  # elements; shorter pieces need not begin on a cache line
@@ -60,6 +61,19 @@ def cut_evenly(
             position = stop
         starts.append(len(pieces))
     return Partition(np.array(pieces, np.int64).reshape(-1, 3), np.array(starts, np.int64))
+
+
+def on_blocks(part: Partition, sizes: NDArray[np.int64], lengths: NDArray[np.int64]) -> Partition:
+    """The same pieces, with cuts within a variable moved back to the start of a block of 8 bits.
+
+    `lengths` are the elements of a record of each variable (`rmsjit.arrays.blocks`).
+    """
+    rows, starts, counts = part.pieces.T
+    ends, length = starts + counts, lengths[rows]
+
+    starts = starts - starts % length % BLOCK
+    ends = np.where(ends == sizes[rows], ends, ends - ends % length % BLOCK)
+    return Partition(np.stack([rows, starts, ends - starts], axis=1), part.bins)
 
 
 def pieces_of(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import as_bytes, is_packed
 from rmsjit.arrays.dtypes import Kinds, Precision, converted
 from rmsjit.arrays.layout import address_of, layout_of, rows_key
 from rmsjit.arrays.overlap import span_that_meets
@@ -50,19 +52,26 @@ class Table:
     def __init__(self, variable: Any, member: Member, form: Form) -> None:
         self.array: NDArray[Any] = array_of(variable)
         self.kinds: Kinds
-        self.form, self.kinds = form.compiled_for(member.entry.precision)
+        small = member.entry.is_small
+        self.form, self.kinds = form.compiled_for(member.entry.precision, small)
         self.rows = self.array.shape[0] if self.array.ndim else 0
         self.rows_key = rows_key(self.array) if self.array.ndim else ()
         self.width = int(np.prod(self.array.shape[1:]))
-        layout, shape = layout_of(self.array), self.array.shape
-        slots = [layout.logical(member.slots[name], shape) for name in self.form.slot_names]
+        slots = [self._rows_of(member.slots[name]) for name in self.form.slot_names]
         self.arrays = [self.array, *slots]
         self.in_place = bool(self.array.flags.c_contiguous and self.array.flags.aligned)
         self.addresses = np.array([address_of(array) for array in self.arrays], np.int64)
 
+    def _rows_of(self, slot: NDArray[Any]) -> NDArray[Any]:
+        """The memory of a slot with the rows of the table; a packed one has a record for each."""
+        if is_packed(slot):
+            return as_bytes(slot)
+        return layout_of(self.array).logical(slot, self.array.shape)
+
     def bytes_of(self, count: int) -> int:
         """How many bytes could be written sequentially while some rows are updated."""
-        return int(_RANDOM_ROW_COST * count * self.width * sum(a.itemsize for a in self.arrays))
+        in_row = sum(a.itemsize * math.prod(a.shape[1:]) for a in self.arrays)
+        return int(_RANDOM_ROW_COST * count * in_row)
 
     def on_copies(
         self, numbers: NDArray[np.int64] | None

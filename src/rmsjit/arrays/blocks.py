@@ -1,0 +1,192 @@
+"""Arrays packed to 8 bits: blocks of up to 256 elements, each an offset and a byte an element.
+
+The bytes are short logarithms.  With the offset of its block, a byte gives the upper bits of a
+float32, exponent and 3 bits of the fraction, as ``(byte + offset) << 20``.  The offset is such that
+the largest element fits.  So neighbours differ by a sixteenth to an eighth, and numbers reach down
+to 2**-31 of the largest one of their block.
+
+Where numbers have signs, bytes have them too, and reach to 2**-15.  Then the byte 0 is 0, also for
+smaller numbers; without signs, these become the smallest number of their block.  What is not
+finite becomes the largest one, and a NaN any.
+
+A packed array consists of records, which hold the offsets of some blocks and then their bytes.  The
+record of a table is a row, so that rows have no block in common; other arrays have a block in each.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.layout import Layout
+
+BLOCK = 256  # elements, or fewer at the end of a row
+LEAST_PACKED = 4096  # elements of an array that is worth packing
+LEAST_ROW = 16  # elements of a row that is worth blocks of its own
+OFFSET_BYTES = 4
+DROPPED = 20  # bits of a float32 that no byte holds
+INFINITY = 0x7F800000  # as the bits of a float32
+MAGNITUDE = 0x7FFFFFFF
+SIGN = 0x80000000
+
+Array = NDArray[Any]
+
+
+# --- records --------------------------------------------------------------------------------
+
+
+def record_length(shape: tuple[int, ...], layout: Layout) -> int:
+    """The elements of a record beside a variable; 0 if that is too small to be packed."""
+    if math.prod(shape) < LEAST_PACKED:
+        return 0
+    width = row_width(shape, layout)
+    return width if width >= LEAST_ROW else BLOCK
+
+
+def row_width(shape: tuple[int, ...], layout: Layout) -> int:
+    """The elements of a row of a table; 0 if rows do not follow each other in memory."""
+    is_table = len(shape) > 1 and layout.axes == tuple(range(len(shape)))
+    if not is_table or any(flip.step is not None for flip in layout.flips):
+        return 0
+    return math.prod(shape[1:])
+
+
+@functools.cache
+def record_of(signed: bool, length: int = BLOCK) -> np.dtype[Any]:
+    """The dtype of records of so many elements."""
+    code = np.int8 if signed else np.uint8
+    return np.dtype([("offsets", np.int32, (_blocks_in(length),)), ("codes", code, (length,))])
+
+
+def _blocks_in(length: int) -> int:
+    return -(-length // BLOCK)
+
+
+def is_packed(array: Array) -> bool:
+    """Whether an array holds records."""
+    return array.dtype.names is not None
+
+
+def is_signed(record: np.dtype[Any]) -> bool:
+    """Whether the numbers of a record have signs."""
+    return bool(record["codes"].base == np.int8)
+
+
+def length_of(record: np.dtype[Any]) -> int:
+    """The elements of a record."""
+    length: int = record["codes"].shape[0]
+    return length
+
+
+def most_of(signed: bool) -> int:
+    """The largest code."""
+    return 127 if signed else 255
+
+
+def records_for(size: int, length: int) -> int:
+    """How many records of this length hold so many elements."""
+    return -(-size // length)
+
+
+# --- numbers --------------------------------------------------------------------------------
+
+
+def packed(values: Array, record: np.dtype[Any]) -> Array:
+    """Numbers as blocks, each rounded to nearest.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+    record : dtype
+        A result of `record_of`; without signs, negative numbers become 0.
+
+    Returns
+    -------
+    ndarray of `record`, shape (records,)
+    """
+    signed, length = is_signed(record), length_of(record)
+    records = np.zeros(records_for(len(values), length), record)
+    step = min(BLOCK, length)
+    whole = np.zeros((len(records), _blocks_in(length) * step), np.float32)
+    with np.errstate(all="ignore"):
+        if len(records) * length == len(values):
+            whole[:, :length] = values.reshape(-1, length)
+        else:
+            padded = np.zeros(len(records) * length, np.float32)
+            padded[: len(values)] = values
+            whole[:, :length] = padded.reshape(-1, length)
+    bits = whole.view(np.int32).reshape(len(records), -1, step)
+    sizes = bits & MAGNITUDE if signed else np.maximum(bits, 0)
+    largest = np.max(np.where(sizes < INFINITY, sizes, 0), axis=2, initial=0)
+    offsets = np.maximum((largest >> DROPPED) - (most_of(signed) - 1), 0)  # one more by rounding
+    levels = ((sizes.view(np.uint32) + (1 << DROPPED - 1)) >> DROPPED).astype(np.int32)
+    codes = np.clip(levels - offsets[..., np.newaxis], 0, most_of(signed))
+    records["offsets"] = offsets
+    codes = np.where(bits < 0, -codes, codes) if signed else codes
+    records["codes"] = codes.reshape(whole.shape)[:, :length]
+    return records
+
+
+def unpacked(records: Array, size: int) -> NDArray[np.float32]:
+    """The first `size` numbers of records."""
+    length = length_of(records.dtype)
+    codes = records["codes"].astype(np.int32)
+    offsets = np.repeat(records["offsets"], min(BLOCK, length), axis=1)[:, :length]
+    values: NDArray[np.float32] = ((np.abs(codes) + offsets) << DROPPED).view(np.float32)
+    if is_signed(records.dtype):
+        values = np.sign(codes).astype(np.float32) * values
+    return values.reshape(-1)[:size]
+
+
+def as_stored(memory: Array, values: Any, size: int) -> Any:
+    """Values of so many elements, or one for all, as the memory of a slot holds them."""
+    values = np.asarray(values)
+    if not is_packed(memory):
+        return values
+    if values.ndim == 0:  # one record, to be broadcast
+        size = length_of(memory.dtype)
+    return packed(np.broadcast_to(values, (size,)), memory.dtype)
+
+
+def reordered(flat: Array, shape: tuple[int, ...], layout: Layout, to: Layout) -> Array:
+    """A flat array, also a packed one, rearranged from the order of one layout to another's."""
+    if layout.orders_like(to):
+        return flat
+    if not is_packed(flat):
+        return layout.reordered(flat, shape, to)
+    values = unpacked(flat, math.prod(shape))
+    return packed(layout.reordered(values, shape, to), flat.dtype)
+
+
+def repacked(records: Array, size: int, record: np.dtype[Any]) -> Array:
+    """The same numbers in records of another length."""
+    return records if records.dtype == record else packed(unpacked(records, size), record)
+
+
+# --- bytes ----------------------------------------------------------------------------------
+
+
+def as_bytes(records: Array) -> NDArray[np.uint8]:
+    """Records as bytes, a row for each, for files and messages; not copied."""
+    return records.view(np.uint8).reshape(len(records), records.dtype.itemsize)
+
+
+def of_bytes(rows: NDArray[np.uint8], signed: bool) -> Array:
+    """The inverse of `as_bytes`."""
+    record = record_of(signed, length_in_bytes(rows))
+    return np.ascontiguousarray(rows).reshape(-1).view(record)
+
+
+def length_in_bytes(rows: Array) -> int:
+    """The elements of a record that has been made into a row of bytes."""
+    nbytes: int = rows.shape[-1]
+    return nbytes - OFFSET_BYTES * -(-nbytes // (BLOCK + OFFSET_BYTES))
+
+
+def shape_in_bytes(size: int, length: int) -> tuple[int, int]:
+    """The shape in `as_bytes` of so many elements in records of this length."""
+    return records_for(size, length), record_of(True, length).itemsize

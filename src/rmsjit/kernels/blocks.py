@@ -1,0 +1,201 @@
+"""Slots in 8 bits, in kernels: a variable, or a row of a table, is updated block by block.
+
+The rule reads the codes of a block and writes new values to a buffer, which stays in the
+first-level cache.  Only then is the offset of the block known, and the values become codes.
+"""
+
+from llvmlite import ir
+from numba import int32, njit, types
+from numba.extending import intrinsic
+
+from rmsjit.arrays.blocks import BLOCK, INFINITY, OFFSET_BYTES
+from rmsjit.kernels.codes import (
+    SHARING_BITS,
+    Block,
+    code_for,
+    dropped_bits,
+    frame_memory,
+    larger_finite_size,
+    larger_size,
+    offset_for,
+)
+from rmsjit.kernels.rounding import bits_for, noise_of
+from rmsjit.kernels.views import number_type, size_of
+from rmsjit.rule.form import is_packed
+from rmsjit.runtime.flags import INLINED
+
+LANES = BLOCK >> SHARING_BITS  # elements with random bits of their own
+_WORD, _FLOAT = ir.IntType(64), ir.FloatType()
+RUN = 1024  # elements without packed slots; each slot takes 4 KiB
+
+
+def run_lengths(form):
+    """A function ``(start, length)``: how many elements from `start` are updated at once.
+
+    With slots in 8 bits the elements of a block, in records of `length` elements; else as many as
+    stay in the first-level cache.
+    """
+
+    @njit(**INLINED)
+    def of_block(start, length):
+        return min(BLOCK, length - start % length)
+
+    @njit(**INLINED)
+    def of_any(start, length):
+        return RUN
+
+    return of_block if form.is_packed else of_any
+
+
+def row_sizes(form, kinds):
+    """A function ``(column, width)``: the bytes of a row of a table, or of one of its slots.
+
+    The table is column 0, and its slots are those from 1 on.
+    """
+    SIZES = tuple(size_of(number_type(name)) for name in (kinds.variable, *kinds.slots))
+    BEFORE = (0, *(OFFSET_BYTES if is_packed(slot.dtype) else 0 for slot in form.slots))
+
+    @njit(**INLINED)
+    def row_bytes(column, width):
+        return width * SIZES[column] + (width + BLOCK - 1) // BLOCK * BEFORE[column]
+
+    return row_bytes
+
+
+def slots_in_blocks(form, kinds):
+    """A function ``(addresses, first, start, length)`` for slots, some of which are packed.
+
+    It returns what `rmsjit.kernels.views.pointers_to` gives, but a `Block` for a packed slot, in
+    records of `length` elements; there `start` must be the first element of a block.
+    """
+    makers = [
+        _block_maker(number_type(kind))
+        if is_packed(slot.dtype)
+        else _pointer_maker(number_type(kind))
+        for slot, kind in zip(form.slots, kinds.slots, strict=True)
+    ]
+    made = types.Tuple([kind for kind, _ in makers])
+
+    @intrinsic
+    def slots_at(typing_context, addresses, first, start, length):
+        def codegen(context, builder, signature, args):
+            found = []
+            for k, (_, make) in enumerate(makers):
+                place = builder.add(args[1], args[1].type(k))
+                address = builder.load(builder.gep(args[0], [place]))
+                found.append(make(context, builder, address, args[2], args[3]))
+            return context.make_tuple(builder, made, found)
+
+        return made(addresses, types.int64, types.int64, types.int64), codegen
+
+    return slots_at
+
+
+def _pointer_maker(kind):
+    """The type of a pointer to elements, and the function that makes it in LLVM's code."""
+    pointer = types.CPointer(kind)
+
+    def make(context, builder, address, start, length):
+        offset = builder.mul(start, start.type(size_of(kind)))
+        return builder.inttoptr(builder.add(address, offset), context.get_value_type(pointer))
+
+    return pointer, make
+
+
+def _block_maker(code):
+    """The type of a block of bytes of this type, and the function that makes it."""
+    codes, values = types.CPointer(code), types.CPointer(types.float32)
+    block = types.NamedTuple((codes, types.int32, values, types.int64), Block)
+
+    def make(context, builder, address, start, length):
+        number, inside = builder.udiv(start, length), builder.urem(start, length)
+        blocks = builder.udiv(builder.add(length, _WORD(BLOCK - 1)), _WORD(BLOCK))
+        before = builder.mul(blocks, _WORD(OFFSET_BYTES))
+        record = builder.add(address, builder.mul(number, builder.add(before, length)))
+        ahead = builder.mul(builder.udiv(inside, _WORD(BLOCK)), _WORD(OFFSET_BYTES))
+        offset_at = builder.add(record, ahead)
+        offset = builder.load(_offset_pointer(builder, offset_at))
+        offset.align = 1
+        place = builder.add(builder.add(record, before), inside)
+        bytes_at = builder.inttoptr(place, context.get_value_type(codes))
+        fresh = frame_memory(builder, _FLOAT, BLOCK)
+        return context.make_tuple(builder, block, [bytes_at, offset, fresh, offset_at])
+
+    return block, make
+
+
+def _offset_pointer(builder, address):
+    return builder.inttoptr(address, ir.IntType(32).as_pointer())
+
+
+@intrinsic
+def _write_offset(typing_context, address, offset):
+    """Write an offset, which need not be aligned."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], _offset_pointer(builder, args[0]), align=1)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int32), codegen
+
+
+def pack_slots(form, last=None):
+    """The function that packs the new values of all packed slots; one function for each slot."""
+    last = len(form.slots) - 1 if last is None else last
+    if last < 0:
+        return _pack_nothing
+    rest = pack_slots(form, last - 1)
+    if not is_packed(form.slots[last].dtype):
+        return rest
+    bits_of, noise = bits_for(form)[form.slots[last].name], noise_of(form)[2]
+
+    @njit(**INLINED)
+    def pack(slots, count, key):
+        rest(slots, count, key)
+        codes, values = slots[last].codes, slots[last].values
+        runs = count // LANES
+        offset = offset_for(_largest(values, count, codes), codes)
+        _write_offset(slots[last].offset_at, offset)
+        chance = _chances()
+        for i in range(LANES):
+            chance[i] = dropped_bits(bits_of(noise(key, i)))
+        for number in range(runs):
+            first = number * LANES
+            for i in range(LANES):
+                value = values[first + i]
+                codes[first + i] = code_for(value, offset, chance[i], number, codes)
+        first = runs * LANES
+        for i in range(count - first):
+            value = values[first + i]
+            codes[first + i] = code_for(value, offset, chance[i], runs, codes)
+
+    return pack
+
+
+@intrinsic
+def _chances(typing_context):
+    """Memory for the random bits of a block."""
+
+    def codegen(context, builder, signature, args):
+        return frame_memory(builder, ir.IntType(32), LANES)
+
+    return types.CPointer(types.uint32)(), codegen
+
+
+@njit(**INLINED)
+def _largest(values, count, codes):
+    """The size of the largest finite value of a block, as the bits of a float32."""
+    largest = int32(0)
+    for i in range(count):
+        largest = larger_size(largest, values[i], codes)
+    if largest < INFINITY:
+        return largest
+    largest = int32(0)
+    for i in range(count):
+        largest = larger_finite_size(largest, values[i], codes)
+    return largest
+
+
+@njit(**INLINED)
+def _pack_nothing(slots, count, key):
+    pass
