@@ -133,6 +133,39 @@ def check_sizes_of_slots_in_bfloat16(comm, folder):
     assert sum(comm.allgather(sum(slot.size for slot in own))) == 2 * v.size
 
 
+def forgetting(comm, path, sent):
+    """Train variables of a file of rank 0, and forget one of each two steps before the second."""
+    variables, strategy = start([(40,), (50,), (60,)], "float32"), MPIStrategy(comm)
+    opt, named = reduced(strategy), dict(zip("abc", variables, strict=True))
+    strategy.load(path, opt, named)
+    for number, chosen in enumerate(((0,), (1,), (2, 0))):
+        trained = [variables[k] for k in chosen]
+        for step in range(4):
+            gradients = dense_of(comm.rank, 4 * number + step, trained)
+            pairs = list(zip(gradients, trained, strict=True))
+            for pair in pairs if sent else ():
+                strategy.send(*pair)
+            if step == 2:
+                opt.forget(trained[0])
+            opt.apply_gradients(pairs)
+        slots = [opt.get_slot(v, name).numpy() for v in trained for name in ("rms", "momentum")]
+        same_everywhere(comm, [*variables, *slots])
+    return variables
+
+
+def check_random_bits_agree_after_a_variable_is_forgotten(comm, folder):
+    """Rank 0 has the state of variables that no rank has stepped yet; the others have none."""
+    path = folder / f"forgotten-{comm.size}.npz"
+    if comm.rank == 0:
+        first, variables = reduced(), start([(40,), (50,), (60,)], "float32")
+        first.apply_gradients(zip(dense_of(0, 99, variables), variables, strict=True))
+        rmsjit.save(path, first, dict(zip("abc", variables, strict=True)))
+    comm.Barrier()
+    alike = forgetting(comm, path, sent=False), forgetting(comm, path, sent=True)
+    for got, wanted in zip(*alike, strict=True):
+        same(got, wanted)
+
+
 def check_stochastic_rounding_must_agree(comm, folder):
     if comm.size > 1:
         opt = rmsjit.RMSprop(rounding="stochastic", seed=comm.rank, strategy=MPIStrategy(comm))

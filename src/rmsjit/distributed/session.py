@@ -175,7 +175,8 @@ class Session:
         plan = None
         try:
             plan, checked = self._planned(engine, request)
-            is_underway = self._outbox.has_sums_of(plan)
+            plan.notice_lost_state(engine.store, self.shards)
+            is_underway = plan.is_prepared and self._outbox.has_sums_of(plan)
             numbers = request.hyperparameters.at(request.counter)
             check_counter(request.counter)
             with np.errstate(all="ignore"):

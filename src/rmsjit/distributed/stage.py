@@ -178,6 +178,7 @@ class StagePlan(ABC):
         self.messages: Mapping[int, Messages] = {}
         self.most_at_a_time = IN_FLIGHT
         self.claimed: tuple[Any, Claim] = (None, NO_CLAIM)  # the last claim and when it was made
+        self._complete_at = -1  # the epoch of the store at which no state was missing
         self._accepted: Numbers | None = None
 
     structure = None  # messages are laid out for the memory of the variables
@@ -223,6 +224,17 @@ class StagePlan(ABC):
     @abstractmethod
     def has_state(self, store: SlotStore, shards: Shards, k: int) -> bool:
         """Whether this rank has what it should have of the state of the variable at a position."""
+
+    def notice_lost_state(self, store: SlotStore, shards: Shards) -> None:
+        """Have the plan prepared again if a variable was forgotten since.
+
+        Its new state needs a number on which ranks must agree; see `rmsjit.state.numbering`.
+        """
+        epoch = int(store.epoch[0])
+        if self.is_prepared and self._complete_at != epoch:
+            present = self.incoming.present
+            self.is_prepared = all(self.has_state(store, shards, k) for k in present)
+            self._complete_at = epoch
 
     @abstractmethod
     def prepare(self, engine: Engine, hyperparameters: Hyperparameters, fresh: Fresh) -> None:
