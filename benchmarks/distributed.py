@@ -18,7 +18,7 @@ import numpy as np
 from mpi4py import MPI
 
 import rmsjit
-from rmsjit.distributed import MPIStrategy
+from rmsjit.distributed import MPIStrategy, shared
 
 LOOPBACK = "MPIR_CVAR_CH4_NETMOD=ofi FI_PROVIDER=tcp FI_TCP_IFACE=lo MPIR_CVAR_NOLOCAL=1"
 CASES = {
@@ -185,8 +185,13 @@ def main():
     parser.add_argument("--case", default="", help="part of the names of the cases to time")
     parser.add_argument("--bucket-bytes", type=int, default=1 << 22)
     parser.add_argument("--wire-dtype", choices=["bfloat16"], help="of gradients in messages")
+    parser.add_argument(
+        "--by-messages", action="store_true", help="as on several machines, without shared memory"
+    )
     parser.add_argument("--count", action="store_true", help="count bytes instead of time")
     options = parser.parse_args()
+    if options.by_messages:
+        shared._MOST_RANKS = 1
     say(f"{COMM.size} ranks, {MPI.Get_library_version().splitlines()[0]}")
     if options.count:
         say(f"(to count, run under: env {LOOPBACK} mpiexec -n {COMM.size} ...)")
