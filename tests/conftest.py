@@ -1,5 +1,6 @@
 """Settings of the whole test run; everything that a test uses by name is imported instead."""
 
+import gc
 import importlib.util
 import os
 
@@ -42,6 +43,12 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if item.get_closest_marker("long"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    """Keep what is there by now out of garbage collections: some tests have many made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
