@@ -347,6 +347,10 @@ def check_copies_of_shards_are_refused(comm, folder):
     for attempt in (copy.copy, copy.deepcopy, pickle.dumps):
         raised(lambda: attempt(opt), NotImplementedError)  # noqa: B023
     raised(lambda: opt.add_slot(variables[0], "own"), NotImplementedError)
+    raised(lambda: opt.forget(variables[0]), NotImplementedError)
+    raised(lambda: opt.rebind(variables[0], variables[0].copy()), NotImplementedError)
+    raised(lambda: opt.resize_rows(variables[1], np.zeros((8, 4), "f4")), NotImplementedError)
+    step(comm, opt, variables)
     new = rmsjit.RMSprop(0.1, strategy=MPIStrategy(comm, shard_state=True))
     assert copy.deepcopy(new).get_config() == new.get_config()
 

@@ -46,6 +46,8 @@ class KnownVariables(Core):
         ------
         KeyError
             If the optimizer does not know it.
+        NotImplementedError
+            If a strategy divides slots among processes.
 
         Examples
         --------
@@ -57,6 +59,7 @@ class KnownVariables(Core):
         >>> opt.variables_seen
         []
         """
+        self._refuse_divided("forget")
         self._forget_sums(self._store.named(var))
         forget(self._store, var)
 
@@ -81,6 +84,8 @@ class KnownVariables(Core):
         TypeError, ValueError
             If a new variable can't be trained, has another shape or dtype than the old one, or
             partly overlaps another in memory.  Nothing is changed then.
+        NotImplementedError
+            If a strategy divides slots among processes.
 
         Examples
         --------
@@ -93,6 +98,7 @@ class KnownVariables(Core):
         >>> opt.get_slot(moved, "rms").shape
         (3,)
         """
+        self._refuse_divided("rebind")
         self._refuse_to_move("rebind")
         rebind(self._store, old, new, self._catch_up)
 
@@ -114,6 +120,8 @@ class KnownVariables(Core):
             If the optimizer does not know the table.
         TypeError, ValueError
             If the new table can't be trained, or has another dtype or shape of rows.
+        NotImplementedError
+            If a strategy divides slots among processes.
 
         Examples
         --------
@@ -127,6 +135,7 @@ class KnownVariables(Core):
         >>> print(opt.get_slot(larger, "rms").numpy()[:, 0].round(3))
         [0.1 0.1 0.1 0.1 0. ]
         """
+        self._refuse_divided("resize_rows")
         self._refuse_to_move("resize_rows")
         epsilon = first_epsilon(self._store.form, self._hyperparameters)
         resize_rows(self._store, old, new, epsilon, self._catch_up)
