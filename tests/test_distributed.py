@@ -27,8 +27,6 @@ from rmsjit.distributed.sparse import combined
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.numbers import StepNumbers
 
-pytestmark = pytest.mark.slow
-
 FOLDER = Path(__file__).parent / "mpi"
 SECONDS = 600  # of one launch; most of it is compiling where no kernel is in the cache yet
 RANKS = range(1, 5)  # of checks
@@ -115,23 +113,27 @@ def check_end(results, ranks, name):
         assert not error, f"on rank {rank}:\n{error}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("name", NAMES)
 def test_on_ranks(results, name, ranks):
     check_end(results, ranks, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", RANKS_OF_JOBS)
 def test_random_jobs(jobs, ranks):
     check_end(jobs, ranks, "jobs")
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @pytest.mark.parametrize("ranks", RANKS_OF_JOBS)
 def test_a_thousand_random_jobs(thousand_jobs, ranks):
     check_end(thousand_jobs, ranks, "jobs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["early", "error", "caught", "sent"])
 def test_rank_that_ends_early_is_named(how):
     """The others raise an error at their next step, and all come to an end."""
@@ -144,6 +146,7 @@ def test_rank_that_ends_early_is_named(how):
 # --- one process ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_file_of_ranks_is_that_of_one_process(results):
     """What three ranks have saved resumes without any strategy."""
     folder, _ = results
@@ -159,18 +162,21 @@ def test_file_of_ranks_is_that_of_one_process(results):
             np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.slow
 def test_rank_that_fails_ends_the_job():
     process = launch(2, FOLDER / "failing.py", timeout=60)
     assert process.returncode != 0
     assert "ValueError: out of data" in process.stderr
 
 
+@pytest.mark.slow
 def test_rank_that_is_killed_ends_the_job():
     """The others may be waiting for it in shared memory."""
     process = launch(2, FOLDER / "dying.py", timeout=60)
     assert process.returncode != 0
 
 
+@pytest.mark.slow
 def test_one_rank_of_a_machine_compiles(tmp_path):
     process = launch(2, FOLDER / "compiling.py", timeout=SECONDS, RMSJIT_CACHE_DIR=str(tmp_path))
     assert process.returncode == 0, process.stderr[-3000:]
@@ -179,6 +185,7 @@ def test_one_rank_of_a_machine_compiles(tmp_path):
     assert compiled["1"] == "0"
 
 
+@pytest.mark.slow
 def test_info_shows_every_rank_once():
     process = launch(2, "-m", "rmsjit", "info", timeout=60, SLURM_CPUS_PER_TASK="1")
     assert process.returncode == 0, process.stderr
@@ -189,6 +196,7 @@ def test_info_shows_every_rank_once():
     assert second.endswith("1 thread, loads what another compiles")
 
 
+@pytest.mark.slow
 def test_example_learns_and_says_from_which_epoch_it_resumes(tmp_path):
     pytest.importorskip("sklearn")
     example = FOLDER.parents[1] / "examples" / "mpi_digits.py"
