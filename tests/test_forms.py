@@ -1027,11 +1027,12 @@ def test_to_add_a_form_is_to_write_a_value(tmp_path):
 PEAK = Slot("peak", zero_gradient="stay")  # a zero gradient is no new maximum
 
 
-def rule_with_a_peak(form):
+def rule_with_a_peak(form, rounds=True):
     """The rule of the toy slot: steps are divided by the largest gradient so far.
 
     As `rmsjit.kernels.rule.element_rule`, it gives what is compiled for one element.
     """
+    assert rounds  # for forms without master weights
     RMS, PEAK_AT = form.index("rms"), form.index("peak")
 
     @njit(**INLINED)

@@ -27,6 +27,7 @@ from rmsjit.runtime.store import cache_folder
 
 _ROOT = Path(__file__).parents[1]
 _OTHER_SOURCES = (  # that kernels depend on
+    "arrays/blocks.py",
     "rule/form.py",
     "rule/numbers.py",
     "runtime/cache.py",
