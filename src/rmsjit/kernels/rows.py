@@ -224,24 +224,31 @@ def update_rows(form, kinds, exact):
 
 def _update_row(form, kinds):
     """The function that applies the rule to one row, block by block if it has packed slots."""
-    STORAGE = number_type(kinds.variable)
+    STORAGE, PACKED = number_type(kinds.variable), form.is_packed
     NBYTES = size_of(STORAGE)
     slots_at, run_from, pack = slots_in_blocks(form, kinds), run_lengths(form), pack_slots(form)
     update_element, (_, moved, noise) = element_rule(form), noise_of(form)
 
     @njit(**INLINED)
+    def update_run(table, row, width, start, count, gradient, h, key):
+        first = row * width + start
+        variable = pointer(table[0] + first * NBYTES, STORAGE)
+        slots, own = slots_at(table, 1, first, width), moved(key, first)
+        for i in range(count):
+            update_element(i, gradient[start + i], variable, slots, h, noise(own, i))
+        if PACKED:
+            pack(slots, count, own)
+
+    @njit(**INLINED)
     def update_row(table, row, width, gradient, h, key):
-        done = 0
-        while done < width:
-            first = row * width + done
-            elements = min(run_from(first, width), width - done)
-            variable = pointer(table[0] + first * NBYTES, STORAGE)
-            slots = slots_at(table, 1, first, width)
-            own = moved(key, first)
-            for i in range(elements):
-                update_element(i, gradient[done + i], variable, slots, h, noise(own, i))
-            pack(slots, elements, own)
-            done += elements
+        if PACKED:
+            start = 0
+            while start < width:
+                count = min(run_from(start, width), width - start)
+                update_run(table, row, width, start, count, gradient, h, key)
+                start += count
+        else:
+            update_run(table, row, width, 0, width, gradient, h, key)
 
     return update_row
 
