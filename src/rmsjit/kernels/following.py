@@ -7,7 +7,6 @@ Each known variable has a record in a hash table, in which it is found by its ad
 import numpy as np
 from numba import njit
 
-from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import headers
 from rmsjit.kernels.headers import (
     ADDRESSES,
@@ -221,17 +220,21 @@ def can_follow(follow):
     pairs = ((np.zeros_like(view), view),)
     row = [0, 0, 0, 0, id(view.dtype), id(np.ndarray), headers.IN_PLACE, C_CONTIGUOUS | ALIGNED]
     expected = np.array([*row, view.nbytes, view.ndim, *view.shape], np.int64)
-    data = address_of(view)
+    data = _address_of(view)
     records = np.zeros((2, ADDRESS + 1), np.int64)
-    records[bucket_of(data, 1)] = 0, 0, id(root), address_of(root), root.size, data
+    records[bucket_of(data, 1)] = 0, 0, id(root), _address_of(root), root.size, data
     layout, spans, found = np.array([0, view.nbytes]), np.zeros((2, 1), np.int64), np.zeros(1, int)
-    known = np.array([address_of(records), 1, 1, address_of(layout)])
+    known = np.array([_address_of(records), 1, 1, _address_of(layout)])
     addresses = np.zeros(1, np.int64)
-    starts = address_of(spans)
-    call = [1, id(tuple), address_of(expected), len(expected), starts, starts + WORD_BYTES, 1]
-    call += [address_of(array) for array in (addresses, known, found)]
+    starts = _address_of(spans)
+    call = [1, id(tuple), _address_of(expected), len(expected), starts, starts + WORD_BYTES, 1]
+    call += [_address_of(array) for array in (addresses, known, found)]
     words_of_call = np.array(call, np.int64)
-    if follow(id(pairs), address_of(words_of_call)) != 0:
+    if follow(id(pairs), _address_of(words_of_call)) != 0:
         return False
     written = [*expected[:DTYPE].tolist(), *spans.ravel().tolist(), *addresses.tolist()]
     return written == [id(view), id(view), data, data, data, data + view.nbytes, data]
+
+
+def _address_of(array):
+    return array.__array_interface__["data"][0]
