@@ -1,6 +1,7 @@
 """Writing RESULTS.md and a page for each machine, for users, and GOALS.md, for the developers."""
 
 from collections.abc import Iterator, Sequence
+from statistics import geometric_mean
 
 from benchmarks.comparison.cases import CASES, GOALS, RMSJIT, STARTUP, Goal
 from benchmarks.comparison.registry import LABELS
@@ -55,15 +56,15 @@ def _machines(machines: Sequence[Results]) -> Iterator[str]:
 def _ratios(machines: Sequence[Results], found: Sequence[dict[str, Figure]]) -> Iterator[str]:
     yield "| | " + " | ".join(results.where.processor for results in machines) + " |"
     yield "| --- |" + " ---: |" * len(machines)
-    methods = {name for figures in found for name in figures}
+    methods = sorted({name for figures in found for name in figures})
     for name in sorted(methods, key=lambda name: _typical(name, found)):
         cells = (_ratio(name, figures) for figures in found)
         yield f"| {_label(name)} | {' | '.join(cells)} |"
 
 
 def _typical(name: str, found: Sequence[dict[str, Figure]]) -> float:
-    """Where a method stands among the others: its lowest time, relative to the fastest."""
-    return min(
+    """The geometric mean of how many times as long as the fastest a method takes."""
+    return geometric_mean(
         figures[name].median / min(figure.median for figure in figures.values())
         for figures in found
         if name in figures
