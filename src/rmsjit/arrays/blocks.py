@@ -66,7 +66,7 @@ def _blocks_in(length: int) -> int:
     return -(-length // BLOCK)
 
 
-def is_packed(array: Array) -> bool:
+def has_records(array: Array) -> bool:
     """Whether an array holds records."""
     return array.dtype.names is not None
 
@@ -145,7 +145,7 @@ def unpacked(records: Array, size: int) -> NDArray[np.float32]:
 def as_stored(memory: Array, values: Any, size: int) -> Any:
     """Values of so many elements, or one for all, as the memory of a slot holds them."""
     values = np.asarray(values)
-    if not is_packed(memory):
+    if not has_records(memory):
         return values
     if values.ndim == 0:  # one record, to be broadcast
         size = length_of(memory.dtype)
@@ -156,7 +156,7 @@ def reordered(flat: Array, shape: tuple[int, ...], layout: Layout, to: Layout) -
     """A flat array, also a packed one, rearranged from the order of one layout to another's."""
     if layout.orders_like(to):
         return flat
-    if not is_packed(flat):
+    if not has_records(flat):
         return layout.reordered(flat, shape, to)
     values = unpacked(flat, math.prod(shape))
     return packed(layout.reordered(values, shape, to), flat.dtype)

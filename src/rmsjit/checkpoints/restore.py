@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.blocks import (
     as_stored,
-    is_packed,
+    has_records,
     is_signed,
     length_in_bytes,
     of_bytes,
@@ -37,7 +37,7 @@ from rmsjit.checkpoints.rounds import restore_round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.uninterrupted import completed, copying
-from rmsjit.rule.form import is_packed as is_packed_dtype
+from rmsjit.rule.form import is_packed
 from rmsjit.state.making import memory_for
 from rmsjit.state.slots import Entry, entry_of
 from rmsjit.variables import array_of
@@ -180,11 +180,11 @@ def _plan_slot(
     layout = layout_of(array_of(variable))
     if memory is None:
         slot = next(slot for slot in store.slots_of(entry) if slot.name == weight.name)
-        if is_packed_dtype(slot.dtype) and layout.orders_like(saved_in):
+        if is_packed(slot.dtype) and layout.orders_like(saved_in):
             entry.record_length = length_in_bytes(weight.value)  # so that it stays as it is
         memory = memory_for(store, entry, slot)
         writing.slots.append((entry, weight.name, memory))
-    if is_packed(memory):
+    if has_records(memory):
         records = of_bytes(weight.value, is_signed(memory.dtype))
         records = reordered(records, entry.shape, saved_in, layout)
         value = repacked(records, entry.canonical.size, memory.dtype)
@@ -220,7 +220,9 @@ def _first_values(
         for slot, memory in entry.slots.items():
             first = np.asarray(form.slot(slot).first_values(epsilon, variable))
             stored = as_stored(memory, first, len(variable))
-            firsts.append((memory, stored if is_packed(memory) else converted(first, memory.dtype)))
+            firsts.append(
+                (memory, stored if has_records(memory) else converted(first, memory.dtype))
+            )
     return firsts
 
 

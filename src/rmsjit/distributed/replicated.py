@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.blocks import as_bytes, is_packed
+from rmsjit.arrays.blocks import as_bytes, has_records
 from rmsjit.distributed.comm import IN_FLIGHT, all_reduce, gathered_counts
 from rmsjit.distributed.dense import DenseBuffer
 from rmsjit.distributed.incoming import Checked, Incoming, Rows
@@ -95,7 +95,7 @@ class ReplicatedPlan(StagePlan):
         store = engine.store
         entries = [store.entries[key] for key in fresh]
         slots = [entry.slots[slot.name] for entry in entries for slot in store.slots_of(entry)]
-        held = [as_bytes(slot) if is_packed(slot) else slot for slot in slots]
+        held = [as_bytes(slot) if has_records(slot) else slot for slot in slots]
         Overwriting(held).run(self._comm)
 
     def rebound(self, incoming: Incoming) -> Self:

@@ -20,7 +20,8 @@ from rmsjit.distributed.comm import load_mpi
 from rmsjit.distributed.wire import Sums
 
 # Every rank reads the parts of all.  With more ranks or larger parts than these, MPI was as fast,
-# which lets each rank add up only its share.
+# which lets each rank add up only its share.  The bounds are fixed, not measured in each job: the
+# order of a sum depends on them, and so do its last bits.
 _MOST_RANKS = 8
 _MOST_BYTES = 1 << 23  # of the parts of all ranks
 _TURNS = 2  # messages that have memory of their own

@@ -26,25 +26,12 @@ from rmsjit.runtime.flags import INLINED
 
 LANES = BLOCK >> SHARING_BITS  # elements with random bits of their own
 _WORD, _FLOAT = ir.IntType(64), ir.FloatType()
-RUN = 1024  # elements without packed slots; each slot takes 4 KiB
 
 
-def run_lengths(form):
-    """A function ``(start, length)``: how many elements from `start` are updated at once.
-
-    With slots in 8 bits the elements of a block, in records of `length` elements; else as many as
-    stay in the first-level cache.
-    """
-
-    @njit(**INLINED)
-    def of_block(start, length):
-        return min(BLOCK, length - start % length)
-
-    @njit(**INLINED)
-    def of_any(start, length):
-        return RUN
-
-    return of_block if form.is_packed else of_any
+@njit(**INLINED)
+def block_at(start, length):
+    """How many elements the block has that begins with `start`, in records of `length` elements."""
+    return min(BLOCK, length - start % length)
 
 
 def row_sizes(form, kinds):

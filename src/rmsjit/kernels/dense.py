@@ -10,7 +10,7 @@ division, and a processor sees too few elements ahead to compute others meanwhil
 
 from numba import njit
 
-from rmsjit.kernels.blocks import pack_slots, run_lengths, slots_in_blocks
+from rmsjit.kernels.blocks import block_at, pack_slots, slots_in_blocks
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers, rounding_rule
 from rmsjit.kernels.scalars import BFLOAT16_BITS, clip, load, scale
@@ -28,6 +28,8 @@ from rmsjit.runtime.flags import INLINED
 BINS, CUTS, PIECES, ADDRESSES, COLUMNS, GRADIENTS, NUMBERS, SCALES, NOISE, LENGTHS = range(10)
 WORDS = 10
 PIECE_WORDS = 4
+
+RUN = 1024  # elements; their master weights take 4 KiB
 
 
 def update_pieces(form, kinds, clipped):
@@ -58,8 +60,7 @@ def update_pieces(form, kinds, clipped):
     """
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     NBYTES, NUMBER_BYTES = size_of(STORAGE), size_of(COMPUTING)
-    slots_at, run_from, pack = slots_in_blocks(form, kinds), run_lengths(form), pack_slots(form)
-    PACKED = form.is_packed
+    slots_at, pack, PACKED = slots_in_blocks(form, kinds), pack_slots(form), form.is_packed
     ROUNDS_RUNS = form.has_master and form.rounding != STOCHASTIC and STORAGE == BFLOAT16_BITS
     update_element, (key_of, moved, noise) = element_rule(form, not ROUNDS_RUNS), noise_of(form)
     round_element = rounding_rule(form)
@@ -98,7 +99,7 @@ def update_pieces(form, kinds, clipped):
                 length = words(call[LENGTHS])[row] if PACKED else 0
                 end = start + count
                 while start < end:
-                    count = min(run_from(start, length), end - start)
+                    count = min(block_at(start, length) if PACKED else RUN, end - start)
                     update_run(call, row, start, count, length, h)
                     start += count
             else:

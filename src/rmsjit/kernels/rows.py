@@ -11,7 +11,7 @@ Rows that a gradient does not name can catch up later, by a clock; see `rmsjit.s
 import numpy as np
 from numba import float64, int32, njit, uint16
 
-from rmsjit.kernels.blocks import pack_slots, row_sizes, run_lengths, slots_in_blocks
+from rmsjit.kernels.blocks import block_at, pack_slots, row_sizes, slots_in_blocks
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import element_rule, lapse_rule, read_numbers
 from rmsjit.kernels.scalars import bounded_sum, clip, load, scale
@@ -226,7 +226,7 @@ def _update_row(form, kinds):
     """The function that applies the rule to one row, block by block if it has packed slots."""
     STORAGE, PACKED = number_type(kinds.variable), form.is_packed
     NBYTES = size_of(STORAGE)
-    slots_at, run_from, pack = slots_in_blocks(form, kinds), run_lengths(form), pack_slots(form)
+    slots_at, pack = slots_in_blocks(form, kinds), pack_slots(form)
     update_element, (_, moved, noise) = element_rule(form), noise_of(form)
 
     @njit(**INLINED)
@@ -244,7 +244,7 @@ def _update_row(form, kinds):
         if PACKED:
             start = 0
             while start < width:
-                count = min(run_from(start, width), width - start)
+                count = block_at(start, width)
                 update_run(table, row, width, start, count, gradient, h, key)
                 start += count
         else:

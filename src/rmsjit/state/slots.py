@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from rmsjit.arrays.blocks import is_packed, reordered
+from rmsjit.arrays.blocks import has_records, reordered
 from rmsjit.arrays.layout import Key, Layout, address_of, array_key, layout_of
 from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.arrays.owners import ground_of, held_elsewhere, private_view
@@ -453,7 +453,7 @@ class SlotStore:
     def _seen_as(self, entry: Entry, slot: str, layout: Layout, shape: tuple[int, ...]) -> Variable:
         """A slot that the rule uses, with the axes of a view of its variable."""
         flat = entry.slots[slot]
-        if is_packed(flat):
+        if has_records(flat):
             return PackedSlot(flat, layout, shape, self._title(entry, slot))
         return self._wrapped(entry, slot, layout.logical(flat, shape))
 

@@ -70,7 +70,6 @@ def on_blocks(part: Partition, sizes: NDArray[np.int64], lengths: NDArray[np.int
     """
     rows, starts, counts = part.pieces.T
     ends, length = starts + counts, lengths[rows]
-
     starts = starts - starts % length % BLOCK
     ends = np.where(ends == sizes[rows], ends, ends - ends % length % BLOCK)
     return Partition(np.stack([rows, starts, ends - starts], axis=1), part.bins)

@@ -62,7 +62,7 @@ class Locator:
     def __init__(self, place: Place, names: Sequence[str]) -> None:
         self._names = names
         self._memory = [(owner.dtype, owner.size) for owner in place.owners]
-        self._record_lengths = [entry.record_length for entry in place.entries if entry is not None]
+        self._record_lengths = [entry and entry.record_length for entry in place.entries]
         self.records = Records(self._memory, 1 + len(names))
         kernel = loader.follow()
         self.compiled = None if kernel is None else kernel.call

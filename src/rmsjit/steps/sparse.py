@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.blocks import as_bytes, is_packed
+from rmsjit.arrays.blocks import as_bytes, has_records
 from rmsjit.arrays.dtypes import Kinds, Precision, converted
 from rmsjit.arrays.layout import address_of, layout_of, rows_key
 from rmsjit.arrays.overlap import span_that_meets
@@ -64,7 +64,7 @@ class Table:
 
     def _rows_of(self, slot: NDArray[Any]) -> NDArray[Any]:
         """The memory of a slot with the rows of the table; a packed one has a record for each."""
-        if is_packed(slot):
+        if has_records(slot):
             return as_bytes(slot)
         return layout_of(self.array).logical(slot, self.array.shape)
 
