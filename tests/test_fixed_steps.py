@@ -42,7 +42,7 @@ def assert_are(arrays, slots, expected):
 
 
 def by_address(step, gradients, scale=1.0):
-    return step.at(list(map(address_of, gradients)), gradients, NUMBERS, scale)
+    return step.at(np.array([*map(address_of, gradients)], np.int64), gradients, NUMBERS, scale)
 
 
 WAYS = {

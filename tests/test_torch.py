@@ -1,6 +1,7 @@
 """`rmsjit.torch.RMSprop` beside ``torch.optim.RMSprop``; needs torch."""
 
 import copy
+import ctypes
 import io
 import itertools
 import pickle
@@ -11,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from rmsjit.torch import RMSprop  # noqa: E402
+from rmsjit.torch import RMSprop, reader  # noqa: E402
 from strategies import run_python  # noqa: E402
 
 pytestmark = pytest.mark.live
@@ -43,6 +44,16 @@ def parameters(seed=0, dtype=torch.float32, shapes=((5, 7), (3,), (), (2, 3, 4, 
 def random(shape, dtype):
     drawn = torch.randn(shape, dtype=dtype if dtype.is_complex else torch.float32)
     return drawn.to(dtype)
+
+
+@pytest.fixture(params=["in one call", "by methods"])
+def reading(request, monkeypatch):
+    """Both ways to see where tensors are: torch's C function, and without one."""
+    if request.param == "by methods":
+        monkeypatch.setattr(reader, "_functions", lambda: None)
+
+
+in_both_ways = pytest.mark.usefixtures("reading")
 
 
 def twins(made):
@@ -173,6 +184,7 @@ GRADIENTS = {
 }
 
 
+@in_both_ways
 @pytest.mark.parametrize("change", GRADIENTS.values(), ids=GRADIENTS)
 def test_gradients_of_other_layouts(change):
     theirs = parameters(shapes=[(4, 6), (4, 6)])
@@ -185,6 +197,7 @@ def test_gradients_of_other_layouts(change):
     assert_same_parameters(ours, theirs)
 
 
+@in_both_ways
 def test_a_lazily_negated_scalar_gradient():
     """What backward gives for a real scalar inside of a conjugated complex number."""
     theirs = [torch.nn.Parameter(torch.tensor(0.5))]
@@ -207,6 +220,7 @@ def test_a_conjugated_gradient():
     assert_same_parameters(ours, theirs)
 
 
+@in_both_ways
 def test_a_gradient_that_is_the_parameter_or_another_one():
     theirs = parameters(shapes=[(6,), (6,)])
     ours = twins(theirs)
@@ -228,6 +242,7 @@ LAYOUTS = {
 }
 
 
+@in_both_ways
 @pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_parameters_of_other_layouts(make, dtype):
@@ -413,6 +428,7 @@ def test_named_parameters():
     assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
 
 
+@in_both_ways
 def test_parameters_without_gradients_are_left_alone():
     lists = two_lists()
     optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
@@ -543,6 +559,7 @@ def sparse(indices, values, rows=6):
     )
 
 
+@in_both_ways
 @pytest.mark.parametrize("coalesced", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "complex64"])
 def test_a_sparse_gradient_updates_the_rows_that_it_names(coalesced, dtype):
@@ -652,6 +669,7 @@ def test_loaded_counts_are_copies():
     assert other.state[params[0]]["step"] == 2
 
 
+@in_both_ways
 def test_state_of_another_layout_is_put_in_order():
     lists = two_lists(shapes=[(3, 4)])
     optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
@@ -664,6 +682,7 @@ def test_state_of_another_layout_is_put_in_order():
     assert_same_state(*optimizers)
 
 
+@in_both_ways
 def test_state_that_the_user_changes_is_used():
     lists = two_lists()
     optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
@@ -684,6 +703,7 @@ def test_state_that_the_user_changes_is_used():
     assert optimizers[1].state[lists[1][0]]["step"] == 103
 
 
+@in_both_ways
 def test_memory_of_parameters_may_be_replaced():
     lists = two_lists(shapes=[(3, 3), (4,)])
     optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
@@ -697,6 +717,7 @@ def test_memory_of_parameters_may_be_replaced():
     assert_same_parameters(*lists)
 
 
+@in_both_ways
 def test_no_memory_is_kept_alive_that_was_replaced():
     (p,) = parameters(shapes=[(1000,)])
     optimizer = RMSprop([p])
@@ -762,6 +783,7 @@ def test_what_a_state_lacks_is_added():
     assert optimizer.state[p]["step"] == 1
 
 
+@in_both_ways
 def test_shared_memory():
     """As Hogwild has it: parameters and state are moved to shared memory in place."""
     params = parameters()
@@ -779,6 +801,82 @@ def test_shared_memory():
         assert not p.numel() or not torch.equal(p, old)
         assert all(optimizer.state[p][key] is value for key, value in kept.items())
         assert kept["step"] == 2
+
+
+@in_both_ways
+def test_counts_that_alone_are_moved_to_shared_memory():
+    params = parameters(shapes=[(3,), (2,)])
+    optimizer = RMSprop(params)
+    optimizer.step()
+    counts = [optimizer.state[p]["step"] for p in params]
+    counts[0].share_memory_()
+    optimizer.step()
+    assert counts == [2, 2]
+
+
+# --- reading tensors in one call --------------------------------------------------------------
+
+has_table = pytest.mark.skipif(
+    not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), reason="torch has no C function for it"
+)
+
+
+@has_table
+def test_tensors_are_read_in_one_call_where_torch_has_a_function_for_it():
+    tensors = [torch.ones(2, 3).t(), torch.nn.Parameter(torch.ones(())), torch.ones(0, 2)]
+    read = reader.reader_for(tensors)
+    others = [torch.zeros(2, 3).t(), torch.zeros(()), torch.zeros(0, 2)]
+    assert read.addresses(others).tolist() == [t.data_ptr() for t in others]
+
+
+class Ours(torch.Tensor):
+    """A tensor whose class could change what its methods return."""
+
+
+OTHERS = {
+    "fewer": (lambda t: t[:1], True),
+    "another shape": (lambda t: [t[0], t[1][:3]], True),
+    "another number of axes": (lambda t: [t[0], t[1].reshape(2, 2)], True),
+    "other strides": (lambda t: [t[0].t().contiguous().t(), t[1]], True),
+    "another dtype": (lambda t: [t[0], t[1].view(torch.int32)], True),
+    "a class of one's own": (lambda t: [t[0].as_subclass(Ours), t[1]], True),
+    "no tensor": (lambda t: [t[0], t[1].numpy()], True),
+    "sparse": (lambda t: [t[0].to_sparse(), t[1]], False),
+    "on no device": (lambda t: [t[0].to("meta"), t[1]], False),
+}
+
+
+@has_table
+@pytest.mark.parametrize(("change", "described"), OTHERS.values(), ids=OTHERS)
+def test_tensors_that_are_not_read(change, described):
+    tensors = [torch.ones(2, 3), torch.ones(4)]
+    read = reader.reader_for(tensors)
+    assert read.addresses(change(tensors)) is None
+    assert read.is_useful == described  # and no error is left for the next call of Python's
+
+
+@has_table
+def test_the_stride_of_one_element_has_no_meaning():
+    read = reader.reader_for([torch.ones(1, 3)])
+    other = torch.ones(5, 3)[::5]
+    assert other.stride() != (3, 1)
+    assert read.addresses([other]).tolist() == [other.data_ptr()]
+
+
+@pytest.mark.parametrize("version", [None, 2])
+def test_a_table_that_is_not_known_is_not_used(monkeypatch, version):
+    class Tensor:
+        """One of another version of torch."""
+
+    if version is not None:
+        memory = np.full(reader._TABLE_WORDS, version, np.uint64)
+        prototype = ctypes.PYFUNCTYPE(
+            ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p
+        )
+        new = prototype(("PyCapsule_New", ctypes.pythonapi))
+        Tensor.__dlpack_c_exchange_api__ = new(memory.ctypes.data, reader._API_NAME, None)
+    monkeypatch.setattr(reader, "Tensor", Tensor)
+    assert reader._describe_of_torch() == 0
 
 
 HOGWILD = """
@@ -856,6 +954,7 @@ def test_parameters_that_are_refused(tensor, error, message):
     optimizer.step()
 
 
+@in_both_ways
 def test_a_parameter_that_has_got_another_dtype():
     params = parameters(shapes=[(3,), (2,)])
     optimizer = RMSprop([("a", params[0]), ("b", params[1])])

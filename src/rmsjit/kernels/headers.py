@@ -21,6 +21,7 @@ from rmsjit.kernels.objects import (
     TYPE,
     WRITEABLE,
 )
+from rmsjit.kernels.overlap import last_not_above
 from rmsjit.kernels.views import WORD_BYTES, words
 from rmsjit.runtime.flags import INLINED
 
@@ -68,19 +69,6 @@ def as_expected(header, expected):
 
 
 @njit(**INLINED)
-def _last_not_above(starts, count, address):
-    """The position of the last span that starts at or before `address`, or -1."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high) // 2
-        if starts[middle] <= address:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
-
-
-@njit(**INLINED)
 def _clear_of_writes(start, expected, call):
     """Whether a gradient can be read while the step writes.
 
@@ -88,7 +76,7 @@ def _clear_of_writes(start, expected, call):
     """
     size, own = expected[NBYTES], expected[OWNER_MEMORY]
     starts, ends = words(call[SPAN_STARTS]), words(call[SPAN_ENDS])
-    last = _last_not_above(starts, call[SPANS], start + size - 1)
+    last = last_not_above(starts, call[SPANS], start + size - 1)
     if last < 0 or ends[last] <= start or size == 0:
         return True
     return starts[last] == start and start == own and ends[last] == start + size

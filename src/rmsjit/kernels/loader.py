@@ -10,7 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 from rmsjit.arrays.dtypes import Kinds
-from rmsjit.kernels import act, copies, dense, driver, following, headers, norms, rows
+from rmsjit.kernels import (
+    act,
+    copies,
+    dense,
+    driver,
+    following,
+    headers,
+    norms,
+    overlap,
+    rows,
+    tensors,
+)
 from rmsjit.rule.form import Form
 from rmsjit.runtime.cache import Kernel, compile_kernel
 from rmsjit.runtime.flags import FLAGS, HOLDING_GIL, PARALLEL
@@ -111,9 +122,27 @@ def read_pairs() -> Kernel | None:
 
 
 @functools.cache
+def meets_written() -> Kernel:
+    """Whether memory that a step reads meets what it writes."""
+    return compile_kernel(
+        "meets_written", "", lambda: overlap.meets_written, arguments=2, flags=HOLDING_GIL
+    )
+
+
+@functools.cache
 def follow() -> Kernel | None:
     """Finds known variables and moves a step to them; None as for `read_pairs`."""
     if read_pairs() is None:
         return None
     kernel = compile_kernel("follow", "", lambda: following.follow, arguments=2, flags=HOLDING_GIL)
     return kernel if following.can_follow(kernel.call) else None
+
+
+@functools.cache
+def read_tensors() -> Kernel | None:
+    """Finds where tensors are; None as for `read_pairs`, as it reads a tuple in the same way."""
+    if read_pairs() is None:
+        return None
+    return compile_kernel(
+        "read_tensors", "", lambda: tensors.read_tensors, arguments=3, flags=HOLDING_GIL
+    )

@@ -93,13 +93,13 @@ class FixedStep:
         return self._plans[kinds]
 
     def at(
-        self, addresses: Sequence[int], alive: Any, values: StepNumbers, scale: float = 1.0
+        self, addresses: NDArray[np.int64], alive: Any, values: StepNumbers, scale: float = 1.0
     ) -> ReadyStep | None:
         """A step with gradients that lie in memory exactly as their variables do.
 
         Parameters
         ----------
-        addresses : sequence of int
+        addresses : int64 array, shape (variables,)
             Of the first element of each gradient.  The caller has checked shape, order in memory
             and dtype.
         alive : object

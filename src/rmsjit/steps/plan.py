@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import address_of, layout_of
-from rmsjit.kernels import headers
+from rmsjit.kernels import headers, loader, overlap
 from rmsjit.rule.form import Form
 from rmsjit.runtime import trials
 from rmsjit.runtime.once import computed_once
@@ -228,12 +228,12 @@ class Plan:
     def _new_binding(self, place: Place | None = None) -> Binding:
         return Binding(place or self.place, self._computing, self._assignment.groups, self._noise)
 
-    def bind_in_place(self, addresses: Sequence[int], alive: Any) -> Binding | None:
+    def bind_in_place(self, addresses: NDArray[np.int64], alive: Any) -> Binding | None:
         """Bind dense gradients that the caller has checked, by their addresses.
 
         Parameters
         ----------
-        addresses : sequence of int
+        addresses : int64 array, shape (pairs,)
             One for each variable, whose shape, dtype and strides the gradient has.
         alive : object
             Keeps their memory alive.
@@ -245,7 +245,8 @@ class Plan:
         """
         binding = self._free_binding()
         gradients = binding.gradients
-        if gradients.tolist() != addresses:  # otherwise an earlier step has compared them
+        # Where an earlier step has found them, they have been compared.
+        if gradients.tobytes() != addresses.tobytes():
             gradients[:] = addresses
             if self._meets_written(gradients):
                 gradients[:] = headers.NOT_READABLE
@@ -256,15 +257,18 @@ class Plan:
 
     def _meets_written(self, gradients: NDArray[np.int64]) -> bool:
         """Whether gradients at these addresses meet the memory that the step writes."""
-        starts, limits = self._written_before
-        before = starts.searchsorted(gradients + self._sizes)
-        return bool((limits[before] > gradients).any())
+        call = self._written_call
+        return bool(loader.meets_written().call(address_of(call), address_of(gradients)))
 
     @computed_once
-    def _written_before(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The starts of written spans; and where those end that start before each, in order."""
+    def _written_call(self) -> NDArray[np.int64]:
+        """What the kernel must know that compares gradients with the memory that is written."""
         starts, ends = self.place.written
-        return starts, np.concatenate([[np.iinfo(np.int64).min], ends])
+        words = np.zeros(overlap.WORDS, np.int64)
+        words[overlap.COUNT], words[overlap.SIZES] = self.count, address_of(self._sizes)
+        words[overlap.SPAN_STARTS], words[overlap.SPAN_ENDS] = map(address_of, (starts, ends))
+        words[overlap.SPANS] = len(starts)
+        return words
 
     @computed_once
     def _sizes(self) -> NDArray[np.int64]:

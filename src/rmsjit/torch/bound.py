@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import is_
+from itertools import chain
+from operator import is_, itemgetter
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
 from rmsjit.rule.numbers import StepNumbers
 from rmsjit.steps.fixed import FixedStep, ReadyStep
-from rmsjit.torch.counts import count_step, fresh_counts, merged
-from rmsjit.torch.tensors import Layouts, array_of, gradient_of
+from rmsjit.torch.counts import fresh_counts, merged
+from rmsjit.torch.tensors import KnownMemory, Layouts, array_of, gradient_of, ordinary_tensors
 
 STEP = "step"
 _KEYS = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}
@@ -53,29 +56,30 @@ class BoundParameters:
         self.form = form
         self.layouts = Layouts(params)
         self._params, self._states = list(params), list(states)
-        self._keys = [_KEYS[name] for name in form.slot_names]
+        self._slots_of = [itemgetter(_KEYS[name]) for name in form.slot_names]
         whole = [{**state, **more} for state, more in zip(states, added, strict=True)]
         self._counts = [state[STEP] for state in whole]
         self._merged_counts = merged(self._counts)
-        self._addresses = self._addresses_in(whole)
+        self._memory = KnownMemory(self._tensors_in(whole))
         slots = [
             {name: array_of(state[_KEYS[name]]) for name in form.slot_names} for state in whole
         ]
+        self._count_arrays = [array_of(count) for count in self._merged_counts]
         self._step = FixedStep([array_of(p) for p in params], slots, form, num_threads)
 
-    def _addresses_in(self, states: Sequence[State]) -> list[int]:
-        slots = [state[key] for key in self._keys for state in states]
-        return list(map(Tensor.data_ptr, [*self._params, *slots]))
+    def _tensors_in(self, states: Sequence[State]) -> list[Tensor]:
+        """All that a step writes: the parameters, their slots, and the counts."""
+        slots = chain.from_iterable(map(slot, states) for slot in self._slots_of)
+        return [*self._params, *slots, *self._merged_counts]
 
     def holds(self, params: Sequence[Tensor]) -> bool:
         """Whether these are the parameters, and they and their state are in the same memory."""
         if len(params) != len(self._params) or not all(map(is_, params, self._params)):
             return False
         try:
-            counts = [state[STEP] for state in self._states]
-            return (
-                all(map(is_, counts, self._counts))
-                and self._addresses_in(self._states) == self._addresses
+            counts = map(itemgetter(STEP), self._states)
+            return all(map(is_, counts, self._counts)) and self._memory.is_that_of(
+                self._tensors_in(self._states)
             )
         except KeyError:  # a part of a state was removed
             return False
@@ -86,15 +90,19 @@ class BoundParameters:
         return alike and all(map(is_, self._params, other._params))
 
     def ready(
-        self, gradients: Sequence[Tensor], fit: bool, numbers: StepNumbers, scale: float
+        self,
+        gradients: Sequence[Tensor],
+        addresses: NDArray[np.int64] | None,
+        numbers: StepNumbers,
+        scale: float,
     ) -> ReadyUpdate:
         """The next update, checked.
 
         Parameters
         ----------
         gradients : sequence of Tensor
-        fit : bool
-            Whether they lie in memory as the parameters do (`Layouts.fit`).
+        addresses : int64 array or None
+            Where they are if they lie in memory as the parameters do (`Layouts.addresses_of`).
         numbers : StepNumbers
         scale : float
             What to multiply gradients by.
@@ -105,23 +113,27 @@ class BoundParameters:
             If a gradient or a number is not valid.
         """
         step = None
-        if fit:
-            addresses = list(map(Tensor.data_ptr, gradients))
+        if addresses is not None:
             step = self._step.at(addresses, gradients, numbers, scale)
         if step is None:
-            step = self._step.of([gradient_of(g) for g in gradients], numbers, scale)
-        return ReadyUpdate(step, self._params, self._merged_counts)
+            with ordinary_tensors():
+                arrays = [gradient_of(gradient) for gradient in gradients]
+            step = self._step.of(arrays, numbers, scale)
+        return ReadyUpdate(step, self._params, self._count_arrays)
 
 
 class ReadyUpdate:
     """An update that has only to be run."""
 
-    def __init__(self, step: ReadyStep, params: Sequence[Tensor], counts: Sequence[Tensor]) -> None:
+    def __init__(
+        self, step: ReadyStep, params: Sequence[Tensor], counts: Sequence[NDArray[Any]]
+    ) -> None:
         self._step, self._params, self._counts = step, params, counts
 
     def run(self) -> None:
         """Update parameters and state, and tell autograd that the parameters have changed."""
-        count_step(self._counts)  # first, since torch could still refuse it
+        for counts in self._counts:
+            counts += 1
         self._step.run()
         increment_version(self._params)
 

@@ -49,8 +49,3 @@ def _follows(one: Tensor, other: Tensor) -> bool:
         and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
         and one.storage_offset() + 1 == other.storage_offset()
     )
-
-
-def count_step(merged_counts: Sequence[Tensor]) -> None:
-    """Add 1 to every count."""
-    torch._foreach_add_(merged_counts, torch.ones(()), alpha=1.0)

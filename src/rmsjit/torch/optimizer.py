@@ -16,7 +16,7 @@ from rmsjit.rule.numbers import StepNumbers
 from rmsjit.torch.bound import STEP, BoundParameters, ReadyUpdate, lacking
 from rmsjit.torch.counts import fresh_counts
 from rmsjit.torch.settings import form_of, numbers_of, refuse_differentiable
-from rmsjit.torch.tensors import check_parameter
+from rmsjit.torch.tensors import check_parameter, ordinary_tensors
 
 _MOST_BOUND = 8  # lists of parameters of a group that are kept, as when some are frozen in turn
 _LATER_SETTINGS = {  # that states of older versions of torch do not have
@@ -181,21 +181,18 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _update(self) -> None:
         """Check all groups, then update them."""
-        # What is made in inference mode could not be changed outside of it.
-        with torch.inference_mode(False), torch.no_grad():
-            self._notice_new_states()
-            additions: list[_Addition] = []
-            updates = [
-                self._ready(number, group, additions)
-                for number, group in enumerate(self.param_groups)
-            ]
-            for parameter, state, added in additions:
-                state.update(added)
-                self.state[parameter] = state
-            self._states = list(self.state.values())
-            for update in updates:
-                if update is not None:
-                    update.run()
+        self._notice_new_states()
+        additions: list[_Addition] = []
+        updates = [
+            self._ready(number, group, additions) for number, group in enumerate(self.param_groups)
+        ]
+        for parameter, state, added in additions:
+            state.update(added)
+            self.state[parameter] = state
+        self._states = list(self.state.values())
+        for update in updates:
+            if update is not None:
+                update.run()
 
     def _notice_new_states(self) -> None:
         """Drop all that is bound if the state of a parameter has been replaced."""
@@ -216,11 +213,11 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         if not params:
             return None
         bound = self._known(number, params, form_of(numbers, group["centered"]))
-        fit = bound is not None and bound.layouts.fit(gradients)
-        if bound is None or not (fit or bound.layouts.are_those_of(params)):
+        addresses = None if bound is None else bound.layouts.addresses_of(gradients)
+        if bound is None or (addresses is None and not bound.layouts.are_those_of(params)):
             bound = self._newly_bound(number, params, numbers, additions)
-            fit = bound.layouts.fit(gradients)
-        return bound.ready(gradients, fit, numbers, -1.0 if group["maximize"] else 1.0)
+            addresses = bound.layouts.addresses_of(gradients)
+        return bound.ready(gradients, addresses, numbers, -1.0 if group["maximize"] else 1.0)
 
     def _known(self, number: int, params: Sequence[Tensor], form: Form) -> BoundParameters | None:
         """What is bound to these parameters of a group, in this form."""
@@ -241,8 +238,9 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         _check_parameters(params, group, number)
         form = form_of(numbers, group["centered"])
         states = [self.state.get(p, {}) for p in params]
-        added = lacking(params, states, form)
-        bound = BoundParameters(params, states, added, form, self._num_threads)
+        with ordinary_tensors():
+            added = lacking(params, states, form)
+            bound = BoundParameters(params, states, added, form, self._num_threads)
         additions += [one for one in zip(params, states, added, strict=True) if one[2]]
         self._keep(number, bound)
         return bound

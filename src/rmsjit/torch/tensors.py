@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rmsjit.arrays.tensors import array_of_tensor
 from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.torch.reader import reader_for
 
 _DTYPES = (
     torch.float16,
@@ -58,6 +60,16 @@ def check_parameter(parameter: Tensor, name: str) -> None:
         raise TypeError(f"{name} must not be an inference tensor, which torch can't train")
 
 
+@contextmanager
+def ordinary_tensors() -> Iterator[None]:
+    """Make tensors without a history that can be changed anywhere.
+
+    Those made in inference mode can't be changed outside of it.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def array_of(tensor: Tensor) -> NDArray[Any]:
     """An array over the memory of a parameter or of its state.
 
@@ -96,6 +108,7 @@ class Layouts:
         self._strides = [(t.shape, t.stride()) for t in tensors]
         self._contiguous = all(map(Tensor.is_contiguous, tensors))
         self._has_complex = any(map(Tensor.is_complex, tensors))
+        self._reader = reader_for(tensors)
 
     def are_those_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether other dense tensors have the same."""
@@ -103,13 +116,26 @@ class Layouts:
             t.dtype for t in tensors
         ] == self._dtypes
 
-    def fit(self, gradients: Sequence[Tensor]) -> bool:
-        """Whether the memory of gradients holds their values just as these tensors lie in theirs.
+    def addresses_of(self, gradients: Sequence[Tensor]) -> NDArray[np.int64] | None:
+        """Where gradients begin whose memory holds their values as these tensors lie in theirs.
 
-        Never for complex ones, which may still have to be conjugated.
+        Returns
+        -------
+        int64 array, shape (tensors,), or None
+            None if one does not.  Never for complex ones, which may still have to be conjugated.
         """
         if self._has_complex or any(map(Tensor.is_neg, gradients)):
-            return False
+            return None
+        if self._reader is not None:
+            found = self._reader.addresses(gradients)
+            if not self._reader.is_useful:
+                self._reader = None
+            if found is not None:
+                return found
+        return addresses(gradients) if self._fit(gradients) else None
+
+    def _fit(self, gradients: Sequence[Tensor]) -> bool:
+        """Whether gradients lie in memory as these tensors do, by their methods."""
         try:
             if not self._contiguous:
                 return self.are_those_of(gradients)
@@ -121,3 +147,21 @@ class Layouts:
             )
         except RuntimeError:  # a sparse tensor has no strides
             return False
+
+
+class KnownMemory:
+    """Where tensors were, to see whether they are still there."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._reader = reader_for(tensors)
+        self._addresses = addresses(tensors).tobytes()
+
+    def is_that_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether tensors are in this memory."""
+        found = self._reader.addresses(tensors) if self._reader else addresses(tensors)
+        return found is not None and found.tobytes() == self._addresses
+
+
+def addresses(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
+    """Where dense tensors begin."""
+    return np.array(list(map(Tensor.data_ptr, tensors)), np.int64)
