@@ -43,7 +43,7 @@ print(rmsjit.optimize(lambda x: (x**2).sum(), w, jac=lambda x: 2 * x).success)
         "rmsjit.RMSprop().minimize(lambda: 0.0, [rmsjit.Variable(w)])",
         "rmsjit.train.RMSPropOptimizer(0.1).minimize(lambda: 0.0, var_list=[rmsjit.Variable(w)])",
         "rmsjit.optimize(lambda x: (x**2).sum(), w)",
-        "from rmsjit import GradientTape",
+        "from rmsjit import GradientTape; GradientTape(persistent=True)",
     ],
 )
 def test_the_error_says_what_to_install(use):
@@ -56,6 +56,37 @@ except ImportError as error:
     assert 'pip install "autograd>=1.8", or rmsjit with its extra [autograd]' in run_python(
         HIDDEN + code
     )
+
+
+@pytest.mark.slow
+def test_every_public_name_is_there():
+    """For star imports, `help` and completion, whatever of the optional libraries is missing."""
+    code = """
+for name in ("h5py", "matplotlib", "ml_dtypes", "mpi4py", "safetensors", "scipy", "sklearn"):
+    sys.modules[name] = None
+from rmsjit import *
+import inspect, pydoc
+names = dict(inspect.getmembers(rmsjit))
+print(set(rmsjit.__all__) <= set(names), all(names[n] is globals()[n] for n in rmsjit.__all__))
+print("autograd" in pydoc.render_doc(rmsjit.GradientTape))
+pydoc.render_doc(rmsjit)
+"""
+    assert run_python(HIDDEN + code) == "True True\nTrue\n"
+
+
+@pytest.mark.slow
+def test_the_names_work_once_autograd_has_come():
+    """As after ``%pip install autograd`` in a notebook that has the names already."""
+    pytest.importorskip("autograd")
+    code = """
+from rmsjit import GradientTape, gather
+del sys.modules["autograd"]
+table = rmsjit.Variable(np.ones((4, 2)))
+with GradientTape(persistent=True) as tape:
+    loss = np.sum(gather(table, [1, 1, 2]) ** 2)
+print(tape.gradient(loss, table).indices.tolist(), type(tape).__name__)
+"""
+    assert run_python(HIDDEN + code) == "[1, 1, 2] GradientTape\n"
 
 
 def test_one_module_imports_autograd():

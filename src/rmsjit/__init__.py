@@ -23,11 +23,11 @@ if _TYPE_CHECKING:
 RMSProp = RMSprop
 
 _ON_DEMAND = {  # imported at first use, because each import takes time
-    "GradientTape": "rmsjit.autodiff.tape",
+    "GradientTape": "rmsjit.autodiff.offered",
     "distributed": "rmsjit",
     "empty_like_aligned": "rmsjit.arrays.placement",
     "forms": "rmsjit",
-    "gather": "rmsjit.autodiff.gather",
+    "gather": "rmsjit.autodiff.offered",
     "interop": "rmsjit",
     "load": "rmsjit.checkpoints.save",
     "lr_range_test": "rmsjit.rate_finder",
