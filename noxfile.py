@@ -142,14 +142,14 @@ def coverage(session):
 @nox.session
 def docs(session):
     """The site, without a warning."""
-    session.install("-e", ".[docs,demo]")
+    session.install("-e", ".[docs]")
     session.run("sphinx-build", "-W", "--keep-going", "-q", "-b", "html", "docs", "build/site")
 
 
 @nox.session(default=False)
 def links(session):
     """The links of the site that leave it, which needs a network."""
-    session.install("-e", ".[docs,demo]")
+    session.install("-e", ".[docs]")
     session.run("sphinx-build", "-b", "linkcheck", "-q", "docs", "build/links")
 
 
