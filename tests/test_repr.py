@@ -224,5 +224,11 @@ def test_a_notebook_lists_the_first_of_many_variables():
     assert f"{len(variables)} variables of 800 B" in optimizer._repr_html_()
 
 
+def test_a_notebook_shows_an_optimizer_of_one_variable():
+    optimizer = rmsjit.RMSprop()
+    optimizer.build([np.zeros(2)])
+    assert "<div>1 variable of 16 B, slots of 16 B</div>" in optimizer._repr_html_()
+
+
 def test_a_notebook_shows_an_optimizer_without_variables():
     assert "variable" not in [row[0] for row in cells_of(rmsjit.RMSprop())]

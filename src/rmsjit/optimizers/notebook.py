@@ -53,7 +53,8 @@ def _rows_of_variables(entries: list[Entry]) -> list[tuple[str, ...]]:
 def _total(entries: list[Entry]) -> str:
     variables = sum(entry.owner.nbytes for entry in entries)
     slots = sum(map(_slot_bytes, entries))
-    return f"{len(entries):,} variables of {_bytes(variables)}, slots of {_bytes(slots)}"
+    noun = "variable" if len(entries) == 1 else "variables"
+    return f"{len(entries):,} {noun} of {_bytes(variables)}, slots of {_bytes(slots)}"
 
 
 def _slot_bytes(entry: Entry) -> int:
