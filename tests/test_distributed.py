@@ -38,6 +38,7 @@ sys.path.insert(0, str(FOLDER))
 try:
     import calling
     import checks
+    import eight_bits
     import failures
     import precision
     import resuming
@@ -47,7 +48,7 @@ try:
 finally:
     sys.path.remove(str(FOLDER))
 
-MODULES = (checks, resuming, failures, training, sending, precision, calling, sharing)
+MODULES = (checks, eight_bits, resuming, failures, training, sending, precision, calling, sharing)
 NAMES = [name for module in MODULES for name in module.CHECKS]
 
 
@@ -274,7 +275,7 @@ def test_bfloat16_messages_need_ml_dtypes(monkeypatch):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_shares_are_even_and_on_lines(ranks):
     sizes = [10_000, 3, 0, 64, 4097]
-    bounds = bounds_of(sizes, ranks, 4)
+    bounds = bounds_of(sizes, ranks, 4, [0] * len(sizes))
     shares = np.diff(np.array(bounds), axis=1).sum(axis=0)
     assert shares.sum() == sum(sizes)
     assert shares.max() - shares.min() <= len(sizes) * 16
@@ -282,9 +283,21 @@ def test_shares_are_even_and_on_lines(ranks):
         assert all(cut % 16 == 0 or cut == size for cut in cuts)
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7, 40])
+def test_shares_of_slots_in_8_bits_are_whole_records(ranks):
+    sizes, records = [10_000, 4200, 9000, 3, 4100], [256, 60, 300, 0, 4100]
+    bounds = bounds_of(sizes, ranks, 4, records)
+    for size, length, cuts in zip(sizes, records, bounds, strict=True):
+        assert len(cuts) == ranks + 1
+        assert cuts[0] == 0
+        assert cuts[-1] == size
+        assert list(cuts) == sorted(cuts)
+        assert all(cut % (length or 16) == 0 or cut == size for cut in cuts)
+
+
 def test_only_large_variables_are_divided():
     """The others lie end to end, in pieces as large as those of one of them alone."""
-    large, *small = np.diff(bounds_of([8192, *[1024] * 6], 3, 4))
+    large, *small = np.diff(bounds_of([8192, *[1024] * 6], 3, 4, [0] * 7))
     assert large.tolist() == [2720, 2736, 2736]
     assert [part.tolist() for part in small] == [
         [1024, 0, 0],

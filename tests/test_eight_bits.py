@@ -466,14 +466,3 @@ def test_rows_of_a_variable_that_was_flat_are_refused():
 def test_wrong_arguments(settings, error, message):
     with pytest.raises(error, match=message):
         reduced(**settings)
-
-
-def test_blocks_are_not_divided_among_ranks():
-    class Strategy:
-        shard_state = True
-
-        def reduced(self, *arguments):
-            raise NotImplementedError
-
-    with pytest.raises(NotImplementedError, match="blocks of 8 bits in two"):
-        reduced(strategy=Strategy())

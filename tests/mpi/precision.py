@@ -174,32 +174,6 @@ def check_stochastic_rounding_must_agree(comm, folder):
         assert "seed=" in text
 
 
-def check_slots_in_8_bits(comm, folder):
-    """As in one process, and equal on all ranks; saved and loaded as they are."""
-
-    def make(strategy=None):
-        return rmsjit.RMSprop(0.125, momentum=0.5, state_dtype="8bit", strategy=strategy)
-
-    shapes = [(70, 60), (3,), (40, 300)]
-    variables = start(shapes, "float32")
-    strategy, opt, alone, expected = compare(comm, make, variables, gradients_of)
-    for k, name in ((0, "rms"), (0, "momentum"), (2, "rms"), (2, "momentum")):
-        held = opt.get_slot(variables[k], name).numpy()
-        same_everywhere(comm, [held])
-        same(held, alone.get_slot(expected[k], name).numpy())
-    path, named = folder / f"eight-{comm.size}.npz", dict(zip("abc", variables, strict=True))
-    strategy.save(path, opt, named)
-    fresh = dict(zip("abc", start(shapes, "float32"), strict=True))
-    loaded, read = rmsjit.load(path, make(), fresh)
-    for name, variable in named.items():
-        same(loaded.get_slot(read[name], "rms").numpy(), opt.get_slot(variable, "rms").numpy())
-
-
-def check_slots_in_8_bits_are_not_divided(comm, folder):
-    strategy = MPIStrategy(comm, shard_state=True)
-    raised(lambda: rmsjit.RMSprop(state_dtype="8bit", strategy=strategy), NotImplementedError)
-
-
 def check_loss_scale(comm, folder):
     """All ranks skip where one has an infinity, and their scales stay equal; also when loaded."""
     for shard in (False, True):

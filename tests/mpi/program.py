@@ -15,6 +15,7 @@ def all_checks():
     """All checks by name."""
     import calling
     import checks
+    import eight_bits
     import failures
     import precision
     import resuming
@@ -22,7 +23,17 @@ def all_checks():
     import sharing
     import training
 
-    modules = (checks, resuming, failures, training, sending, precision, calling, sharing)
+    modules = (
+        checks,
+        eight_bits,
+        resuming,
+        failures,
+        training,
+        sending,
+        precision,
+        calling,
+        sharing,
+    )
     return {name: check for module in modules for name, check in module.CHECKS.items()}
 
 

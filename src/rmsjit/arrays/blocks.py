@@ -49,10 +49,22 @@ def record_length(shape: tuple[int, ...], layout: Layout) -> int:
 
 def row_width(shape: tuple[int, ...], layout: Layout) -> int:
     """The elements of a row of a table; 0 if rows do not follow each other in memory."""
-    is_table = len(shape) > 1 and layout.axes == tuple(range(len(shape)))
-    if not is_table or any(flip.step is not None for flip in layout.flips):
-        return 0
-    return math.prod(shape[1:])
+    return math.prod(shape[1:]) if len(shape) > 1 and _has_rows_in_order(layout) else 0
+
+
+def _has_rows_in_order(layout: Layout) -> bool:
+    in_order = layout.axes == tuple(range(len(layout.axes)))
+    return in_order and all(flip.step is None for flip in layout.flips)
+
+
+def rows_of_records(shape: tuple[int, ...], layout: Layout, length: int) -> int:
+    """The least number of rows, or of a multiple of it, that are whole records.
+
+    Of an array whose rows do not follow each other in memory these are all rows.
+    """
+    if not _has_rows_in_order(layout):
+        return shape[0]
+    return length // math.gcd(length, math.prod(shape[1:]))
 
 
 @functools.cache
@@ -165,6 +177,21 @@ def reordered(flat: Array, shape: tuple[int, ...], layout: Layout, to: Layout) -
 def repacked(records: Array, size: int, record: np.dtype[Any]) -> Array:
     """The same numbers in records of another length."""
     return records if records.dtype == record else packed(unpacked(records, size), record)
+
+
+def in_records_of(flat: Array, size: int, length: int) -> Array:
+    """A flat array of so many elements, in records of this length if it is packed."""
+    if not has_records(flat):
+        return flat
+    return repacked(flat, size, record_of(is_signed(flat.dtype), length))
+
+
+def part_of(flat: Array, start: int, stop: int) -> Array:
+    """A view of some elements of a flat array, which are whole records if it is packed."""
+    if has_records(flat):
+        length = length_of(flat.dtype)
+        start, stop = records_for(start, length), records_for(stop, length)
+    return flat[start:stop]
 
 
 # --- bytes ----------------------------------------------------------------------------------

@@ -180,7 +180,8 @@ def _plan_slot(
     layout = layout_of(array_of(variable))
     if memory is None:
         slot = next(slot for slot in store.slots_of(entry) if slot.name == weight.name)
-        if is_packed(slot.dtype) and layout.orders_like(saved_in):
+        alone = optimizer._settings.strategy is None  # other ranks don't read the file
+        if alone and is_packed(slot.dtype) and layout.orders_like(saved_in):
             entry.record_length = length_in_bytes(weight.value)  # so that it stays as it is
         memory = memory_for(store, entry, slot)
         writing.slots.append((entry, weight.name, memory))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import record_length
 from rmsjit.arrays.dtypes import Precision
 from rmsjit.arrays.layout import Key, Layout, address_of, array_key, layout_of
 from rmsjit.arrays.overlap import merged_spans, refuse_overlap
@@ -144,6 +145,10 @@ class Incoming:
             f"{name}shape {array.shape}, {array.dtype}{order}{again}{fixed}, with {gradient} "
             f"gradient"
         )
+
+    def is_small(self, k: int) -> bool:
+        """Whether the variable at a position is too small for slots in 8 bits."""
+        return not record_length(self.arrays[k].shape, self.layouts[k])
 
     @property
     def memory(self) -> tuple[Any, ...]:

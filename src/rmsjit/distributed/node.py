@@ -83,14 +83,17 @@ def load_kernels(
 
     precisions, arrays = incoming.precisions, incoming.arrays
     written = sum(arrays[k].nbytes for k in incoming.dense) * (1 + len(form.slots))
-    made = {precision: form.compiled_for(precision) for precision in precisions.values()}
+    dense, sparse = (
+        {form.compiled_for(precisions[k], incoming.is_small(k)) for k in positions}
+        for positions in (incoming.dense, incoming.sparse)
+    )
     for parallel in (False, True) if threads > 1 and written >= LEAST_BYTES else (False,):
-        for precision in {precisions[k] for k in incoming.dense}:
-            loader.update_dense(*made[precision], clipped, parallel)
-        for precision in {precisions[k] for k in incoming.sparse}:
-            loader.update_rows(*made[precision], exact, parallel)
+        for made in dense:
+            loader.update_dense(*made, clipped, parallel)
+        for made in sparse:
+            loader.update_rows(*made, exact, parallel)
             if exact:
-                loader.catch_up_rows(*made[precision], parallel)
+                loader.catch_up_rows(*made, parallel)
         if norms:
             for precision in set(precisions.values()):
                 loader.sums_of_squares(precision.real, precision.computing, parallel)

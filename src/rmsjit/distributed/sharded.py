@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import in_records_of
 from rmsjit.arrays.layout import Key, array_key, is_dense
 from rmsjit.autodiff import hooks
 from rmsjit.distributed.comm import (
@@ -31,7 +32,7 @@ from rmsjit.state.divided import Divided
 from rmsjit.state.entries import Entry, entry_of
 from rmsjit.state.making import start_from_variable
 from rmsjit.state.slots import SlotStore
-from rmsjit.steps.entering import build
+from rmsjit.steps.entering import build, check_rows
 from rmsjit.steps.norms import Norms
 from rmsjit.variables import is_trainable
 
@@ -71,7 +72,9 @@ class ShardedPlan(StagePlan):
                     f"{incoming.names[k]} is not trainable, which needs shard_state=False: "
                     f"leave it out of the step"
                 )
-        self.cuts = shards.cuts_of(incoming)
+        self.cuts = shards.cuts_of(incoming, self.terms.form.is_packed)
+        for k in incoming.sparse:
+            check_rows(incoming.arrays[k], self.cuts[k].record_length, incoming.names[k])
         self.pieces = {}
         for k, cut in self.cuts.items():
             piece = cut.part(incoming.arrays[k], incoming.layouts[k], self._comm.rank)
@@ -128,8 +131,9 @@ class ShardedPlan(StagePlan):
         store, distinct = engine.store, self.incoming.distinct
         new = {key: k for key, k in distinct.items() if key not in store.divided}  # or empty
         wholes = {k: self._whole_entry(store, k) for k in new.values()}
-        self._whole = {key: store.remove(key) for key in fresh}
-        build(store, list(self.pieces.values()), hyperparameters)
+        self._whole = {key: self._removed(store, key, k) for key, k in fresh.items()}
+        lengths = [self.cuts[k].record_length for k in self.pieces]
+        build(store, list(self.pieces.values()), hyperparameters, lengths)
         for key, k in new.items():
             part = store.entries[array_key(self.pieces[k])] if k in self.pieces else None
             if part is not None:
@@ -140,7 +144,15 @@ class ShardedPlan(StagePlan):
 
     def _whole_entry(self, store: SlotStore, k: int) -> Entry:
         """The entry of a whole variable, as it was added to a group, or a new one."""
-        return store.find(self.incoming.variables[k]) or entry_of(self.incoming.variables[k])
+        entry = store.find(self.incoming.variables[k]) or entry_of(self.incoming.variables[k])
+        entry.record_length = self.cuts[k].record_length
+        return entry
+
+    def _removed(self, store: SlotStore, key: Key, k: int) -> Slots:
+        """The slots of a whole variable, taken out of the store, in the records of its cut."""
+        size, length = self.incoming.arrays[k].size, self.cuts[k].record_length
+        held = store.remove(key)
+        return {name: in_records_of(slot, size, length) for name, slot in held.items()}
 
     def share_slots(self, engine: Engine, fresh: Fresh) -> None:
         """Send every rank its part of the slots of whole variables on rank 0."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import has_records
 from rmsjit.arrays.layout import Key, array_key, layout_of
 from rmsjit.checkpoints.array_file import read_arrays
 from rmsjit.checkpoints.content import decoded
@@ -40,7 +41,7 @@ def move_slots(
     """
     layout = layout_of(array)
     for tag, name in enumerate(names, _FIRST_TAG):
-        own = None if piece is None else piece.layout.logical(piece.slots[name], piece.shape)
+        own = None if piece is None else _with_axes(piece.slots[name], piece)
         if comm.rank != 0:
             if own is not None:
                 (send if gather else receive)(comm, own, 0, tag)
@@ -54,6 +55,11 @@ def move_slots(
             elif own is not None:
                 source, target = (own, part) if gather else (part, own)
                 target[...] = source
+
+
+def _with_axes(slot: NDArray[Any], piece: Entry) -> NDArray[Any]:
+    """A slot of a part as `Cut.part_of_slot` gives it."""
+    return slot if has_records(slot) else piece.layout.logical(slot, piece.shape)
 
 
 class Joined:
@@ -136,7 +142,8 @@ class Joined:
 def _in_group_of(known: Entry | None, variable: Any) -> Entry:
     """A new entry for a variable, in the group that it is in; an empty one may not be known."""
     entry = entry_of(variable)
-    entry.group = None if known is None else known.group
+    if known is not None:
+        entry.group, entry.record_length = known.group, known.record_length
     return entry
 
 

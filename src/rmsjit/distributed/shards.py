@@ -5,15 +5,20 @@ rank adds up its part of a gradient as soon as that is there, and no rank waits 
 variables of a dtype are laid end to end and cut together, so that most of them stay whole.  A
 table, which has sparse gradients, is cut by rows.  The engine treats a part as a variable of its
 own, so a rank has slots only for the parts that it owns.
+
+With slots in 8 bits, a part begins with a record of the whole variable (`rmsjit.arrays.blocks`).
+So it has the blocks that it would have in one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import has_records, part_of, record_length, rows_of_records
 from rmsjit.arrays.layout import Key, Layout, is_dense
 from rmsjit.arrays.placement import CACHE_LINE
 from rmsjit.distributed.incoming import Incoming
@@ -30,10 +35,13 @@ class Cut(NamedTuple):
         Whether `bounds` count rows, along the first axis, or elements in memory order.
     bounds : tuple of int
         Rank r owns from ``bounds[r]`` to ``bounds[r + 1]``.
+    record_length : int
+        The elements of a record of slots in 8 bits; 0 if the variable has none.
     """
 
     by_rows: bool
     bounds: tuple[int, ...]
+    record_length: int = 0
 
     def part(self, array: NDArray[Any], layout: Layout, rank: int) -> NDArray[Any]:
         """A view of a rank's part of a variable."""
@@ -47,6 +55,8 @@ class Cut(NamedTuple):
         self, slot: NDArray[Any], layout: Layout, shape: tuple[int, ...], rank: int
     ) -> NDArray[Any]:
         """A view of a rank's part of a slot of the whole variable, given in canonical order."""
+        if has_records(slot):
+            return part_of(slot, *self.elements(math.prod(shape), rank))
         owned = slice(self.bounds[rank], self.bounds[rank + 1])
         return layout.logical(slot, shape)[owned] if self.by_rows else slot[owned]
 
@@ -63,10 +73,11 @@ class Shards:
         self._ranks = ranks
         self.cuts: dict[Key, Cut] = {}
 
-    def cuts_of(self, incoming: Incoming) -> dict[int, Cut]:
+    def cuts_of(self, incoming: Incoming, packs: bool) -> dict[int, Cut]:
         """The cut of each variable that has a gradient, by position.
 
-        A variable keeps its first cut, which is known here once `keep` was called.
+        A variable keeps its first cut, which is known here once `keep` was called.  `packs` says
+        whether there are slots in 8 bits.
 
         Raises
         ------
@@ -75,21 +86,28 @@ class Shards:
         """
         new: dict[Key, Cut] = {}
         flat: list[int] = []
+        lengths = {
+            k: record_length(incoming.arrays[k].shape, incoming.layouts[k]) if packs else 0
+            for k in incoming.distinct.values()
+        }
         for key, k in incoming.distinct.items():
             if key in self.cuts:
                 continue
-            array = incoming.arrays[k]
-            contiguous = is_dense(incoming.layouts[k].canonical(array))
+            array, layout, length = incoming.arrays[k], incoming.layouts[k], lengths[k]
+            contiguous = is_dense(layout.canonical(array))
             if k in incoming.sparse or not contiguous:
-                new[key] = Cut(True, _evenly(len(array), self._ranks))
+                unit = rows_of_records(array.shape, layout, length) if length else 1
+                new[key] = Cut(True, _evenly(len(array), self._ranks, unit), length)
             else:
                 new[key] = Cut(False, ())
                 flat.append(k)
         for positions in incoming.by_precision(flat):
             sizes = [incoming.arrays[k].size for k in positions]
             itemsize = incoming.arrays[positions[0]].itemsize
-            for k, bounds in zip(positions, bounds_of(sizes, self._ranks, itemsize), strict=True):
-                new[incoming.keys[k]] = Cut(False, bounds)
+            records = [lengths[k] for k in positions]
+            found = bounds_of(sizes, self._ranks, itemsize, records)
+            for k, bounds in zip(positions, found, strict=True):
+                new[incoming.keys[k]] = Cut(False, bounds, lengths[k])
         cuts = {**self.cuts, **new}
         for k in incoming.sparse:
             if not cuts[incoming.keys[k]].by_rows:
@@ -105,27 +123,42 @@ class Shards:
         self.cuts = {**self.cuts, **cuts}
 
 
-def _evenly(length: int, ranks: int) -> tuple[int, ...]:
-    return tuple(length * rank // ranks for rank in range(ranks + 1))
+def _evenly(length: int, ranks: int, unit: int = 1) -> tuple[int, ...]:
+    """Equal parts that begin at multiples of `unit`, as far as possible."""
+    starts = (length * rank // ranks for rank in range(ranks))
+    return (*(start - start % unit for start in starts), length)
 
 
-def bounds_of(sizes: list[int], ranks: int, itemsize: int) -> list[tuple[int, ...]]:
-    """The bounds of the parts of each variable, in elements."""
-    unit = max(1, CACHE_LINE // itemsize)
+class _Size(NamedTuple):
+    """A variable's number of elements, and the unit at whose multiples it may be cut."""
+
+    size: int
+    unit: int
+
+
+def bounds_of(
+    sizes: Sequence[int], ranks: int, itemsize: int, records: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """The bounds of the parts of each variable, in elements.
+
+    `records` has the elements of a record of each; 0 if it is cut at cache lines.
+    """
+    line = max(1, CACHE_LINE // itemsize)
+    flats = [_Size(size, unit or line) for size, unit in zip(sizes, records, strict=True)]
     is_small = [size * itemsize < ranks * _LEAST_PART for size in sizes]
-    small = [size for size, alike in zip(sizes, is_small, strict=True) if alike]
-    together = iter(_end_to_end(small, ranks, unit))
+    small = [flat for flat, alike in zip(flats, is_small, strict=True) if alike]
+    together = iter(_end_to_end(small, ranks))
     return [
-        next(together) if alike else _end_to_end([size], ranks, unit)[0]
-        for size, alike in zip(sizes, is_small, strict=True)
+        next(together) if alike else _end_to_end([flat], ranks)[0]
+        for flat, alike in zip(flats, is_small, strict=True)
     ]
 
 
-def _end_to_end(sizes: list[int], ranks: int, unit: int) -> list[tuple[int, ...]]:
+def _end_to_end(flats: Sequence[_Size], ranks: int) -> list[tuple[int, ...]]:
     """The bounds of each variable when all are laid end to end and cut into equal parts."""
-    targets = _evenly(sum(sizes), ranks)
+    targets = _evenly(sum(flat.size for flat in flats), ranks)
     bounds, start = [], 0
-    for size in sizes:
+    for size, unit in flats:
         inside = [min(max(target - start, 0), size) for target in targets]
         bounds.append(tuple(p if p == size else p - p % unit for p in inside))
         start += size

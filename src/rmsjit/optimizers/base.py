@@ -97,11 +97,6 @@ class Optimizer(Structures, Groups, Precision, GradientScale, Reports, KnownVari
         self._store = SlotStore(self._name, form, allocator)
         if settings.exact and form.without_closed_form:
             raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
-        if form.is_packed and getattr(settings.strategy, "shard_state", False):
-            raise NotImplementedError(
-                'state_dtype="8bit" is not for shard_state=True, which cuts blocks of 8 bits in '
-                'two: use shard_state=False, or state_dtype="bfloat16"'
-            )
         # Last of all: optimizers that fail to be made must not be counted.
         self._settings = replace(settings, place=enrolled(settings.strategy))
         self._watch_gathers()

@@ -77,7 +77,8 @@ def start_from_variable(store: SlotStore, entry: Entry, without: Collection[str]
     """Set slots that start from the variable, but for some, after its values have changed."""
     for slot in store.slots_of(entry):
         if slot.start == "variable" and slot.name not in without:
-            entry.slots[slot.name][...] = entry.canonical.reshape(-1)
+            memory, values = entry.slots[slot.name], entry.canonical.reshape(-1)
+            memory[...] = as_stored(memory, values, values.size)
 
 
 def checked_allocation(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

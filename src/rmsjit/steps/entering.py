@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rmsjit.arrays.blocks import LEAST_ROW, row_width
 from rmsjit.arrays.dtypes import Precision
+from rmsjit.arrays.layout import layout_of
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.entries import Entry, SlotMemory
@@ -46,7 +48,8 @@ def entries_of(
         made = Entry(variable, precision)
         known = store.known(made, naming(variable, position))
         if is_sparse(kind) and store.form.is_packed:
-            _check_rows(made, known or made, variable, position)
+            length = made.record_length if known is None else known.record_length
+            check_rows(made.owner, length, naming(variable, position))
         if known is not None:
             known.saw(variable)
             known.met_again = True
@@ -77,18 +80,18 @@ def _check_slots(form: Form, precision: Precision, variable: Any, position: int)
                 )
 
 
-def _check_rows(table: Entry, known: Entry, variable: Any, position: int) -> None:
+def check_rows(table: NDArray[Any], length: int, name: str) -> None:
     """Raise `ValueError` for a sparse gradient if rows share a block of slots in 8 bits.
 
-    `known` has the slots, in blocks that suit the shape in which the variable was seen first.
+    The records of the slots have `length` elements, which suits the shape in which the variable was
+    seen first; 0 if it has none.
     """
-    if known.is_small or row_width(table.shape, table.layout) == known.record_length:
+    if not length or row_width(table.shape, layout_of(table)) == length:
         return
     raise ValueError(
-        f"{naming(variable, position)} must be a table in C order, with rows of at least "
-        f"{LEAST_ROW} elements, to have a sparse gradient with slots in 8 bits, got shape "
-        f"{table.shape} and strides {table.owner.strides} with blocks for rows of "
-        f'{known.record_length}: use state_dtype="bfloat16"'
+        f"{name} must be a table in C order, with rows of at least {LEAST_ROW} elements, to have a "
+        f"sparse gradient with slots in 8 bits, got shape {table.shape} and strides "
+        f'{table.strides} with blocks for rows of {length}: use state_dtype="bfloat16"'
     )
 
 
@@ -98,11 +101,22 @@ def first_epsilon(form: Form, hyperparameters: Hyperparameters) -> float:
     return hyperparameters.now("epsilon") if "epsilon" in starts else 0.0
 
 
-def build(store: SlotStore, variables: Sequence[Any], hyperparameters: Hyperparameters) -> None:
-    """Create the slots of `variables` without a step and without importing Numba."""
+def build(
+    store: SlotStore,
+    variables: Sequence[Any],
+    hyperparameters: Hyperparameters,
+    record_lengths: Sequence[int] | None = None,
+) -> None:
+    """Create the slots of `variables` without a step and without importing Numba.
+
+    `record_lengths` are those of slots in 8 bits, where variables are parts of larger ones.
+    """
     with store.lock.lock:
         if store.is_due_for_a_sweep:
             store.sweep()
         entries = entries_of(store, variables, [np.ndarray] * len(variables))
         known = [entry for entry in entries if entry is not None]
+        if record_lengths is not None:
+            for entry, length in zip(known, record_lengths, strict=True):
+                entry.record_length = length
         store.enter(known, missing_slots(store, known, first_epsilon(store.form, hyperparameters)))
