@@ -3,7 +3,7 @@
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from rmsjit import nest, train
+from rmsjit import nest
 from rmsjit._version import __version__ as __version__
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizers.keras_legacy import RMSprop
@@ -12,7 +12,7 @@ from rmsjit.rule.loss_scale import DynamicLossScale
 from rmsjit.variables import Variable
 
 if _TYPE_CHECKING:
-    from rmsjit import distributed, forms, interop, schedules
+    from rmsjit import distributed, forms, interop, schedules, train
     from rmsjit.arrays.placement import empty_like_aligned
     from rmsjit.autodiff.gather import gather
     from rmsjit.autodiff.tape import GradientTape
@@ -35,6 +35,7 @@ _ON_DEMAND = {  # imported at first use, because each import takes time
     "save": "rmsjit.checkpoints.save",
     "schedules": "rmsjit",
     "scipy_method": "rmsjit.minimization.driver",
+    "train": "rmsjit",
 }
 
 __all__ = [

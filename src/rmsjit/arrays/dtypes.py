@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 ARITHMETIC = "arithmetic"  # as the dtype of a slot
 
 
-@dataclass(frozen=True, eq=False)  # one object for each dtype, compared by identity
-class Precision:
+class Precision(NamedTuple):
     """How compiled code stores a dtype and computes with it."""
 
     name: str  # of the dtype

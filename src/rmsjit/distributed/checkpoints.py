@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from rmsjit.checkpoints.compare import check_variables
@@ -154,6 +153,6 @@ def _twin(optimizer: Any, store: SlotStore) -> Any:
     """A copy of an optimizer with other slots, its own engine and no strategy."""
     twin = object.__new__(type(optimizer))
     state = {name: value for name, value in vars(optimizer).items() if name != "_engine"}
-    alone = replace(optimizer._settings, strategy=None)
+    alone = optimizer._settings._replace(strategy=None)
     twin.__setstate__({**state, "_store": store, "_settings": alone})
     return twin

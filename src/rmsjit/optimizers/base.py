@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from rmsjit.autodiff import hooks
@@ -98,7 +97,7 @@ class Optimizer(Structures, Groups, Precision, GradientScale, Reports, KnownVari
         if settings.exact and form.without_closed_form:
             raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
         # Last of all: optimizers that fail to be made must not be counted.
-        self._settings = replace(settings, place=enrolled(settings.strategy))
+        self._settings = settings._replace(place=enrolled(settings.strategy))
         self._watch_gathers()
 
     def _watch_gathers(self) -> None:

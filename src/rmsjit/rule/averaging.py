@@ -10,7 +10,7 @@ import numpy as np
 from rmsjit.rule.hyperparameters import as_number, in_unit_interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Averaging:
     """How the average of the weights follows them.
 

@@ -34,8 +34,7 @@ class LossScale(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class FixedLossScale:
+class FixedLossScale(NamedTuple):
     """A loss scale that never changes."""
 
     value: float

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rmsjit.steps.nonfinite import PROPAGATE
 from rmsjit.steps.reduction import Strategy
 
 
-@dataclass(frozen=True)
-class StepSettings:
+class StepSettings(NamedTuple):
     """Checked arguments of an optimizer that say how its engine takes steps.
 
     Attributes
