@@ -21,6 +21,7 @@ from rmsjit.kernels import (
     overlap,
     rows,
     tensors,
+    touching,
 )
 from rmsjit.rule.form import Form
 from rmsjit.runtime.cache import Kernel, compile_kernel
@@ -119,6 +120,12 @@ def read_pairs() -> Kernel | None:
         "read_pairs", "", lambda: headers.read_pairs, arguments=2, flags=HOLDING_GIL
     )
     return read if headers.headers_readable(read.call) else None
+
+
+@functools.cache
+def touch_pages() -> Kernel:
+    """Touch new memory on several threads."""
+    return _over_bins("touch_pages", "", True, lambda: touching.touch_pages)
 
 
 @functools.cache

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +19,42 @@ if TYPE_CHECKING:
     from rmsjit.state.slots import SlotStore
 
 
+class FreshSlot(NamedTuple):
+    """A slot that was allocated, but not entered into the store.
+
+    Attributes
+    ----------
+    entry : Entry
+    slot : Slot
+    memory : ndarray
+        Flat.
+    """
+
+    entry: Entry
+    slot: Slot
+    memory: NDArray[Any]
+
+
 def missing_slots(
-    store: SlotStore, entries: Iterable[Entry], epsilon: float = 0.0
+    store: SlotStore,
+    entries: Iterable[Entry],
+    epsilon: float = 0.0,
+    touch: Callable[[list[FreshSlot]], None] | None = None,
 ) -> list[tuple[Entry, str, NDArray[Any]]]:
-    """The slots that the form requires and these entries lack, allocated but not entered."""
+    """The slots that the form requires and these entries lack, allocated but not entered.
+
+    `touch` is called before they are filled, unless the memory is the user's.
+    """
     entries = list({entry.key: entry for entry in entries}.values())
     fresh = [
-        (entry, slot, memory_for(store, entry, slot))
+        FreshSlot(entry, slot, memory_for(store, entry, slot))
         for entry, slot in _creation_order(store, entries)
         if slot.name not in entry.slots
     ]
-    if store.allocator is not None:  # otherwise the memory is new
+    if store.allocator is not None:
         refuse_shared(store, [SlotMemory(s.name, memory) for _, s, memory in fresh], entries)
+    elif touch is not None:
+        touch(fresh)
     for entry, slot, memory in fresh:
         _start(store, entry, slot, memory, epsilon)
     return [(entry, slot.name, memory) for entry, slot, memory in fresh]

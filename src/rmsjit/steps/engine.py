@@ -29,6 +29,7 @@ from rmsjit.steps import exact, nonfinite
 from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.entering import entries_of, first_epsilon
+from rmsjit.steps.first_touch import touch_first
 from rmsjit.steps.launching import launch_for
 from rmsjit.steps.noise import NO_NOISE, noise_for
 from rmsjit.steps.nonfinite import PROPAGATE
@@ -354,7 +355,9 @@ class Engine:
         present = [entry for entry in entries if entry is not None]
         if variables and not present:
             raise no_gradient([naming(v, k) for k, v in enumerate(variables)])
-        fresh = missing_slots(store, present, first_epsilon(store.form, hyperparameters))
+        epsilon = first_epsilon(store.form, hyperparameters)
+        touch = partial(touch_first, num_threads=self.num_threads)
+        fresh = missing_slots(store, present, epsilon, touch)
         slots = {entry.key: dict(entry.slots) for entry in present}
         for entry, slot, value in fresh:
             slots[entry.key][slot] = value
