@@ -627,6 +627,7 @@ print(len(recorder.buffer))
     assert run_python(STEP + "from numba.core import event" + steps) == "0\n"
 
 
+@pytest.mark.slow
 def test_warmup_clears(tmp_path):
     (tmp_path / "plain-0123.kernel").write_text("of an older version")
     command = [sys.executable, "-c", WARMUP, "--clear", "--variants", "nonsense"]

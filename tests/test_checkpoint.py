@@ -683,6 +683,7 @@ def test_file_with_something_after_its_end(path, run):
         assert_refused(path, *run, "damaged or of another format")
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_refused_or_harmless(tmp_path, run):
     path = tmp_path / "run.npz"
     save(path, *run)

@@ -52,6 +52,7 @@ def test_version_in_a_fresh_process():
     assert (process.returncode, process.stdout) == (0, f"rmsjit {rmsjit.__version__}\n")
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_slow():
     process = python(
         "-c",
@@ -348,6 +349,7 @@ def test_sizes_for_people(size, text):
 # --- bench ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bench_measures_every_variant(capsys):
     assert main(["bench", "--sizes", "1e3", "--rounds", "1", "--threads", "1"]) == 0
     heading, _, columns, *lines = capsys.readouterr().out.splitlines()

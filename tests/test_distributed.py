@@ -219,6 +219,7 @@ def test_without_mpi4py_the_error_names_it(monkeypatch):
         MPIStrategy()
 
 
+@pytest.mark.slow
 def test_import_needs_no_mpi4py():
     code = "import sys, rmsjit.distributed; assert 'mpi4py' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

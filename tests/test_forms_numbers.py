@@ -24,8 +24,14 @@ from rmsjit.forms.table import BY_NAME, LIBRARIES
 from strategies import same_bits
 
 CASES = [case for library in LIBRARIES for case in figures.cases_of(library.name)]
-EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 BITS = [case for case in CASES if figures.promise_of(case) == figures.BITS]
+
+
+def every(cases):
+    """The cases in float32; those in float64 are slow."""
+    slow = pytest.mark.slow
+    marked = [pytest.param(c, id=str(c), marks=[slow] * (c.dtype != "float32")) for c in cases]
+    return pytest.mark.parametrize("case", marked)
 
 
 def test_every_form_has_cases():
@@ -34,19 +40,19 @@ def test_every_form_has_cases():
     assert {path.stem for path in form_vectors.FOLDER.glob("*.npz")} == form_cases.LIVE.keys()
 
 
-@EVERY
+@every(CASES)
 def test_steps_are_those_of_the_library(case):
     """Each from the library's own state."""
     assert figures.broken(case, figures.figures_of(case, figures.single_steps(case))) == {}
 
 
-@pytest.mark.parametrize("case", BITS, ids=str)
+@every(BITS)
 def test_runs_have_the_bits_of_the_library(case):
     assert figures.broken(case, figures.figures_of(case, figures.whole_run(case))) == {}
 
 
 @pytest.mark.slow
-@EVERY
+@every(CASES)
 def test_the_twin_has_the_bits_of_the_kernels(case):
     """So that what `test_flips` finds by the twin is true of the kernels."""
     for got, expected in zip(figures.single_steps(case), figures.twin_steps(case), strict=True):

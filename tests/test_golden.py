@@ -25,6 +25,7 @@ from reference import (
     reference_sparse_step,
     reference_step,
 )
+from strategies import QUICK
 
 DENSE = vectors.load("dense.npz", cases.DENSE_CASES + cases.UNROUNDED_CASES)
 SPARSE = vectors.load("sparse.npz", cases.SPARSE_CASES)
@@ -38,9 +39,15 @@ SCHEDULED_CASES = [case for case in cases.DENSE_CASES if case.schedule]
 HALF_CASES = [case for case in PLAIN_CASES if case.dtype in cases.HALF_DTYPES]
 
 
-# Strict: the day rmsjit takes row-sparse gradients these tests pass, and the mark must go.
 def every(case_list):
-    return pytest.mark.parametrize("case", case_list, ids=lambda case: case.name)
+    slow = pytest.mark.slow
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(case, id=case.name, marks=[slow] * (case.dtype not in QUICK))
+            for case in case_list
+        ],
+    )
 
 
 def assert_agree(case, made, stored):

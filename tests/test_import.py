@@ -17,6 +17,7 @@ def test_import_brings_nothing_heavy():
     assert run_python(code, *HEAVY).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_making_optimizers_brings_nothing_heavy():
     """Only the first step needs compiled code."""
     code = """

@@ -499,6 +499,7 @@ def test_values_in_another_file_are_not_read(h5py, tmp_path):
             from_keras_file(path, variables, of_record("keras"))
 
 
+@pytest.mark.slow
 def test_a_configuration_that_is_too_large(h5py, tmp_path):
     """A zip of some kilobytes can hold gigabytes."""
     path = tmp_path / "a.keras"

@@ -110,7 +110,7 @@ OF_THE_RULE += [
 ]
 
 
-@pytest.mark.slow
+@slow
 @x86
 @pytest.mark.parametrize(
     ("name", "form", "dtype", "flag", "parallel"),
@@ -146,10 +146,9 @@ def test_rows_catch_up_in_packed_loops(dtype, parallel):
 
 
 @x86
-@pytest.mark.parametrize("parallel", [False, pytest.param(True, marks=slow)])
-@pytest.mark.parametrize(
-    "dtype", ["float32", *(pytest.param(name, marks=slow) for name in (*HALF, "float64"))]
-)
+@slow
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("dtype", [*HALF, "float32", "float64"])
 def test_squares_are_packed(dtype, parallel):
     precision = precision_of(np.dtype(dtype))
     text, _ = assembly("sums_of_squares", precision.real, precision.computing, parallel)
@@ -244,6 +243,7 @@ def test_slots_in_8_bits_are_packed():
     assert_nothing_is_allocated(text)
 
 
+@slow
 @x86
 def test_the_search_for_allocations_finds_one():
     from numba import int64, njit
@@ -320,7 +320,7 @@ print(len(recorder.buffer))
 """
 
 
-@pytest.mark.slow
+@slow
 def test_a_fresh_process_loads_what_another_compiled(tmp_path):
     """And every kernel has a file of its own."""
 
@@ -413,6 +413,7 @@ def test_aligned_arrays(prototype, dtype):
     assert array.flags.writeable
 
 
+@slow
 @given(sizes=lengths, bins=st.integers(1, 7), length=st.sampled_from([1, 8, 100]))
 def test_pieces_of_norms_do_not_depend_on_the_bins(sizes, bins, length):
     part = cut_by_length(sizes, length, bins)
@@ -421,6 +422,7 @@ def test_pieces_of_norms_do_not_depend_on_the_bins(sizes, bins, length):
     assert np.all(part.pieces[:, 1] % length == 0)
 
 
+@slow
 @given(sizes=lengths, bins=st.integers(1, 7), length=st.sampled_from([1, 8, 100]))
 def test_work_turned_round_is_the_same_work(sizes, bins, length):
     part = cut_evenly(sizes, np.full(len(sizes), 4096), 4, bins)

@@ -39,6 +39,9 @@ def modules_in(package):
     return modules
 
 
+parsed = cache(ast.parse)
+
+
 def imports_of(text, modules):
     """What a module imports of the package: pairs of a name and whether at module level."""
     found = []
@@ -65,9 +68,10 @@ def imports_of(text, modules):
         else:
             at_top = at_top and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
             for child in ast.iter_child_nodes(node):
-                visit(child, at_top)
+                if not isinstance(child, ast.expr):  # in which no import can be
+                    visit(child, at_top)
 
-    visit(ast.parse(text), True)
+    visit(parsed(text), True)
     return found
 
 
@@ -152,7 +156,7 @@ def test_only_the_rooms_of_compiled_code_import_numba():
     heavy = {"numba", "llvmlite"}
     found = set()
     for module, path in MODULES.items():
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path.read_text()).body:
             names = [alias.name for alias in getattr(node, "names", [])]
             names = [node.module] if isinstance(node, ast.ImportFrom) else names
             if isinstance(node, ast.Import | ast.ImportFrom) and heavy & {

@@ -164,6 +164,7 @@ def test_info_shows_it(capsys):
     }
 
 
+@pytest.mark.slow
 def test_a_process_leaves_it_when_it_ends(folder):
     code = (
         "from rmsjit.runtime import learned\n"

@@ -60,8 +60,9 @@ def with_state(schedule, *metrics):
 def restarts_by_walking(step, first, decay_rate, t_mul, m_mul):
     """Walk from period to period in exact arithmetic."""
     position, length, height = Fraction(step), Fraction(first), 1.0
+    factor = Fraction(str(t_mul))
     while position >= length:
-        position, length, height = position - length, length * Fraction(str(t_mul)), height * m_mul
+        position, length, height = position - length, length * factor, height * m_mul
     return height * math.exp(float(position / length) * math.log(decay_rate))
 
 

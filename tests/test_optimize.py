@@ -306,6 +306,7 @@ def test_scipy_hands_over_bounds_tolerance_and_callback():
     assert len(stops) == found.nit
 
 
+@pytest.mark.slow
 def test_the_valley_of_rosenbrock():
     schedule = rmsjit.schedules.CosineDecay(0.05, 5000)
     method = rmsjit.scipy_method(rmsjit.RMSprop(schedule, rho=0.99))

@@ -306,6 +306,7 @@ def test_workers_and_actors_of_dask():
         assert actor.train(2).result() == expected
 
 
+@pytest.mark.slow
 @pytest.mark.live
 def test_workers_of_joblib():
     joblib = pytest.importorskip("joblib")

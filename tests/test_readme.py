@@ -33,6 +33,7 @@ INCLUDED = re.compile(r"^```{include} (\S+)$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 LANGUAGES = {"python", "sh", "text", "{eval-rst}", "{include}", "{toctree}"}
 LONG_COMMANDS = {"bench", "demo", "warmup"}  # tests/test_cli.py runs them on little
+SLOW = pytest.mark.slow  # all pages together are, not a single example
 
 
 def text_of(name):
@@ -75,7 +76,7 @@ def need_modules(code):
 
 
 EXAMPLES = [
-    pytest.param(name, line, code, id=f"{name}:{line}")
+    pytest.param(name, line, code, id=f"{name}:{line}", marks=[SLOW] * (name != "README.md"))
     for name in DOCUMENTS
     if name not in CONTINUED
     for line, code in blocks_of(text_of(name), "python")

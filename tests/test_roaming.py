@@ -190,7 +190,7 @@ def searched(monkeypatch):
     return lists
 
 
-@pytest.mark.parametrize("rows", [ROWS, 1_000])
+@pytest.mark.parametrize("rows", [ROWS, pytest.param(1_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("memory", [np.zeros, lambda n: np.ndarray(n, buffer=bytearray(8 * n))])
 def test_every_row_is_looked_for_a_few_times_only(searched, memory, rows):
     """However many there are: the table of records grows."""

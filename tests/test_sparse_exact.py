@@ -177,6 +177,7 @@ def test_changing_hyperparameters(form):
     pair.check_all()
 
 
+@pytest.mark.slow
 def test_hyperparameters_that_are_set():
     rng = np.random.default_rng(2)
     pair = Pair(BOTH)
@@ -605,6 +606,7 @@ def test_a_step_that_is_refused_is_none(nonfinite):
 # --- Numbers at the edge ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "large"), [("float32", 1e25), ("float16", 2000.0)])
 def test_a_square_that_overflows_does_not_become_nan(dtype, large):
     """A row whose mean square is infinite may wait for long, and then be named again."""
