@@ -39,10 +39,9 @@ def pytest_collection_modifyitems(config, items):
     """Leave out what takes minutes, unless -m speaks of it or the test is named."""
     if "long" in (config.option.markexpr or "") or any("::" in name for name in config.args):
         return
-    skip = pytest.mark.skip(reason="takes minutes; run with -m long")
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(skip)
+    long = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 def pytest_collection_finish():

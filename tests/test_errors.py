@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 import rmsjit
+from pairs import every_pair
 from rmsjit.schedules import ExponentialDecay, LearningRateSchedule
 from strategies import BOTH, TRAIN, Form, state_of
 
 LIKE_BOTH = Form("train", True, 0.9)
-every_face = pytest.mark.parametrize("form", [BOTH, LIKE_BOTH], ids=["keras", "train"])
+FACES = [BOTH, LIKE_BOTH]
+every_face = pytest.mark.parametrize("form", FACES, ids=["keras", "train"])
 
 
 def good_pairs():
@@ -137,10 +139,7 @@ def train(optimizer, pairs, steps=2):
 MOMENTS = ["first step", "later step", "later step, variable known"]
 
 
-@every_face
-@pytest.mark.parametrize("position", [0, 2])
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("name", BAD_GRADIENTS)
+@every_pair(name=BAD_GRADIENTS, moment=MOMENTS, position=[0, 2], form=FACES)
 def test_bad_gradient(form, name, moment, position):
     gradient, error, message = BAD_GRADIENTS[name]
     optimizer, good = form.optimizer(), good_pairs()
@@ -154,10 +153,7 @@ def test_bad_gradient(form, name, moment, position):
     train(optimizer, good)  # and it goes on
 
 
-@every_face
-@pytest.mark.parametrize("position", [0, 2])
-@pytest.mark.parametrize("moment", MOMENTS[:2])
-@pytest.mark.parametrize("name", BAD_VARIABLES)
+@every_pair(name=BAD_VARIABLES, moment=MOMENTS[:2], position=[0, 2], form=FACES)
 def test_bad_variable(form, name, moment, position):
     variable, gradient, error, message = BAD_VARIABLES[name]
     optimizer, good = form.optimizer(), good_pairs()
@@ -282,20 +278,19 @@ def with_callable(face, name, function):
     return optimizer, lambda: current.update(value=function)
 
 
-@pytest.mark.parametrize("later", [False, True])
-@pytest.mark.parametrize(
-    ("face", "name"),
-    [
-        ("keras", "learning_rate"),
-        ("keras", "rho"),
-        ("keras", "momentum"),
-        ("train", "learning_rate"),
-        ("train", "decay"),
-        ("train", "epsilon"),
-    ],
-)
-@pytest.mark.parametrize("value", BAD_VALUES)
-def test_callable_that_gives_no_number(face, name, value, later):
+HYPERPARAMETERS = [
+    ("keras", "learning_rate"),
+    ("keras", "rho"),
+    ("keras", "momentum"),
+    ("train", "learning_rate"),
+    ("train", "decay"),
+    ("train", "epsilon"),
+]
+
+
+@every_pair(of=HYPERPARAMETERS, value=BAD_VALUES, later=[False, True])
+def test_callable_that_gives_no_number(of, value, later):
+    face, name = of
     function, error, message = BAD_VALUES[value]
     optimizer, turn_bad = with_callable(face, name, function)
     good = good_pairs()

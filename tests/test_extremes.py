@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 
 import rmsjit
+from pairs import every_pair
 from rmsjit import IndexedSlices
 from strategies import (
     BOTH,
     COMPLEX,
     DTYPES,
+    FORMS,
     REAL,
     TRAIN,
     every_dtype,
@@ -92,9 +94,7 @@ def assert_never_nan(form, optimizer, variable, gradients):
 # --- Finite gradients ------------------------------------------------------------------------
 
 
-@every_form
-@every_dtype
-@pytest.mark.parametrize("run", runs_of_gradients("float32"))
+@every_pair(form=FORMS, dtype=DTYPES, run=runs_of_gradients("float32"))
 def test_finite_gradients_never_give_nan(form, dtype, run):
     variable, _ = all_pairs(dtype)
     gradients = runs_of_gradients(dtype)[run]
@@ -113,9 +113,7 @@ def test_nor_under_changing_hyperparameters(form, dtype):
     assert_never_nan(form, optimizer, variable, runs_of_gradients(dtype)["any"])
 
 
-@every_form
-@real_dtypes
-@pytest.mark.parametrize("mode", ["rows", "exact"])
+@every_pair(form=FORMS, dtype=REAL, mode=["rows", "exact"])
 def test_nor_in_rows(form, dtype, mode):
     """Rows that come up every third step, some with an index twice."""
     variable, _ = all_pairs(dtype)
@@ -270,9 +268,7 @@ def test_propagates_to_its_own_elements_only(form, dtype):
             assert same_bits(np.delete(array, PLACES), np.delete(expected, PLACES))
 
 
-@every_form
-@every_dtype
-@pytest.mark.parametrize("mode", ["rows", "exact"])
+@every_pair(form=FORMS, dtype=DTYPES, mode=["rows", "exact"])
 def test_propagates_to_its_own_columns_of_rows_only(form, dtype, mode):
     """Whichever of the occurrences of an index holds it."""
     for bad, occurrence in itertools.product(nonfinite_of(dtype), [0, 2]):
@@ -329,8 +325,11 @@ CLIPS = {
     "global": {"global_clipnorm": 0.5},
     "value and norm": {"clipvalue": 0.5, "clipnorm": 0.5},
 }
-SETTINGS = [(BOTH, clip, hooked) for clip in CLIPS for hooked in (False, True)]
-SETTINGS += [(TRAIN[-1], "none", False)]
+SETTINGS = {
+    **{f"{clip}, direct": (BOTH, clip, False) for clip in CLIPS},
+    **{f"{clip}, hooked": (BOTH, clip, True) for clip in CLIPS},
+    "TensorFlow 1": (TRAIN[-1], "none", False),
+}
 
 
 class Model:
@@ -375,16 +374,15 @@ def spoil(gradients, position, bad):
     return spoilt
 
 
-@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
-@pytest.mark.parametrize("layout", ["dense", "sparse", "mixed"])
-@pytest.mark.parametrize("mode", ["rows", "exact"])
-@pytest.mark.parametrize(
-    ("form", "clip", "hooked"),
-    SETTINGS,
-    ids=lambda value: {True: "hooked", False: "direct"}.get(value, str(value)),
+@every_pair(
+    name=SETTINGS,
+    layout=["dense", "sparse", "mixed"],
+    mode=["rows", "exact"],
+    nonfinite=["skip", "raise"],
 )
-def test_a_refused_step_changes_nothing(form, clip, hooked, layout, mode, nonfinite):
+def test_a_refused_step_changes_nothing(name, layout, mode, nonfinite):
     """In the first step and in a later one; and what follows is as if it had never been."""
+    form, clip, hooked = SETTINGS[name]
     model, twin = (Model(form, clip, hooked, layout, nonfinite, mode) for _ in range(2))
     refused = 0
     for _ in range(2):
@@ -424,11 +422,13 @@ def test_norms_beyond_single_precision(clip, dtype):
     np.testing.assert_allclose(rms, 0.1 * clipped**2, rtol=1e-2)
 
 
-@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
-@pytest.mark.parametrize("dtype", ["float64", "complex128"])
-@pytest.mark.parametrize("hooked", [False, True])
-@pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
-@pytest.mark.parametrize("size", [1, SIZE, 5000])
+@every_pair(
+    size=[1, SIZE, 5000],
+    nonfinite=["propagate", "skip", "raise"],
+    clip=["clipnorm", "global_clipnorm"],
+    dtype=["float64", "complex128"],
+    hooked=[False, True],
+)
 def test_norms_that_overflow_double_precision(clip, dtype, hooked, nonfinite, size):
     """They count as infinite, so the gradient is scaled to zero; but it is finite, and stays so.
 

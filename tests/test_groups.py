@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+from pairs import every_pair
 from reference import dense_gradient, initial_slots, reference_sparse_step, reference_step
 from rmsjit.checkpoints import save
 from rmsjit.optimizers.base import Optimizer
@@ -95,11 +96,8 @@ def trained(opt, variables, twin, settings, steps=STEPS, rtol=1e-13):
     assert_near(variables, twin, rtol)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.parametrize(
-    "given",
-    [
+@every_pair(
+    given=[
         {"learning_rate": 0.1},
         {"weight_decay": 0.0},
         {"weight_decay": 0.5, "learning_rate": 0.002},
@@ -108,7 +106,8 @@ def trained(opt, variables, twin, settings, steps=STEPS, rtol=1e-13):
         {"momentum": 0.9, "rho": 0.99},
         {"epsilon": 1e-2},
     ],
-    ids=lambda given: "+".join(given),
+    dtype=TOLERANCE,
+    name=MAKERS,
 )
 def test_a_group_has_its_own_numbers(name, dtype, given):
     variables = start(dtype)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+from pairs import every_pair
 from rmsjit import DynamicLossScale, IndexedSlices
 
 QUICK = {"initial": 8.0, "growth_interval": 2}
@@ -115,11 +116,13 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("loss_scale", [1024.0, DynamicLossScale(**QUICK)], ids=["fixed", "dyn"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_a_scale_leaves_the_run_as_it_is(settings, dtype, loss_scale):
+SCALES = {"fixed": 1024.0, "dynamic": DynamicLossScale(**QUICK)}
+
+
+@every_pair(name=SETTINGS, dtype=["float32", "float64", "float16"], scale=SCALES)
+def test_a_scale_leaves_the_run_as_it_is(name, dtype, scale):
     """To the bit: a power of two changes no digit of what half types can hold."""
+    settings, loss_scale = SETTINGS[name], SCALES[scale]
     w, table = normal((3, 4), dtype, 0), normal((6, 2), dtype, 1)
     others = [w.copy(), table.copy()]
     opt = rmsjit.RMSprop(0.05, loss_scale=loss_scale, **settings)

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 import rmsjit
+from pairs import every_pair
 from reference import reference_step
 from strategies import (
     BOTH,
@@ -142,9 +143,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
-@pytest.mark.parametrize("form", [PLAIN, BOTH], ids=str)
+@every_pair(layout=LAYOUTS, dtype=["float16", "float32", "complex128"], form=[PLAIN, BOTH])
 def test_every_layout_of_variable_and_gradient(form, dtype, layout):
     rng = np.random.default_rng(0)
     variable = LAYOUTS[layout](dtype)
@@ -331,9 +330,7 @@ APART = {
 }
 
 
-@pytest.mark.parametrize("case", PARTIAL)
-@pytest.mark.parametrize("swap", [False, True])
-@pytest.mark.parametrize("calls", [1, 2])
+@every_pair(case=PARTIAL, swap=[False, True], calls=[1, 2])
 def test_variables_that_overlap_in_part_are_refused(case, swap, calls):
     M, other = np.arange(24.0).reshape(4, 6), np.ones(3)
     one, two = PARTIAL[case](M)[:: -1 if swap else 1]
@@ -625,6 +622,7 @@ anything = {
 fuzz = settings(suppress_health_check=[*HealthCheck])
 
 
+@pytest.mark.slow
 @settings(fuzz, max_examples=150)
 @given(**anything)
 def test_any_list_of_pairs_is_right_or_refused(form, dtype, shift, pool, steps):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import rmsjit
+from pairs import every_pair
 from rmsjit import GradientTape, IndexedSlices, Variable, gather
 from strategies import BOTH, DTYPES, KERAS, TRAIN, Form, random_array, same_bits, state_of
 
@@ -1187,9 +1188,7 @@ def test_hooks_that_change_nothing_with_one_variable_twice(clip):
     assert_same(step(HOOKED["transformer"]), step(rmsjit.RMSprop))
 
 
-@pytest.mark.parametrize("clip", CLIPS)
-@pytest.mark.parametrize("sparse", ["rows", "exact"])
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int16"])
+@every_pair(clip=CLIPS, dtype=["float32", "float64", "int16"], sparse=["rows", "exact"])
 def test_hooks_that_change_nothing_with_sparse_gradients(clip, sparse, dtype):
     def pairs_of(step):
         rng = np.random.default_rng(step)
@@ -1243,9 +1242,7 @@ INITIALIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", INITIALIZERS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("later", [False, True])
+@every_pair(name=INITIALIZERS, dtype=DTYPES, later=[False, True])
 def test_a_slot_of_ones_own(name, dtype, later):
     arguments, expected = INITIALIZERS[name]
     v, optimizer = Variable(np.ones((2, 3), dtype), name="W"), rmsjit.RMSprop()

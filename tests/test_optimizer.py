@@ -27,7 +27,7 @@ from strategies import (
     state_of,
 )
 
-PLAIN = KERAS[0]
+PLAIN, LIKE_BOTH = KERAS[0], TRAIN[-1]
 
 
 def two_variables(dtype="float64", seed=0):
@@ -106,7 +106,7 @@ def test_an_error_inside_a_generator_is_the_users_own(error):
         lambda g: np.broadcast_to(g[:1, :1], g.shape),
     ],
 )
-@every_form
+@pytest.mark.parametrize("form", [PLAIN, LIKE_BOTH], ids=str)
 def test_gradients_may_come_in_many_ways(form, wrap):
     variable = two_variables()[0]
     optimizer = form.optimizer()
@@ -915,7 +915,7 @@ def out_of_band(value):
 
 
 @pytest.mark.parametrize("copier", COPIERS)
-@every_form
+@pytest.mark.parametrize("form", [PLAIN, BOTH, LIKE_BOTH], ids=str)
 def test_a_copy_of_variables_and_optimizer_resumes_bit_for_bit(form, copier):
     variables = arrays_of_all_layouts()
     optimizer = form.optimizer()

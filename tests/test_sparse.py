@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rmsjit
+from pairs import every_pair
 from reference import (
     clip_by_global_norm,
     clip_by_norm,
@@ -558,7 +559,9 @@ def test_threads_give_the_same_norms(dtype, clip, always_parallel):
     assert_threads_agree(BOTH, dtype, always_parallel, **sizes, **{clip: 0.5})
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("float16", marks=pytest.mark.slow), "float32", "complex128"]
+)
 def test_threads_start_by_themselves_for_many_rows(dtype, loaded):
     width = 64
     rows = trials.LEAST_BYTES // (width * np.dtype(dtype).itemsize) + 1
@@ -813,9 +816,11 @@ def wrong_slices():
 WRONG = dict(wrong_slices())
 
 
-@pytest.mark.parametrize("clips", [{}, {"clipnorm": 1.0}, {"global_clipnorm": 1.0}], ids=str)
-@pytest.mark.parametrize("layout", [c_ordered, f_ordered], ids=lambda layout: layout.__name__)
-@pytest.mark.parametrize("name", WRONG)
+@every_pair(
+    name=WRONG,
+    clips=[{}, {"clipnorm": 1.0}, {"global_clipnorm": 1.0}],
+    layout=[c_ordered, f_ordered],
+)
 def test_errors_change_nothing(name, layout, clips):
     slices, error, message = WRONG[name]
     rng = np.random.default_rng(26)
