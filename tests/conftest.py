@@ -61,6 +61,19 @@ def threads_started():
     threads.layer_name()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_learned():
+    """Trials of threads begin as on a new machine, whatever earlier runs have measured.
+
+    Otherwise chance would decide which tests have parallel kernels to compile.
+    """
+    from rmsjit.runtime import learned
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learned, "_path", lambda: None)
+        assert learned._earlier() == {}  # read once in a process
+
+
 @pytest.fixture(autouse=True)
 def no_lock_is_kept():
     """A test that keeps a lock would have threads of any later test wait for ever."""

@@ -1,5 +1,6 @@
 """What trials have learned about threads, from one process to the next."""
 
+import functools
 import json
 import os
 import subprocess
@@ -21,9 +22,8 @@ def folder(monkeypatch, tmp_path):
     """An empty cache folder, and a process that knows nothing."""
     monkeypatch.setenv("RMSJIT_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(learned, "_own", {})
-    learned._earlier.cache_clear()
-    yield tmp_path
-    learned._earlier.cache_clear()
+    monkeypatch.setattr(learned, "_earlier", functools.cache(learned._earlier.__wrapped__))
+    return tmp_path
 
 
 def in_the_next_process(monkeypatch):
