@@ -1,6 +1,7 @@
 """What the tests of the dense path share: the forms of the rule, random inputs, the comparison."""
 
 import dis
+import functools
 import os
 import subprocess
 import sys
@@ -247,12 +248,16 @@ class Interrupted(BaseException):
     """As KeyboardInterrupt, but nobody else raises it."""
 
 
-def _leaves_a_block(frame):
-    """Whether the next instructions call ``__exit__(None, None, None)``."""
-    code, at = frame.f_code.co_code, frame.f_lasti
-    if dis.opname[code[at]] == "SWAP":  # puts a value to return aside
-        at += 2
-    return code[at : at + 6] == 3 * code[at : at + 2]
+@functools.cache  # since reading the instructions of a function copies them
+def _ends_of_blocks(function):
+    """Where the next instructions of a code object call ``__exit__(None, None, None)``."""
+    code, ends = function.co_code, set()
+    for place in range(0, len(code), 2):
+        swaps = dis.opname[code[place]] == "SWAP"  # puts a value to return aside
+        at = place + 2 * swaps
+        if code[at : at + 6] == 3 * code[at : at + 2]:
+            ends.add(place)
+    return ends
 
 
 def interrupted_at(line, function, files=(".py",)):
@@ -264,19 +269,24 @@ def interrupted_at(line, function, files=(".py",)):
     """
     root, count = os.path.dirname(rmsjit.__file__), 0
 
-    def trace(frame, event, _):
-        nonlocal count
+    def calls(frame, event, _):
         name = frame.f_code.co_filename
         if not (name.startswith(root) and name.endswith(files)):
             return None
-        if event == "line" and not _leaves_a_block(frame):
-            count += 1
-            if count == line:
-                raise Interrupted
-        return trace
+        ends = _ends_of_blocks(frame.f_code)
+
+        def lines(frame, event, _):
+            nonlocal count
+            if event == "line" and frame.f_lasti not in ends:
+                count += 1
+                if count == line:
+                    raise Interrupted
+            return lines
+
+        return lines
 
     before = sys.gettrace()
-    sys.settrace(trace)
+    sys.settrace(calls)
     try:
         function()
     except Interrupted:
