@@ -132,6 +132,13 @@ def types(session):
     session.run("python", "typing_tests/completeness.py")
 
 
+@nox.session(python="3.11", default=False)
+def long(session):
+    """The tests that take minutes, and all cases of what other runs test by pairs."""
+    session.install("-e", ".[test]")
+    run_tests(session, "-m", "long")
+
+
 @nox.session(default=False)
 def coverage(session):
     """All tests, with the lines of Python code that they run."""
