@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, settings
 
 _WORKERS = 4  # threads that Numba may start; its own default is the number of processors
 
-collect_ignore = ["conftest.py"]  # which has no doctests, and the name of another module
+# The search for doctests imports what it finds: programs for ranks would start MPI, and compile.
+collect_ignore = ["conftest.py", "mpi"]
 if not importlib.util.find_spec("mpi4py"):
-    collect_ignore += ["mpi", "test_distributed.py"]
+    collect_ignore += ["test_distributed.py"]
 
 _slow = [HealthCheck.too_slow]  # the first example of a form may have to compile its kernel
 settings.register_profile(
