@@ -319,12 +319,14 @@ def test_archives_have_an_identity_that_stays_and_tells_edits(tmp_path, sources)
         added = "\ndef also(x):\n    return x in {'a', 'b', 'c', 'd'}\n"
         return text + added if name.endswith("kernels/rule.py") else text
 
-    plain = packed(tmp_path / "plain.zip", sources)
-    assert digest_elsewhere(plain) == digest_elsewhere(plain, "1")
-    changed = packed(tmp_path / "changed.zip", sources, edited)
-    with_set = packed(tmp_path / "set.zip", sources, another_set)
-    assert digest_elsewhere(with_set) == digest_elsewhere(with_set, "1")
-    assert len({digest_elsewhere(place) for place in (plain, changed, with_set)}) == 3
+    changes = {"plain": None, "changed": edited, "set": another_set}
+    places = {
+        name: packed(tmp_path / f"{name}.zip", sources, edit) for name, edit in changes.items()
+    }
+    digests = {name: digest_elsewhere(place) for name, place in places.items()}
+    assert len(set(digests.values())) == 3
+    for name in ("plain", "set"):
+        assert digest_elsewhere(places[name], "1") == digests[name]
 
 
 @pytest.mark.slow
