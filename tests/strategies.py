@@ -70,7 +70,15 @@ TRAIN = [Form("train", centered, momentum) for centered in (False, True) for mom
 FORMS = KERAS + TRAIN
 BOTH = Form("keras", True, 0.9)  # every slot there is
 
-every_form = pytest.mark.parametrize("form", FORMS, ids=str)
+# Their arithmetic is that of a form of Keras, and all else is that of the last of TRAIN.
+SLOW_FORMS = TRAIN[:-1]
+every_form = pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(form, id=str(form), marks=[pytest.mark.slow] * (form in SLOW_FORMS))
+        for form in FORMS
+    ],
+)
 every_slot_set = pytest.mark.parametrize("form", KERAS, ids=str)
 every_dtype = pytest.mark.parametrize(
     "dtype",

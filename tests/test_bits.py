@@ -32,7 +32,7 @@ import pytest
 import rmsjit
 import rmsjit.train
 from rmsjit import IndexedSlices, schedules
-from strategies import BOTH, COMPLEX, DTYPES, KERAS, REAL, TRAIN
+from strategies import BOTH, COMPLEX, DTYPES, KERAS, REAL, SLOW_FORMS, TRAIN
 
 STORED = pathlib.Path(__file__).parent / "golden" / "bits.json"
 STEPS = 4
@@ -504,7 +504,7 @@ def stored():
 
 def is_slow(case):
     """Whether a case is left to the whole suite, since few other tests need its kernels."""
-    return case.dtype != "float32"
+    return case.dtype != "float32" or case.form in map(str, SLOW_FORMS)
 
 
 # From the end, as another worker begins with test_golden, and would compile the same kernels.

@@ -256,6 +256,7 @@ def test_the_search_for_allocations_finds_one():
         assert_nothing_is_allocated(allocating.inspect_asm(allocating.signatures[0]))
 
 
+@slow
 @x86
 def test_the_search_for_packed_roots_finds_none_where_there_are_none():
     """With Python's error model each division is checked for zero, which forbids packing."""

@@ -652,6 +652,7 @@ def test_without_matplotlib_it_draws_in_the_terminal(output, status, capsys, mon
     assert shown.err.startswith("rmsjit schedule: no image written: ")
 
 
+@pytest.mark.slow
 def test_an_image_that_cannot_be_written_is_an_error(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     for name in ("missing/lr.png", "lr.unknown"):
