@@ -10,21 +10,19 @@ from numba.extending import intrinsic
 
 from rmsjit.arrays.blocks import BLOCK, INFINITY, OFFSET_BYTES
 from rmsjit.kernels.codes import (
-    SHARING_BITS,
+    LANES,
     Block,
-    code_for,
     dropped_bits,
     frame_memory,
     larger_finite_size,
-    larger_size,
     offset_for,
+    write_codes,
 )
-from rmsjit.kernels.rounding import bits_for, noise_of
+from rmsjit.kernels.rounding import bits_for, hashed_bits
 from rmsjit.kernels.views import number_type, size_of
 from rmsjit.rule.form import is_packed
 from rmsjit.runtime.flags import INLINED
 
-LANES = BLOCK >> SHARING_BITS  # elements with random bits of their own
 _WORD, _FLOAT = ir.IntType(64), ir.FloatType()
 
 
@@ -127,34 +125,38 @@ def _write_offset(typing_context, address, offset):
 
 
 def pack_slots(form, last=None):
-    """The function that packs the new values of all packed slots; one function for each slot."""
+    """The function that packs the new values of all packed slots; one function for each slot.
+
+    `sizes` are those of the largest values, as `rmsjit.kernels.codes.larger_sizes` gives them.
+    """
     last = len(form.slots) - 1 if last is None else last
     if last < 0:
         return _pack_nothing
     rest = pack_slots(form, last - 1)
     if not is_packed(form.slots[last].dtype):
         return rest
-    bits_of, noise = bits_for(form)[form.slots[last].name], noise_of(form)[2]
+    bits_of = bits_for(form)[form.slots[last].name]
 
     @njit(**INLINED)
-    def pack(slots, count, key):
-        rest(slots, count, key)
+    def pack(slots, count, key, sizes):
+        rest(slots, count, key, sizes)
         codes, values = slots[last].codes, slots[last].values
-        runs = count // LANES
-        offset = offset_for(_largest(values, count, codes), codes)
+        largest = sizes[last]
+        if largest >= INFINITY:
+            largest = _largest_finite(values, count, codes)
+        offset = offset_for(largest, codes)
         _write_offset(slots[last].offset_at, offset)
-        chance = _chances()
+        chances = _chances()
         for i in range(LANES):
-            chance[i] = dropped_bits(bits_of(noise(key, i)))
-        for number in range(runs):
-            first = number * LANES
-            for i in range(LANES):
-                value = values[first + i]
-                codes[first + i] = code_for(value, offset, chance[i], number, codes)
-        first = runs * LANES
-        for i in range(count - first):
-            value = values[first + i]
-            codes[first + i] = code_for(value, offset, chance[i], runs, codes)
+            chances[i] = dropped_bits(bits_of(hashed_bits(key, i)))
+        whole = count // LANES
+        for number in range(whole):
+            write_codes(codes, values, number, offset, chances)
+        if whole * LANES < count:
+            spare = _spare(codes)
+            write_codes(spare, values, whole, offset, chances)
+            for i in range(whole * LANES, count):
+                codes[i] = spare[i]
 
     return pack
 
@@ -169,14 +171,19 @@ def _chances(typing_context):
     return types.CPointer(types.uint32)(), codegen
 
 
+@intrinsic
+def _spare(typing_context, codes):
+    """Memory for the bytes of a block."""
+
+    def codegen(context, builder, signature, args):
+        return frame_memory(builder, ir.IntType(8), BLOCK)
+
+    return codes(codes), codegen
+
+
 @njit(**INLINED)
-def _largest(values, count, codes):
+def _largest_finite(values, count, codes):
     """The size of the largest finite value of a block, as the bits of a float32."""
-    largest = int32(0)
-    for i in range(count):
-        largest = larger_size(largest, values[i], codes)
-    if largest < INFINITY:
-        return largest
     largest = int32(0)
     for i in range(count):
         largest = larger_finite_size(largest, values[i], codes)
@@ -184,5 +191,5 @@ def _largest(values, count, codes):
 
 
 @njit(**INLINED)
-def _pack_nothing(slots, count, key):
+def _pack_nothing(slots, count, key, sizes):
     pass

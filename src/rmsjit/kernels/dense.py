@@ -11,6 +11,7 @@ division, and a processor sees too few elements ahead to compute others meanwhil
 from numba import njit
 
 from rmsjit.kernels.blocks import block_at, pack_slots, slots_in_blocks
+from rmsjit.kernels.codes import larger_sizes, no_sizes
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers, rounding_rule
 from rmsjit.kernels.scalars import BFLOAT16_BITS, clip, load, scale
@@ -66,26 +67,28 @@ def update_pieces(form, kinds, clipped):
     round_element = rounding_rule(form)
 
     @njit(**INLINED)
-    def update_run(call, row, start, count, length, h):
+    def update_run(call, row, start, count, length, h, key):
         addresses = words(call[ADDRESSES] + row * call[COLUMNS] * WORD_BYTES)
         variable = pointer(addresses[0] + start * NBYTES, STORAGE)
         slots = slots_at(addresses, 1, start, length)
         gradient = pointer(words(call[GRADIENTS])[row] + start * NBYTES, STORAGE)
-        key = moved(key_of(call[NOISE], row), start)
+        key, sizes = moved(key, start), no_sizes(slots)
         if clipped:
             factor = pointer(call[SCALES], COMPUTING)[row]
             for i in range(count):
                 g = scale(clip(load(gradient, i), h.clipvalue), factor)
                 update_element(i, g, variable, slots, h, noise(key, i))
+                sizes = larger_sizes(sizes, slots, i)
         else:
             for i in range(count):
                 g = load(gradient, i)
                 update_element(i, g, variable, slots, h, noise(key, i))
+                sizes = larger_sizes(sizes, slots, i)
         if ROUNDS_RUNS:
             for i in range(count):
                 round_element(i, variable, slots)
         if PACKED:
-            pack(slots, count, key)
+            pack(slots, count, key, sizes)
 
     @njit(**INLINED)
     def update_bin(call_address, b):
@@ -94,15 +97,16 @@ def update_pieces(form, kinds, clipped):
         for p in range(cuts[b], cuts[b + 1]):
             piece = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
             row, start, count, group = piece[0], piece[1], piece[2], piece[3]
+            key = key_of(call[NOISE], row)
             h = read_numbers(pointer(call[NUMBERS] + group * FIELDS * NUMBER_BYTES, COMPUTING))
             if PACKED or ROUNDS_RUNS:
                 length = words(call[LENGTHS])[row] if PACKED else 0
                 end = start + count
                 while start < end:
                     count = min(block_at(start, length) if PACKED else RUN, end - start)
-                    update_run(call, row, start, count, length, h)
+                    update_run(call, row, start, count, length, h, key)
                     start += count
             else:
-                update_run(call, row, start, count, 0, h)
+                update_run(call, row, start, count, 0, h, key)
 
     return update_bin

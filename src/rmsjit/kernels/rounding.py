@@ -78,7 +78,7 @@ def _moved(key, first):
 
 
 @intrinsic
-def _noise(typing_context, key, number):
+def hashed_bits(typing_context, key, number):
     """32 random bits, by a hash of 32 bits, which vectors can compute.
 
     The upper half of the key goes in between, so two keys never give the same sequence shifted.
@@ -97,15 +97,37 @@ def _noise(typing_context, key, number):
     return types.uint32(types.uint64, types.int64), codegen
 
 
+@intrinsic
+def _line_of_bits(typing_context, key, number):
+    """32 random bits in fewer operations: a line, whose slope and start are those of the key.
+
+    Any two elements of a step have as good as independent bits, so errors of many elements cancel
+    like those of a hash; three and more depend on each other.  The lower half of the line has a
+    short period, the upper half is mixed into it.
+    """
+
+    def codegen(context, builder, signature, args):
+        start = builder.trunc(args[0], _WORD)
+        slope = builder.trunc(builder.lshr(args[0], args[0].type(32)), _WORD)
+        slope = builder.or_(slope, _WORD(1))
+        bits = builder.mul(builder.add(builder.trunc(args[1], _WORD), start), slope)
+        return builder.xor(bits, builder.lshr(bits, _WORD(16)))
+
+    return types.uint32(types.uint64, types.int64), codegen
+
+
 def noise_of(form: Form):
     """Three functions: of the key of a variable, of that key from an element on, and of the bits.
 
     The first takes the address of the noise, and the place of the variable there.  The noise is
     int64 (1 + 2 * variables,): the number of the step, and for each variable a word of its own and
     the number of its first element, above 0 for a part of a divided one.  The last function takes
-    the key and the number of an element.
+    the key and the number of an element.  Where only slots are rounded by chance, it is a cheap
+    one: their errors last for some steps, those of variables for ever.
     """
-    return (_key, _moved, _noise) if form.is_random else (_no_key, _unmoved, _no_noise)
+    if not form.is_random:
+        return _no_key, _unmoved, _no_noise
+    return _key, _moved, hashed_bits if form.rounding == STOCHASTIC else _line_of_bits
 
 
 @intrinsic

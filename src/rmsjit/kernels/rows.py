@@ -12,6 +12,7 @@ import numpy as np
 from numba import float64, int32, njit, uint16
 
 from rmsjit.kernels.blocks import block_at, pack_slots, row_sizes, slots_in_blocks
+from rmsjit.kernels.codes import larger_sizes, no_sizes
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import element_rule, lapse_rule, read_numbers
 from rmsjit.kernels.scalars import bounded_sum, clip, load, scale
@@ -234,10 +235,12 @@ def _update_row(form, kinds):
         first = row * width + start
         variable = pointer(table[0] + first * NBYTES, STORAGE)
         slots, own = slots_at(table, 1, first, width), moved(key, first)
+        sizes = no_sizes(slots)
         for i in range(count):
             update_element(i, gradient[start + i], variable, slots, h, noise(own, i))
+            sizes = larger_sizes(sizes, slots, i)
         if PACKED:
-            pack(slots, count, own)
+            pack(slots, count, own, sizes)
 
     @njit(**INLINED)
     def update_row(table, row, width, gradient, h, key):
