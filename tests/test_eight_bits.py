@@ -10,7 +10,18 @@ import pytest
 import rmsjit
 from reference import reference_sparse_step
 from rmsjit import Form, IndexedSlices, RMSprop
-from rmsjit.arrays.blocks import BLOCK, LEAST_PACKED, packed, record_of, unpacked
+from rmsjit.arrays.blocks import (
+    BLOCK,
+    LEAST_PACKED,
+    in_records_of,
+    packed,
+    part_of,
+    record_length,
+    record_of,
+    rows_of_records,
+    unpacked,
+)
+from rmsjit.arrays.layout import layout_of
 
 SIZE = 5000  # some blocks, the last of which is not full
 SETTINGS = {
@@ -95,6 +106,39 @@ def neighbours_hold(held, exact, signed):
         low, high = numbers[np.maximum(at - 1, 0)], numbers[np.minimum(at, len(numbers) - 1)]
         small = np.abs(part) < numbers[numbers > 0].min()
         assert ((given == low) | (given == high) | small).all()
+
+
+@every_sign
+@pytest.mark.parametrize("length", [60, 256, 300])
+def test_parts_of_whole_records_are_parts_of_the_numbers(length, signed):
+    size = 10 * length - 7  # the last record is not full
+    values = np.abs(normal(size, 3))
+    records = packed(values, record_of(signed, length))
+    whole = unpacked(records, size)
+    for start, stop in ((0, 3 * length), (3 * length, size), (size, size), (0, 0)):
+        part = part_of(records, start, stop)
+        assert unpacked(part, stop - start).tobytes() == whole[start:stop].tobytes()
+        assert part_of(values, start, stop).tobytes() == values[start:stop].tobytes()
+    again = unpacked(in_records_of(records, size, 256), size)
+    np.testing.assert_allclose(again, whole, rtol=1 / 16, atol=values.max() / 2**15)
+    assert in_records_of(values, size, 256) is values
+
+
+@pytest.mark.parametrize(
+    ("array", "rows"),
+    [
+        (np.zeros((100, 60)), 1),
+        (np.zeros((1000, 5)), 256),
+        (np.zeros((1000, 12)), 64),
+        (np.zeros((2000, 3, 4))[:, :2], 32),
+        (np.zeros(20_000)[::2], 256),
+        (np.zeros(20_000)[::-2], 10_000),
+        (np.zeros((60, 101)).T[1:], 100),
+    ],
+)
+def test_rows_that_are_whole_records(array, rows):
+    layout = layout_of(array)
+    assert rows_of_records(array.shape, layout, record_length(array.shape, layout)) == rows
 
 
 @every_setting
