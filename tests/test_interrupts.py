@@ -57,9 +57,12 @@ SCENARIOS = {
     ),
 }
 CASES = [
-    *((name, 2) for name in SCENARIOS),
-    ("exact", 0),  # the first step runs many more lines
-    *(pytest.param(name, 0, marks=pytest.mark.long) for name in ("two dtypes", "a callable")),
+    *((name, 2, 1) for name in SCENARIOS),
+    ("exact", 0, 3),  # the first step runs many more lines
+    *(
+        pytest.param(name, 0, 1, marks=pytest.mark.long)
+        for name in ("exact", "two dtypes", "a callable")
+    ),
 ]
 
 # A file whose reading is interrupted is closed with its object, of which Python warns.
@@ -96,15 +99,15 @@ def began(scenario, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps"), CASES)
-def test_a_step_interrupted_at_every_line(name, steps):
+@pytest.mark.parametrize(("name", "steps", "apart"), CASES)
+def test_a_step_interrupted_at_every_line(name, steps, apart):
     scenario, states = SCENARIOS[name], {}
     for number in (steps, steps + 1, steps + 2):
         optimizer, variables, _, _ = began(scenario, number)
         states[number] = state_of(optimizer, variables)
     outcomes, line, came = set(), 0, True
     while came:
-        line += 1
+        line += apart
         optimizer, variables, step, taken = began(scenario, steps)
         came = interrupted_at(line, lambda: step(steps))  # noqa: B023
         number = taken()
