@@ -97,8 +97,16 @@ def test_squares_of_complex_gradients(make, modulus):
 # --- Every dtype, tables, checkpoints --------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["torch", "keras", "tf1", "optax", "dl4j", "mxnet"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "complex64", "float64"])
+def tables_of_every_dtype():
+    """Each library in one dtype, and each dtype twice; each case has two kernels of its own."""
+    dtypes = ["bfloat16", "complex64", "float64"]
+    for k, name in enumerate(["torch", "keras", "tf1", "optax", "dl4j", "mxnet"]):
+        for dtype in dtypes:
+            of_its_own = dtype == dtypes[k % len(dtypes)]
+            yield pytest.param(name, dtype, marks=[pytest.mark.long] * (not of_its_own))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*tables_of_every_dtype()])
 def test_tables_and_checkpoints_of_every_dtype(name, dtype, tmp_path):
     """Rows of a table are stepped as the same rows alone are, also after a checkpoint."""
     import ml_dtypes  # noqa: F401  makes the name bfloat16 known

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rmsjit
+from pairs import every_pair
 from rmsjit.arrays.dtypes import dtype_named, kinds_of, precision_of
 from rmsjit.rule import presets
 from rmsjit.steps.partition import backwards, cut_by_length, cut_evenly
@@ -87,36 +88,32 @@ OTHERS = [
 ]
 slow = pytest.mark.slow
 OF_THE_RULE = [
-    pytest.param(
-        "update_dense",
-        form,
-        dtype,
-        clipped,
-        False,
-        marks=() if form is FULL and dtype == "float32" else slow,
-    )
-    for form in PRESETS
-    for dtype in ("float32", "float64")
-    for clipped in (False, True)
-]
-OF_THE_RULE += [
-    pytest.param("update_dense", FULL, "float32", False, True, marks=slow),
-    pytest.param("update_dense", FULL, "float32", True, True, marks=slow),
-    *(pytest.param("update_dense", form, "float32", False, False, marks=slow) for form in OTHERS),
-    pytest.param("update_rows", FULL, "float32", True, False, marks=slow),
-    pytest.param("update_rows", FULL, "float32", False, False, marks=slow),
-    pytest.param("update_rows", FULL, "float64", True, False, marks=slow),
-    pytest.param("update_rows", FULL, "float32", True, True, marks=slow),
+    ("update_dense", FULL, "float32", False, True),
+    ("update_dense", FULL, "float32", True, True),
+    *(("update_dense", form, "float32", False, False) for form in OTHERS),
+    ("update_rows", FULL, "float32", True, False),
+    ("update_rows", FULL, "float32", False, False),
+    ("update_rows", FULL, "float64", True, False),
+    ("update_rows", FULL, "float32", True, True),
 ]
 
 
 @slow
 @x86
-@pytest.mark.parametrize(
-    ("name", "form", "dtype", "flag", "parallel"),
-    OF_THE_RULE,
-)
+@every_pair(form=PRESETS, dtype=["float32", "float64"], clipped=[False, True])
+def test_roots_of_each_form_are_packed_and_nothing_is_allocated(form, dtype, clipped):
+    assert_roots_are_packed("update_dense", form, dtype, clipped, False)
+
+
+@slow
+@x86
+@pytest.mark.parametrize(("name", "form", "dtype", "flag", "parallel"), OF_THE_RULE)
 def test_roots_are_packed_and_nothing_is_allocated(name, form, dtype, flag, parallel):
+    assert_roots_are_packed(name, form, dtype, flag, parallel)
+
+
+def assert_roots_are_packed(name, form, dtype, flag, parallel):
+    """And nothing is allocated, nor converted to another width."""
     text, flags = assembly(name, *of_form(form, dtype), flag, parallel)
     assert flags.get("parallel", False) == parallel
     packed, other = ("v?sqrtps", "v?sqrtpd") if dtype == "float32" else ("v?sqrtpd", "v?sqrtps")
