@@ -14,7 +14,7 @@ import pytest
 import rmsjit
 from rmsjit.checkpoints import array_file, atomic_file
 from rmsjit.checkpoints.save import load, save
-from strategies import every_dtype
+from strategies import DTYPES
 
 ENDINGS = [".npz", ".safetensors"]
 OPTIMIZERS = {
@@ -111,7 +111,10 @@ def assert_resumes(path, make, variables, fresh, steps=train):
 # --- resuming -------------------------------------------------------------------------------
 
 
-@every_dtype
+@pytest.mark.parametrize(
+    "dtype",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "float32")) for name in DTYPES],
+)
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_resumed_run_continues_bit_for_bit(path, kind, dtype):
     variables = in_every_layout(dtype)
