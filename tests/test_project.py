@@ -59,6 +59,20 @@ def test_a_lower_bound_is_one_version():
             assert re.match(r"[\w-]+(\[\w+\])?>=[\d.]+(,<\d+)?(;|$)", line), line
 
 
+def test_install_commands_name_extras_that_there_are():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+    text = "".join(
+        path.read_text(encoding="utf-8") for path in [*pages, *ROOT.glob("docs/**/*.md")]
+    )
+    named = {
+        name
+        for names in re.findall(r'pip install (?:-e )?"[\w./]+\[(.+?)\]"', text)
+        for name in names.split(",")
+    }
+    assert {"autograd", "demo", "mpi", "torch"} <= named
+    assert named <= set(settings()["project"]["optional-dependencies"])
+
+
 def test_the_sdist_has_every_file_that_the_tests_read():
     included = settings()["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     read = {"src", "tests", "docs", "examples", "benchmarks", "changes", "noxfile.py"}
