@@ -154,6 +154,7 @@ def test_squares_are_packed(dtype, parallel):
     assert_nothing_is_allocated(text)
 
 
+READING_OBJECTS = ["read_pairs", "follow", "read_tensors"]
 SHIPPED_ONCE = [
     "tick",
     "reset",
@@ -162,8 +163,9 @@ SHIPPED_ONCE = [
     "first_outside",
     "find_rows",
     "run_act",
-    "read_pairs",
-    "follow",
+    "meets_written",
+    "touch_pages",
+    *READING_OBJECTS,
 ]
 
 
@@ -173,7 +175,7 @@ SHIPPED_ONCE = [
 def test_other_kernels_allocate_nothing(name):
     """Only the kernels that read object headers hold the GIL, which keeps them as they are."""
     text, flags = assembly(name)
-    assert flags["nogil"] == (name not in ("read_pairs", "follow"))
+    assert flags["nogil"] == (name not in READING_OBJECTS)
     assert_nothing_is_allocated(text)
 
 

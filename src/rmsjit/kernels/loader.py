@@ -131,9 +131,7 @@ def touch_pages() -> Kernel:
 @functools.cache
 def meets_written() -> Kernel:
     """Whether memory that a step reads meets what it writes."""
-    return compile_kernel(
-        "meets_written", "", lambda: overlap.meets_written, arguments=2, flags=HOLDING_GIL
-    )
+    return compile_kernel("meets_written", "", lambda: overlap.meets_written, arguments=2)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ def _derived() -> Any:
     return field(init=False, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class Clipping:
     """The clipping bounds of an optimizer, None for those not set.
 
