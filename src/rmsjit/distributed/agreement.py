@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from rmsjit.distributed.comm import all_reduce, gathered_objects
 from rmsjit.distributed.differences import differences
 from rmsjit.distributed.intent import FOLLOWED, NO_FLAGS, TEXTS, Act, Flags, Intent, Place, Progress
+from rmsjit.distributed.meeting import NOTHING, meeting_of
+from rmsjit.distributed.shared import SharedMemory
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.rule.hyperparameters import Numbers
 from rmsjit.rule.numbers import StepNumbers
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 _BOUNDS = ("clipvalue", "clipnorm", "global_clipnorm", "factor")  # as arguments of `Clipping`
 _NUMBERS = len(StepNumbers._fields)
 _ABSENT = math.nan  # for a bound that is not set
-_NOTHING = int(np.iinfo(np.int64).min)  # what the maximum ignores
 _MOST_TEXT = 2000  # characters of an error that are sent
 
 
@@ -76,7 +77,7 @@ class NumbersReader:
         """Numbers and clipping bounds from what `words_of` and `words_of_groups` have made."""
         received = words.tobytes() + of_groups.tobytes()
         if received != self._received:
-            values = words.view(np.float64).tolist()
+            values = words[1:].view(np.float64).tolist()
             bounds: Any = (None if math.isnan(bound) else bound for bound in values[_NUMBERS:])
             rows = [values[:_NUMBERS], *of_groups.view(np.float64).tolist()]
             self._objects = tuple(StepNumbers(*row) for row in rows), Clipping(*bounds)
@@ -101,10 +102,10 @@ class NumbersWriter:
 
 
 def words_of(numbers: StepNumbers, clipping: Clipping) -> NDArray[np.int64]:
-    """The bits of the numbers of a step for variables in no group."""
+    """The bits of the numbers of a step for variables in no group, behind a 1."""
     bounds = (getattr(clipping, name) for name in _BOUNDS)
     values = [*numbers, *(_ABSENT if bound is None else bound for bound in bounds)]
-    return np.array(values, np.float64).view(np.int64)
+    return np.append(1, np.array(values, np.float64).view(np.int64))
 
 
 def words_of_groups(numbers: Numbers) -> NDArray[np.int64]:
@@ -112,21 +113,25 @@ def words_of_groups(numbers: Numbers) -> NDArray[np.int64]:
     return np.array(numbers, np.float64).reshape(-1, _NUMBERS).view(np.int64)
 
 
-NO_WORDS = words_of(StepNumbers(*[0.0] * _NUMBERS), NO_CLIPPING)
+NO_WORDS = np.zeros_like(words_of(StepNumbers(*[0.0] * _NUMBERS), NO_CLIPPING))
 NO_GROUPS = words_of_groups(())
 
 # The words of a header.  Of what must be equal there is the number and its complement: their
 # maxima give the largest and the smallest number.
 _EQUAL = 2 + len(Place._fields) + len(Progress._fields)
-_FAILED, _UNPREPARED, _UNFIT, _OUT, _ALONE, _LEADER, _FIRST_NUMBER = range(
-    2 * _EQUAL, 2 * _EQUAL + 7
-)
-_WORDS = _FIRST_NUMBER + len(NO_WORDS)
-_NO_INTENT = [_NOTHING] * (2 * _EQUAL)
+_FAILED, _UNPREPARED, _UNFIT, _OUT, _ALONE, _OF_RANK_0 = range(2 * _EQUAL, 2 * _EQUAL + 6)
+_WORDS = _OF_RANK_0 + len(NO_WORDS)
+_NO_INTENT = [NOTHING] * (2 * _EQUAL)
 
 
 class Agreement:
-    """The exchange of headers on one communicator.
+    """What the ranks of one communicator agree on, from their headers.
+
+    Parameters
+    ----------
+    comm : mpi4py.MPI.Comm
+    memory : SharedMemory, optional
+        Where they exchange headers, if there is any.
 
     Attributes
     ----------
@@ -138,8 +143,9 @@ class Agreement:
         How many acts have been refused on all ranks.
     """
 
-    def __init__(self, comm: Any) -> None:
+    def __init__(self, comm: Any, memory: SharedMemory | None = None) -> None:
         self._comm = comm
+        self._meeting = meeting_of(comm, memory, _WORDS)
         self.ended: str = ""
         self.join_is_over: bool = False
         self.refusals: int = 0
@@ -173,10 +179,11 @@ class Agreement:
         """
         if self.ended:
             raise error or RuntimeError(self.ended)
-        self._finish_sending()
+        if self._underway is not None:
+            self._finish_sending(self._underway)
         largest = self._largest(own, error, flags, words)
         said: list[int] = largest.tolist()  # NumPy takes longer for single numbers
-        active = said[_LEADER] != _NOTHING
+        active = said[0] != NOTHING
         uneven = said[_OUT] == 1
         alike = said[:_EQUAL] == [~word for word in said[_EQUAL : 2 * _EQUAL]]
         self.join_is_over = said[_ALONE] == 1 or said[0] == Act.LEAVE
@@ -189,31 +196,27 @@ class Agreement:
         found = Flags(said[_UNPREPARED] == 1, said[_UNFIT] == 1)
         if not active:
             return Agreed(None, 0, found, uneven, NO_WORDS)
-        sent = largest[_FIRST_NUMBER:] if said[_LEADER] == ~0 else None
+        sent = largest[_OF_RANK_0:] if said[_OF_RANK_0] == 1 else None
         return Agreed(own or _intent_of(said), said[1], found, uneven, sent)
 
     def begin(self, sending: Sending) -> None:
         """Let messages travel until the next act; all ranks have agreed on that."""
         self._underway = sending
 
-    def _finish_sending(self) -> None:
-        sending, self._underway = self._underway, None
-        if sending is not None:
-            sending.finish()
+    def _finish_sending(self, sending: Sending) -> None:
+        self._underway = None
+        sending.finish()
 
     def _largest(
         self, own: Intent | None, error: BaseException | None, flags: Flags, words: Any
     ) -> NDArray[np.int64]:
-        equal, alone, leader = _NO_INTENT, False, _NOTHING
+        equal, alone = _NO_INTENT, False
         if own is not None:
             equal = [own.act, own.claim.fingerprint, *own.place, *own.progress]
             equal += [~word for word in equal]
-            alone, leader = not own.joining, ~self._comm.rank
-        message = np.empty(_WORDS, np.int64)
-        message[:_FIRST_NUMBER] = [*equal, error is not None, *flags, own is None, alone, leader]
-        message[_FIRST_NUMBER:] = words if self._comm.rank == 0 else _NOTHING
-        all_reduce(self._comm, message, "MAX", np.int64, _WORDS)
-        return message
+            alone = not own.joining
+        header = [*equal, error is not None, *flags, own is None, alone]
+        return self._meeting.exchange(header, words)
 
     @staticmethod
     def _is_alone(said: list[int]) -> bool:

@@ -7,7 +7,8 @@ reduced while it is still in the cache.  Half types, which MPI can't add, are se
 or all that is summed in float32 as bfloat16 (`rmsjit.distributed.wire`).
 
 A buffer of a single piece may be summed in memory that all ranks share
-(`rmsjit.distributed.shared`), in order of rank.
+(`rmsjit.distributed.shared`), in order of rank.  Then gradients are put there before the ranks
+agree on the step.
 
 ``MPI_Allreduce`` gives every rank identical bits: the standard requires it ("all processes from
 the same group participating in these operations receive identical results").
@@ -27,15 +28,15 @@ from rmsjit.arrays.dtypes import Precision
 from rmsjit.distributed.comm import IN_FLIGHT
 from rmsjit.distributed.packing import Flats, Packing, Part, Sums, in_reals, total_size
 from rmsjit.distributed.settings import Settings
-from rmsjit.distributed.shared import SharedMemory
+from rmsjit.distributed.shared import Layout, SharedArrays
 from rmsjit.distributed.wire import is_narrow, sums_for
 
 
 class DenseBuffer:
     """The gradients of one dtype, with `sizes` by position.
 
-    A single piece may be summed in `memory` if there is any; it must have room before the first
-    `start`.
+    A single piece may be summed in shared memory, if there is a layout of it.  Then gradients must
+    have been given to `put` before `start`.
 
     Attributes
     ----------
@@ -50,7 +51,7 @@ class DenseBuffer:
         dtype: np.dtype[Any],
         sizes: dict[int, int],
         settings: Settings,
-        memory: SharedMemory | None = None,
+        layout: Layout | None = None,
     ) -> None:
         self._comm = comm
         ends = np.cumsum(list(sizes.values())).tolist()
@@ -75,15 +76,25 @@ class DenseBuffer:
         reals = min(most, ends[-1]) * self._components
         self._adding = sums_for(settings, precision, comm.size, reals)
         is_alone = len(self._pieces) == 1 and not is_narrow(settings, precision, comm.size)
-        if memory is not None and is_alone:
-            self._adding = memory.sums_of(self._sums.wire.nbytes)
+        self._shared: SharedArrays | None = None
+        if layout is not None and is_alone:
+            self._shared = layout.message(comm.size, self._sums.wire.dtype, self._sums.wire.size)
         self._requests: deque[Any] = deque()
+
+    def put(self, gradients: Flats) -> None:
+        """Write gradients to shared memory, if they are summed there."""
+        if self._shared is not None and self._shared.have_room:
+            [(_, _, packing)] = self._pieces
+            packing.fill(self._shared.own, gradients)
 
     def start(self, gradients: Flats) -> None:
         """Start the reduction of gradients; a single piece leaves nothing to do meanwhile."""
         if len(self._pieces) == 1:
             piece, reals, packing = self._pieces[0]
-            packing.fill(self._adding.input_for(piece), gradients)
+            if self._shared is not None and self._shared.have_room:
+                self._shared.add_up(self._comm, piece)
+                return
+            packing.fill(piece, gradients)
             self._adding.add_up(self._comm, reals, self._sums.reals.dtype, reals.size)
             return
         for number, (piece, _, packing) in enumerate(self._pieces):

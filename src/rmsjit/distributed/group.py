@@ -29,7 +29,7 @@ class Group:
     node : Node
         The ranks on this rank's machine.
     memory : SharedMemory
-        For small messages between them.
+        For headers and small messages between them.
     agreement : Agreement
     is_freed : bool
     """
@@ -38,7 +38,7 @@ class Group:
         self.comm: Any = parent.Dup()
         self.node: Node = Node(self.comm)
         self.memory: SharedMemory = SharedMemory(self.node.comm, self.comm.size)
-        self.agreement: Agreement = Agreement(self.comm)
+        self.agreement: Agreement = Agreement(self.comm, self.memory)
         self.is_freed: bool = False
         self._constructed = 0
         self._open = 0

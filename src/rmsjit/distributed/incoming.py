@@ -123,6 +123,7 @@ class Incoming:
         self._reader = HeaderReader(variables, kinds, own, merged_spans(()))
         self._addresses = np.empty(len(kinds), np.int64)
         self._call = self._reader.call_for(self._addresses)
+        self._call_address = address_of(self._call)
         firsts: dict[Key, int] = {}
         for k, key in enumerate(self.keys):
             firsts.setdefault(key, k)
@@ -169,7 +170,7 @@ class Incoming:
         Returns None for other variables or types of gradients, or if a variable has moved or
         become read-only.
         """
-        others = self._reader.read(pairs, self._addresses, address_of(self._call))
+        others = self._reader.read(pairs, self._addresses, self._call_address)
         if others == headers.NOT_AS_EXPECTED:
             return None
         if others == 0 and self._sent_in_place:

@@ -43,6 +43,7 @@ class Outbox:
         self._sending: Sending | None = None
         self._refusals = 0  # of the agreement, when the first gradient was sent
         self._routes: WeakKeyDictionary[Session, Route] = WeakKeyDictionary()
+        self._has_routes = False  # whether there ever was one
 
     @property
     def sending(self) -> Sending | None:
@@ -100,10 +101,10 @@ class Outbox:
 
     def note(self, session: Session, plan: StagePlan, claim: Claim) -> None:
         """Remember the step on which all ranks have agreed; the next one may be like it."""
-        if self._routes:
+        if self._has_routes:
             self.forget(session)
         if plan.terms.sent and plan.messages:
-            self._routes[session] = Route(plan, claim)
+            self._routes[session], self._has_routes = Route(plan, claim), True
 
     def forget(self, session: Session) -> None:
         """Have the gradients of the next step of an optimizer wait for it."""
@@ -139,7 +140,8 @@ class Outbox:
         RuntimeError
             If the step is not about them.
         """
-        found = () if self.sending is None else self.sending.positions(request.pairs)
+        sending = self.sending
+        found = () if sending is None else sending.positions(request.pairs)
         if found and not request.aggregate:
             raise RuntimeError(
                 "gradients were sent, which the strategy sums, but the step is taken with "

@@ -15,7 +15,7 @@ from rmsjit.distributed.incoming import Checked, Incoming, Rows
 from rmsjit.distributed.packing import Flats
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shards import Shards
-from rmsjit.distributed.shared import SharedMemory
+from rmsjit.distributed.shared import Layout, SharedMemory
 from rmsjit.distributed.sparse import SparseTable, finished, needs_merging, travelling
 from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
 from rmsjit.distributed.starting import Overwriting
@@ -50,6 +50,7 @@ class ReplicatedPlan(StagePlan):
         self._memory = memory
         self.most_at_a_time = IN_FLIGHT if settings.wire_dtype is None else 1
         self._buffers: list[DenseBuffer] = []
+        self._waiting: list[DenseBuffer] = []  # those of gradients that are not sent before
         self._sums: dict[int, NDArray[Any]] = {}  # views of the buffers
         self._summed: Pairs | None = None  # of all sums with their variables
         self._tables = {
@@ -57,7 +58,7 @@ class ReplicatedPlan(StagePlan):
             for k in incoming.sparse
         }
 
-    def _add_buffer(self, positions: list[int]) -> DenseBuffer:
+    def _add_buffer(self, positions: list[int], layout: Layout | None) -> DenseBuffer:
         incoming, first = self.incoming, positions[0]
         buffer = DenseBuffer(
             self._comm,
@@ -65,7 +66,7 @@ class ReplicatedPlan(StagePlan):
             incoming.arrays[first].dtype,
             {k: incoming.arrays[k].size for k in positions},
             self._settings,
-            self._memory,
+            layout,
         )
         self._buffers.append(buffer)
         for k, result in buffer.results.items():
@@ -75,14 +76,16 @@ class ReplicatedPlan(StagePlan):
     def lay_out(self, shards: Shards, exact: bool) -> None:
         """Allocate the buffers; every rank has all variables."""
         self._buffers, self._sums, self._summed, self.messages = [], {}, None, {}
+        self._waiting = []
         if self._comm.size == 1 or not self.terms.aggregate:
             return
         incoming, sent = self.incoming, self.terms.sent
+        layout = self._memory.new_layout()
         for positions in incoming.by_precision(sent):
-            buffer = self._add_buffer(positions)
+            buffer = self._add_buffer(positions, layout)
             self.messages = {**self.messages, **dict.fromkeys(positions, buffer)}
-        for positions in incoming.by_precision(k for k in incoming.dense if k not in sent):
-            self._add_buffer(positions)
+        others = incoming.by_precision(k for k in incoming.dense if k not in sent)
+        self._waiting = [self._add_buffer(positions, layout) for positions in others]
 
     def has_state(self, store: SlotStore, shards: Shards, k: int) -> bool:
         return self.incoming.keys[k] in store.entries
@@ -108,21 +111,28 @@ class ReplicatedPlan(StagePlan):
     def flat(self, position: int, gradient: NDArray[Any]) -> NDArray[Any]:
         return self.incoming.layouts[position].canonical(gradient).reshape(-1)
 
-    def outgoing(self, checked: Checked) -> Outgoing:
-        precisions = self.incoming.precisions
-        flats = [np.ravel(g) if isinstance(g, np.ndarray) else None for g in checked.gradients]
-        rows = {k: travelling(checked.gradients[k], precisions[k]) for k in self._tables}
-        return Outgoing(Flats(flats, checked.addresses), rows)
+    def outgoing(self, checked: Checked, is_underway: bool) -> Outgoing:
+        if checked.addresses is not None:  # nothing is converted
+            return self._put(Outgoing(Flats([], checked.addresses), {}, is_underway))
+        with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
+            precisions = self.incoming.precisions
+            flats = [np.ravel(g) if isinstance(g, np.ndarray) else None for g in checked.gradients]
+            rows = {k: travelling(checked.gradients[k], precisions[k]) for k in self._tables}
+            return self._put(Outgoing(Flats(flats), rows, is_underway))
+
+    def _put(self, outgoing: Outgoing) -> Outgoing:
+        """Write gradients to shared memory, as far as they are summed there."""
+        for buffer in self._waiting if outgoing.is_underway else self._buffers:
+            buffer.put(outgoing.flats)
+        return outgoing
 
     def reduced(self, checked: Checked, outgoing: Outgoing, step: Step) -> Stage:
         if not self.terms.aggregate:
             own = {} if step.clipping.is_none else self._combined_rows(outgoing.rows)
             return self._stage(self._pairs(checked, own), step, combine=self._agreed_norms)
-        underway = self.messages.values() if outgoing.is_underway else ()
-        for buffer in self._buffers:
-            if buffer not in underway:
-                buffer.start(outgoing.flats)
-        tables = self._reduced_tables(outgoing.rows, step.clipping)
+        for buffer in self._waiting if outgoing.is_underway else self._buffers:
+            buffer.start(outgoing.flats)
+        tables = self._reduced_tables(outgoing.rows, step.clipping) if self._tables else {}
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)
         return self._stage(self._pairs(checked, tables), step)
@@ -147,8 +157,6 @@ class ReplicatedPlan(StagePlan):
         return {k: IndexedSlices(*finished(own, 1.0, arrays[k].dtype)) for k, own in rows.items()}
 
     def _reduced_tables(self, own: dict[int, Rows], clipping: Clipping) -> dict[int, IndexedSlices]:
-        if not own:
-            return {}
         precisions = self.incoming.precisions
         counts = gathered_counts(self._comm, [len(rows.indices) for rows in own.values()])
         reduced = {}

@@ -124,10 +124,13 @@ class Session:
 
     def reduced(self, engine: Engine, request: Request, joining: bool) -> Stage | None:
         """Make the stage of one step; see `rmsjit.steps.reduction.Strategy`."""
+        self._group.memory.begin()
         own = self.own(engine, request)
         self._outbox.clear()
         intent = self._intent(engine, request, own, joining)
-        agreed = self.agree(intent, own.error, self._flags(own, request), own.words)
+        unprepared = own.plan is not None and not own.plan.is_prepared
+        flags = Flags(unprepared, not request.finite)
+        agreed = self.agree(intent, own.error, flags, own.words)
         if agreed.uneven:
             with shared_errors(self.comm, "be followed by the others"):
                 _check_reduces(request)
@@ -158,7 +161,8 @@ class Session:
         """Exchange headers; see `rmsjit.distributed.agreement.Agreement.reach`."""
         if not self._has_met:
             self.place = self.place._replace(session=self._roster.met)
-        intent = intent._replace(place=self.place)
+        if intent.place is not self.place:
+            intent = intent._replace(place=self.place)
         agreed = self._group.agreement.reach(intent, error, flags, words)
         if not self._has_met:
             self._has_met = True
@@ -171,21 +175,23 @@ class Session:
         self.agree(Intent(Act.STEP), error)
 
     def own(self, engine: Engine, request: Request) -> Own:
-        """Do all of the step that may fail on one rank alone."""
+        """Do all of the step that may fail on one rank alone.
+
+        Gradients that are summed in shared memory are written there.
+        """
         plan = None
         try:
             plan, checked = self._planned(engine, request)
             plan.notice_lost_state(engine.store, self.shards)
-            is_underway = plan.is_prepared and self._outbox.has_sums_of(plan)
+            is_travelling = plan.is_prepared and bool(plan.terms.sent)
+            is_underway = is_travelling and self._outbox.has_sums_of(plan)
             numbers = request.hyperparameters.at(request.counter)
             check_counter(request.counter)
-            with np.errstate(all="ignore"):
-                outgoing = plan.outgoing(checked) if plan.is_prepared else None
-            if outgoing is not None and is_underway:
-                outgoing = outgoing._replace(is_underway=True)
+            outgoing = plan.outgoing(checked, is_underway) if plan.is_prepared else None
             own = self.known.claim(engine, request, plan, is_underway)
             words = self._writer.write(numbers[0], request.clipping)
-            return Own(plan, checked, outgoing, own, words, words_of_groups(numbers[1:]))
+            of_groups = words_of_groups(numbers[1:]) if len(numbers) > 1 else NO_GROUPS
+            return Own(plan, checked, outgoing, own, words, of_groups)
         except BaseException as error:  # the other ranks must learn of it, whatever it is
             return Own(error=error)
 
@@ -208,12 +214,15 @@ class Session:
                 warn_of_missing(missing)
         numbers, clipping = self._read(own, agreed)
         plan.check_numbers(numbers, clipping)
-        if agreed.flags.unprepared:
+        unprepared = agreed.flags.unprepared
+        if unprepared:
             self._prepare(engine, request, plan, Hyperparameters(numbers[0]._asdict()), clipping)
         with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
-            if outgoing is None:
+            if unprepared:
                 with shared_errors(self.comm, "convert the gradients"):
-                    outgoing = plan.outgoing(checked)
+                    outgoing = plan.outgoing(checked, False)
+            if unprepared or agreed.uneven:  # some write gradients after the headers
+                self._group.memory.wait_for_all()
             self._outbox.note(self, plan, own.claim)
             norms = clipping.by_norm or engine.reads_norms
             rows = self._rows(engine.store, plan) if norms else None
@@ -256,7 +265,7 @@ class Session:
         return Intent(Act.STEP, self.place, progress, own.claim, joining)
 
     def _progress(self, engine: Engine, counter: NDArray[Any] | None, plan: StagePlan) -> Progress:
-        if self.known.lacks(plan):  # all start from rank 0
+        if not plan.is_prepared and self.known.lacks(plan):  # all start from rank 0
             return Progress(self.steps)
         behind = 0
         if engine.exact:
@@ -264,11 +273,8 @@ class Session:
                 engine.store.entries.get(plan.incoming.keys[k]) for k in plan.incoming.sparse
             )
             behind = sum(e.clock.now for e in entries if e is not None and e.clock is not None)
-        return Progress(self.steps, 0 if counter is None else _as_word(counter), behind)
-
-    def _flags(self, own: Own, request: Request) -> Flags:
-        unprepared = own.plan is not None and not own.plan.is_prepared
-        return Flags(unprepared, not request.finite)
+        iterations = 0 if counter is None else int(counter.astype(np.int64))
+        return Progress(self.steps, iterations, behind)
 
     @property
     def last_plan(self) -> StagePlan | None:
@@ -279,7 +285,7 @@ class Session:
 
     def _planned(self, engine: Engine, request: Request) -> tuple[StagePlan, Checked]:
         """A known or new plan, and the gradients that it has checked."""
-        sent = self._outbox.positions(request)
+        sent = () if self._outbox.sending is None else self._outbox.positions(request)
         terms, plan = Terms(engine.store.form, request.aggregate, sent), self._plans.last
         if plan is not None and plan.terms == terms:
             checked = plan.incoming.checked(request.pairs)
@@ -375,8 +381,3 @@ def _check_reduces(request: Request) -> None:
             "join() needs gradients that the strategy reduces, but the step is taken with "
             "experimental_aggregate_gradients=False"
         )
-
-
-def _as_word(counter: NDArray[Any]) -> int:
-    """A count of steps as an int64."""
-    return int(counter.astype(np.int64))

@@ -168,10 +168,11 @@ class ShardedPlan(StagePlan):
 
     # --- one step ---------------------------------------------------------------------------
 
-    def outgoing(self, checked: Checked) -> Outgoing:
+    def outgoing(self, checked: Checked, is_underway: bool) -> Outgoing:
         precisions = self.incoming.precisions
-        rows = {k: travelling(checked.gradients[k], precisions[k]) for k in self._tables}
-        return Outgoing(self._flat_gradients(checked), rows)
+        with np.errstate(all="ignore"):  # what a cast loses, as in a step of one process
+            rows = {k: travelling(checked.gradients[k], precisions[k]) for k in self._tables}
+        return Outgoing(self._flat_gradients(checked), rows, is_underway)
 
     def reduced(self, checked: Checked, outgoing: Outgoing, step: Step) -> Stage:
         rows = self._reduce(outgoing) if self.terms.aggregate else self._take(outgoing)

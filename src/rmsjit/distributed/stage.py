@@ -249,8 +249,12 @@ class StagePlan(ABC):
         """The elements of a dense gradient in the order in which they are sent."""
 
     @abstractmethod
-    def outgoing(self, checked: Checked) -> Any:
-        """What this rank sends of its gradients, converted; this may fail on one rank alone."""
+    def outgoing(self, checked: Checked, is_underway: bool) -> Any:
+        """What this rank sends of its gradients, converted; this may fail on one rank alone.
+
+        `is_underway` says whether the gradients that were sent before the step travel already.
+        Of the others, those that are summed in shared memory are written there.
+        """
 
     @abstractmethod
     def reduced(self, checked: Checked, outgoing: Any, step: Step) -> Stage:

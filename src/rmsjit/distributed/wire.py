@@ -26,12 +26,8 @@ def is_narrow(settings: Settings, precision: Precision, ranks: int) -> bool:
 class Sums:
     """Starts sums over ranks, in the dtype of the arrays."""
 
-    def input_for(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Where this rank must put its numbers before `add_up` is called for `array`."""
-        return array
-
     def add_up(self, comm: Any, array: NDArray[Any], dtype: Any, count: int) -> None:
-        """Sum what ranks have put at `input_for` into an array.
+        """Sum an array in place.
 
         MPI takes less time for that than to start a sum and to wait for it.
         """
