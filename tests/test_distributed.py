@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import rmsjit
-from rmsjit.distributed import MPIStrategy
+from rmsjit.distributed import MPIStrategy, shared
 from rmsjit.distributed.agreement import NumbersReader, words_of, words_of_groups
 from rmsjit.distributed.comm import check_message
 from rmsjit.distributed.dense import Part, cut
@@ -23,6 +23,7 @@ from rmsjit.distributed.node import thread_share
 from rmsjit.distributed.settings import Settings
 from rmsjit.distributed.shard_buffer import bundles, rounds
 from rmsjit.distributed.shards import bounds_of
+from rmsjit.distributed.shared import Layout, SharedArrays, SharedMemory
 from rmsjit.distributed.sparse import combined
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.numbers import StepNumbers
@@ -266,6 +267,47 @@ def test_pieces_cover_every_gradient_once_in_order(most):
     ]
     assert elements == [(k, element) for k, size in sizes.items() for element in range(size)]
     assert all(sum(p.stop - p.start for p in piece) == most for piece in pieces[:-1])
+
+
+class Alone:
+    """A communicator of one rank, whose members must not be called."""
+
+    rank, size = 0, 1
+
+
+def test_acts_use_the_halves_of_shared_memory_in_turn():
+    memory = SharedMemory(Alone(), 1)
+    assert not memory.is_there
+    assert memory.new_layout() is None
+    memory._parts, memory.place[0] = [np.zeros(2048, np.uint8) for _ in range(3)], (1024, 0, False)
+    arrays = SharedArrays(memory, 64, np.float32, 5)
+    for act in range(4):
+        memory.begin()
+        memory.begin()  # once
+        for rank, array in enumerate(arrays.everyone):
+            array[...] = 10 * act + rank
+        assert (arrays.own == 10 * act).all()
+        memory.exchange()
+        total = np.empty(5, np.float32)
+        arrays.add_up(None, total)
+        assert (total == 30 * act + 3).all()
+    [last] = [part.view(np.float32)[[16, 20, 272, 276]].tolist() for part in memory._parts[:1]]
+    assert last == [30, 30, 20, 20]  # the half of the third act, and that of the fourth
+
+
+def test_messages_have_places_of_their_own_until_they_are_too_large(monkeypatch):
+    monkeypatch.setattr(shared, "_MOST_BYTES", 3 * 1000)
+    memory = SharedMemory(Alone(), 1)
+    layout = Layout(memory)
+    sizes = (1, 100, 17, 201, 5)
+    made = [layout.message(3, np.dtype(np.float32), size) for size in sizes]
+    assert [one is None for one in made] == [False, False, False, True, False]
+    assert not any(one.have_room for one in made if one)
+    memory._parts, memory.place[0] = [np.zeros(1 << 14, np.uint8)], (1 << 13, 0, False)
+    for number, one in enumerate(made):
+        if one:
+            one.own[...] = number
+    assert [(one.own == k).all() for k, one in enumerate(made) if one] == [True] * 4
 
 
 def test_bfloat16_messages_need_ml_dtypes(monkeypatch):
