@@ -212,3 +212,47 @@ def test_factors_of_a_norm_do_not_stay():
     for each, variable in ((optimizer, v), (twin, copy)):
         each.apply_gradients([(noise(4, seed=1), variable)])
     assert np.array_equal(v, copy)
+
+
+def test_pairs_that_have_not_moved_are_read_once(monkeypatch):
+    """As a strategy's sums are, which it makes itself, with variables that it has checked."""
+    W, gradient, other = noise(3), noise(3, seed=1), noise(3, seed=2)
+    opt = RMSprop(0.1)
+    pairs = ((gradient, W),)
+    for _ in range(2):
+        opt.apply_gradients(pairs)
+    plan = opt._engine._plans.last.plan
+    read, bind = [], plan.bind
+    monkeypatch.setattr(plan, "bind", lambda *arguments: read.append(arguments) or bind(*arguments))
+    address = gradient.__array_interface__["data"][0]
+
+    def bound():
+        binding = plan.bind_unmoved(pairs)
+        assert binding.gradients.tolist() == [address]
+        assert binding.alive is pairs
+        plan.free.append(binding)
+
+    for reads in (1, 1):
+        bound()
+        assert len(read) == reads
+    opt.apply_gradients([(other, W)])
+    for reads in (3, 3):
+        bound()
+        assert len(read) == reads
+    opt._engine.store.epoch[0] += 1  # something that the plan depends on has changed
+    assert plan.bind_unmoved(pairs) is None
+
+
+def test_gradients_that_are_copied_are_copied_at_every_step():
+    W, gradient = noise(3), noise(6, seed=1)
+    opt = RMSprop(0.1)
+    pairs = ((gradient[::2], W),)
+    for _ in range(2):
+        opt.apply_gradients(pairs)
+    plan = opt._engine._plans.last.plan
+    for value in (1.0, 2.0):
+        gradient[...] = value
+        binding = plan.bind_unmoved(pairs)
+        _, [copy] = binding.alive
+        assert (copy == value).all()
+        plan.free.append(binding)

@@ -135,13 +135,15 @@ class ReplicatedPlan(StagePlan):
         tables = self._reduced_tables(outgoing.rows, step.clipping) if self._tables else {}
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)
-        return self._stage(self._pairs(checked, tables), step)
+        pairs = self._pairs(checked, tables)
+        return self._stage(pairs, step, are_unmoved=pairs is self._summed)
 
     def _pairs(self, checked: Checked, tables: Mapping[int, Any]) -> Pairs:
         """Pairs with sums instead of gradients, as far as there are sums, and with `tables`.
 
-        Without tables they are the same at every step.  To make them takes as long as to update
-        as many small variables.
+        Without tables they are the same at every step, and the check of the gradients has found
+        the variables where they were.  To make pairs takes as long as to update as many small
+        variables.
         """
         if not tables and not self._sums and not self.incoming.missing:
             return checked.pairs

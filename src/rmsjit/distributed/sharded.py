@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from rmsjit.state.making import start_from_variable
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build, check_rows
 from rmsjit.steps.norms import Norms
+from rmsjit.steps.pairs import Pairs
 from rmsjit.variables import is_trainable
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class ShardedPlan(StagePlan):
         self.cuts: dict[int, Cut] = {}
         self.pieces: dict[int, NDArray[Any]] = {}
         self._buffers: list[ShardBuffer] = []
+        self._summed: Pairs | None = None  # of every step, if there are no tables
         self._whole: dict[Key, Slots] = {}
         self._flats: Flats | None = None  # of the variables, if none has to be copied
 
@@ -91,6 +94,7 @@ class ShardedPlan(StagePlan):
             for buffer in self._buffers
             for part, result in zip(buffer.parts, buffer.results, strict=True)
         }
+        self._summed = None if self._tables else self._pairs({})
 
     def _slices(self, k: int) -> Slices:
         return slices_for(self._settings, self.incoming.precisions[k], self._comm.size)
@@ -177,8 +181,7 @@ class ShardedPlan(StagePlan):
     def reduced(self, checked: Checked, outgoing: Outgoing, step: Step) -> Stage:
         rows = self._reduce(outgoing) if self.terms.aggregate else self._take(outgoing)
         tables = {k: self._tables[k].local(own) for k, own in rows.items()}
-        sums = {**self._sums, **tables}
-        pairs = tuple((sums[k], piece) for k, piece in self.pieces.items())
+        pairs = self._pairs(tables) if self._summed is None else self._summed
         return self._stage(
             pairs,
             step,
@@ -186,7 +189,13 @@ class ShardedPlan(StagePlan):
             own=lambda factors: factors[self._owned],
             combine=self._whole_norms,
             spread=partial(self._share, rows),
+            are_unmoved=pairs is self._summed,
         )
+
+    def _pairs(self, tables: Mapping[int, Any]) -> Pairs:
+        """The parts of this rank with the sums of their gradients, some of them of `tables`."""
+        sums = {**self._sums, **tables}
+        return tuple((sums[k], piece) for k, piece in self.pieces.items())
 
     def _whole_norms(self, norms: Norms | None) -> Norms | None:
         """Norms of whole gradients, from the norms of the parts on all ranks."""

@@ -46,6 +46,8 @@ class Stage:
         Called after the last exchange.
     rows : int64 array or None
         The group of each whole gradient, if the parts of this rank do not tell.
+    are_unmoved : bool
+        Whether no array of the pairs has moved since a step with these very pairs.
     """
 
     pairs: Pairs
@@ -58,6 +60,7 @@ class Stage:
     spread: Callable[[], None] | None
     completed: Callable[[], None]
     rows: NDArray[np.int64] | None = None
+    are_unmoved: bool = False
 
     def whole(self, norms: Norms) -> Norms:
         """Norms of whole gradients.
@@ -268,6 +271,7 @@ class StagePlan(ABC):
         own: Callable[[NDArray[Any]], NDArray[Any]] = _unchanged,
         combine: Callable[[Norms | None], Norms | None] | None = None,
         spread: Callable[[], None] | None = None,
+        are_unmoved: bool = False,
     ) -> Stage:
         return Stage(
             pairs,
@@ -280,6 +284,7 @@ class StagePlan(ABC):
             spread,
             step.completed,
             step.rows,
+            are_unmoved,
         )
 
     def _name(self, position: int) -> str:

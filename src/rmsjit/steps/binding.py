@@ -17,6 +17,7 @@ from rmsjit.runtime.threads import Launch
 from rmsjit.runtime.trials import Trials
 from rmsjit.steps.act import Act
 from rmsjit.steps.occurrences import Occurrences
+from rmsjit.steps.pairs import Pairs
 from rmsjit.steps.place import Place
 from rmsjit.steps.roaming import Found, Locator, RoamingPlace
 
@@ -55,6 +56,8 @@ class Binding:
         Where the addresses are.
     alive : object
         Keeps the gradients behind the addresses alive.
+    known : tuple or None
+        Pairs that need not be read again as long as nothing moves; see `Plan.bind_unmoved`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Binding:
         self.lapse_numbers = {name: np.zeros((groups, 4)) for name in computing}
         self.noise = noise.copy()
         self.alive: Any = None
+        self.known: Pairs | None = None
         self._roaming: RoamingPlace | None = None
         self._read_call = place.reader.call_for(self.gradients)
         self.read_address = address_of(self._read_call)

@@ -197,7 +197,8 @@ class Engine:
             plan, last = None, self._plans.last
             if last is not None:
                 plan = last.plan
-                binding = plan.bind(pairs)
+                are_unmoved = stage is not None and stage.are_unmoved
+                binding = plan.bind_unmoved(pairs) if are_unmoved else plan.bind(pairs)
             if plan is None or binding is None:
                 plan, binding, pairs = self._bound(pairs, hyperparameters)
             place, launch = binding.place, ONE_THREAD

@@ -172,6 +172,7 @@ class Plan:
                 binding = self._new_binding(place)
         if place is not None and place is not binding.place:
             binding.move(place)
+        binding.known = None
         reader = binding.place.reader
         if reader.compiled is not None:
             others = reader.compiled(id(pairs), binding.read_address)
@@ -184,6 +185,20 @@ class Plan:
         binding.alive = pairs
         if others or self.sparse:
             self._bind_others(pairs, binding)
+        return binding
+
+    def bind_unmoved(self, pairs: Pairs) -> Binding | None:
+        """`bind` to pairs whose arrays have not moved since they were bound here, if they were.
+
+        The caller has checked the variables, and makes the gradients itself.
+        """
+        last = self.free[-1] if self.free else None
+        if last is not None and last.known is pairs and self._valid_epoch == self.epoch[0]:
+            last.alive = pairs
+            return self.free.pop()
+        binding = self.bind(pairs)
+        if binding is not None and binding.alive is pairs:  # no gradient was copied
+            binding.known = pairs
         return binding
 
     def bind_again(self, pairs: Pairs, store: SlotStore) -> Binding | None:
@@ -247,7 +262,7 @@ class Plan:
         gradients = binding.gradients
         # Where an earlier step has found them, they have been compared.
         if gradients.tobytes() != addresses.tobytes():
-            gradients[:] = addresses
+            gradients[:], binding.known = addresses, None
             if self._meets_written(gradients):
                 gradients[:] = headers.NOT_READABLE
                 self.free.append(binding)

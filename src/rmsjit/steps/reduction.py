@@ -52,6 +52,7 @@ class Reduction(Protocol):
     clipping: Clipping
     scale: float  # the gradients must still be multiplied by this
     rows: NDArray[np.int64] | None  # the group of each whole gradient; None for those of the pairs
+    are_unmoved: bool  # whether no array of the pairs has moved since a step with these very pairs
 
     def whole(self, norms: Norms) -> Norms:
         """The norms of whole gradients, from those of the parts that this rank has."""
