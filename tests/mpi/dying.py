@@ -19,7 +19,7 @@ def main():
     opt = rmsjit.RMSprop(0.1, strategy=strategy)
     opt.apply_gradients([(np.ones(3), w)])
     if strategy.rank == 1:
-        SharedMemory.wait_for_all = die
+        SharedMemory.exchange = die
     opt.apply_gradients([(np.ones(3), w)])
 
 
