@@ -192,11 +192,11 @@ class Plan:
 
         The caller has checked the variables, and makes the gradients itself.
         """
-        last = self.free[-1] if self.free else None
-        if last is not None and last.known is pairs and self._valid_epoch == self.epoch[0]:
-            last.alive = pairs
-            return self.free.pop()
-        binding = self.bind(pairs)
+        binding = self.free.pop() if self.free else None
+        if binding is not None and binding.known is pairs and self._valid_epoch == self.epoch[0]:
+            binding.alive = pairs
+            return binding
+        binding = self.bind(pairs, binding=binding)
         if binding is not None and binding.alive is pairs:  # no gradient was copied
             binding.known = pairs
         return binding
