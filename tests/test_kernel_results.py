@@ -1,6 +1,7 @@
 """Every kernel as it comes from the cache, tried on a few elements against NumPy."""
 
 import ast
+import ctypes
 import inspect
 from pathlib import Path
 
@@ -9,7 +10,19 @@ import pytest
 
 from rmsjit.arrays.dtypes import kinds_of, precision_of
 from rmsjit.arrays.layout import address_of
-from rmsjit.kernels import act, copies, dense, following, headers, loader, norms, rows
+from rmsjit.kernels import (
+    act,
+    copies,
+    dense,
+    following,
+    headers,
+    loader,
+    norms,
+    overlap,
+    rows,
+    tensors,
+    touching,
+)
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers, packed
 from rmsjit.rule.presets import keras_legacy
@@ -762,3 +775,101 @@ def test_memory_that_no_array_owns_is_for_the_caller_to_check(fresh):
     known = Known(fresh("follow"), [variable], [np.zeros((2, 3), np.float32)])
     known.records[:, following.ROOT] = 0
     assert known.status((np.zeros((2, 3), np.float32), variable)) == 1
+
+
+# --- memory that is read, and memory that is new ----------------------------------------------
+
+
+def test_meeting_what_is_written(fresh):
+    kernel = fresh("meets_written")
+    starts, ends = np.array([[100, 300, 400], [150, 310, 500]])
+    cases = {
+        (0, 100): False,
+        (0, 101): True,
+        (149, 1): True,
+        (150, 150): False,
+        (150, 151): True,
+        (320, 0): False,
+        (305, 0): False,
+        (50, 1000): True,
+        (500, 10): False,
+    }
+    for (address, size), meets in cases.items():
+        begins, sizes = np.array([0, address, 500]), np.array([7, size, 7])
+        words = np.zeros(overlap.WORDS, np.int64)
+        words[overlap.COUNT], words[overlap.SIZES] = 3, address_of(sizes)
+        words[overlap.SPAN_STARTS], words[overlap.SPAN_ENDS] = address_of(starts), address_of(ends)
+        words[overlap.SPANS] = 3
+        assert kernel.call(address_of(words), address_of(begins)) == meets, (address, size)
+
+
+def test_touching_pages(fresh):
+    """A byte of each page of the spans, and nothing else."""
+    page = 64
+    memory = np.ones(10 * page, np.uint8)
+    first = -address_of(memory) % page  # the start of a page
+    spans = address_of(memory) + first + np.array([[5, 2 * page + 1], [3 * page, 3 * page]])
+    cuts, words = np.array([0, 1, 2]), np.zeros(touching.WORDS, np.int64)
+    words[touching.BINS], words[touching.PAGE_BYTES] = 2, page
+    words[touching.CUTS], words[touching.SPANS] = address_of(cuts), address_of(spans)
+    fresh("touch_pages").call(address_of(words))
+    assert (np.flatnonzero(memory == 0) - first).tolist() == [5, page, 2 * page]
+
+
+class FakeTensor:
+    """An array as a tensor that `describe` describes; it can't where there is none."""
+
+    def __init__(self, array):
+        self.array = array
+        if array is not None:
+            self.sizes = np.array([*array.shape, *(s // array.itemsize for s in array.strides)])
+
+
+@ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)
+def describe(tensor, out):
+    array, description = (
+        tensor.array,
+        (ctypes.c_int64 * tensors.DESCRIPTION_WORDS).from_address(out),
+    )
+    if array is None:
+        return -1
+    description[tensors.DATA], description[tensors.DEVICE] = address_of(array), 1
+    description[tensors.KIND] = array.ndim + (array.itemsize << 40)
+    description[tensors.SHAPE] = address_of(tensor.sizes)
+    description[tensors.STRIDES] = address_of(tensor.sizes) + 8 * array.ndim
+    description[tensors.BYTE_OFFSET] = 0
+    return 0
+
+
+def test_reading_tensors(fresh):
+    like = [np.zeros((2, 3), np.float32).T, np.zeros(4)]
+    expected = np.zeros((2, 7), np.int64)
+    for row, array in zip(expected, like, strict=True):
+        strides = [stride // array.itemsize for stride in array.strides]
+        numbers = [1, array.ndim + (array.itemsize << 40), array.ndim, *array.shape, *strides]
+        row[: len(numbers)] = numbers
+    description = np.zeros(tensors.DESCRIPTION_WORDS, np.int64)
+    words = np.zeros(tensors.WORDS, np.int64)
+    words[tensors.COUNT], words[tensors.TUPLE_TYPE] = 2, id(tuple)
+    words[tensors.FIRST_TYPE] = words[tensors.SECOND_TYPE] = id(FakeTensor)
+    words[tensors.DESCRIBE] = ctypes.cast(describe, ctypes.c_void_p).value
+    clear = ctypes.cast(ctypes.pythonapi.PyErr_Clear, ctypes.c_void_p).value
+    words[tensors.CLEAR_ERROR], words[tensors.EXPECTED] = clear, address_of(expected)
+    words[tensors.COLUMNS], words[tensors.DESCRIPTION] = 7, address_of(description)
+    kernel, found = fresh("read_tensors"), np.zeros(2, np.int64)
+
+    def status(*arrays):
+        made = tuple(map(FakeTensor, arrays))
+        return kernel.call(id(made), address_of(words), address_of(found))
+
+    others = [np.ones((2, 3), np.float32).T, np.ones(4)]
+    assert status(*others) == tensors.AS_EXPECTED
+    assert found.tolist() == [address_of(array) for array in others]
+    assert status(*others[:1]) == tensors.NOT_AS_EXPECTED
+    for wrong in (
+        np.ones((3, 2), np.float32),
+        np.ones((2, 3), np.float32),
+        others[0].astype(float),
+    ):
+        assert status(wrong, others[1]) == tensors.NOT_AS_EXPECTED
+    assert status(others[0], None) == tensors.NOT_DESCRIBED
