@@ -1,6 +1,7 @@
 """How long steps of `rmsjit.torch.RMSprop` and of torch take: ``python benchmarks/torch_step.py``.
 
-Both update parameters of their own, some steps each in turn, which are timed alone.  It prints, in
+Both update parameters of their own, some steps each in turn, which are timed alone.  Each has a
+process to itself, as torch's threads go on spinning for a while after a step.  It prints, in
 microseconds, the lower quartiles of:
 
 - ``rmsjit``: a step of `rmsjit.torch.RMSprop`;
@@ -16,6 +17,7 @@ gradients stay, as after ``zero_grad(set_to_none=False)``.
 """
 
 import argparse
+import multiprocessing
 import time
 
 import numpy as np
@@ -25,6 +27,8 @@ from torch import Tensor
 import rmsjit.torch
 
 CALLS = 5  # of each in its turn
+NAMES = ("rmsjit", "torch", "grad", "checked")
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Model:
@@ -61,33 +65,53 @@ class Model:
 
 
 def timed(model, work):
-    """The time of each of some calls."""
+    """The time of each of some calls, after one that wakes threads."""
     times = []
-    for _ in range(CALLS):
+    for _ in range(1 + CALLS):
         model.prepare()
         begin = time.perf_counter()
         work()
         times.append(time.perf_counter() - begin)
-    return times
+    return times[1:]
 
 
-def quartiles(rounds, works):
-    """The lower quartile of the time of each; all take turns."""
-    times = [[timed(*work) for work in works] for _ in range(rounds)]
-    return np.quantile(times, 0.25, axis=(0, 2)).tolist()
+def work_of(name, model):
+    """What is timed under a name."""
+    if name == "rmsjit":
+        return rmsjit.torch.RMSprop(model.parameters, lr=1e-4).step
+    if name == "torch":
+        return torch.optim.RMSprop(model.parameters, lr=1e-4, foreach=True).step
+    return model.gradients if name == "grad" else model.check
+
+
+def serve(connection, name, *of_model):
+    """Time some calls whenever asked, until told to stop."""
+    model = Model(*of_model)
+    work = work_of(name, model)
+    for _ in range(20):  # the first steps compile, and try numbers of threads
+        timed(model, work)
+    connection.send("ready")
+    while connection.recv():
+        connection.send(timed(model, work))
 
 
 def measure(count, size, new, rounds):
-    """The quartiles of ``rmsjit``, ``torch``, ``grad`` and ``checked``, by name."""
-    ours, theirs, neither = (Model(count, size, new) for _ in range(3))
-    works = {
-        "rmsjit": (ours, rmsjit.torch.RMSprop(ours.parameters, lr=1e-4).step),
-        "torch": (theirs, torch.optim.RMSprop(theirs.parameters, lr=1e-4, foreach=True).step),
-        "grad": (neither, neither.gradients),
-        "checked": (neither, neither.check),
-    }
-    quartiles(20, works.values())  # the first steps compile, and try numbers of threads
-    return dict(zip(works, quartiles(rounds, works.values()), strict=True))
+    """The quartiles of `NAMES`, by name; all take turns."""
+    connections = []
+    for name in NAMES:
+        ours, theirs = CONTEXT.Pipe()
+        CONTEXT.Process(target=serve, args=(theirs, name, count, size, new), daemon=True).start()
+        ours.recv()
+        connections.append(ours)
+    times = []
+    for round_number in range(rounds):
+        times.append([])
+        for connection in connections:
+            connection.send(round_number + 1)
+            times[-1].append(connection.recv())
+    for connection in connections:
+        connection.send(0)
+    return dict(zip(NAMES, np.quantile(times, 0.25, axis=(0, 2)).tolist(), strict=True))
 
 
 def main():
