@@ -442,3 +442,11 @@ def test_fingerprints_differ():
 
 def test_threads_are_shared_by_ranks():
     assert thread_share(1) >= thread_share(2) >= thread_share(10_000) == 1
+
+
+def test_a_header_fits_where_no_message_begins():
+    """Messages in shared memory begin behind the place of headers."""
+    pytest.importorskip("mpi4py")
+    from rmsjit.distributed import agreement, shared
+
+    assert agreement._WORDS * np.dtype(np.int64).itemsize <= shared._HEADER_BYTES
