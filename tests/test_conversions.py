@@ -32,6 +32,13 @@ class Foreign:
         return np.array(self.value, dtype or self.value.dtype)
 
 
+class WithoutCopy(Foreign):
+    """As tensors of torch are: NumPy warns when it has to copy one."""
+
+    def __array__(self, dtype=None):
+        return self.value if dtype is None else self.value.astype(dtype)
+
+
 class Interfaced:
     def __init__(self, value):
         self.__array_interface__ = np.asarray(value).__array_interface__
@@ -46,6 +53,7 @@ KEPT = {
     "__array__": Foreign([0.1]),
     "__array__ of int64": Foreign([1]),
     "__array__ of complex128": Foreign([1j]),
+    "__array__ without copy": WithoutCopy([0.1]),
     "__array_interface__": Interfaced(np.array([0.1])),
     "memoryview": memoryview(np.array([0.1])),
     "list of scalars": [ONE],
@@ -56,6 +64,7 @@ KEPT = {
     "tuple of scalars": (ONE, ONE),
     "list of arrays": [np.array([0.1]), np.array([0.2])],
     "list of foreign ones": [Foreign([0.1]), Foreign([0.2])],
+    "list of foreign ones without copy": [WithoutCopy([0.1])],
     "list of variables": [rmsjit.Variable(np.array([0.1]))],
     "callable": lambda: [ONE],
     "variable": rmsjit.Variable(np.array([0.1])),
@@ -91,6 +100,15 @@ def test_a_variable_keeps_the_precision_of_what_has_one(value):
     variable, expected = rmsjit.Variable(value), plain_array(value)
     assert variable.dtype == expected.dtype
     assert (variable.array == expected).all()
+
+
+@pytest.mark.parametrize("foreign", [Foreign, WithoutCopy])
+def test_foreign_objects_are_copied(foreign):
+    given, v = foreign([0.1]), rmsjit.Variable(np.ones(1))
+    slot = rmsjit.RMSprop().add_slot(v, "own", given)
+    for taken in (rmsjit.Variable(given), slot):
+        assert taken.array == given.value
+        assert not np.shares_memory(taken.array, given.value)
 
 
 @pytest.mark.parametrize(("value", "dtype"), NARROWED)

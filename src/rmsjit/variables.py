@@ -12,6 +12,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rmsjit.arrays.masked import refuse_masked
+from rmsjit.arrays.tensors import new_array
 from rmsjit.autodiff import hooks
 
 _Method = Callable[..., Any]
@@ -372,7 +373,7 @@ def _as_array(value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
     refuse_masked(value, "initial_value")
     if isinstance(value, np.ndarray):
         return value if dtype is None else value.astype(dtype, copy=False)
-    array = np.array(value, dtype)
+    array = new_array(value, dtype)
     if dtype is not None or not _is_plain(value):
         return array
     narrower = {"float64": np.float32, "int64": np.int32, "complex128": np.complex64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from rmsjit.arrays.dtypes import dtype_named
 
@@ -27,6 +27,13 @@ def array_of_tensor(value: Any) -> NDArray[Any]:
     if hasattr(value, "numpy"):
         value = value.numpy()
     return np.asarray(value)
+
+
+def new_array(value: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
+    """A value in new memory, also where ``value.__array__`` takes no `copy`, as that of torch."""
+    if isinstance(value, np.ndarray) or not hasattr(value, "__array__"):
+        return np.array(value, dtype)
+    return np.asarray(value, dtype).copy()
 
 
 def _array_of_torch(tensor: Any) -> NDArray[Any]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rmsjit.arrays.tensors import new_array
 from rmsjit.nest import flatten
 from rmsjit.rule.form import STATE_DTYPES, Form
 from rmsjit.rule.hyperparameters import (
@@ -254,7 +255,7 @@ def initial_value(
                 f'initializer must be "zeros", "ones", an array or a callable, got {initializer!r}'
             )
         return np.full(shape, initializer == "ones", dtype)
-    value = np.array(initializer(shape, dtype) if callable(initializer) else initializer, dtype)
+    value = new_array(initializer(shape, dtype) if callable(initializer) else initializer, dtype)
     if value.shape != shape:
         raise ValueError(f"initializer must give shape {shape}, got {value.shape}")
     return value
