@@ -19,6 +19,7 @@ import numpy as np
 import rmsjit
 from rmsjit.cli.floor import fastest_floor
 from rmsjit.cli.stopwatch import seconds_per_call
+from rmsjit.runtime.trials import SETTLED_AFTER
 
 SIZES = (16_000_000, 64_000_000)
 SLOTS = {"rms": {}, "rms and momentum": {"momentum": 0.9}}
@@ -45,7 +46,7 @@ class Step:
 def interleaved(rivals, rounds):
     """The seconds of each call of each rival, taken in turns."""
     for call in rivals.values():
-        for _ in range(24):  # compile, and try numbers of threads
+        for _ in range(SETTLED_AFTER):
             call()
     times = {name: [] for name in rivals}
     for _ in range(rounds):

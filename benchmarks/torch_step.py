@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 import rmsjit.torch
+from rmsjit.runtime.trials import SETTLED_AFTER
 
 CALLS = 5  # of each in its turn
 NAMES = ("rmsjit", "torch", "grad", "checked")
@@ -88,7 +89,7 @@ def serve(connection, name, *of_model):
     """Time some calls whenever asked, until told to stop."""
     model = Model(*of_model)
     work = work_of(name, model)
-    for _ in range(20):  # the first steps compile, and try numbers of threads
+    for _ in range(SETTLED_AFTER // CALLS):
         timed(model, work)
     connection.send("ready")
     while connection.recv():

@@ -122,7 +122,8 @@ def assert_roots_are_packed(name, form, dtype, flag, parallel):
     conversions = r"v?cvt(?:ps2pd|pd2ps|ss2sd|sd2ss)"
     assert not packed_loops(text, other), "a number of another width has got into the loop"
     assert not any(re.search(rf"\b{conversions}\b", loop) for loop in loops)
-    assert not any(re.search(r"\bcall", loop) for loop in loops)
+    assert not any(re.search(r"\bcall|\bprefetch", loop) for loop in loops)
+    assert re.search(r"\bprefetch", text), "memory is fetched between runs"
     assert_nothing_is_allocated(text)
 
 

@@ -274,9 +274,10 @@ def test_threads_give_the_same_norms(dtype, clip, always_parallel):
 def test_threads_start_by_themselves_for_large_arrays(dtype, loaded):
     size = trials.LEAST_BYTES // np.dtype(dtype).itemsize
     serial = run(BOTH, 5, dtype, sizes=(size,), steps=16, num_threads=1)
-    assert loaded == [False]
+    assert set(loaded) == {False}
+    loaded.clear()
     assert run(BOTH, 5, dtype, sizes=(size,), steps=16, num_threads=2) == serial
-    assert set(loaded[1:]) == {False, True}  # both were tried
+    assert set(loaded) == {False, True}  # both were tried
     loaded.clear()
     run(BOTH, 5, dtype, sizes=(5,), steps=16, num_threads=2)
     assert set(loaded) == {False}

@@ -1,31 +1,39 @@
-"""How the number of threads is found out, on machines made up of a table of times."""
+"""How steps find out how to be run, on machines made up of a table of times."""
 
 import functools
 import random
 
 import pytest
 
-from rmsjit.runtime.trials import LEAST_BYTES, Trials, TrialsBySize
+from rmsjit.runtime.learned import Way
+from rmsjit.runtime.trials import LEAST_BYTES, SETTLED_AFTER, Trials, TrialsBySize
 
 
 def trained(trials, steps, seconds):
     """The time of some steps, and of the fastest choice for the same steps.
 
-    `seconds(threads, step)` is the time of a step of one byte.
+    `seconds(way, step)` is the time of a step of one byte.
     """
     spent, least = 0.0, 0.0
     for step in range(steps):
-        threads = trials.choose()
-        spent += seconds(threads, step)
-        least += min(seconds(count, step) for count in trials.candidates)
-        trials.took(threads, seconds(threads, step), 1)
+        way = trials.choose()
+        spent += seconds(way, step)
+        least += min(seconds(candidate, step) for candidate in trials.candidates)
+        trials.took(way, seconds(way, step), 1)
     return spent, least
 
 
-def on(**times):
-    """A machine by the times of 1, 2, ... threads; others are as slow as one."""
+def on(prefetching=1.0, **times):
+    """A machine by the times of 1, 2, ... threads; others are as slow as one.
+
+    `prefetching` is what fetching ahead makes of them.
+    """
     table = {int(name[1:]): time for name, time in times.items()}
-    return lambda threads, step: table.get(threads, table[1])
+
+    def seconds(way, step):
+        return table.get(way.threads, table[1]) * (prefetching if way.prefetches else 1.0)
+
+    return seconds
 
 
 MACHINES = {
@@ -39,26 +47,67 @@ MACHINES = {
     "none of many": (32, on(t1=1.0, t16=2.0, t32=5.0), 1),
     "one processor": (1, on(t1=1.0), 1),
 }
+PREFETCHING = {"gains": (0.8, True), "costs": (1.3, False), "makes no difference": (1.0, False)}
 every_machine = pytest.mark.parametrize(
     ("most", "seconds", "fastest"), MACHINES.values(), ids=MACHINES
 )
+prefetching = pytest.mark.parametrize(
+    ("factor", "prefetches"), PREFETCHING.values(), ids=PREFETCHING
+)
+
+
+def with_prefetching(seconds, factor):
+    return lambda way, step: seconds(way, step) * (factor if way.prefetches else 1.0)
 
 
 @every_machine
-def test_the_fastest_is_found_and_kept(most, seconds, fastest):
-    trials = Trials(most)
-    trained(trials, 6 * len(trials.candidates), seconds)
-    assert trials.best == fastest
+@prefetching
+def test_the_fastest_is_found_and_kept(most, seconds, fastest, factor, prefetches):
+    trials, seconds = Trials(most, may_prefetch=True), with_prefetching(seconds, factor)
+    trained(trials, SETTLED_AFTER, seconds)
+    assert trials.best == (fastest, prefetches)
     trained(trials, 5_000, seconds)
-    assert trials.best == fastest
+    assert trials.best == (fastest, prefetches)
 
 
 @every_machine
-def test_trials_lose_little_time(most, seconds, fastest):
-    trials = Trials(most)
-    trained(trials, 6 * len(trials.candidates), seconds)
+@prefetching
+def test_trials_lose_little_time(most, seconds, fastest, factor, prefetches):
+    trials, seconds = Trials(most, may_prefetch=True), with_prefetching(seconds, factor)
+    trained(trials, SETTLED_AFTER, seconds)
     spent, _ = trained(trials, 30_000, seconds)
-    assert spent <= 1.012 * 30_000 * seconds(fastest, 0)
+    assert spent <= 1.012 * 30_000 * seconds(Way(fastest, prefetches), 0)
+
+
+@every_machine
+def test_steps_that_can_not_fetch_ahead_try_threads_only(most, seconds, fastest):
+    trials = Trials(most)
+    trained(trials, 3_000, with_prefetching(seconds, 0.5))
+    assert trials.best == (fastest, False)
+    assert not any(way.prefetches for way in trials.costs)
+
+
+def test_a_round_that_tries_fetching_ahead_is_soon_over():
+    """It follows the first one at once, on the fastest number of threads only."""
+    trials, asked = Trials(2, may_prefetch=True), []
+    for _ in range(24):
+        asked.append(trials.choose())
+        trials.took(asked[-1], 1.0 / asked[-1].threads, 1)
+    assert asked == [Way(1)] * 6 + [Way(2)] * 12 + [Way(2, True)] * 6
+    assert not trials.timing
+    assert trials.best == Way(2)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_machine_on_which_fetching_ahead_begins_or_stops_to_pay(first):
+    before, after = on(t1=1.0, prefetching=0.7), on(t1=1.0, prefetching=1.4)
+    if not first:
+        before, after = after, before
+    trials = Trials(1, may_prefetch=True)
+    trained(trials, 5000, before)
+    assert trials.best == (1, first)
+    trained(trials, 20_000, after)
+    assert trials.best == (1, not first)
 
 
 @pytest.mark.parametrize("first", [1, 2], ids=["from one", "from both"])
@@ -68,9 +117,9 @@ def test_a_change_of_the_machine_is_noticed(first):
     before, after = (crowded, quiet) if first == 1 else (quiet, crowded)
     trials = Trials(2)
     trained(trials, 5000, before)
-    assert trials.best == first
+    assert trials.best == Way(first)
     spent, least = trained(trials, 5000, after)
-    assert trials.best == 3 - first
+    assert trials.best == Way(3 - first)
     assert spent <= 1.1 * least
 
 
@@ -79,7 +128,7 @@ def test_a_crowded_machine_is_left_at_once():
     trials = Trials(2)
     trained(trials, 2000, on(t1=1.0, t2=0.5))
     trained(trials, 20, on(t1=1.0, t2=3.0))
-    assert trials.best == 1
+    assert trials.best == Way(1)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -88,13 +137,13 @@ def test_noise_does_not_decide(seed):
     rng = random.Random(seed)
 
     @functools.cache
-    def seconds(threads, step):
+    def seconds(way, step):
         noise = rng.uniform(1.0, 1.5) * (10 if rng.random() < 0.03 else 1)
-        return noise * (1.0 if threads == 1 else 0.5)
+        return noise * (1.0 if way.threads == 1 else 0.5)
 
     trials = Trials(2)
     spent, _ = trained(trials, 3000, seconds)
-    both = sum(seconds(2, step) for step in range(3000))
+    both = sum(seconds(Way(2), step) for step in range(3000))
     assert spent <= 1.06 * both
 
 
@@ -102,42 +151,42 @@ def test_the_first_step_of_each_candidate_does_not_count():
     """It loads a kernel, touches new memory, or wakes threads."""
     seen = set()
 
-    def seconds(threads, step):
-        first = threads not in seen
-        return 1000.0 if first else on(t1=1.0, t2=0.6)(threads, step)
+    def seconds(way, step):
+        first = way not in seen
+        return 1000.0 if first else on(t1=1.0, t2=0.6)(way, step)
 
     trials = Trials(2)
     for step in range(12):
-        threads = trials.choose()
-        trials.took(threads, seconds(threads, step), 1)
-        seen.add(threads)
-    assert trials.best == 2
+        way = trials.choose()
+        trials.took(way, seconds(way, step), 1)
+        seen.add(way)
+    assert trials.best == Way(2)
 
 
 def test_steps_of_different_sizes_are_compared_by_the_byte():
     trials = Trials(2)
     for step in range(2000):
-        threads, nbytes = trials.choose(), 1000 * (1 + step * 7 % 5)
-        trials.took(threads, nbytes * (0.6 if threads == 2 else 1.0), nbytes)
-    assert trials.best == 2
+        way, nbytes = trials.choose(), 1000 * (1 + step * 7 % 5)
+        trials.took(way, nbytes * (0.6 if way.threads == 2 else 1.0), nbytes)
+    assert trials.best == Way(2)
 
 
 def test_threads_that_can_not_be_had():
     trials = Trials(4)
     for _ in range(1000):
         trials.choose()
-        trials.took(1, 1.0, 1)
-    assert trials.best == 1
-    assert set(trials.costs) == {1}
+        trials.took(Way(1), 1.0, 1)
+    assert trials.best == Way(1)
+    assert set(trials.costs) == {Way(1)}
 
 
 def test_fewer_threads_than_asked_for():
     """The user has set Numba's threads to less than what rmsjit may use."""
     trials = Trials(8)
     for _ in range(100):
-        granted = min(trials.choose(), 2)
-        trials.took(granted, 1.0 / granted, 1)
-    assert trials.best > 1
+        granted = min(trials.choose().threads, 2)
+        trials.took(Way(granted), 1.0 / granted, 1)
+    assert trials.best.threads > 1
 
 
 def test_a_step_without_work_tells_nothing():
@@ -161,4 +210,5 @@ def test_little_work_has_no_trials():
     by_size = TrialsBySize()
     assert by_size.of(4, LEAST_BYTES - 1, "dense") is None
     assert by_size.of(4, LEAST_BYTES, "dense") is not None
-    assert by_size.of(1, 1e9, "dense") is None
+    assert by_size.of(1, 1e9, "sparse") is None
+    assert by_size.of(1, 1e9, "dense") is not None  # which may fetch memory ahead

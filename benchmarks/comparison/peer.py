@@ -17,6 +17,7 @@ class Peer:
 
     name = ""
     packages: tuple[str, ...] = ()  # besides NumPy
+    warm_calls = 3  # torch.compile compiles again for the second step
 
     def __init__(self, problem: Problem, threads: int) -> None:
         self.case = problem.case

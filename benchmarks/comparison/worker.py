@@ -21,7 +21,6 @@ from benchmarks.suite.common import VARIANTS
 from rmsjit.cli.stopwatch import calibrated, seconds_per_call
 
 _SAMPLE_SECONDS = 0.02
-_WARM_CALLS = 3  # torch.compile compiles again for the second step
 _CHECK_STEPS = 6
 _CHECK_RATE = 0.05  # large compared with the rounding of half-precision types
 _TOLERANCES = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
@@ -35,7 +34,7 @@ class Ready:
         self.methods = peer.methods()
         self.loops = {}
         for name, call in self.methods.items():
-            for _ in range(_WARM_CALLS):
+            for _ in range(peer.warm_calls):
                 call()
             peer.finish()
             self.loops[name] = calibrated(_finished(call, peer), _SAMPLE_SECONDS)

@@ -17,6 +17,7 @@ from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.cli import bench
 from rmsjit.cli.bench import EPSILON, LEARNING_RATE, RHO, VARIANTS
 from rmsjit.cli.stopwatch import Step
+from rmsjit.runtime.trials import SETTLED_AFTER
 
 THREADS = ("one", "all")
 HEAVY = os.environ.get("RMSJIT_BENCH_HEAVY", "0") not in ("", "0")
@@ -156,5 +157,5 @@ def optimizer(variant: str, threads: str, **options: Any) -> Any:
 
 
 def _warm_up(step: Step) -> None:
-    for _ in range(2):  # the first compiles and allocates, the second takes the fast path
+    for _ in range(SETTLED_AFTER):  # the first compiles and allocates
         step()

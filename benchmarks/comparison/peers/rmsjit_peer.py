@@ -14,6 +14,7 @@ from benchmarks.suite.common import EPSILON, RHO
 import rmsjit
 from rmsjit.cli.floor import fastest_floor
 from rmsjit.runtime.threads import layer_name
+from rmsjit.runtime.trials import SETTLED_AFTER
 
 SEQUENTIAL = 16_000_000  # elements of a table that the floor loop passes over
 
@@ -21,6 +22,7 @@ SEQUENTIAL = 16_000_000  # elements of a table that the floor loop passes over
 class RMSJit(Peer):
     name = "rmsjit"
     packages = ("rmsjit", "numba")
+    warm_calls = SETTLED_AFTER
 
     def __init__(self, problem: Problem, threads: int) -> None:
         super().__init__(problem, threads)

@@ -14,6 +14,7 @@ from rmsjit.arrays.dtypes import SUPPORTED, dtype_named
 from rmsjit.cli.stopwatch import Step, median_times
 from rmsjit.demo.numpy_rmsprop import NumPyRMSprop
 from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.runtime.trials import SETTLED_AFTER
 
 VARIANTS = {  # momentum, centered
     "plain": (0.0, False),
@@ -146,7 +147,8 @@ def _measured(size: int, variant: str, dtype: np.dtype[Any], threads: int, round
     def step() -> None:
         optimizer.apply_gradients([(gradient, variable)])
 
-    step()
+    for _ in range(SETTLED_AFTER):
+        step()
     copy = variable.copy()
     by_hand = NumPyRMSprop(lambda step: LEARNING_RATE, RHO, momentum, EPSILON, centered=centered)
     slots = [optimizer.get_slot(variable, name).array for name in optimizer.get_slot_names()]

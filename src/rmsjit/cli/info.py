@@ -188,8 +188,8 @@ def _learned() -> list[Report]:
             "kind": work.kind,
             "bytes": [1 << work.bits - 1, 1 << work.bits],
             "most_threads": work.most,
-            "fastest": learned.fastest(costs),
-            "bytes_per_second": {threads: 1 / cost for threads, cost in sorted(costs.items())},
+            "fastest": str(learned.fastest(costs)),
+            "bytes_per_second": {str(way): 1 / cost for way, cost in sorted(costs.items())},
         }
         for work, costs in sorted(learned.known().items())
     ]
@@ -242,14 +242,16 @@ def _reason(threads: Report) -> str:
 
 
 def _trials(report: Report) -> Lines:
-    """What steps that tried several numbers of threads have found, a line for each kind."""
-    label = "Threads that were fastest"
+    """What steps that were run in several ways have found, a line for each kind."""
+    label = "Found to be fastest"
     for row in report["learned"] or []:
         least, most = map(human_size, row["bytes"])
-        by_threads = row["bytes_per_second"].items()
-        speeds = [f"{threads}: {human_size(speed)}/s" for threads, speed in by_threads]
+        by_way = row["bytes_per_second"].items()
+        speeds = [f"{way}: {human_size(speed)}/s" for way, speed in by_way]
         work = f"{row['kind']}, {least} to {most} written"
-        yield label, f"{row['fastest']} of {row['most_threads']} ({work}; {', '.join(speeds)})"
+        threads, *prefetching = row["fastest"].split()
+        fastest = " ".join([threads, "of", str(row["most_threads"]), *prefetching])
+        yield label, f"{fastest} ({work}; {', '.join(speeds)})"
         label = ""
 
 

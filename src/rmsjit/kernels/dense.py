@@ -5,13 +5,15 @@ into bins of about equal size, one for each thread.
 
 Master weights of bfloat16 are updated in runs, and rounded in a second loop over each run, which is
 still in the first-level cache then.  In one loop the rounding would follow the root and the
-division, and a processor sees too few elements ahead to compute others meanwhile.
+division, and a processor sees too few elements ahead to compute others meanwhile.  Runs are shorter
+where memory is fetched ahead, and in 8 bits they are blocks.
 """
 
 from numba import njit
 
 from rmsjit.kernels.blocks import block_at, pack_slots, slots_in_blocks
 from rmsjit.kernels.codes import larger_sizes, no_sizes
+from rmsjit.kernels.prefetching import prefetching, run_of
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers, rounding_rule
 from rmsjit.kernels.scalars import BFLOAT16_BITS, clip, load, scale
@@ -25,9 +27,21 @@ from rmsjit.kernels.views import (
 from rmsjit.rule.form import STOCHASTIC
 from rmsjit.runtime.flags import INLINED
 
-# Words of the call: a count, then addresses.
-BINS, CUTS, PIECES, ADDRESSES, COLUMNS, GRADIENTS, NUMBERS, SCALES, NOISE, LENGTHS = range(10)
-WORDS = 10
+# Words of the call: counts, addresses, and whether memory is fetched ahead.
+(
+    BINS,
+    CUTS,
+    PIECES,
+    ADDRESSES,
+    COLUMNS,
+    GRADIENTS,
+    NUMBERS,
+    SCALES,
+    NOISE,
+    LENGTHS,
+    PREFETCHES,
+) = range(11)
+WORDS = 11
 PIECE_WORDS = 4
 
 RUN = 1024  # elements; their master weights take 4 KiB
@@ -58,20 +72,25 @@ def update_pieces(form, kinds, clipped):
     - ``NOISE``: see `rmsjit.kernels.rounding.noise_of`; read only by stochastic rounding.
     - ``LENGTHS``: int64 (variables,), the elements of the records of slots in 8 bits; read only if
       the form has some.
+    - ``PREFETCHES``: 1 to fetch memory ahead, otherwise 0.
     """
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     NBYTES, NUMBER_BYTES = size_of(STORAGE), size_of(COMPUTING)
     slots_at, pack, PACKED = slots_in_blocks(form, kinds), pack_slots(form), form.is_packed
     ROUNDS_RUNS = form.has_master and form.rounding != STOCHASTIC and STORAGE == BFLOAT16_BITS
     update_element, (key_of, moved, noise) = element_rule(form, not ROUNDS_RUNS), noise_of(form)
-    round_element = rounding_rule(form)
+    round_element, prefetch, FETCHED = rounding_rule(form), prefetching(kinds), run_of(kinds)
 
     @njit(**INLINED)
-    def update_run(call, row, start, count, length, h, key):
+    def update_run(call, row, start, count, length, numbers, key, prefetches):
+        h = read_numbers(numbers)  # here, as vectors of them then occupy registers in the loop only
         addresses = words(call[ADDRESSES] + row * call[COLUMNS] * WORD_BYTES)
-        variable = pointer(addresses[0] + start * NBYTES, STORAGE)
+        variable_at = addresses[0] + start * NBYTES
+        gradient_at = words(call[GRADIENTS])[row] + start * NBYTES
+        variable, gradient = pointer(variable_at, STORAGE), pointer(gradient_at, STORAGE)
         slots = slots_at(addresses, 1, start, length)
-        gradient = pointer(words(call[GRADIENTS])[row] + start * NBYTES, STORAGE)
+        if prefetches:
+            prefetch(variable_at, gradient_at, slots, count)
         key, sizes = moved(key, start), no_sizes(slots)
         if clipped:
             factor = pointer(call[SCALES], COMPUTING)[row]
@@ -93,20 +112,19 @@ def update_pieces(form, kinds, clipped):
     @njit(**INLINED)
     def update_bin(call_address, b):
         call = words(call_address)
-        cuts = words(call[CUTS])
+        cuts, prefetches = words(call[CUTS]), call[PREFETCHES] != 0
         for p in range(cuts[b], cuts[b + 1]):
             piece = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
             row, start, count, group = piece[0], piece[1], piece[2], piece[3]
             key = key_of(call[NOISE], row)
-            h = read_numbers(pointer(call[NUMBERS] + group * FIELDS * NUMBER_BYTES, COMPUTING))
-            if PACKED or ROUNDS_RUNS:
-                length = words(call[LENGTHS])[row] if PACKED else 0
-                end = start + count
-                while start < end:
-                    count = min(block_at(start, length) if PACKED else RUN, end - start)
-                    update_run(call, row, start, count, length, h, key)
-                    start += count
-            else:
-                update_run(call, row, start, count, 0, h, key)
+            numbers = pointer(call[NUMBERS] + group * FIELDS * NUMBER_BYTES, COMPUTING)
+            length = words(call[LENGTHS])[row] if PACKED else 0
+            end, run = start + count, min(count, RUN) if ROUNDS_RUNS else count
+            if prefetches:
+                run = min(run, FETCHED)
+            while start < end:
+                count = min(block_at(start, length) if PACKED else run, end - start)
+                update_run(call, row, start, count, length, numbers, key, prefetches)
+                start += count
 
     return update_bin

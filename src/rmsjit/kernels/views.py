@@ -105,10 +105,29 @@ def prefetch_to_write(typing_context, address):
     return types.none(types.int64), codegen
 
 
-@njit(**INLINED)
-def prefetch_row(address, nbytes):
-    """Prefetch the cache lines of a row, which need not begin on a line."""
-    line = address - address % CACHE_LINE
-    while line < address + nbytes:
-        prefetch_to_write(line)
-        line += CACHE_LINE
+@intrinsic
+def prefetch_to_read(typing_context, address):
+    """Prefetch the cache line at `address` to read it; never faults."""
+
+    def codegen(context, builder, signature, args):
+        emit_prefetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), write=0)
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+def _over_lines(prefetch):
+    """A function ``(address, nbytes)`` for all cache lines of memory that may begin within one."""
+
+    @njit(**INLINED)
+    def over_lines(address, nbytes):
+        line = address - address % CACHE_LINE
+        while line < address + nbytes:
+            prefetch(line)
+            line += CACHE_LINE
+
+    return over_lines
+
+
+prefetch_row = _over_lines(prefetch_to_write)
+prefetch_row_to_read = _over_lines(prefetch_to_read)

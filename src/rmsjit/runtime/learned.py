@@ -1,4 +1,4 @@
-"""What trials of threads have learned, kept on this machine as a first guess for later processes.
+"""What trials of steps have learned, kept on this machine as a first guess for later processes.
 
 One small file in the cache folder holds it for each kind of processor that uses the folder.  It is
 written when a process ends, by whoever ends last; nothing depends on it but the order of the first
@@ -39,7 +39,31 @@ class Work(NamedTuple):
     bits: int
 
 
-Costs = Mapping[int, float]  # seconds per byte by number of threads
+class Way(NamedTuple):
+    """How a step may be run.
+
+    Attributes
+    ----------
+    threads : int
+    prefetches : bool
+        Whether memory is fetched ahead.
+    """
+
+    threads: int
+    prefetches: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.threads}{_PREFETCHING if self.prefetches else ''}"
+
+    @classmethod
+    def read(cls, text: str) -> Way:
+        """The way of a text as ``str`` gives it, or `ValueError`."""
+        threads = text.removesuffix(_PREFETCHING)
+        return cls(int(threads), threads != text)
+
+
+_PREFETCHING = " prefetching"
+Costs = Mapping[Way, float]  # seconds per byte
 
 _own: dict[Work, Costs] = {}  # what this process has found out
 
@@ -78,13 +102,13 @@ def save() -> None:
         store.replace(path, json.dumps(machines, indent=1).encode())
 
 
-def fastest(costs: Costs) -> int | None:
-    """The number of threads with the lowest cost."""
+def fastest(costs: Costs) -> Way | None:
+    """The way with the lowest cost."""
     return min(costs, key=costs.__getitem__, default=None)
 
 
 def _by_text(costs: Costs) -> dict[str, float]:
-    return {str(threads): cost for threads, cost in costs.items()}
+    return {str(way): cost for way, cost in costs.items()}
 
 
 @functools.cache
@@ -94,7 +118,7 @@ def _earlier() -> dict[Work, Costs]:
 
 def _path() -> Path | None:
     folder = store.cache_folder()
-    return None if folder is None else folder / store.THREADS_FILE
+    return None if folder is None else folder / store.LEARNED_FILE
 
 
 @functools.cache
@@ -114,7 +138,7 @@ def _read(path: Path | None) -> dict[Work, Costs]:
         with contextlib.suppress(TypeError, ValueError, AttributeError):
             kind, most, bits, costs = row
             work = Work(str(kind), int(most), int(bits))
-            found[work] = {int(threads): _checked(cost) for threads, cost in costs.items()}
+            found[work] = {Way.read(text): _checked(cost) for text, cost in costs.items()}
     return found
 
 

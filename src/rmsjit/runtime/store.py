@@ -29,7 +29,7 @@ from rmsjit.runtime.warning import warn
 
 _HEAD = b"rmsjit kernel 1\n"
 _SUFFIX = ".kernel"
-THREADS_FILE = "threads.json"  # beside the kernels; see `rmsjit.runtime.learned`
+LEARNED_FILE = "learned.json"  # beside the kernels; see `rmsjit.runtime.learned`
 _DIGEST_SIZE = hashlib.sha256().digest_size
 _TO_LOOK = getattr(os, "O_PATH", os.O_RDONLY)  # enough where listing the folder is not permitted
 
@@ -192,7 +192,7 @@ def contents(folder: Path) -> Iterator[Path]:
 def clear(folder: Path) -> int:
     """Remove all that rmsjit has written there; return the number of kernels."""
     kernels = list(contents(folder))
-    for path in [*kernels, folder / THREADS_FILE, *folder.glob(".*-*")]:
+    for path in [*kernels, folder / LEARNED_FILE, *folder.glob(".*-*")]:
         with contextlib.suppress(OSError):
             path.unlink()
     return len(kernels)

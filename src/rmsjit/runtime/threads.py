@@ -33,11 +33,19 @@ def layer_name() -> str:
 
 
 class Launch(NamedTuple):
-    """Permission to run kernels on several threads, as words of `rmsjit.kernels.act`."""
+    """How kernels are run: with permission for several threads, as words of `rmsjit.kernels.act`.
+
+    Attributes
+    ----------
+    threads, get_threads, set_threads : int
+    prefetches : bool
+        Whether dense updates fetch memory ahead.
+    """
 
     threads: int
     get_threads: int
     set_threads: int
+    prefetches: bool = False
 
 
 ONE_THREAD = Launch(1, 0, 0)

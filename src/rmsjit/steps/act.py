@@ -14,6 +14,7 @@ from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import act, loader
 from rmsjit.runtime import forks, threads
 from rmsjit.runtime.cache import Kernel
+from rmsjit.runtime.learned import Way
 from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.runtime.trials import Trials
 
@@ -49,14 +50,24 @@ class Act:
     epoch : int64 array, shape (1,), optional
         The act refuses to run once this changes; see `rmsjit.state.slots.SlotStore.epoch`.
     launch : Launch
-        The threads of parallel kernels.
+        How parallel kernels are run.
     nbytes : int
         The memory traffic, by which a stall is told from much work.
     trials : Trials, optional
         Told how long the calls took.
     """
 
-    __slots__ = ("_address", "_alive", "_nbytes", "_run", "_trials", "counter", "threads", "words")
+    __slots__ = (
+        "_address",
+        "_alive",
+        "_nbytes",
+        "_run",
+        "_threads",
+        "_trials",
+        "_way",
+        "counter",
+        "words",
+    )
 
     def __init__(
         self,
@@ -79,7 +90,8 @@ class Act:
             words[act.COUNTER], words[act.COUNTER_BYTES] = address_of(counter), counter.itemsize
             words[act.COUNTER_LIMIT] = _highest(counter.dtype)
         self.counter = counter
-        self.threads = launch.threads
+        self._threads = launch.threads
+        self._way = Way(launch.threads, launch.prefetches)
         self._nbytes, self._trials = nbytes, trials
         self._address = address_of(words)
         self._alive = calls, epoch
@@ -95,15 +107,15 @@ class Act:
             counter has reached its maximum, or STALE if the epoch has changed.
         """
         trials = self._trials
-        if self.threads == 1 and (trials is None or not trials.timing):
+        if self._threads == 1 and (trials is None or not trials.timing):
             return self._run(self._address)  # type: ignore[no-any-return]
         start = time.perf_counter()
         status: int = self._run(self._address)
         seconds = time.perf_counter() - start
-        if status == DONE and self.threads > 1:
+        if status == DONE and self._threads > 1:
             threads.launched(seconds, self._nbytes)
         if status == DONE and trials is not None:
-            trials.took(self.threads, seconds, self._nbytes)
+            trials.took(self._way, seconds, self._nbytes)
         return status
 
 

@@ -11,6 +11,7 @@ from rmsjit.arrays.dtypes import Kinds, Precision
 from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import dense, loader
 from rmsjit.rule.form import Form
+from rmsjit.runtime.threads import Launch
 from rmsjit.state.slots import Member
 from rmsjit.steps.act import Call
 from rmsjit.steps.binding import Binding
@@ -75,21 +76,23 @@ class DenseGroup:
         ]
         self._partitions: dict[tuple[int, bool], Partition] = {}
 
-    def calls(self, binding: Binding, bins: int, clipped: bool, after_norms: bool) -> list[Call]:
+    def calls(
+        self, binding: Binding, launch: Launch, clipped: bool, after_norms: bool
+    ) -> list[Call]:
         """The calls that apply the rule to every variable of the group.
 
         Parameters
         ----------
         binding : Binding
             The gradients, numbers and scales of the step.
-        bins : int
-            The number of threads.
+        launch : Launch
         clipped : bool
             Whether gradients are clipped or scaled.
         after_norms : bool
             Whether a pass has just read the gradients: then the update runs backwards, to begin
             with what that pass left in the cache.
         """
+        bins = launch.threads
         part = self._partitioned(bins, after_norms)
         kernel = loader.update_dense(self._form, self.kinds, clipped, bins > 1)
         addresses, before, after = binding.addresses, [], []
@@ -111,6 +114,7 @@ class DenseGroup:
         words[dense.SCALES] = address_of(scales)
         words[dense.NOISE] = address_of(binding.noise)
         words[dense.LENGTHS] = address_of(self._lengths_at)
+        words[dense.PREFETCHES] = launch.prefetches
         alive = part, addresses, numbers, scales, binding.gradients, binding.noise
         update = Call(kernel, words, alive)
         return [*before, update, *after]

@@ -202,7 +202,7 @@ class Engine:
             if plan is None or binding is None:
                 plan, binding, pairs = self._bound(pairs, hyperparameters)
             place, launch = binding.place, ONE_THREAD
-            if place.dropped or plan.may_need_threads or place.draft or self.exact:
+            if place.dropped or plan.is_tried or place.draft or self.exact:
                 if not self._is_ready(plan, place):
                     continue
                 if may_launch:
@@ -374,7 +374,7 @@ class Engine:
         else:
             place = plan.moved(variables, [Member(e, slots[e.key]) for e in present])
         place.draft = Draft(present, fresh, len(store.entries))
-        if plan.may_need_threads or self.exact or not self._limit:
+        if plan.is_tried or self.exact or not self._limit:
             self._limit = self.num_threads or thread_limit()  # which reads several files
         return Placed(plan, place)
 

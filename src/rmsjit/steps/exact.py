@@ -100,7 +100,7 @@ def _behind(clock: Clock, rows: NDArray[np.int64] | None) -> Iterator[NDArray[np
 def _run(calls: Callable[[int], list[Call]], nbytes: int, limit: int) -> None:
     """Run calls on the number of threads that has proved fastest, or on one if they must."""
     tried = _trials.of(limit, nbytes, "catch up")
-    launch = ONE_THREAD if tried is None else threads.launch(tried.choose())
+    launch = ONE_THREAD if tried is None else threads.launch(tried.choose().threads)
     if Act(calls(launch.threads), launch=launch, nbytes=nbytes, trials=tried).run() != DONE:
         Act(calls(1)).run()
 

@@ -1,4 +1,4 @@
-"""How many threads a step may use."""
+"""How a step is run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from rmsjit.steps.plan import Plan
 
 
 def launch_for(plan: Plan, binding: Binding, trials: TrialsBySize, limit: int) -> Launch:
-    """Permission for the number of threads, up to a limit, that has proved fastest for a step."""
-    if not plan.may_need_threads:
+    """The way that has proved fastest for a step, with permission for up to `limit` threads."""
+    if not plan.is_tried:
         return ONE_THREAD
     own = trials.of(limit, plan.nbytes(binding), "sparse" if plan.sparse else "dense")
     binding.trials = own
-    wanted = 1 if own is None else own.choose()
-    if wanted == 1:
+    if own is None:
         return ONE_THREAD
-    threads.prepare()
-    return threads.launch(wanted)
+    wanted = own.choose()
+    if wanted.threads > 1:
+        threads.prepare()
+    launch = threads.launch(wanted.threads)
+    return launch._replace(prefetches=True) if wanted.prefetches else launch

@@ -79,8 +79,8 @@ class Plan:
         The dtype of a complex variable, empty if there is none.
     free : list of Binding
         Those that no step is using, each at the place of its last step.
-    may_need_threads : bool
-        Whether a step can be enough work for more than one thread.
+    is_tried : bool
+        Whether a step can be enough work to find out how to run it.
     is_noisy : bool
         Whether a step needs its number for stochastic rounding.
     """
@@ -110,7 +110,7 @@ class Plan:
         self.sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
         self._computing = {group.kinds.computing for group in self.groups}
         self._dense_nbytes = sum(group.nbytes for group in self._dense)
-        self.may_need_threads = bool(self.sparse) or self._dense_nbytes >= trials.LEAST_BYTES
+        self.is_tried = bool(self.sparse) or self._dense_nbytes >= trials.LEAST_BYTES
         complex_names = [g.precision.name for g in self.groups if g.precision.components == 2]
         self.complex_dtype = complex_names[0] if complex_names else ""
         copied = any(group.copied for group in self._dense)
@@ -121,7 +121,7 @@ class Plan:
         ]
         self.free: list[Binding] = []
         grouped = assignment.groups > 1  # and what is moved may be in another group
-        fixed = exact or self.may_need_threads or grouped or self.is_noisy
+        fixed = exact or self.is_tried or grouped or self.is_noisy
         movable = self._same_calls and not fixed
         self.structure = structure_of(variables, kinds) if movable else None
 
@@ -379,9 +379,11 @@ class Plan:
             return acts
         clipped = clipped or factors is not None
         first, *later = self.rounds
-        calls = self._calls(first, binding, factors, clipped, launch.threads)
+        calls = self._calls(first, binding, factors, clipped, launch)
         acts = [Act(calls, counter, self.epoch, launch, self.nbytes(binding), binding.trials)]
-        acts += [Act(self._calls(groups, binding, factors, clipped, 1)) for groups in later]
+        acts += [
+            Act(self._calls(groups, binding, factors, clipped, ONE_THREAD)) for groups in later
+        ]
         if self._same_calls:
             binding.acts[key] = acts
         return acts
@@ -404,7 +406,7 @@ class Plan:
         binding: Binding,
         factors: NDArray[Any] | None,
         clipped: bool,
-        bins: int,
+        launch: Launch,
     ) -> list[Call]:
         """The kernel calls that update the variables of some groups, one after the other."""
         after_norms = factors is not None
@@ -412,12 +414,12 @@ class Plan:
         for group in groups:
             if isinstance(group, DenseGroup):
                 if self.exact:
-                    calls += settling_calls(group.members, self.form, bins)
-                calls += group.calls(binding, bins, clipped, after_norms)
+                    calls += settling_calls(group.members, self.form, launch.threads)
+                calls += group.calls(binding, launch, clipped, after_norms)
             else:
                 factor = 1.0 if factors is None else float(factors[group.position])
                 found = binding.occurrences[group.position]
-                calls += group.calls(binding, found, factor, bins, self.exact)
+                calls += group.calls(binding, found, factor, launch.threads, self.exact)
         return calls
 
     def constrain(self, groups: Sequence[Group], constrained: Mapping[int, Variable]) -> None:
