@@ -62,10 +62,10 @@ class Act:
         "_alive",
         "_nbytes",
         "_run",
-        "_threads",
         "_trials",
         "_way",
         "counter",
+        "threads",
         "words",
     )
 
@@ -90,7 +90,7 @@ class Act:
             words[act.COUNTER], words[act.COUNTER_BYTES] = address_of(counter), counter.itemsize
             words[act.COUNTER_LIMIT] = _highest(counter.dtype)
         self.counter = counter
-        self._threads = launch.threads
+        self.threads = launch.threads
         self._way = Way(launch.threads, launch.prefetches)
         self._nbytes, self._trials = nbytes, trials
         self._address = address_of(words)
@@ -107,12 +107,12 @@ class Act:
             counter has reached its maximum, or STALE if the epoch has changed.
         """
         trials = self._trials
-        if self._threads == 1 and (trials is None or not trials.timing):
+        if self.threads == 1 and (trials is None or not trials.timing):
             return self._run(self._address)  # type: ignore[no-any-return]
         start = time.perf_counter()
         status: int = self._run(self._address)
         seconds = time.perf_counter() - start
-        if status == DONE and self._threads > 1:
+        if status == DONE and self.threads > 1:
             threads.launched(seconds, self._nbytes)
         if status == DONE and trials is not None:
             trials.took(self._way, seconds, self._nbytes)
