@@ -230,7 +230,7 @@ def test_reduced_state_is_packed(name):
 @x86
 @slow
 def test_slots_in_8_bits_are_packed():
-    """The rule, without a call, and then the bytes: by ``vpmov`` where there is AVX-512."""
+    """The rule, without a call, and then the bytes, which are put in order in a register."""
     form = FULL.with_state(dict.fromkeys(("rms", "mg", "momentum"), "8bit"))
     text, _ = assembly(
         "update_dense", *form.compiled_for(precision_of(np.dtype("f4"))), False, False
@@ -238,8 +238,9 @@ def test_slots_in_8_bits_are_packed():
     loops = packed_loops(text, "v?sqrtps")
     assert loops
     assert not any(re.search(r"\bcall", loop) for loop in loops)
-    assert re.search(r"\bv?packuswb|\bvpmovuswb", text)
-    assert re.search(r"\bv?packsswb|\bvpmovwb", text)
+    assert re.search(r"\bv?psubusw", text), "codes with a sign"
+    assert re.search(r"\bv?pmaxsw", text), "codes without one"
+    assert re.search(r"\bv?pshufb|\bvpermb", text)
     assert_nothing_is_allocated(text)
 
 

@@ -17,7 +17,13 @@ _SHORT = ir.IntType(16)
 SHARING_BITS = 3  # 8 elements of a block share their random bits
 LANES = BLOCK >> SHARING_BITS  # elements of a group, with random bits of their own
 FRAME_ALIGNMENT = 64
-_WORDS, _SHORTS, _BYTES = (ir.VectorType(kind, LANES) for kind in (_WORD, _SHORT, _BYTE))
+_PART = LANES // 4  # words of a vector, four of which become one of bytes
+_WORDS, _SHORTS = ir.VectorType(_WORD, _PART), ir.VectorType(_SHORT, 2 * _PART)
+_BYTES = ir.VectorType(_BYTE, LANES)
+# Where the bytes of the four vectors are once they have been mixed: two in turn, then two of these.
+_IN_ORDER = ir.VectorType(_WORD, LANES)(
+    [4 * place + 2 * (part % 2) + part // 2 for part in range(4) for place in range(_PART)]
+)
 
 
 class Block(NamedTuple):
@@ -143,49 +149,73 @@ def write_codes(typing_context, codes, values, number, offset, chances):
     them.  A group changes the first bits by its own number, so that the groups that share them get
     different parts of the range.
 
-    The operations are on vectors: the loops that LLVM makes of single elements pack a fourth of
-    what a register holds.
+    The operations are on vectors, as the loops that LLVM makes of single elements use a fourth of a
+    register.  Words become bytes by shifts and masks, two vectors of words in one of halves and two
+    of these in one of bytes, which are then put in order: instructions that narrow one vector each
+    would take longer than all else here.
     """
     SIGNED = is_signed(codes)
-    MOST = most_of(SIGNED)
 
     def codegen(context, builder, signature, args):
         codes, values, number, offset, chances = args
         first = builder.mul(number, number.type(LANES))
-        bits = builder.load(_vector_at(builder, builder.gep(values, [first]), _WORDS))
-        bits.align = FRAME_ALIGNMENT
-        chance = builder.load(_vector_at(builder, chances, _WORDS))
-        chance.align = FRAME_ALIGNMENT
         turn = builder.shl(builder.trunc(number, _WORD), _WORD(DROPPED - SHARING_BITS))
-        bits = builder.add(bits, builder.xor(chance, _spread(builder, turn)))
-        shorts = builder.trunc(builder.ashr(bits, _WORDS([DROPPED] * LANES)), _SHORTS)  # 12 bits
-        least = _spread(builder, builder.trunc(offset, _SHORT))
-        most = _SHORTS([MOST] * LANES)
-        levels = shorts
-        if SIGNED:
-            levels = builder.and_(shorts, _SHORTS([MAGNITUDE >> DROPPED] * LANES))
-        code = builder.sub(levels, least)
-        code = _smaller(builder, _larger(builder, code, _SHORTS([0] * LANES)), most)
-        code = builder.trunc(code, _BYTES)
-        if SIGNED:
-            minus = builder.trunc(builder.ashr(shorts, _SHORTS([15] * LANES)), _BYTES)  # all bits
-            code = builder.sub(builder.xor(code, minus), minus)
-        target = _vector_at(builder, builder.gep(codes, [first]), _BYTES)
+        rounded = []
+        for start in range(0, LANES, _PART):
+            bits = _part_at(builder, values, builder.add(first, first.type(start)))
+            chance = _part_at(builder, chances, first.type(start))
+            rounded.append(builder.add(bits, builder.xor(chance, _spread(builder, turn, _PART))))
+        least = _spread(builder, builder.trunc(offset, _SHORT), 2 * _PART)
+        low, high = (
+            _codes_of(builder, _upper_halves(builder, *rounded[k : k + 2]), least, SIGNED)
+            for k in (0, 2)
+        )
+        low = builder.and_(low, _SHORTS([0xFF] * 2 * _PART))
+        pairs = builder.or_(low, builder.shl(high, _SHORTS([8] * 2 * _PART)))
+        mixed = builder.bitcast(pairs, _BYTES)
+        code = builder.shuffle_vector(mixed, _BYTES(ir.Undefined), _IN_ORDER)
+        target = builder.bitcast(builder.gep(codes, [first]), _BYTES.as_pointer())
         builder.store(code, target, align=1)
         return context.get_dummy_value()
 
     return types.none(codes, values, types.int64, types.int32, chances), codegen
 
 
-def _vector_at(builder, address, kind):
-    return builder.bitcast(address, kind.as_pointer())
+def _part_at(builder, numbers, place):
+    """A fourth of a group, from an element of memory that `frame_memory` gave."""
+    part = builder.load(builder.bitcast(builder.gep(numbers, [place]), _WORDS.as_pointer()))
+    part.align = _PART * 4
+    return part
 
 
-def _spread(builder, number):
+def _upper_halves(builder, even, odd):
+    """The upper halves of words, those of two vectors in turn."""
+    lower = builder.lshr(even, _WORDS([16] * _PART))
+    upper = builder.and_(odd, _WORDS([0xFFFF0000] * _PART))
+    return builder.bitcast(builder.or_(lower, upper), _SHORTS)
+
+
+def _codes_of(builder, halves, least, signed):
+    """The bytes of float32 numbers by their upper halves, in as many bits."""
+    many = 2 * _PART
+    most = _SHORTS([most_of(signed)] * many)
+    levels = builder.ashr(halves, _SHORTS([DROPPED - 16] * many))
+    if not signed:
+        code = builder.sub(levels, least)
+        return _smaller(builder, _larger(builder, code, _SHORTS([0] * many)), most)
+    levels = builder.and_(levels, _SHORTS([MAGNITUDE >> DROPPED] * many))
+    is_more = builder.icmp_unsigned(">", levels, least)
+    code = builder.sub(builder.select(is_more, levels, least), least)  # saturating
+    code = _smaller(builder, code, most)
+    minus = builder.ashr(halves, _SHORTS([15] * many))  # all bits
+    return builder.sub(builder.xor(code, minus), minus)
+
+
+def _spread(builder, number, count):
     """A vector of so many times the same number."""
-    kind = ir.VectorType(number.type, LANES)
+    kind = ir.VectorType(number.type, count)
     one = builder.insert_element(kind(ir.Undefined), number, _WORD(0))
-    return builder.shuffle_vector(one, kind(ir.Undefined), ir.VectorType(_WORD, LANES)([0] * LANES))
+    return builder.shuffle_vector(one, kind(ir.Undefined), ir.VectorType(_WORD, count)([0] * count))
 
 
 def frame_memory(builder, kind, count):
