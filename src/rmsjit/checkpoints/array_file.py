@@ -146,7 +146,7 @@ def _write_safetensors(path: Path, text: str, arrays: Mapping[str, NDArray[Any]]
     try:
         safetensors.numpy.save_file(held, path, metadata={_TEXT: text})
     except safetensors.SafetensorError as error:  # also for errors of the system
-        number = re.search(r"os error (\d+)", str(error))
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))  # "code:" in version 0.4
         raise OSError(*map(int, number.groups() if number else ()), str(error)) from error
 
 
