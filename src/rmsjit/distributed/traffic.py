@@ -1,14 +1,15 @@
 """Messages that travel while the program computes.
 
 MPI libraries move a message on only within calls of MPI, so somebody has to call.  A thread of our
-own does that, a few thousand times a second, and sleeps in between, so that it takes little of
-the processors' time.  Where MPI was not started for several threads, only the calls that add
-messages do it.
+own does that some times while a message travels, and sleeps in between: each call takes time from
+whatever computes on the same processor, far more than the call itself takes.  Where MPI was not
+started for several threads, only the calls that add messages do it.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import cache
@@ -17,7 +18,8 @@ from typing import Any
 from rmsjit.distributed.comm import load_mpi
 from rmsjit.runtime.forks import RenewedLock
 
-_PAUSE = 2e-4  # seconds between two calls; at 1 GB/s, 200 KB arrive meanwhile
+_LEAST_PAUSE = 2e-4  # seconds between two calls; at 1 GB/s, 200 KB arrive meanwhile
+_CALLS = 64  # while a message travels alone; beside others, a pause leaves no network idle
 
 
 class Traffic:
@@ -33,6 +35,8 @@ class Traffic:
         self._most = most
         self._waiting: deque[Callable[[], Any]] = deque()
         self._travelling: deque[Any] = deque()
+        self._since = 0.0  # when the first of these followed the one before, or nothing
+        self._seconds = 0.0  # that the last one took from then on
         self._lock = RenewedLock()
         self._thread: threading.Thread | None = None
         self._is_over = threading.Event()
@@ -68,19 +72,28 @@ class Traffic:
     def _watch(self) -> None:
         """Move the messages on until `finish` does."""
         try:
-            while not self._is_over.wait(_PAUSE):
+            while not self._is_over.wait(self._pause()):
                 self._advance()
         except BaseException as error:
             self._error = error  # for `finish`
+
+    def _pause(self) -> float:
+        """How long to sleep: part of what the last message took, or of what this one has taken."""
+        taken = time.perf_counter() - self._since if self._travelling else 0.0
+        return max(_LEAST_PAUSE, max(self._seconds, taken) * self._most / _CALLS)
 
     def _advance(self) -> None:
         """Give MPI time to move messages, and start those that there is room for."""
         with self._lock.lock:
             while self._travelling and self._travelling[0].Test():
                 self._travelling.popleft()
+                now = time.perf_counter()
+                self._seconds, self._since = now - self._since, now
             self._start_waiting()
 
     def _start_waiting(self) -> None:
+        if self._waiting and not self._travelling:
+            self._since = time.perf_counter()
         while self._waiting and len(self._travelling) < self._most:
             self._travelling.append(self._waiting.popleft()())
 
