@@ -128,7 +128,7 @@ def _sum_groups(typing_context, gradient, groups, bound):
             position = builder.add(builder.mul(loop.index, index(vectors)), index(number))
             pointer = builder.gep(data, [position])
             if number * nbytes % CACHE_LINE == 0:
-                emit_prefetch(builder, builder.gep(pointer, [index(_AHEAD // nbytes)]), write=0)
+                emit_prefetch(builder, builder.gep(pointer, [index(_AHEAD // nbytes)]))
             vector = builder.load(pointer, align=dtype.bitwidth // 8)
             vector = _widened(builder, vector, dtype)
             poison = builder.fadd(poison, builder.fmul(vector, nothing))

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from rmsjit.kernels.views import number_type, prefetch_row, prefetch_row_to_read, size_of
+from rmsjit.kernels.views import number_type, prefetch_row, size_of
 from rmsjit.runtime.flags import INLINED
 
 AHEAD = 2048  # bytes of each array; memory answers in the time that the update of so many takes
@@ -34,7 +34,7 @@ def prefetching(kinds):
     @njit(**INLINED)
     def prefetch(variable, gradient, slots, count):
         prefetch_row(variable + AHEAD_OF_IT * NBYTES, count * NBYTES)
-        prefetch_row_to_read(gradient + AHEAD_OF_IT * NBYTES, count * NBYTES)
+        prefetch_row(gradient + AHEAD_OF_IT * NBYTES, count * NBYTES)
         places = _addresses_of(slots)
         for k in range(len(SIZES)):
             prefetch_row(places[k] + AHEAD_OF_IT * SIZES[k], count * SIZES[k])

@@ -20,8 +20,8 @@ from rmsjit.kernels.views import (
     number_type,
     pointer,
     pointers_to,
+    prefetch,
     prefetch_row,
-    prefetch_to_write,
     size_of,
     words,
 )
@@ -100,7 +100,7 @@ def find_rows(search_address):
     count = 0
     for k in range(n):
         if k + _INDICES_AHEAD < n:
-            prefetch_to_write(first + indices[k + _INDICES_AHEAD] * nbytes)
+            prefetch(first + indices[k + _INDICES_AHEAD] * nbytes)
         number = marks[indices[k]]
         if number == 0:
             count += 1
@@ -114,7 +114,7 @@ def find_rows(search_address):
         starts[number] = end
     for k in range(n - 1, -1, -1):
         if k >= _INDICES_AHEAD:
-            prefetch_to_write(first + indices[k - _INDICES_AHEAD] * nbytes)
+            prefetch(first + indices[k - _INDICES_AHEAD] * nbytes)
         number = marks[indices[k]]
         place = starts[number] - 1
         starts[number] = place
@@ -199,7 +199,7 @@ def update_rows(form, kinds, exact):
                     nbytes = row_bytes(column, width)
                     prefetch_row(table[column] + ahead * nbytes, nbytes)
                 if exact:
-                    prefetch_to_write(clock[DONE] + ahead * CLOCK_BYTES)
+                    prefetch(clock[DONE] + ahead * CLOCK_BYTES)
             start, row = starts[k], indices[order[starts[k]]]
             for p in range(start, starts[k + 1]):
                 if p + _OCCURRENCES_AHEAD < last:

@@ -85,49 +85,34 @@ def fields_of(named):
     return fields_at
 
 
-def emit_prefetch(builder, address, write):
-    """Prefetch the cache line at an LLVM pointer, to write or to read; never faults."""
+def emit_prefetch(builder, address):
+    """Prefetch the cache line at an LLVM pointer; never faults.
+
+    To read it, also if it will be written: a processor that has a line alone writes it at once, and
+    to prefetch lines for writing takes some processors longer.
+    """
     byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
     name = "llvm.prefetch.p0i8"
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    builder.call(function, [builder.bitcast(address, byte), word(write), word(3), word(1)])
+    builder.call(function, [builder.bitcast(address, byte), word(0), word(3), word(1)])
 
 
 @intrinsic
-def prefetch_to_write(typing_context, address):
-    """Prefetch the cache line at `address` to write it; never faults."""
+def prefetch(typing_context, address):
+    """Prefetch the cache line at `address`; never faults."""
 
     def codegen(context, builder, signature, args):
-        emit_prefetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), write=1)
+        emit_prefetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
         return context.get_dummy_value()
 
     return types.none(types.int64), codegen
 
 
-@intrinsic
-def prefetch_to_read(typing_context, address):
-    """Prefetch the cache line at `address` to read it; never faults."""
-
-    def codegen(context, builder, signature, args):
-        emit_prefetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()), write=0)
-        return context.get_dummy_value()
-
-    return types.none(types.int64), codegen
-
-
-def _over_lines(prefetch):
-    """A function ``(address, nbytes)`` for all cache lines of memory that may begin within one."""
-
-    @njit(**INLINED)
-    def over_lines(address, nbytes):
-        line = address - address % CACHE_LINE
-        while line < address + nbytes:
-            prefetch(line)
-            line += CACHE_LINE
-
-    return over_lines
-
-
-prefetch_row = _over_lines(prefetch_to_write)
-prefetch_row_to_read = _over_lines(prefetch_to_read)
+@njit(**INLINED)
+def prefetch_row(address, nbytes):
+    """Prefetch the cache lines of a row, which need not begin on a line."""
+    line = address - address % CACHE_LINE
+    while line < address + nbytes:
+        prefetch(line)
+        line += CACHE_LINE
