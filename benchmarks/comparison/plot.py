@@ -51,6 +51,7 @@ def _draw_panel(axes, where: Where, curve) -> None:
         xlabel="elements of one float32 variable",
         ylabel="GB/s that a fused step would move",
     )
+    axes.margins(y=0.1)  # room for the name of the floor, which lies above it
     title = f"Speed of one plain RMSprop step on {where.settings['threads']} threads"
     axes.set_title(f"{title} of an {where.processor}", loc="left", fontsize=11)
     axes.grid(alpha=0.25, which="major")
