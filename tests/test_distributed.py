@@ -428,7 +428,8 @@ def test_numbers_are_sent_bit_for_bit():
     reader = NumbersReader()
     found, clipping = reader.read(words, of_groups)
     assert np.array(found).tobytes() == np.array([numbers, *groups]).tobytes()
-    assert clipping == bounds
+    assert words_of(numbers, clipping).tobytes() == words.tobytes()
+    assert (clipping.clipnorm, clipping.factor) == (0.5, -1.0)
     assert reader.read(words.copy(), of_groups.copy())[0] is found
     fewer, _ = reader.read(words, of_groups[:1])
     assert np.array(fewer).tobytes() == np.array(found[:2]).tobytes()

@@ -7,8 +7,6 @@ optimizers take.  `RMSprop.step` does so by itself.
 Anything but a list, a tuple, a dictionary or its ``values()`` is a leaf.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, ValuesView
 from typing import Any, NamedTuple
 

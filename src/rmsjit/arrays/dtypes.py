@@ -1,7 +1,5 @@
 """The dtypes that variables may have, and the types that compiled code stores and computes in."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Which object owns the memory of an array, whether it is still there, and who else holds it."""
 
-from __future__ import annotations
-
 import gc
 import sys
 from collections.abc import Iterable, Iterator, Sequence

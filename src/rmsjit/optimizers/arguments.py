@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,7 +27,7 @@ Nonfinite = Literal["propagate", "skip", "raise"]
 Reduction = Literal["mean", "sum"]
 Rounding = Literal["nearest", "stochastic"]
 
-Initializer = str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]
+Initializer: TypeAlias = "str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]"
 
 
 def checked_name(name: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,9 @@ class Averages(KerasWeights):
 
     @ema_momentum.setter
     def ema_momentum(self, value: Any) -> None:
-        self._hyperparameters.averaging = replace(self._needed_averaging(), momentum=value)
+        self._hyperparameters.averaging = Averaging(
+            value, self._needed_averaging().overwrite_frequency
+        )
 
     @property
     def ema_overwrite_frequency(self) -> int | None:
@@ -48,8 +49,8 @@ class Averages(KerasWeights):
 
     @ema_overwrite_frequency.setter
     def ema_overwrite_frequency(self, value: int | None) -> None:
-        averaging = replace(self._needed_averaging(), overwrite_frequency=value)
-        self._hyperparameters.averaging = averaging
+        old = self._needed_averaging()
+        self._hyperparameters.averaging = Averaging(old.momentum, value)
 
     @property
     def _averaging(self) -> Averaging | None:

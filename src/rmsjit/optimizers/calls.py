@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rmsjit.optimizers.accumulator import Accumulator
 from rmsjit.optimizers.blocks import Block, Blocks
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.keras_hooks import Hooks
 from rmsjit.optimizers.keras_weights import KerasWeights
 from rmsjit.steps.pairs import Pairs, check_counter, pairs_of
 from rmsjit.variables import Variable
+
+if TYPE_CHECKING:
+    from rmsjit.optimizers.accumulator import Accumulator
 
 
 class Calls(Hooks, KerasWeights):

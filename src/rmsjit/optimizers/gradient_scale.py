@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from rmsjit.optimizers.arguments import checked_gradient_scale
 from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.fixed import fixed_at_construction
@@ -30,4 +28,4 @@ class GradientScale(Core):
                 f"to the constructor; an attribute that a subclass adds needs another name"
             )
         scale = checked_gradient_scale(self.maximize, value)
-        self._clipping = replace(self._clipping, gradient_scale=scale)
+        self._clipping = self._clipping.replaced(gradient_scale=scale)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from rmsjit.optimizers.arguments import (
@@ -46,7 +45,7 @@ def _clipping_bound(name: str, doc: str) -> Any:
         return getattr(optimizer._clipping, name)
 
     def write(optimizer: KerasHyperparameters, value: Any) -> None:
-        optimizer._clipping = replace(optimizer._clipping, **{name: value})
+        optimizer._clipping = optimizer._clipping.replaced(**{name: value})
 
     return property(read, write, doc=doc)
 

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from rmsjit.optimizers.accumulator import Accumulator
 from rmsjit.optimizers.arguments import (
     Nonfinite,
     Reduction,
@@ -278,6 +277,8 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
         form = self._with_precision(form, master_weights, rounding, state_dtype)
         self._accumulator = None
         if gradient_accumulation_steps is not None:
+            from rmsjit.optimizers.accumulator import Accumulator  # few programs need it
+
             self._accumulator = Accumulator(
                 gradient_accumulation_steps, gradient_accumulation_reduction, nonfinite
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,9 @@ from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import as_number
 from rmsjit.rule.loss_scale import LossScale
 
-
-def _derived() -> Any:
-    """A field that follows from others."""
-    return field(init=False, repr=False, compare=False)
+ARGUMENTS = ("clipvalue", "clipnorm", "global_clipnorm", "gradient_scale", "loss_scale")
 
 
-@dataclass(frozen=True, slots=True)
 class Clipping:
     """The clipping bounds of an optimizer, None for those not set.
 
@@ -41,40 +36,33 @@ class Clipping:
         If a bound is negative, or both norms are given.
     """
 
-    clipvalue: float | None = None
-    clipnorm: float | None = None
-    global_clipnorm: float | None = None
-    gradient_scale: float = 1.0
-    loss_scale: LossScale | None = None
-    limit: float = _derived()
-    by_norm: bool = _derived()
-    is_scaled: bool = _derived()
+    __slots__ = (*ARGUMENTS, "by_norm", "is_scaled", "limit")
 
-    def __post_init__(self) -> None:
-        for name in ("clipvalue", "clipnorm", "global_clipnorm"):
-            bound = getattr(self, name)
-            if bound is None:
-                continue
-            number = as_number(name, bound)
-            if number < 0:
-                raise ValueError(f"{name} must not be negative, got {bound}")
-            object.__setattr__(self, name, number)  # a plain float, which JSON can hold
-        if self.clipnorm is not None and self.global_clipnorm is not None:
+    def __init__(
+        self,
+        clipvalue: float | None = None,
+        clipnorm: float | None = None,
+        global_clipnorm: float | None = None,
+        gradient_scale: float = 1.0,
+        loss_scale: LossScale | None = None,
+    ) -> None:
+        self.clipvalue = _bound("clipvalue", clipvalue)
+        self.clipnorm = _bound("clipnorm", clipnorm)
+        self.global_clipnorm = _bound("global_clipnorm", global_clipnorm)
+        self.gradient_scale = gradient_scale
+        self.loss_scale = loss_scale
+        if clipnorm is not None and global_clipnorm is not None:
             raise ValueError(
-                f"clipnorm and global_clipnorm can't both be set, got clipnorm={self.clipnorm} "
-                f"and global_clipnorm={self.global_clipnorm}"
+                f"clipnorm and global_clipnorm can't both be set, got clipnorm={clipnorm} "
+                f"and global_clipnorm={global_clipnorm}"
             )
-        self._derive()
+        self.limit = math.inf if self.clipvalue is None else self.clipvalue
+        self.by_norm = clipnorm is not None or global_clipnorm is not None
+        self.is_scaled = gradient_scale != 1.0 or loss_scale is not None
 
-    def _derive(self) -> None:
-        """Set what steps read, as plain attributes, which are faster than properties."""
-        derived = {
-            "limit": math.inf if self.clipvalue is None else self.clipvalue,
-            "by_norm": self.clipnorm is not None or self.global_clipnorm is not None,
-            "is_scaled": self.gradient_scale != 1.0 or self.loss_scale is not None,
-        }
-        for name, value in derived.items():
-            object.__setattr__(self, name, value)
+    def replaced(self, **changes: Any) -> Clipping:
+        """The same but for some arguments; steps in progress keep the old one."""
+        return Clipping(**{name: getattr(self, name) for name in ARGUMENTS} | changes)
 
     @property
     def factor(self) -> float:
@@ -117,6 +105,16 @@ class Clipping:
         else:
             factor = bound / norm if finite or math.isfinite(norm) else math.nan
         return np.full(len(squares), factor)
+
+
+def _bound(name: str, value: Any) -> float | None:
+    """A plain float, which JSON can hold."""
+    if value is None:
+        return None
+    number = as_number(name, value)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative, got {value}")
+    return number
 
 
 def refuse_complex(dtype: str, clipping: Clipping, form: Form) -> None:

@@ -317,3 +317,12 @@ def nonnegative(name: str, value: float) -> float:
     if value < 0.0:
         raise ValueError(f"{name} must not be negative, got {value}")
     return value
+
+
+def positive_integer(name: str, value: Any) -> int:
+    """`value`, checked to be an integer above zero."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer or None, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)

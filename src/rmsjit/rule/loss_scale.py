@@ -5,16 +5,12 @@ that do not; the step divides them again.  A dynamic scale looks for the largest
 gradients do not overflow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from rmsjit.rule.averaging import positive_integer
-from rmsjit.rule.hyperparameters import as_number, positive
+from rmsjit.rule.hyperparameters import as_number, positive, positive_integer
 
 
 class LossScale(Protocol):
@@ -61,7 +57,6 @@ class ScaleState(NamedTuple):
     good_steps: int
 
 
-@dataclass(eq=False)
 class DynamicLossScale:
     """A loss scale that grows while gradients are finite, and shrinks when they are not.
 
@@ -99,22 +94,28 @@ class DynamicLossScale:
     8.0 1
     """
 
-    initial: float = 2.0**16
-    growth_factor: float = 2.0
-    backoff_factor: float = 0.5
-    growth_interval: int = 2000
-
-    def __post_init__(self) -> None:
-        for name in ("initial", "growth_factor", "backoff_factor"):
-            setattr(self, name, positive(name, as_number(name, getattr(self, name))))
+    def __init__(
+        self,
+        initial: float = 2.0**16,
+        growth_factor: float = 2.0,
+        backoff_factor: float = 0.5,
+        growth_interval: int = 2000,
+    ) -> None:
+        self.initial = _checked("initial", initial)
+        self.growth_factor = _checked("growth_factor", growth_factor)
+        self.backoff_factor = _checked("backoff_factor", backoff_factor)
+        self.growth_interval = positive_integer("growth_interval", growth_interval)
         if not 0 < _in_float32(self.initial) < np.inf:
-            raise ValueError(f"initial must be in the range of float32, got {self.initial}")
+            raise ValueError(f"initial must be in the range of float32, got {initial}")
         if not self.growth_factor > 1:
-            raise ValueError(f"growth_factor must be above 1, got {self.growth_factor}")
+            raise ValueError(f"growth_factor must be above 1, got {growth_factor}")
         if not self.backoff_factor < 1:
-            raise ValueError(f"backoff_factor must be below 1, got {self.backoff_factor}")
-        self.growth_interval = positive_integer("growth_interval", self.growth_interval)
+            raise ValueError(f"backoff_factor must be below 1, got {backoff_factor}")
         self._state = ScaleState(_in_float32(self.initial), 0)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.to_config().items())
+        return f"DynamicLossScale({arguments})"
 
     @property
     def value(self) -> float:
@@ -144,7 +145,16 @@ class DynamicLossScale:
 
     def to_config(self) -> dict[str, Any]:
         """The arguments, as values for JSON."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {
+            "initial": self.initial,
+            "growth_factor": self.growth_factor,
+            "backoff_factor": self.backoff_factor,
+            "growth_interval": self.growth_interval,
+        }
+
+
+def _checked(name: str, value: Any) -> float:
+    return positive(name, as_number(name, value))
 
 
 @np.errstate(over="ignore")

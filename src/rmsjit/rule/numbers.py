@@ -5,8 +5,6 @@ compiled rule reads, in the dtype of its arithmetic.  To add a number, add a fie
 line to `packed`.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

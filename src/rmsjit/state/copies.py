@@ -8,7 +8,7 @@ state of an optimizer contains all that are alive, and the copy finds out which 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,11 @@ from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.layout import Key, Layout, address_of, array_key, canonical_view, layout_of
 from rmsjit.arrays.owners import anchor_of, held_elsewhere, private_view
 from rmsjit.state.entries import Entry, Home, entry_of
+from rmsjit.state.index import NO_VARIABLE
 from rmsjit.variables import Variable, array_of
+
+if TYPE_CHECKING:
+    from rmsjit.state.slots import SlotStore
 
 
 class InOwner(NamedTuple):
@@ -44,6 +48,57 @@ class Described(NamedTuple):
     places: list[tuple[NDArray[Any], InOwner, Layout]]  # arrays that own its memory, if still held
     slots: dict[str, NDArray[Any]]  # in canonical order
     group: Any  # to which the variable was given, or None
+
+
+def state_of(store: SlotStore) -> dict[str, Any]:
+    """The state of a store in a form that can be copied."""
+    entries = list(store.entries.values())
+    numbers = {entry.key: number for number, entry in enumerate(entries)}
+    slots = {(e.key, slot) for e in entries for slot in e.slots}
+    probe = np.zeros(1)
+    return {
+        "name": store.name,
+        "form": store.form,
+        "allocator": store.allocator,
+        "skipped_steps": store.skipped_steps,
+        "grouping": store.grouping,
+        "stems": dict(store.stems),
+        "entries": described(entries),
+        "created": [
+            (numbers.get(key), slot, None if (key, slot) in slots else variable)
+            for (key, slot), variable in store.created.items()
+        ],
+        "probe": (probe, probe),
+    }
+
+
+def restore(store: SlotStore, state: dict[str, Any]) -> None:
+    """Make a store that has no state yet the copy of the one that `state_of` described."""
+    store.__init__(state["name"], state["form"], state["allocator"])  # type: ignore[misc]
+    store.skipped_steps, store.stems = state["skipped_steps"], state["stems"]
+    store.grouping = state["grouping"]
+    for group in store.grouping.groups:
+        group.epoch = store.epoch
+    store.links_arrays = state["probe"][0] is state["probe"][1]
+    entries = [revived(known, store.links_arrays) for known in state["entries"]]
+    for entry, known in zip(entries, state["entries"], strict=True):
+        for slot, flat in known.slots.items():
+            ordered = entry.homes[0].from_original(flat)
+            memory = store.allocate(ordered.shape, ordered.dtype, entry.canonical)
+            memory[...] = ordered
+            entry.slots[slot] = memory
+        if entry.is_nowhere:
+            entry.homes = ()  # nobody held the variable when it was copied
+        store.unmet |= {home.key: entry for home in entry.homes}
+    store.entries = {entry.key: entry for entry in entries}
+    store.unsettled = bool(entries)
+    for number, slot, variable in state["created"]:
+        if number is None:
+            store.created[(NO_VARIABLE, len(store.created)), slot] = variable
+        elif variable is None:
+            store.created[entries[number].key, slot] = store.seen(entries[number], slot)
+        else:
+            store.created[entries[number].key, slot] = variable
 
 
 def described(entries: Iterable[Entry]) -> list[Described]:
@@ -112,7 +167,7 @@ def revived(state: Described, links_arrays: bool) -> Entry:
         view = _view_at(place, anchor, state.dtype)
         if view is not None:
             homes.append(Home(view, layout, links_arrays))
-    if not homes:  # nobody holds the variable: a placeholder without memory, see `is_nowhere`
+    if not homes:  # nobody holds the variable: a placeholder without memory, see `Entry.is_nowhere`
         view = np.broadcast_to(np.zeros((), dtype_named(state.dtype)), state.shape)
         homes.append(Home(view, state.layout, links_arrays))
     entry = entry_of(homes[0].view)
@@ -123,11 +178,6 @@ def revived(state: Described, links_arrays: bool) -> Entry:
     entry.homes, entry.group = tuple(homes), state.group
     entry.record_length = state.record_length
     return entry
-
-
-def is_nowhere(view: NDArray[Any]) -> bool:
-    """Whether an array is a placeholder for a variable that nobody holds."""
-    return not view.flags.writeable and not any(view.strides)
 
 
 def _view_at(place: InOwner, anchor: NDArray[Any], dtype: str) -> NDArray[Any] | None:

@@ -1,7 +1,5 @@
 """Variables that are divided among processes, each of which has the slots of one part."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from rmsjit.state.entries import Entry

@@ -211,6 +211,11 @@ class Entry:
         return not is_still(self.ground, self.owner)
 
     @property
+    def is_nowhere(self) -> bool:
+        """Whether this is a copy whose variable nobody held: it has a placeholder as its owner."""
+        return not self.owner.flags.writeable and not any(self.owner.strides)
+
+    @property
     def own_views(self) -> list[NDArray[Any]]:
         """All of our own arrays over the memory."""
         return [self.owner, self.canonical, self.table, *(home.view for home in self.homes)]

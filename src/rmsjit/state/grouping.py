@@ -4,8 +4,6 @@ A variable belongs to a group because it was given to it, or because its name ma
 the group.  Each group has a row in the numbers of a step; row 0 is for all other variables.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol

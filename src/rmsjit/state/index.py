@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from rmsjit.arrays.overlap import Overlaps
 from rmsjit.arrays.owners import Ground
-from rmsjit.state.copies import is_nowhere
 from rmsjit.state.entries import Entry, SlotMemory
 from rmsjit.state.packed_slot import memory_of
 
@@ -33,7 +32,7 @@ class Index:
         """Add what was entered since the last call."""
         more = len(store.entries) - self._entries
         for entry in list(islice(reversed(store.entries.values()), more))[::-1]:
-            if not is_nowhere(entry.owner):
+            if not entry.is_nowhere:
                 self.variables.add(entry)
             self.grounds[entry.ground.root] = entry.ground
             self._entries += 1

@@ -19,7 +19,6 @@ from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
 from rmsjit.rule.form import Form, Slot
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.runtime.warning import warn
-from rmsjit.state.copies import described, is_nowhere, revived
 from rmsjit.state.divided import Divided
 from rmsjit.state.entries import Entry as Entry
 from rmsjit.state.entries import Member as Member
@@ -79,7 +78,7 @@ class SlotStore:
         self.grouping: Grouping = Grouping()
         self.divided: dict[Key, Divided] = {}
         self._form = form
-        self._stems: dict[str, int] = {}  # number of variables per name
+        self.stems: dict[str, int] = {}  # number of variables per name
         self._index: Index | None = None
         self._sweep_at = _FIRST_SWEEP
         self.unmet: dict[Key, Entry] = {}  # in a copy: unused entries, by the key of each home
@@ -262,7 +261,7 @@ class SlotStore:
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
         """Know the same variables and slots as before if the block raises an error."""
-        names = ("entries", "created", "divided", "_stems", "unmet")
+        names = ("entries", "created", "divided", "stems", "unmet")
         before = {name: dict(vars(self)[name]) for name in names}
         slots = [(entry, entry.slots) for entry in self.entries.values()]
         try:
@@ -375,52 +374,14 @@ class SlotStore:
     # --- copies -----------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """See `rmsjit.state.copies`: arrays may have another layout in the copy."""
-        entries = list(self.entries.values())
-        numbers = {entry.key: number for number, entry in enumerate(entries)}
-        slots = {(e.key, slot) for e in entries for slot in e.slots}
-        probe = np.zeros(1)
-        return {
-            "name": self.name,
-            "form": self.form,
-            "allocator": self.allocator,
-            "skipped_steps": self.skipped_steps,
-            "grouping": self.grouping,
-            "stems": dict(self._stems),
-            "entries": described(entries),
-            "created": [
-                (numbers.get(key), slot, None if (key, slot) in slots else variable)
-                for (key, slot), variable in self.created.items()
-            ],
-            "probe": (probe, probe),
-        }
+        from rmsjit.state.copies import state_of  # imported here because few programs copy
+
+        return state_of(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["name"], state["form"], state["allocator"])  # type: ignore[misc]
-        self.skipped_steps, self._stems = state["skipped_steps"], state["stems"]
-        self.grouping = state["grouping"]
-        for group in self.grouping.groups:
-            group.epoch = self.epoch
-        self.links_arrays = state["probe"][0] is state["probe"][1]
-        entries = [revived(known, self.links_arrays) for known in state["entries"]]
-        for entry, known in zip(entries, state["entries"], strict=True):
-            for slot, flat in known.slots.items():
-                ordered = entry.homes[0].from_original(flat)
-                memory = self.allocate(ordered.shape, ordered.dtype, entry.canonical)
-                memory[...] = ordered
-                entry.slots[slot] = memory
-            if is_nowhere(entry.owner):
-                entry.homes = ()  # nobody held the variable when it was copied
-            self.unmet |= {home.key: entry for home in entry.homes}
-        self.entries = {entry.key: entry for entry in entries}
-        self.unsettled = bool(entries)
-        for number, slot, variable in state["created"]:
-            if number is None:
-                self.created[(NO_VARIABLE, len(self.created)), slot] = variable
-            elif variable is None:
-                self.created[entries[number].key, slot] = self.seen(entries[number], slot)
-            else:
-                self.created[entries[number].key, slot] = variable
+        from rmsjit.state.copies import restore
+
+        restore(self, state)
 
     def slots_of(self, entry: Entry) -> tuple[Slot, ...]:
         """The slots that the form has for a variable, whether they exist yet or not."""
@@ -442,8 +403,8 @@ class SlotStore:
         return allocate_aligned(shape, dtype, start)
 
     def _name_for(self, stem: str) -> str:
-        number = self._stems.get(stem, 0)
-        self._stems[stem] = number + 1
+        number = self.stems.get(stem, 0)
+        self.stems[stem] = number + 1
         return f"{stem}_{number}" if number else stem
 
     def seen(self, entry: Entry, slot: str) -> Variable:

@@ -1,7 +1,5 @@
 """How steps are taken, whatever the rule."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from rmsjit.steps.nonfinite import PROPAGATE
