@@ -38,9 +38,8 @@ class Averages(KerasWeights):
 
     @ema_momentum.setter
     def ema_momentum(self, value: Any) -> None:
-        self._hyperparameters.averaging = Averaging(
-            value, self._needed_averaging().overwrite_frequency
-        )
+        old = self._needed_averaging()
+        self._hyperparameters.averaging = Averaging(value, old.overwrite_frequency)
 
     @property
     def ema_overwrite_frequency(self) -> int | None:

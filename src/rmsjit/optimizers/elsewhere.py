@@ -78,8 +78,8 @@ def explaining_arguments(**own: str) -> Callable[[F], F]:
     def decorated(init: F) -> F:
         @functools.wraps(init)
         def explained(self: Any, *args: Any, **kwargs: Any) -> None:
-            for name in kwargs.keys() & _ARGUMENTS.keys():
-                if name not in inspect.signature(init).parameters:
+            for name in kwargs:
+                if name in _ARGUMENTS and name not in inspect.signature(init).parameters:
                     here = own.get(_ARGUMENTS[name], _ARGUMENTS[name])
                     raise TypeError(
                         f"{type(self).__name__} has no argument {name!r}: it is called {here!r} "

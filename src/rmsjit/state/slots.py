@@ -65,6 +65,8 @@ class SlotStore:
         Which variables have settings of their own.
     divided : dict of Key to Divided
         The variables of which `entries` has only a part, or nothing, by their memory.
+    stems : dict of str to int
+        How many variables have a name that is made of each stem.
     """
 
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
@@ -78,7 +80,7 @@ class SlotStore:
         self.grouping: Grouping = Grouping()
         self.divided: dict[Key, Divided] = {}
         self._form = form
-        self.stems: dict[str, int] = {}  # number of variables per name
+        self.stems: dict[str, int] = {}
         self._index: Index | None = None
         self._sweep_at = _FIRST_SWEEP
         self.unmet: dict[Key, Entry] = {}  # in a copy: unused entries, by the key of each home
