@@ -22,7 +22,7 @@ class Averaging:
     """
 
     def __init__(self, momentum: float = 0.99, overwrite_frequency: int | None = None) -> None:
-        self.momentum = in_unit_interval("ema_momentum", as_number("ema_momentum", momentum))
+        self.momentum: float = in_unit_interval("ema_momentum", as_number("ema_momentum", momentum))
         self.overwrite_frequency = overwrite_frequency
         if overwrite_frequency is not None:
             self.overwrite_frequency = positive_integer(

@@ -46,9 +46,9 @@ class Clipping:
         gradient_scale: float = 1.0,
         loss_scale: LossScale | None = None,
     ) -> None:
-        self.clipvalue = _bound("clipvalue", clipvalue)
-        self.clipnorm = _bound("clipnorm", clipnorm)
-        self.global_clipnorm = _bound("global_clipnorm", global_clipnorm)
+        self.clipvalue: float | None = _bound("clipvalue", clipvalue)
+        self.clipnorm: float | None = _bound("clipnorm", clipnorm)
+        self.global_clipnorm: float | None = _bound("global_clipnorm", global_clipnorm)
         self.gradient_scale = gradient_scale
         self.loss_scale = loss_scale
         if clipnorm is not None and global_clipnorm is not None:
@@ -56,9 +56,9 @@ class Clipping:
                 f"clipnorm and global_clipnorm can't both be set, got clipnorm={clipnorm} "
                 f"and global_clipnorm={global_clipnorm}"
             )
-        self.limit = math.inf if self.clipvalue is None else self.clipvalue
-        self.by_norm = clipnorm is not None or global_clipnorm is not None
-        self.is_scaled = gradient_scale != 1.0 or loss_scale is not None
+        self.limit: float = math.inf if self.clipvalue is None else self.clipvalue
+        self.by_norm: bool = clipnorm is not None or global_clipnorm is not None
+        self.is_scaled: bool = gradient_scale != 1.0 or loss_scale is not None
 
     def replaced(self, **changes: Any) -> Clipping:
         """The same but for some arguments; steps in progress keep the old one."""

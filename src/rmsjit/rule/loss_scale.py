@@ -101,10 +101,10 @@ class DynamicLossScale:
         backoff_factor: float = 0.5,
         growth_interval: int = 2000,
     ) -> None:
-        self.initial = _checked("initial", initial)
-        self.growth_factor = _checked("growth_factor", growth_factor)
-        self.backoff_factor = _checked("backoff_factor", backoff_factor)
-        self.growth_interval = positive_integer("growth_interval", growth_interval)
+        self.initial: float = _checked("initial", initial)
+        self.growth_factor: float = _checked("growth_factor", growth_factor)
+        self.backoff_factor: float = _checked("backoff_factor", backoff_factor)
+        self.growth_interval: int = positive_integer("growth_interval", growth_interval)
         if not 0 < _in_float32(self.initial) < np.inf:
             raise ValueError(f"initial must be in the range of float32, got {initial}")
         if not self.growth_factor > 1:
