@@ -64,7 +64,9 @@ STORING = (
     PrivateName(
         "numba.core.codegen", "CPUCodegen.magic_tuple", "the processor that code is compiled for"
     ),
-    PrivateName("numba.core.runtime.nrt", "rtsys", "starts what compiled code needs to run"),
+    PrivateName(
+        "numba.core.runtime._nrt_python", "c_helpers", "C functions that compiled code may call"
+    ),
 )
 CALLING = (
     PrivateName("numba.core.dispatcher", "Dispatcher.overloads", "what was compiled"),
@@ -179,8 +181,8 @@ def packed(result: Any) -> bytes:
 def unpacked(content: bytes) -> Any:
     """The compiled function of `packed`.
 
-    This initialises only what machine code needs to run, in a fifth of the time that Numba's
-    compiler takes.
+    Numba's runtime is not started, which would compile functions that are part of this code
+    already, and take longer than all else at the first step of a process.
 
     Raises
     ------
@@ -190,10 +192,18 @@ def unpacked(content: bytes) -> Any:
         rebuild = import_module("numba.core.compiler").CompileResult._rebuild
         lock = import_module("numba.core.compiler_lock").global_compiler_lock
         context = import_module("numba.core.registry").cpu_target.target_context
-        initialize = import_module("numba.core.runtime.nrt").rtsys.initialize
+        helpers = import_module("numba.core.runtime._nrt_python").c_helpers
     with lock:
-        initialize(context)
+        _name_helpers(helpers)
         return rebuild(context, *pickle.loads(content))
+
+
+def _name_helpers(helpers: dict[str, int]) -> None:
+    """Tell LLVM the addresses of Numba's C functions, by the names that compiled code has."""
+    from llvmlite import binding
+
+    for name, address in helpers.items():
+        binding.add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 def machine() -> tuple[Any, ...]:

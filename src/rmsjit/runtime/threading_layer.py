@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import multiprocessing
 import os
 import sys
 import threading
@@ -181,6 +180,8 @@ def _open_start_method() -> Iterator[None]:
 
     Numba queries the method when it starts threads, which would fix it.
     """
+    import multiprocessing  # small models never need it
+
     is_open = multiprocessing.get_start_method(allow_none=True) is None
     try:
         yield

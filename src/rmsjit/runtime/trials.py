@@ -8,7 +8,6 @@ themselves are timed: they can try several ways at no cost but time.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import MappingProxyType
@@ -151,6 +150,8 @@ class Trials:
 
     def _settle(self) -> None:
         """End a round: choose the fastest candidate, and the time of the next round."""
+        import statistics  # not at the first step, which should be fast
+
         # The first step of each candidate pays for cold caches and for threads that sleep.
         costs = {way: statistics.median(s[1:]) for way, s in self._samples.items() if len(s) > 1}
         self.costs.update(costs)
