@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 PROCESSORS = ("cascadelake", "icelake-server", "sapphirerapids", "znver3", "znver4")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 FORMS = ("plain", "momentum", "centered", "both")
-MASTER, REDUCED = "master weights", "rms in bfloat16"
+MASTER = "master weights"
+REDUCED = {"rms in bfloat16": "bfloat16", "rms in 8 bits": "8bit"}
 TABLE = Path(__file__).with_name("STATIC.md")
 TOLERANCE = 1.05
 _ITERATIONS = 200
@@ -64,7 +65,7 @@ KERNELS = (
     *(Kernel(form, "float32", clipped) for form in FORMS for clipped in (False, True)),
     *(Kernel("plain", dtype, False) for dtype in DTYPES[1:]),
     *(Kernel(MASTER, dtype, False) for dtype in ("bfloat16", "float16")),
-    Kernel(REDUCED, "float32", False),
+    *(Kernel(form, "float32", False) for form in REDUCED),
 )
 
 
@@ -102,8 +103,8 @@ def _compiled_form(kernel: Kernel) -> tuple[Any, Any]:
     )
     if kernel.form == MASTER:
         form = form.with_master()
-    if kernel.form == REDUCED:
-        form = form.with_state({"rms": "bfloat16"})
+    if kernel.form in REDUCED:
+        form = form.with_state({"rms": REDUCED[kernel.form]})
     form, precision = form.arithmetic, precision_of(_dtype(kernel.dtype))
     assert precision is not None
     return form, kinds_of(precision, tuple(slot.dtype for slot in form.slots))

@@ -229,18 +229,16 @@ def test_reduced_state_is_packed(name):
 
 @x86
 @slow
-def test_slots_in_8_bits_are_packed():
-    """The rule, without a call, and then the bytes, which are put in order in a register."""
+@pytest.mark.parametrize("name", ["update_dense", "update_rows"])
+def test_slots_in_8_bits_are_packed(name):
+    """The rule and the bytes in one loop, without a call."""
     form = FULL.with_state(dict.fromkeys(("rms", "mg", "momentum"), "8bit"))
-    text, _ = assembly(
-        "update_dense", *form.compiled_for(precision_of(np.dtype("f4"))), False, False
-    )
+    text, _ = assembly(name, *form.compiled_for(precision_of(np.dtype("f4"))), False, False)
     loops = packed_loops(text, "v?sqrtps")
     assert loops
     assert not any(re.search(r"\bcall", loop) for loop in loops)
-    assert re.search(r"\bv?psubusw", text), "codes with a sign"
-    assert re.search(r"\bv?pmaxsw", text), "codes without one"
-    assert re.search(r"\bv?pshufb|\bvpermb", text)
+    assert all(re.search(r"\bv?pmov[sz]xbd", loop) for loop in loops)
+    assert all(re.search(r"\bv?pmovdb|\bv?pshufb|\bv?packuswb", loop) for loop in loops)
     assert_nothing_is_allocated(text)
 
 

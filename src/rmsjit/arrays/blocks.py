@@ -1,11 +1,12 @@
 """Arrays packed to 8 bits: blocks of up to 256 elements, each an offset and a byte an element.
 
 The bytes are short logarithms.  With the offset of its block, a byte gives the upper bits of a
-float32, exponent and 3 bits of the fraction, as ``(byte + offset) << 20``.  The offset is such that
-the largest element fits.  So neighbours differ by a sixteenth to an eighth, and numbers reach down
-to 2**-31 of the largest one of their block.
+float32, exponent and 3 bits of the fraction, as ``(byte + offset) << 20``.  So neighbours differ by
+a sixteenth to an eighth.  The offset is such that the largest element fits, and after steps up to 8
+larger, as it does not follow every change of that.  So numbers reach down to 2**-30 of the largest
+one of their block.
 
-Where numbers have signs, bytes have them too, and reach to 2**-15.  Then the byte 0 is 0, also for
+Where numbers have signs, bytes have them too, and reach to 2**-14.  Then the byte 0 is 0, also for
 smaller numbers; without signs, these become the smallest number of their block.  What is not
 finite becomes the largest one, and a NaN any.
 

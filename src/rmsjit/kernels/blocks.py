@@ -1,8 +1,12 @@
 """Slots in 8 bits, in kernels: a variable, or a row of a table, is updated block by block.
 
-The rule reads the codes of a block and writes new values to a buffer, which stays in the
-first-level cache.  Only then is the offset of the block known, and the values become codes.
+The rule reads the codes of a block, and writes those of the new `rms` and `mg` as if its offset
+stayed the same.  All new values are also in a buffer, which stays in the first-level cache.  At the
+end of the block, when the largest value is known, the others are packed, and all of a slot if it
+needs another offset.  That is rare, as offsets leave some room.
 """
+
+import functools
 
 from llvmlite import ir
 from numba import int32, njit, types
@@ -10,15 +14,17 @@ from numba.extending import intrinsic
 
 from rmsjit.arrays.blocks import BLOCK, INFINITY, OFFSET_BYTES
 from rmsjit.kernels.codes import (
-    LANES,
     Block,
-    dropped_bits,
+    code_of,
+    fits,
     frame_memory,
     larger_finite_size,
-    offset_for,
-    write_codes,
+    least_offset,
+    limited,
+    roomy_offset,
 )
-from rmsjit.kernels.rounding import bits_for, hashed_bits
+from rmsjit.kernels.rounding import bits_for, noise_of
+from rmsjit.kernels.rule import packs_late
 from rmsjit.kernels.views import number_type, size_of
 from rmsjit.rule.form import is_packed
 from rmsjit.runtime.flags import INLINED
@@ -124,10 +130,12 @@ def _write_offset(typing_context, address, offset):
     return types.none(types.int64, types.int32), codegen
 
 
+@functools.cache
 def pack_slots(form, last=None):
-    """The function that packs the new values of all packed slots; one function for each slot.
+    """The function that packs what the rule has not packed, one function for each slot.
 
-    `sizes` are those of the largest values, as `rmsjit.kernels.codes.larger_sizes` gives them.
+    A block gets another offset where its new values need one.  `sizes` are those of the largest
+    values of all slots, as `rmsjit.kernels.codes.larger_sizes` gives them.
     """
     last = len(form.slots) - 1 if last is None else last
     if last < 0:
@@ -135,58 +143,35 @@ def pack_slots(form, last=None):
     rest = pack_slots(form, last - 1)
     if not is_packed(form.slots[last].dtype):
         return rest
-    bits_of = bits_for(form)[form.slots[last].name]
+    name = form.slots[last].name
+    bits_of, noise, LATE = bits_for(form)[name], noise_of(form)[2], packs_late(name)
 
     @njit(**INLINED)
     def pack(slots, count, key, sizes):
         rest(slots, count, key, sizes)
-        codes, values = slots[last].codes, slots[last].values
-        largest = sizes[last]
-        if largest >= INFINITY:
-            largest = _largest_finite(values, count, codes)
-        offset = offset_for(largest, codes)
-        _write_offset(slots[last].offset_at, offset)
-        chances = _chances()
-        for i in range(LANES):
-            chances[i] = dropped_bits(bits_of(hashed_bits(key, i)))
-        whole = count // LANES
-        for number in range(whole):
-            write_codes(codes, values, number, offset, chances)
-        if whole * LANES < count:
-            spare = _spare(codes)
-            write_codes(spare, values, whole, offset, chances)
-            for i in range(whole * LANES, count):
-                codes[i] = spare[i]
+        codes, values, largest = slots[last].codes, slots[last].values, sizes[last]
+        keeps, offset = largest < INFINITY, slots[last].offset
+        if not keeps:
+            largest = _limit(values, count, codes)
+        least = least_offset(largest, codes)
+        if not fits(offset, least):
+            keeps, offset = False, roomy_offset(least)
+            _write_offset(slots[last].offset_at, offset)
+        if LATE or not keeps:
+            for i in range(count):
+                codes[i] = code_of(values[i], i, bits_of(noise(key, i)), offset, codes)
 
     return pack
 
 
-@intrinsic
-def _chances(typing_context):
-    """Memory for the random bits of a block."""
-
-    def codegen(context, builder, signature, args):
-        return frame_memory(builder, ir.IntType(32), LANES)
-
-    return types.CPointer(types.uint32)(), codegen
-
-
-@intrinsic
-def _spare(typing_context, codes):
-    """Memory for the bytes of a block."""
-
-    def codegen(context, builder, signature, args):
-        return frame_memory(builder, ir.IntType(8), BLOCK)
-
-    return codes(codes), codegen
-
-
 @njit(**INLINED)
-def _largest_finite(values, count, codes):
-    """The size of the largest finite value of a block, as the bits of a float32."""
+def _limit(values, count, codes):
+    """Replace what is not finite by the largest finite value of a block, and return its size."""
     largest = int32(0)
     for i in range(count):
         largest = larger_finite_size(largest, values[i], codes)
+    for i in range(count):
+        values[i] = limited(values[i], largest, codes)
     return largest
 
 

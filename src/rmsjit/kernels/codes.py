@@ -3,35 +3,43 @@
 See `rmsjit.arrays.blocks` for what the bytes mean.
 """
 
+import random
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba import types
+from numba import int32, njit, types
 from numba.extending import intrinsic
 
 from rmsjit.arrays.blocks import BLOCK, DROPPED, INFINITY, MAGNITUDE, SIGN, most_of
+from rmsjit.runtime.flags import INLINED
 
 _WORD = ir.IntType(32)
 _BYTE = ir.IntType(8)
-_SHORT = ir.IntType(16)
-SHARING_BITS = 3  # 8 elements of a block share their random bits
-LANES = BLOCK >> SHARING_BITS  # elements of a group, with random bits of their own
-FRAME_ALIGNMENT = 64
-_PART = LANES // 4  # words of a vector, four of which become one of bytes
-_WORDS, _SHORTS = ir.VectorType(_WORD, _PART), ir.VectorType(_SHORT, 2 * _PART)
-_BYTES = ir.VectorType(_BYTE, LANES)
-# Where the bytes of the four vectors are once they have been mixed: two in turn, then two of these.
-_IN_ORDER = ir.VectorType(_WORD, LANES)(
-    [4 * place + 2 * (part % 2) + part // 2 for part in range(4) for place in range(_PART)]
-)
+_ALIGNMENT = 64
+# An offset that fits exactly would change at almost every step, and all codes of its block with it.
+_HEADROOM = 4  # above the least offset; the largest number may grow by as many codes
+_SLACK = 8  # above the least offset, before it is reduced
+
+
+def _spread_chances():
+    """As many bits as a code drops for each element of a block: evenly spread, in random order.
+
+    So of equal elements as many are rounded up as should be.
+    """
+    draw = random.Random(0).random  # gives the same numbers in every version of Python
+    ranks = sorted(range(BLOCK), key=lambda i: draw())
+    return [int((rank + draw()) / BLOCK * 2**DROPPED) for rank in ranks]
+
+
+_CHANCES = _spread_chances()
 
 
 class Block(NamedTuple):
-    """A block in compiled code, which reads its codes and writes to its values."""
+    """A block in compiled code."""
 
     codes: Any  # pointer to bytes: int8 with a sign, otherwise uint8
     offset: Any  # int32
-    values: Any  # pointer to float32, where the new values wait to be packed
+    values: Any  # pointer to float32, memory for the new values, which may need another offset
     offset_at: Any  # int64, the address of the offset, which need not be aligned
 
 
@@ -120,8 +128,64 @@ def _size(builder, value, signed):
 
 
 @intrinsic
-def offset_for(typing_context, largest, codes):
-    """The offset of a block, from the bits of its largest value, which may be rounded up."""
+def code_of(typing_context, value, i, bits, offset, codes):
+    """The byte of a float32, element `i` of a block, rounded by chance.
+
+    The 32 random `bits` are those of the block.  The elements of a block change them by numbers of
+    their own, which any two blocks have in common; bits for each element would cost a tenth of the
+    time of a step.  The value must be finite and `offset` large enough for it; see `least_offset`.
+    """
+    SIGNED = is_signed(codes)
+
+    def codegen(context, builder, signature, args):
+        value, i, bits, offset, _ = args
+        # Both are the same for all elements: the random bits, and the offset to be subtracted.
+        addend = builder.lshr(bits, _WORD(32 - DROPPED))
+        addend = builder.or_(addend, builder.shl(builder.neg(offset), _WORD(DROPPED)))
+        chance = builder.load(builder.gep(_chances(builder), [i]))
+        size = builder.add(_size(builder, value, SIGNED), builder.xor(chance, addend))
+        code = _larger(builder, builder.ashr(size, _WORD(DROPPED)), _WORD(0))
+        if SIGNED:
+            is_less = builder.icmp_signed("<", builder.bitcast(value, _WORD), _WORD(0))
+            code = builder.select(is_less, builder.neg(code), code)
+        return builder.trunc(code, _BYTE)
+
+    return codes.dtype(types.float32, types.int64, types.uint32, types.int32, codes), codegen
+
+
+def _chances(builder):
+    """A pointer to `_CHANCES`, a constant of the module that is being built."""
+    name = "rmsjit.chances"
+    table = builder.module.globals.get(name)
+    if table is None:
+        content = ir.ArrayType(_WORD, BLOCK)(_CHANCES)
+        table = ir.GlobalVariable(builder.module, content.type, name)
+        table.linkage, table.global_constant, table.initializer = "internal", True, content
+        table.align = _ALIGNMENT
+    return builder.bitcast(table, _WORD.as_pointer())
+
+
+@intrinsic
+def limited(typing_context, value, largest, codes):
+    """A value of a size that is at most `largest`, both as the bits of a float32."""
+    SIGNED = is_signed(codes)
+
+    def codegen(context, builder, signature, args):
+        bits = builder.bitcast(args[0], _WORD)
+        size = _smaller(builder, _size(builder, args[0], SIGNED), args[1])
+        if SIGNED:
+            size = builder.or_(size, builder.and_(bits, _WORD(SIGN)))
+        return builder.bitcast(size, ir.FloatType())
+
+    return types.float32(types.float32, types.int32, codes), codegen
+
+
+@intrinsic
+def least_offset(typing_context, largest, codes):
+    """The least offset of a block with this largest value, also if that is rounded up.
+
+    The value is given by its bits.
+    """
     MOST = most_of(is_signed(codes))
 
     def codegen(context, builder, signature, args):
@@ -131,96 +195,21 @@ def offset_for(typing_context, largest, codes):
     return types.int32(types.int32, codes), codegen
 
 
-@intrinsic
-def dropped_bits(typing_context, bits):
-    """As many of 32 random bits as a code drops."""
-
-    def codegen(context, builder, signature, args):
-        return builder.lshr(args[0], _WORD(32 - DROPPED))
-
-    return types.uint32(types.uint32), codegen
+@njit(**INLINED)
+def fits(offset, least):
+    """Whether a block can keep its offset."""
+    return least <= offset <= least + _SLACK
 
 
-@intrinsic
-def write_codes(typing_context, codes, values, number, offset, chances):
-    """Write the bytes of the values of a group, rounded by random bits.
-
-    Group `number` of a block has LANES elements.  `chances` has DROPPED random bits for each of
-    them.  A group changes the first bits by its own number, so that the groups that share them get
-    different parts of the range.
-
-    The operations are on vectors, as the loops that LLVM makes of single elements use a fourth of a
-    register.  Words become bytes by shifts and masks, two vectors of words in one of halves and two
-    of these in one of bytes, which are then put in order: instructions that narrow one vector each
-    would take longer than all else here.
-    """
-    SIGNED = is_signed(codes)
-
-    def codegen(context, builder, signature, args):
-        codes, values, number, offset, chances = args
-        first = builder.mul(number, number.type(LANES))
-        turn = builder.shl(builder.trunc(number, _WORD), _WORD(DROPPED - SHARING_BITS))
-        rounded = []
-        for start in range(0, LANES, _PART):
-            bits = _part_at(builder, values, builder.add(first, first.type(start)))
-            chance = _part_at(builder, chances, first.type(start))
-            rounded.append(builder.add(bits, builder.xor(chance, _spread(builder, turn, _PART))))
-        least = _spread(builder, builder.trunc(offset, _SHORT), 2 * _PART)
-        low, high = (
-            _codes_of(builder, _upper_halves(builder, *rounded[k : k + 2]), least, SIGNED)
-            for k in (0, 2)
-        )
-        low = builder.and_(low, _SHORTS([0xFF] * 2 * _PART))
-        pairs = builder.or_(low, builder.shl(high, _SHORTS([8] * 2 * _PART)))
-        mixed = builder.bitcast(pairs, _BYTES)
-        code = builder.shuffle_vector(mixed, _BYTES(ir.Undefined), _IN_ORDER)
-        target = builder.bitcast(builder.gep(codes, [first]), _BYTES.as_pointer())
-        builder.store(code, target, align=1)
-        return context.get_dummy_value()
-
-    return types.none(codes, values, types.int64, types.int32, chances), codegen
-
-
-def _part_at(builder, numbers, place):
-    """A fourth of a group, from an element of memory that `frame_memory` gave."""
-    part = builder.load(builder.bitcast(builder.gep(numbers, [place]), _WORDS.as_pointer()))
-    part.align = _PART * 4
-    return part
-
-
-def _upper_halves(builder, even, odd):
-    """The upper halves of words, those of two vectors in turn."""
-    lower = builder.lshr(even, _WORDS([16] * _PART))
-    upper = builder.and_(odd, _WORDS([0xFFFF0000] * _PART))
-    return builder.bitcast(builder.or_(lower, upper), _SHORTS)
-
-
-def _codes_of(builder, halves, least, signed):
-    """The bytes of float32 numbers by their upper halves, in as many bits."""
-    many = 2 * _PART
-    most = _SHORTS([most_of(signed)] * many)
-    levels = builder.ashr(halves, _SHORTS([DROPPED - 16] * many))
-    if not signed:
-        code = builder.sub(levels, least)
-        return _smaller(builder, _larger(builder, code, _SHORTS([0] * many)), most)
-    levels = builder.and_(levels, _SHORTS([MAGNITUDE >> DROPPED] * many))
-    is_more = builder.icmp_unsigned(">", levels, least)
-    code = builder.sub(builder.select(is_more, levels, least), least)  # saturating
-    code = _smaller(builder, code, most)
-    minus = builder.ashr(halves, _SHORTS([15] * many))  # all bits
-    return builder.sub(builder.xor(code, minus), minus)
-
-
-def _spread(builder, number, count):
-    """A vector of so many times the same number."""
-    kind = ir.VectorType(number.type, count)
-    one = builder.insert_element(kind(ir.Undefined), number, _WORD(0))
-    return builder.shuffle_vector(one, kind(ir.Undefined), ir.VectorType(_WORD, count)([0] * count))
+@njit(**INLINED)
+def roomy_offset(least):
+    """The new offset of a block that can't keep its own."""
+    return int32(least + _HEADROOM)
 
 
 def frame_memory(builder, kind, count):
     """A pointer to memory for numbers, in the frame of the function that is being built."""
     with builder.goto_entry_block():
         memory = builder.alloca(ir.ArrayType(kind, count))
-    memory.align = FRAME_ALIGNMENT
+    memory.align = _ALIGNMENT
     return builder.bitcast(memory, kind.as_pointer())

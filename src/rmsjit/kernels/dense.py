@@ -79,7 +79,8 @@ def update_pieces(form, kinds, clipped):
     slots_at, pack, PACKED = slots_in_blocks(form, kinds), pack_slots(form), form.is_packed
     ROUNDS_RUNS = form.has_master and form.rounding != STOCHASTIC and STORAGE == BFLOAT16_BITS
     update_element, (key_of, moved, noise) = element_rule(form, not ROUNDS_RUNS), noise_of(form)
-    round_element, prefetch, FETCHED = rounding_rule(form), prefetching(kinds), run_of(kinds)
+    round_element, FETCHED = rounding_rule(form), run_of(kinds)
+    prefetch_gradient, prefetch_others = prefetching(kinds)
 
     @njit(**INLINED)
     def update_run(call, row, start, count, length, numbers, key, prefetches):
@@ -90,7 +91,9 @@ def update_pieces(form, kinds, clipped):
         variable, gradient = pointer(variable_at, STORAGE), pointer(gradient_at, STORAGE)
         slots = slots_at(addresses, 1, start, length)
         if prefetches:
-            prefetch(variable_at, gradient_at, slots, count)
+            prefetch_gradient(gradient_at, count)
+        if prefetches and not PACKED:
+            prefetch_others(variable_at, slots, count)
         key, sizes = moved(key, start), no_sizes(slots)
         if clipped:
             factor = pointer(call[SCALES], COMPUTING)[row]
@@ -107,6 +110,8 @@ def update_pieces(form, kinds, clipped):
             for i in range(count):
                 round_element(i, variable, slots)
         if PACKED:
+            if prefetches:  # not earlier, as a block needs too many lines at a time
+                prefetch_others(variable_at, slots, count)
             pack(slots, count, key, sizes)
 
     @njit(**INLINED)

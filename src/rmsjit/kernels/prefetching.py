@@ -22,24 +22,27 @@ def run_of(kinds):
 
 
 def prefetching(kinds):
-    """A function ``(variable, gradient, slots, count)`` that fetches what a later run will need.
+    """Two functions that fetch what a later run will need.
 
-    It is called before a run of `count` elements, with the addresses of their variable and gradient
-    and with their slots.
+    They are called with a run of `count` elements: ``(gradient, count)`` with the address of their
+    gradient, and ``(variable, slots, count)`` with that of their variable and with their slots.
     """
     AHEAD_OF_IT = AHEAD // _widest(kinds)  # elements
     NBYTES = size_of(number_type(kinds.variable))
     SIZES = _sizes(kinds)
 
     @njit(**INLINED)
-    def prefetch(variable, gradient, slots, count):
-        prefetch_row(variable + AHEAD_OF_IT * NBYTES, count * NBYTES)
+    def prefetch_gradient(gradient, count):
         prefetch_row(gradient + AHEAD_OF_IT * NBYTES, count * NBYTES)
+
+    @njit(**INLINED)
+    def prefetch_others(variable, slots, count):
+        prefetch_row(variable + AHEAD_OF_IT * NBYTES, count * NBYTES)
         places = _addresses_of(slots)
         for k in range(len(SIZES)):
             prefetch_row(places[k] + AHEAD_OF_IT * SIZES[k], count * SIZES[k])
 
-    return prefetch
+    return prefetch_gradient, prefetch_others
 
 
 def _sizes(kinds):

@@ -5,6 +5,7 @@ random bits is the value itself.  The bits come from a function of a key and the
 element, so they depend neither on threads nor on how the work is cut.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from llvmlite import ir
 from numba import njit, types, uint64
 from numba.extending import intrinsic
 
+from rmsjit.kernels.codes import code_of
 from rmsjit.kernels.scalars import (
     BFLOAT16_BITS,
     FLOAT16_BITS,
@@ -23,7 +25,7 @@ from rmsjit.kernels.scalars import (
     nearest,
 )
 from rmsjit.kernels.views import words
-from rmsjit.rule.form import STOCHASTIC, Form
+from rmsjit.rule.form import STOCHASTIC, Form, is_packed
 from rmsjit.runtime.flags import INLINED
 
 _WORD = ir.IntType(32)
@@ -117,17 +119,29 @@ def _line_of_bits(typing_context, key, number):
 
 
 def noise_of(form: Form):
-    """Three functions: of the key of a variable, of that key from an element on, and of the bits.
+    """Three functions: of the key of a variable, of that key from an element on, and of the noise.
 
-    The first takes the address of the noise, and the place of the variable there.  The noise is
-    int64 (1 + 2 * variables,): the number of the step, and for each variable a word of its own and
-    the number of its first element, above 0 for a part of a divided one.  The last function takes
-    the key and the number of an element.  Where only slots are rounded by chance, it is a cheap
-    one: their errors last for some steps, those of variables for ever.
+    The first takes the address of the noise, and the place of the variable there.  The noise in
+    memory is int64 (1 + 2 * variables,): the number of the step, and for each variable a word of
+    its own and the number of its first element, above 0 for a part of a divided one.  The last one
+    takes the key and the number of an element, and gives 32 random bits for it and the key.  Where
+    only slots are rounded by chance, the bits are cheap ones: their errors last for some steps,
+    those of variables for ever.
     """
     if not form.is_random:
         return _no_key, _unmoved, _no_noise
-    return _key, _moved, hashed_bits if form.rounding == STOCHASTIC else _line_of_bits
+    return _key, _moved, _noise(hashed_bits if form.rounding == STOCHASTIC else _line_of_bits)
+
+
+@functools.cache
+def _noise(bits):
+    """The function that gives the bits of an element, and the key."""
+
+    @njit(**INLINED)
+    def noise(key, number):
+        return bits(key, number), key
+
+    return noise
 
 
 @intrinsic
@@ -144,7 +158,7 @@ def _more(typing_context, bits):
 
 
 @intrinsic
-def upper_half(typing_context, bits):
+def _upper_half(typing_context, bits):
     """The upper 16 bits."""
 
     def codegen(context, builder, signature, args):
@@ -154,14 +168,16 @@ def upper_half(typing_context, bits):
 
 
 @njit(**INLINED)
-def _same(bits):
-    return bits
+def _of_element(noise):
+    return noise[0]
 
 
+@functools.cache
 def bits_for(form: Form):
-    """By name of what is rounded by chance, the function that makes its bits from an element's.
+    """By name of what is rounded by chance, the function that makes its bits from the noise.
 
-    What is rounded to bfloat16 needs 16 bits, so two of these share 32.  The variable is ``""``.
+    What is rounded to bfloat16 needs 16 bits, so two of these share 32.  A slot in 8 bits has bits
+    for whole blocks, see `rmsjit.kernels.codes.code_of`.  The variable is ``""``.
     """
     makers: dict[str, Callable[..., Any]] = {}
     made: Callable[..., Any] | None = None
@@ -169,23 +185,40 @@ def bits_for(form: Form):
     stored = [(slot.name, slot.dtype) for slot in form.slots if slot.rounding == STOCHASTIC]
     if form.rounding == STOCHASTIC:
         stored.insert(0, ("", None))
-    for name, dtype in stored:
-        if has_upper and dtype == "bfloat16":
-            makers[name], has_upper = _then(made, upper_half), False
-            continue
-        made = _same if made is None else _then(made, _more)
-        makers[name], has_upper = made, dtype == "bfloat16"
+    for number, (name, dtype) in enumerate(stored):
+        if is_packed(dtype):
+            makers[name] = _bits_of_block(number)
+        elif has_upper and dtype == "bfloat16":
+            makers[name], has_upper = _then(made, _upper_half), False
+        else:
+            made = _of_element if made is None else _then(made, _more)
+            makers[name], has_upper = made, dtype == "bfloat16"
     return makers
 
 
+@functools.cache
 def _then(first, second):
     """A function that calls one function, and another one with the result."""
 
     @njit(**INLINED)
-    def both(bits):
-        return second(first(bits))
+    def both(noise):
+        return second(first(noise))
 
     return both
+
+
+@functools.cache
+def _bits_of_block(slot):
+    """The function of the bits of a slot that all elements of a block share.
+
+    The key is that of the first element.  Blocks begin further apart than the number of slots.
+    """
+
+    @njit(**INLINED)
+    def bits_of_block(noise):
+        return _more(hashed_bits(noise[1], slot))
+
+    return bits_of_block
 
 
 # --- rounding -------------------------------------------------------------------------------
@@ -277,10 +310,22 @@ def _cut(array, value, noise):
     return lambda array, value, noise: bfloat16_to_float32(_stochastic(array, value, noise))
 
 
-@njit(**INLINED)
+@by_type
 def store_stochastically(array, i, value, noise):
-    """Write `value` to element `i` of an array of a half type, rounded by random bits."""
-    array[i] = _stochastic(array, types.float32(value), noise)
+    """Write `value` to element `i` of an array of a half type or of a block, rounded by chance."""
+    if isinstance(array, types.NamedTuple):
+
+        def store_code(array, i, value, noise):
+            new = types.float32(value)
+            array.values[i] = new
+            array.codes[i] = code_of(new, i, noise, array.offset, array.codes)
+
+        return store_code
+
+    def store_half(array, i, value, noise):
+        array[i] = _stochastic(array, types.float32(value), noise)
+
+    return store_half
 
 
 @by_type

@@ -58,8 +58,8 @@ read_numbers = fields_of(RuleNumbers)  # into scalars, which loops keep in regis
 def element_rule(form: Form, rounds: bool = True):
     """The function that applies a form to element `i` of a variable and its slots.
 
-    `noise` are 32 random bits for the element, which only stochastic rounding uses.  A step uses
-    the values of slots before they are rounded.  Unless it `rounds`, a master weight is not written
+    `noise` makes random bits for the element, which only stochastic rounding uses.  A step uses the
+    values of slots before they are rounded.  Unless it `rounds`, a master weight is not written
     to the variable: that is left to `rounding_rule`.
     """
     RMS = form.index("rms")
@@ -203,10 +203,19 @@ def _writer(master: int | None, rounds: bool, bits_of):
     return write_value
 
 
+def packs_late(name: str) -> bool:
+    """Whether a slot in 8 bits is packed in a loop of its own, after that of the rule.
+
+    Its values follow the root and the division.  If more operations followed these, a processor
+    would see too few elements ahead to compute others meanwhile.
+    """
+    return name in ("momentum", "average")
+
+
 def _bits_on_store(form: Form, name: str):
     """The bits that round an element of a slot when it is written; None where there are none."""
-    if name in form.slot_names and is_packed(form.slot(name).dtype):
-        return None  # a packed slot is rounded when it is packed
+    if name in form.slot_names and is_packed(form.slot(name).dtype) and packs_late(name):
+        return None
     return bits_for(form).get(name)
 
 
