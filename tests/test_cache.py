@@ -15,7 +15,8 @@ import rmsjit
 from rmsjit.arrays.dtypes import kinds_of, precision_of
 from rmsjit.arrays.layout import address_of
 from rmsjit.rule import presets
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form, Slot
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import MG, MOMENTUM, RMS, Slot
 from rmsjit.runtime import cache, settings, store
 from rmsjit.runtime.flags import FLAGS, HOLDING_GIL, PARALLEL
 from strategies import run_python

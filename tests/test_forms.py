@@ -27,8 +27,8 @@ from rmsjit.checkpoints.save import load, save
 from rmsjit.kernels import dense, rows
 from rmsjit.kernels.scalars import load as load_element
 from rmsjit.kernels.scalars import root, store
-from rmsjit.rule.form import RMS
 from rmsjit.rule.presets import keras_legacy, tf1
+from rmsjit.rule.slot import RMS
 from rmsjit.runtime.flags import INLINED
 from strategies import assert_close, computing, same_bits, state_of, ulp
 

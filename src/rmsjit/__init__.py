@@ -7,8 +7,9 @@ from rmsjit import nest
 from rmsjit._version import __version__ as __version__
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizers.keras_legacy import RMSprop
-from rmsjit.rule.form import Form, Slot
+from rmsjit.rule.form import Form
 from rmsjit.rule.loss_scale import DynamicLossScale
+from rmsjit.rule.slot import Slot
 from rmsjit.variables import Variable
 
 if _TYPE_CHECKING:

@@ -18,7 +18,7 @@ from rmsjit.checkpoints.rounds import round_differences, summed_variables
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
-from rmsjit.rule.form import Slot, is_packed
+from rmsjit.rule.slot import Slot, is_packed
 from rmsjit.state.slots import entry_of
 from rmsjit.variables import Variable, array_of
 

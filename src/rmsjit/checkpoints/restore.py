@@ -37,7 +37,7 @@ from rmsjit.checkpoints.rounds import restore_round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.uninterrupted import completed, copying
-from rmsjit.rule.form import is_packed
+from rmsjit.rule.slot import is_packed
 from rmsjit.state.making import memory_for
 from rmsjit.state.slots import Entry, entry_of
 from rmsjit.variables import array_of

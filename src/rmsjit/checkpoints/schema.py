@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from rmsjit.checkpoints.array_file import DTYPES
-from rmsjit.rule.form import ROUNDINGS, SLOT_DTYPES, STATE_DTYPES, Form, Slot
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import ROUNDINGS, SLOT_DTYPES, STATE_DTYPES, Slot
 
 Check = Callable[[str, Any], None]
 

@@ -12,7 +12,8 @@ from rmsjit.checkpoints.compare import Variables
 from rmsjit.exchange.losses import refuse_losses
 from rmsjit.exchange.state import State, check_arguments, next_numbers, state_of, write_state
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import MG, MOMENTUM, RMS
 
 _PLAIN = {RMS.name: "ms"}
 _GRAVES = {RMS.name: "n", MG.name: "g", MOMENTUM.name: "delta"}

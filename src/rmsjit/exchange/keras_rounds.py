@@ -18,7 +18,8 @@ from rmsjit.checkpoints.rounds import GRADIENT, ROWS
 from rmsjit.exchange.state import State
 from rmsjit.optimizers.accumulator import dtype_of_sum
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.rule.form import AVERAGE, MG, MOMENTUM, RMS, Form
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import AVERAGE, MG, MOMENTUM, RMS
 from rmsjit.variables import array_of
 
 Place = tuple[str, str]  # a slot, or `GRADIENT`, and the name of a variable

@@ -30,7 +30,8 @@ from rmsjit.exchange.state import (
 )
 from rmsjit.forms.table import BY_NAME
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import MG, MOMENTUM, RMS
 
 _LEGACY_SLOTS = {name: name for name in (RMS.name, MOMENTUM.name, MG.name)}
 _OF_RMSPROP = {"rho", "momentum", "epsilon", "centered"}  # in the configuration; Adam has others

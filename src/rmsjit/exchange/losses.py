@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import MG, MOMENTUM, RMS
 
 _RULES_SLOTS = {RMS.name, MG.name, MOMENTUM.name}
 _SAME_BUT_ROUNDING = {"subtracted": "decoupled"}

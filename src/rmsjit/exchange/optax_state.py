@@ -21,7 +21,8 @@ from rmsjit.exchange.state import (
     write_state,
 )
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import MG, MOMENTUM, RMS
 
 _FIELDS = {"nu": RMS.name, "mu": MG.name, "trace": MOMENTUM.name}
 _COUNT = "count"

@@ -25,7 +25,8 @@ from rmsjit.forms.functions import function_of
 from rmsjit.forms.library import Library
 from rmsjit.forms.table import BY_NAME
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import MG, MOMENTUM, RMS
 from rmsjit.state.entries import stem_of
 
 _NAMES = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}

@@ -26,7 +26,7 @@ from rmsjit.kernels.codes import (
 from rmsjit.kernels.rounding import bits_for, noise_of
 from rmsjit.kernels.rule import packs_late
 from rmsjit.kernels.views import number_type, size_of
-from rmsjit.rule.form import is_packed
+from rmsjit.rule.slot import is_packed
 from rmsjit.runtime.flags import INLINED
 
 _WORD, _FLOAT = ir.IntType(64), ir.FloatType()

@@ -24,7 +24,7 @@ from rmsjit.kernels.views import (
     size_of,
     words,
 )
-from rmsjit.rule.form import STOCHASTIC
+from rmsjit.rule.slot import STOCHASTIC
 from rmsjit.runtime.flags import INLINED
 
 # Words of the call: counts, addresses, and whether memory is fetched ahead.

@@ -25,7 +25,8 @@ from rmsjit.kernels.scalars import (
     nearest,
 )
 from rmsjit.kernels.views import words
-from rmsjit.rule.form import STOCHASTIC, Form, is_packed
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import STOCHASTIC, is_packed
 from rmsjit.runtime.flags import INLINED
 
 _WORD = ir.IntType(32)

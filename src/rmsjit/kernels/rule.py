@@ -46,8 +46,9 @@ from rmsjit.kernels.scalars import (
     weighted_square,
 )
 from rmsjit.kernels.views import fields_of
-from rmsjit.rule.form import CARRY, DECAY, STOCHASTIC, Form, is_packed
+from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import RuleNumbers
+from rmsjit.rule.slot import CARRY, DECAY, STOCHASTIC, is_packed
 from rmsjit.runtime.flags import INLINED
 
 FIELDS = len(RuleNumbers._fields)

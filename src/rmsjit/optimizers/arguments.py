@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.arrays.tensors import new_array
 from rmsjit.nest import flatten
-from rmsjit.rule.form import STATE_DTYPES, Form
+from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import (
     as_number,
     checked,
@@ -19,6 +19,7 @@ from rmsjit.rule.hyperparameters import (
     nonnegative,
     positive,
 )
+from rmsjit.rule.slot import STATE_DTYPES
 from rmsjit.steps.settings import StepSettings
 from rmsjit.variables import array_of, brief
 

@@ -16,7 +16,7 @@ from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.keras_weights import KerasWeights
 from rmsjit.optimizers.uninterrupted import copying, run
 from rmsjit.rule.averaging import Averaging
-from rmsjit.rule.form import AVERAGE, MASTER
+from rmsjit.rule.slot import AVERAGE, MASTER
 from rmsjit.steps.pairs import naming
 from rmsjit.variables import array_of
 

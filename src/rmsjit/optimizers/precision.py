@@ -7,8 +7,9 @@ from typing import Any
 from rmsjit.optimizers.arguments import checked_flag, checked_rounding, checked_state_dtype
 from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.fixed import fixed_at_construction
-from rmsjit.rule.form import STOCHASTIC, Form
+from rmsjit.rule.form import Form
 from rmsjit.rule.presets import with_precision
+from rmsjit.rule.slot import STOCHASTIC
 
 
 class Precision(Core):

@@ -1,4 +1,4 @@
-"""`Form` and `Slot`: a published form of RMSprop, as a value.
+"""`Form`: a published form of RMSprop, as a value.
 
 Every library computes RMSprop in its own way.  A `Form` describes it: where epsilon and the
 learning rate enter, which slots there are, how each operation is rounded.  Kernels are made from it
@@ -8,120 +8,27 @@ learning rate enter, which slots there are, how each operation is rounded.  Kern
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from numpy.typing import NDArray
-
 from rmsjit.arrays.dtypes import ARITHMETIC, Kinds, Precision, kinds_of
-
-DECAY, CARRY, STAY = "decay", "carry", "stay"
-NO_CLOSED_FORM = "no closed form"
-STOCHASTIC = "stochastic"
-
-
-def _check(holder: Any, name: str, allowed: tuple[Any, ...]) -> None:
-    value = getattr(holder, name)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-HALVES = ("float16", "bfloat16")
-PACKED = ("8bit", "unsigned 8bit")  # see `rmsjit.arrays.blocks`
-SLOT_DTYPES = (None, ARITHMETIC, *PACKED, *HALVES, "float32", "float64")
-ROUNDINGS = ("nearest", STOCHASTIC)
-STATE_DTYPES = ("bfloat16", "8bit", "float32", "float64")  # float16 has no room for squares
-
-
-def is_packed(dtype: str | None) -> bool:
-    """Whether a slot of this dtype is kept in blocks of 8 bits."""
-    return dtype in PACKED
-
-
-@dataclass(frozen=True, repr=False)
-class Slot:
-    """One array that the rule keeps for each variable.
-
-    Parameters
-    ----------
-    name : str
-    start : float or {"epsilon", "variable"}, default 0.0
-        The initial value of every element; "variable" for a copy of the variable.
-    dtype : str, optional
-        Such as "float64"; by default, that of the variable.  "arithmetic" is float32 for half types
-        and otherwise the variable's.
-    zero_gradient : {"decay", "carry", "stay", "no closed form"}
-        What a step with a zero gradient does to it: multiplies it by rho, multiplies it by the
-        momentum factor, or nothing; "no closed form" for anything else, which ``sparse="exact"``
-        refuses.
-    rounding : {"nearest", "stochastic"}
-        How values are rounded to a half type, as for `Form`.
-
-    Examples
-    --------
-    >>> Slot("rms", start=1.0, zero_gradient="decay")
-    Slot('rms', start=1.0, zero_gradient='decay')
-    """
-
-    name: str
-    start: float | str = 0.0
-    dtype: str | None = None
-    zero_gradient: str = NO_CLOSED_FORM
-    rounding: str = "nearest"
-
-    def __post_init__(self) -> None:
-        _check(self, "zero_gradient", (DECAY, CARRY, STAY, NO_CLOSED_FORM))
-        _check(self, "dtype", SLOT_DTYPES)
-        _check(self, "rounding", ROUNDINGS)
-        if self.start not in ("epsilon", "variable") and not _is_finite(self.start):
-            raise ValueError(
-                f'start must be a finite number, "epsilon" or "variable", got {self.start!r}'
-            )
-
-    def __repr__(self) -> str:
-        """The settings that differ from the defaults; also part of the key of cached kernels."""
-        return _call("Slot", [repr(self.name)], _changed(self, without="name"))
-
-    def in_dtype(self, dtype: str | None) -> Slot:
-        """This slot in a dtype, rounded by chance if that is short; "8bit" is unsigned for rms."""
-        if is_packed(dtype):
-            dtype = "unsigned 8bit" if self.name == "rms" else "8bit"
-        is_short = dtype in (*HALVES, *PACKED)
-        return replace(self, dtype=dtype, rounding=STOCHASTIC if is_short else "nearest")
-
-    def of_small_variables(self) -> Slot:
-        """This slot as it is beside small variables, where nothing is kept in 8 bits."""
-        return self.in_dtype(ARITHMETIC) if is_packed(self.dtype) else self
-
-    def of_variables(self, *, half: bool) -> Slot:
-        """This slot as it is beside variables of a half type, or of another type.
-
-        Only what is stored in few bits is rounded.
-        """
-        is_short = self.dtype in (*HALVES, *PACKED) or (self.dtype is None and half)
-        return self if is_short else replace(self, rounding="nearest")
-
-    def first_value(self, epsilon: float) -> float:
-        """The initial value of every element, in an optimizer with this epsilon."""
-        return epsilon if isinstance(self.start, str) else self.start
-
-    def first_values(self, epsilon: float, variable: NDArray[Any]) -> float | NDArray[Any]:
-        """The initial value of every element, or of each, beside this variable."""
-        return variable if self.start == "variable" else self.first_value(epsilon)
-
-
-RMS = Slot("rms", zero_gradient=DECAY)
-MG = Slot("mg", zero_gradient=DECAY)
-MOMENTUM = Slot("momentum", zero_gradient=CARRY)
-AVERAGE = Slot("average", start="variable")  # of the variable over the steps
-MASTER = Slot("master", start="variable", dtype=ARITHMETIC, zero_gradient=STAY)
-_KNOWN = {slot.name: slot for slot in (RMS, MG, MOMENTUM, AVERAGE, MASTER)}
+from rmsjit.rule.slot import (
+    AVERAGE,
+    KNOWN,
+    MASTER,
+    MG,
+    MOMENTUM,
+    NO_CLOSED_FORM,
+    RMS,
+    ROUNDINGS,
+    STOCHASTIC,
+    Slot,
+    is_packed,
+    slot_from_json,
+    slot_to_json,
+)
+from rmsjit.rule.values import as_call, changed_settings, check_choice
 
 _CHOICES = {
     "epsilon": ("outside", "inside"),
@@ -241,15 +148,15 @@ class Form:
     def __post_init__(self) -> None:
         object.__setattr__(self, "slots", tuple(self.slots))
         for name, allowed in _CHOICES.items():
-            _check(self, name, allowed)
+            check_choice(self, name, allowed)
         names = self.slot_names
         if RMS.name not in names or len(set(names)) != len(names):
             raise ValueError(f'slots must have different names, "rms" among them, got {names}')
         for name in _SWITCHES:
-            _check(self, name, (False, True))
+            check_choice(self, name, (False, True))
         self._check_float32_numbers()
         for slot in self.slots:
-            known = _KNOWN.get(slot.name, slot)
+            known = KNOWN.get(slot.name, slot)
             if slot.zero_gradient not in (known.zero_gradient, NO_CLOSED_FORM):
                 raise ValueError(
                     f"zero_gradient of the slot {slot.name!r} must be {known.zero_gradient!r}, "
@@ -271,13 +178,13 @@ class Form:
     def __repr__(self) -> str:
         """The settings that differ from the defaults; also part of the key of cached kernels."""
         slots = f"slots={self.slots}"
-        if all(slot == _KNOWN.get(slot.name) for slot in self.slots):
-            return _call("Form.with_slots", map(repr, self.slot_names), self._changed())
-        return _call("Form", [slots], self._changed())
+        if all(slot == KNOWN.get(slot.name) for slot in self.slots):
+            return as_call("Form.with_slots", map(repr, self.slot_names), self._changed())
+        return as_call("Form", [slots], self._changed())
 
     def _changed(self) -> dict[str, Any]:
         """The settings other than slots that differ from the defaults."""
-        return _changed(self, without="slots")
+        return changed_settings(self, without="slots")
 
     @classmethod
     def with_slots(cls, *names: str, rms_start: float | str = 0.0, **settings: Any) -> Form:
@@ -292,13 +199,13 @@ class Form:
         **settings
             As for `Form`.
         """
-        unknown = [name for name in names if name not in _KNOWN]
+        unknown = [name for name in names if name not in KNOWN]
         if unknown:
             raise ValueError(
-                f"names must be among {', '.join(_KNOWN)}, got {unknown[0]!r}; a slot of your own "
+                f"names must be among {', '.join(KNOWN)}, got {unknown[0]!r}; a slot of your own "
                 "is a Slot among slots"
             )
-        slots = [_KNOWN[name] for name in names]
+        slots = [KNOWN[name] for name in names]
         slots = [replace(slot, start=rms_start) if slot is RMS else slot for slot in slots]
         return cls(tuple(slots), **settings)
 
@@ -459,7 +366,7 @@ class Form:
 
     def to_dict(self) -> dict[str, Any]:
         """The slots and the settings that differ from the defaults, as values for JSON."""
-        return {"slots": [_slot_to_json(slot) for slot in self.slots], **self._changed()}
+        return {"slots": [slot_to_json(slot) for slot in self.slots], **self._changed()}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Form:
@@ -470,7 +377,7 @@ class Form:
         TypeError, ValueError, KeyError
             If `settings` is not one.
         """
-        slots = [_slot_from_json(slot) for slot in settings["slots"]]
+        slots = [slot_from_json(slot) for slot in settings["slots"]]
         return cls(tuple(slots), **{k: v for k, v in settings.items() if k != "slots"})
 
     def differences(self, other: Form) -> Iterator[tuple[str, Any, Any]]:
@@ -479,24 +386,3 @@ class Form:
             ours, theirs = getattr(self, name), getattr(other, name)
             if ours != theirs:
                 yield name, ours, theirs
-
-
-def _changed(value: Slot | Form, without: str) -> dict[str, Any]:
-    """The settings that differ from the defaults, but for one."""
-    settings = {one.name: one.default for one in fields(value) if one.name != without}
-    return {k: getattr(value, k) for k, v in settings.items() if getattr(value, k) != v}
-
-
-def _call(name: str, arguments: Iterable[str], settings: Mapping[str, Any]) -> str:
-    return f"{name}({', '.join([*arguments, *(f'{k}={v!r}' for k, v in settings.items())])})"
-
-
-def _slot_to_json(slot: Slot) -> str | dict[str, Any]:
-    """A slot as a dict, or as its name if it is one of ours."""
-    if slot == _KNOWN.get(slot.name):
-        return slot.name
-    return {one.name: getattr(slot, one.name) for one in fields(Slot)}
-
-
-def _slot_from_json(value: Any) -> Slot:
-    return _KNOWN[value] if isinstance(value, str) else Slot(**value)

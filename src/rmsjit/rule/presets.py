@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from rmsjit.rule.form import STOCHASTIC, Form
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import STOCHASTIC
 
 
 def keras_legacy(*, centered: bool, momentum: bool) -> Form:

@@ -30,6 +30,8 @@ _OTHER_SOURCES = (  # that kernels depend on
     "arrays/blocks.py",
     "rule/form.py",
     "rule/numbers.py",
+    "rule/slot.py",
+    "rule/values.py",
     "runtime/cache.py",
     "runtime/flags.py",
     "runtime/numba_internals.py",

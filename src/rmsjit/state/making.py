@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rmsjit.arrays.blocks import as_stored, record_of, records_for
 from rmsjit.arrays.dtypes import dtype_named, slot_precision
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
-from rmsjit.rule.form import Slot, is_packed
+from rmsjit.rule.slot import Slot, is_packed
 from rmsjit.state.entries import Entry, SlotMemory
 from rmsjit.state.index import title
 

@@ -16,7 +16,8 @@ from rmsjit.arrays.layout import Key, Layout, address_of, array_key, layout_of
 from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.arrays.owners import ground_of, held_elsewhere, private_view
 from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
-from rmsjit.rule.form import Form, Slot
+from rmsjit.rule.form import Form
+from rmsjit.rule.slot import Slot
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.runtime.warning import warn
 from rmsjit.state.divided import Divided

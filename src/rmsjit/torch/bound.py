@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from rmsjit.rule.form import MG, MOMENTUM, RMS, Form
+from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
+from rmsjit.rule.slot import MG, MOMENTUM, RMS
 from rmsjit.steps.fixed import FixedStep, ReadyStep
 from rmsjit.torch.counts import fresh_counts, merged
 from rmsjit.torch.tensors import KnownMemory, Layouts, array_of, gradient_of, ordinary_tensors
