@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from rmsjit.checkpoints.compare import check_all_named, check_optimizer
 from rmsjit.checkpoints.snapshot import restoring
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.rule.hyperparameters import Hyperparameters, as_number, positive
+from rmsjit.rule.checks import as_number, positive
+from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.svg import BLUE, GREY, ORANGE, Axis, Line, chart
 
 Floats = NDArray[np.float64]

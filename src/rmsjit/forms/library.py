@@ -20,8 +20,8 @@ from rmsjit.optimizers.arguments import (
     checked_rate,
     checked_weight_decay,
 )
+from rmsjit.rule.checks import as_number, is_used, positive
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import as_number, is_used, positive
 
 REQUIRED = inspect.Parameter.empty
 ALWAYS, WHEN_USED, NEVER = "always", "when used", "never"  # whether there is a momentum slot

@@ -15,7 +15,7 @@ from rmsjit.minimization.callback import report_to
 from rmsjit.minimization.objective import Objective
 from rmsjit.minimization.run import Limits, Run
 from rmsjit.optimizers.keras_legacy import RMSprop
-from rmsjit.rule.hyperparameters import as_number, nonnegative
+from rmsjit.rule.checks import as_number, nonnegative
 
 _RATE = 0.01  # of the default optimizer
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.layout import Key
 from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.rule.checks import positive_integer
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import positive_integer
 from rmsjit.state.entries import Entry
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import entries_of

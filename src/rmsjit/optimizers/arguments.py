@@ -11,14 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.arrays.tensors import new_array
 from rmsjit.nest import flatten
+from rmsjit.rule.checks import as_number, checked, in_unit_interval, nonnegative, positive
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import (
-    as_number,
-    checked,
-    in_unit_interval,
-    nonnegative,
-    positive,
-)
 from rmsjit.rule.slot import STATE_DTYPES
 from rmsjit.steps.settings import StepSettings
 from rmsjit.variables import array_of, brief

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmsjit.optimizers.arguments import with_schedule
 from rmsjit.optimizers.groups import group_configs
+from rmsjit.rule.checks import is_schedule
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import is_schedule
 from rmsjit.rule.presets import keras_legacy
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from rmsjit.optimizers.arguments import (
 )
 from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.fixed import fixed_at_construction
+from rmsjit.rule.checks import as_number, is_used, positive
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import as_number, is_used, positive
 from rmsjit.rule.presets import keras_legacy
 
 DEFAULT_EPSILON = 1e-7

@@ -42,9 +42,10 @@ from rmsjit.optimizers.keras_hyperparameters import (
 )
 from rmsjit.optimizers.losses import Losses
 from rmsjit.rule.averaging import Averaging
+from rmsjit.rule.checks import is_used
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import Hyperparameters, is_used
+from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.loss_scale import DynamicLossScale, LossScale, checked_loss_scale
 from rmsjit.rule.presets import keras_legacy, with_terms
 from rmsjit.state.entries import Entry

@@ -15,9 +15,10 @@ from rmsjit.optimizers.arguments import (
     checked_rate,
     checked_weight_decay,
 )
+from rmsjit.rule.checks import is_schedule, is_used
 from rmsjit.rule.form import Form
 from rmsjit.rule.group_settings import MULTIPLIER, NAMES, GroupSettings
-from rmsjit.rule.hyperparameters import Hyperparameters, is_schedule, is_used
+from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.variables import Variable, array_of
 
 if TYPE_CHECKING:

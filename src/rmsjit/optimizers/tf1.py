@@ -23,8 +23,9 @@ from rmsjit.optimizers.arguments import (
 )
 from rmsjit.optimizers.base import Optimizer, with_shared_parameters
 from rmsjit.optimizers.elsewhere import explaining_arguments
+from rmsjit.rule.checks import is_used
 from rmsjit.rule.clipping import Clipping
-from rmsjit.rule.hyperparameters import Hyperparameters, is_used
+from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.presets import tf1, with_terms
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.slots import SlotAllocator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rmsjit.rule.hyperparameters import as_number, in_unit_interval, positive_integer
+from rmsjit.rule.checks import as_number, in_unit_interval, positive_integer
 
 
 class Averaging:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.rule.checks import as_number
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import as_number
 from rmsjit.rule.loss_scale import LossScale
 
 ARGUMENTS = ("clipvalue", "clipnorm", "global_clipnorm", "gradient_scale", "loss_scale")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rmsjit.rule.hyperparameters import Hyperparameters, is_schedule, nonnegative
+from rmsjit.rule.checks import is_schedule, nonnegative
+from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.numbers import StepNumbers
 
 MULTIPLIER = "lr_multiplier"

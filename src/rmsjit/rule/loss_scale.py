@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from rmsjit.rule.hyperparameters import as_number, positive, positive_integer
+from rmsjit.rule.checks import as_number, positive, positive_integer
 
 
 class LossScale(Protocol):

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from rmsjit.forms.table import BY_NAME
+from rmsjit.rule.checks import as_number, in_unit_interval, nonnegative, positive
 from rmsjit.rule.form import Form
-from rmsjit.rule.hyperparameters import as_number, in_unit_interval, nonnegative, positive
 from rmsjit.rule.numbers import StepNumbers
 
 
