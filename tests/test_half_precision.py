@@ -10,6 +10,7 @@ import pytest
 import rmsjit
 from rmsjit import Form, IndexedSlices
 from rmsjit.arrays.dtypes import dtype_named
+from strategies import run_python
 
 HALVES = {name: dtype_named(name) for name in ("float16", "bfloat16")}
 every_half = pytest.mark.parametrize("dtype", HALVES.values(), ids=HALVES)
@@ -522,3 +523,53 @@ def test_a_subclass_with_an_attribute_of_our_name_is_told(name):
 
     with pytest.raises(AttributeError, match=f"{name} .*an attribute that a subclass adds needs"):
         Mine()
+
+
+# --- processors without instructions for float16 -------------------------------------------
+
+CONVERSIONS = """
+import numpy as np
+from numba import njit
+from rmsjit.kernels.scalars import float16_to_float32, float32_to_float16
+
+@njit(error_model="numpy")
+def convert(halves, floats, given, rounded):
+    for i in range(halves.size):
+        floats[i] = float16_to_float32(halves[i])
+    for i in range(given.size):
+        rounded[i] = float32_to_float16(given[i])
+
+halves = np.arange(65536, dtype=np.uint16)
+with np.errstate(all="ignore"):
+    exact = halves.view(np.float16).astype(np.float32)
+near = exact.view(np.uint32)[:, np.newaxis] + np.arange(-3, 4).astype(np.uint32)
+between = near + np.uint32(0x1000)
+others = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32)
+given = np.concatenate([near.ravel(), between.ravel(), others]).view(np.float32)
+floats, rounded = np.empty(65536, np.float32), np.empty(given.size, np.uint16)
+convert(halves, floats, given, rounded)
+with np.errstate(all="ignore"):
+    nearest = given.astype(np.float16)
+np.testing.assert_array_equal(floats, exact)
+np.testing.assert_array_equal(rounded.view(np.float16), nearest)
+np.testing.assert_array_equal(np.signbit(floats), np.signbit(exact))
+"""
+RUN = """
+import numpy as np
+import rmsjit
+
+rng = np.random.default_rng(0)
+w = rng.normal(size=1000).astype(np.float16)
+optimizer = rmsjit.RMSprop(0.01, momentum=0.9, clipnorm=1.0)
+for _ in range(3):
+    optimizer.apply_gradients([(rng.normal(size=1000).astype(np.float16), w)])
+print(w.tobytes().hex())
+"""
+
+
+@pytest.mark.slow
+def test_float16_on_any_processor():
+    """LLVM would call functions there that do not exist, and end the process."""
+    any_processor = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    run_python(CONVERSIONS, **any_processor)
+    assert run_python(RUN, **any_processor) == run_python(RUN)

@@ -1,9 +1,9 @@
 """Slots in 8 bits, in kernels: a variable, or a row of a table, is updated block by block.
 
-The rule reads the codes of a block, and writes those of the new `rms` and `mg` as if its offset
-stayed the same.  All new values are also in a buffer, which stays in the first-level cache.  At the
-end of the block, when the largest value is known, the others are packed, and all of a slot if it
-needs another offset.  That is rare, as offsets leave some room.
+The rule reads the codes of a block, and writes those of the new `rms` as if its offset stayed the
+same.  All new values are also in a buffer, which stays in the first-level cache.  At the end of the
+block, when the largest value is known, the other slots are packed, and `rms` again if it needs
+another offset.  That is rare, as offsets leave some room.
 """
 
 import functools

@@ -14,6 +14,7 @@ from numba import float64, njit, types
 from numba.extending import intrinsic
 
 from rmsjit.kernels.dense import PIECE_WORDS
+from rmsjit.kernels.halves import half_to_float
 from rmsjit.kernels.scalars import BFLOAT16_BITS, FLOAT16_BITS, clip, load
 from rmsjit.kernels.views import (
     CACHE_LINE,
@@ -42,8 +43,7 @@ _WORDS = ir.VectorType(ir.IntType(32), _WIDTH)
 def _widened(builder, vector, dtype):
     """A vector of stored elements as real numbers: float32, or float64 as it is."""
     if dtype == FLOAT16_BITS:
-        halves = ir.VectorType(ir.HalfType(), _WIDTH)
-        return builder.fpext(builder.bitcast(vector, halves), _FLOATS)
+        return half_to_float(builder, vector)
     if dtype == BFLOAT16_BITS:
         wide = builder.shl(builder.zext(vector, _WORDS), ir.Constant(_WORDS, [16] * _WIDTH))
         return builder.bitcast(wide, _FLOATS)

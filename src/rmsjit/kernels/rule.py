@@ -207,10 +207,10 @@ def _writer(master: int | None, rounds: bool, bits_of):
 def packs_late(name: str) -> bool:
     """Whether a slot in 8 bits is packed in a loop of its own, after that of the rule.
 
-    Its values follow the root and the division.  If more operations followed these, a processor
-    would see too few elements ahead to compute others meanwhile.
+    More than `rms` at a time would leave a processor too few elements ahead to compute during the
+    division, and on old ones too few registers.
     """
-    return name in ("momentum", "average")
+    return name != "rms"
 
 
 def _bits_on_store(form: Form, name: str):

@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 from rmsjit.kernels.codes import unpack
+from rmsjit.kernels.halves import float_to_half, half_to_float
 
 FLOAT16_BITS = types.uint16
 BFLOAT16_BITS = types.int16
@@ -33,7 +34,7 @@ def by_type(implementation_for):
 @intrinsic
 def float16_to_float32(typing_context, bits):
     def codegen(context, builder, signature, args):
-        return builder.fpext(builder.bitcast(args[0], ir.HalfType()), ir.FloatType())
+        return half_to_float(builder, args[0])
 
     return types.float32(bits), codegen
 
@@ -41,7 +42,7 @@ def float16_to_float32(typing_context, bits):
 @intrinsic
 def float32_to_float16(typing_context, value):
     def codegen(context, builder, signature, args):
-        return builder.bitcast(builder.fptrunc(args[0], ir.HalfType()), ir.IntType(16))
+        return float_to_half(builder, args[0])
 
     return types.uint16(value), codegen
 
