@@ -4,7 +4,6 @@ Sphinx, because it reads the numpydoc docstrings and stops at an unknown referen
 the pages are Markdown, which a code host shows as well.  Furo, because it is plain.
 """
 
-
 import rmsjit
 
 project = "rmsjit"
