@@ -251,6 +251,17 @@ def test_an_offset_follows_the_largest_value_at_a_distance(signed):
     assert 0 < kept < before.size * (len(sizes) - 1)
 
 
+@pytest.mark.parametrize("name", ["rms", "mg", "momentum"])
+def test_an_offset_rarely_changes_while_gradients_are_alike(name):
+    """Or each change would pack its block once more."""
+    opt, v = reduced(momentum=0.9, centered=True), np.zeros(100 * BLOCK, np.float32)
+    seen = []
+    for step in range(40):
+        opt.apply_gradients([(normal(v.shape, step), v)])
+        seen.append(opt._store.find(v).slots[name]["offsets"].copy())
+    assert np.mean(np.diff(seen[20:], axis=0) == 0) > 0.9
+
+
 def test_rms_does_not_stall():
     opt, v = reduced(0.0, rho=0.999), np.zeros(LEAST_PACKED, np.float32)
     for _ in range(3000):
