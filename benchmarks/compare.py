@@ -22,6 +22,7 @@ STARTUPS = {
     "import numpy": "import numpy",
     "import numba": "import numba",
     "import rmsjit": "import rmsjit",
+    "an optimizer": "import rmsjit; rmsjit.RMSprop()",
     "first step": (
         "import numpy as np, rmsjit; "
         "v = np.ones(100, np.float32); rmsjit.RMSprop().apply_gradients([(v.copy(), v)])"

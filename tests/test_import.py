@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import typing
 
 import pytest
 
@@ -87,7 +88,7 @@ def made_in(module):
 OFFERED = """
 import types
 import rmsjit
-for name in {*vars(rmsjit), *rmsjit._ON_DEMAND}:
+for name in {*vars(rmsjit), *rmsjit._HOMES}:
     value = getattr(rmsjit, name)
     home = getattr(value, "__module__", "")
     if isinstance(value, types.ModuleType):
@@ -108,6 +109,28 @@ def test_all_is_what_the_package_offers():
     namespace = {}
     exec("from rmsjit import *", namespace)
     assert set(rmsjit.__all__) <= set(namespace)
+
+
+FIRST = """
+import sys
+for name in sys.argv[1:]:
+    import rmsjit
+    value = getattr(rmsjit, name)
+    assert getattr(rmsjit, name) is value is vars(rmsjit)[name], name
+    for module in [module for module in sys.modules if module.partition(".")[0] == "rmsjit"]:
+        del sys.modules[module]
+"""
+
+
+def test_every_name_can_be_the_first_one_that_is_used():
+    """No module relies on others that happen to be loaded before it."""
+    run_python(FIRST, *rmsjit.__all__)
+
+
+def test_what_is_not_used_is_not_loaded():
+    code = "import sys, rmsjit; rmsjit.{}; print('rmsjit.optimizers' in sys.modules)"
+    assert run_python(code.format("__version__")).strip() == "False"
+    assert run_python(code.format("RMSprop")).strip() == "True"
 
 
 def test_completion_shows_public_names_only():
@@ -137,6 +160,21 @@ def test_every_public_name_has_a_docstring(name):
     for attribute, value in vars(thing).items():
         if inspect.isfunction(value) and not attribute.startswith("_"):
             assert inspect.getdoc(getattr(thing, attribute)), attribute  # or its base's
+
+
+def functions_of(thing):
+    """A public function, or the constructor and the public methods of a class."""
+    if not inspect.isclass(thing):
+        return [thing] if inspect.isfunction(thing) else []
+    methods = inspect.getmembers(thing, inspect.isfunction)
+    return [value for name, value in methods if name == "__init__" or name[0] != "_"]
+
+
+@pytest.mark.parametrize("name", THINGS)
+def test_the_types_of_public_functions_can_be_read(name):
+    """Command lines and checkers of types are made from them."""
+    for function in functions_of(THINGS[name]):
+        typing.get_type_hints(function)
 
 
 def test_names_of_the_contract():

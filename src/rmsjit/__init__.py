@@ -1,42 +1,51 @@
-"""RMSprop for NumPy: the interface of TensorFlow's two optimizers on compiled, parallel kernels."""
+"""RMSprop for NumPy: the interface of TensorFlow's two optimizers on compiled, parallel kernels.
+
+Every name is imported when it is first used, so a program loads no more of the package than it
+needs.
+"""
 
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
-from rmsjit import nest
 from rmsjit._version import __version__ as __version__
-from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.optimizers.keras_legacy import RMSprop
-from rmsjit.rule.form import Form
-from rmsjit.rule.loss_scale import DynamicLossScale
-from rmsjit.rule.slot import Slot
-from rmsjit.variables import Variable
 
 if _TYPE_CHECKING:
-    from rmsjit import distributed, forms, interop, schedules, train
+    from rmsjit import distributed, forms, interop, nest, schedules, train
     from rmsjit.arrays.placement import empty_like_aligned
     from rmsjit.autodiff.gather import gather
     from rmsjit.autodiff.tape import GradientTape
     from rmsjit.checkpoints.save import load, save
+    from rmsjit.indexed_slices import IndexedSlices
     from rmsjit.minimization.driver import optimize, scipy_method
+    from rmsjit.optimizers.keras_legacy import RMSProp, RMSprop
     from rmsjit.rate_finder import lr_range_test
+    from rmsjit.rule.form import Form
+    from rmsjit.rule.loss_scale import DynamicLossScale
+    from rmsjit.rule.slot import Slot
+    from rmsjit.variables import Variable
 
-RMSProp = RMSprop
-
-_ON_DEMAND = {  # imported at first use, because each import takes time
+_HOMES = {  # the module of each name; None for modules
+    "DynamicLossScale": "rmsjit.rule.loss_scale",
+    "Form": "rmsjit.rule.form",
     "GradientTape": "rmsjit.autodiff.offered",
-    "distributed": "rmsjit",
+    "IndexedSlices": "rmsjit.indexed_slices",
+    "RMSProp": "rmsjit.optimizers.keras_legacy",
+    "RMSprop": "rmsjit.optimizers.keras_legacy",
+    "Slot": "rmsjit.rule.slot",
+    "Variable": "rmsjit.variables",
+    "distributed": None,
     "empty_like_aligned": "rmsjit.arrays.placement",
-    "forms": "rmsjit",
+    "forms": None,
     "gather": "rmsjit.autodiff.offered",
-    "interop": "rmsjit",
+    "interop": None,
     "load": "rmsjit.checkpoints.save",
     "lr_range_test": "rmsjit.rate_finder",
+    "nest": None,
     "optimize": "rmsjit.minimization.driver",
     "save": "rmsjit.checkpoints.save",
-    "schedules": "rmsjit",
+    "schedules": None,
     "scipy_method": "rmsjit.minimization.driver",
-    "train": "rmsjit",
+    "train": None,
 }
 
 __all__ = [
@@ -65,12 +74,16 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    module = _ON_DEMAND.get(name)
-    if module == "rmsjit":
-        return _import_module(f"rmsjit.{name}")
-    if module is not None:
-        return getattr(_import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a public name, which is an ordinary one from then on."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES[name]
+    if home is None:
+        value = _import_module(f"{__name__}.{name}")
+    else:
+        value = getattr(_import_module(home), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

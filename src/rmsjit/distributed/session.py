@@ -123,7 +123,7 @@ class Session:
     # --- one step ---------------------------------------------------------------------------
 
     def reduced(self, engine: Engine, request: Request, joining: bool) -> Stage | None:
-        """Make the stage of one step; see `rmsjit.steps.reduction.Strategy`."""
+        """Make the stage of one step; see `rmsjit.steps.strategy.Strategy`."""
         self._group.memory.begin()
         own = self.own(engine, request)
         self._outbox.clear()

@@ -22,7 +22,7 @@ Nonfinite = Literal["propagate", "skip", "raise"]
 Reduction = Literal["mean", "sum"]
 Rounding = Literal["nearest", "stochastic"]
 
-Initializer: TypeAlias = "str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]"
+Initializer: TypeAlias = str | ArrayLike | Callable[[tuple[int, ...], np.dtype[Any]], ArrayLike]
 
 
 def checked_name(name: Any) -> str:

@@ -51,7 +51,7 @@ from rmsjit.rule.presets import keras_legacy, with_terms
 from rmsjit.state.entries import Entry
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.nonfinite import RAISE
-from rmsjit.steps.reduction import Strategy
+from rmsjit.steps.strategy import Strategy
 from rmsjit.variables import Variable
 
 
@@ -379,3 +379,6 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
             )
         if self._blocks:
             raise RuntimeError(f"{what} must come after the block of one_step, not within it")
+
+
+RMSProp = RMSprop  # TensorFlow 1's spelling

@@ -30,7 +30,7 @@ from rmsjit.rule.presets import tf1, with_terms
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.slots import SlotAllocator
 from rmsjit.steps.pairs import pairs_of
-from rmsjit.steps.reduction import Strategy
+from rmsjit.steps.strategy import Strategy
 from rmsjit.variables import Variable, array_of
 
 GATE_NONE, GATE_OP, GATE_GRAPH = 0, 1, 2

@@ -46,8 +46,9 @@ from rmsjit.steps.pairs import (
 from rmsjit.steps.place import Draft, Place, turns_of
 from rmsjit.steps.plan import Placed, Plan
 from rmsjit.steps.plans import Plans, identity_of, layouts_of, structure_of
-from rmsjit.steps.reduction import Reduction, Request, Strategy
+from rmsjit.steps.reduction import Reduction, Request
 from rmsjit.steps.settings import StepSettings
+from rmsjit.steps.strategy import Strategy
 from rmsjit.variables import array_of
 
 

@@ -1,4 +1,4 @@
-"""The protocol of a strategy, which shares the steps of an engine with other processes.
+"""One step that an engine shares with other processes: what is asked for, and how it goes on.
 
 Before the update, all ranks agree to take the same step and reduce their gradients; after it, they
 share what each has updated.
@@ -15,8 +15,7 @@ from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters, Numbers
 from rmsjit.steps.pairs import Pairs
 
-if TYPE_CHECKING:  # these import Numba
-    from rmsjit.steps.engine import Engine
+if TYPE_CHECKING:  # it imports Numba
     from rmsjit.steps.norms import Norms
 
 
@@ -68,20 +67,3 @@ class Reduction(Protocol):
 
     def abandon(self) -> None:
         """Take part in what is left of the step, which has failed on this rank."""
-
-
-class Strategy(Protocol):
-    """Reduces the gradients of every step.
-
-    It may have two more methods: ``enrol()`` gives every optimizer a number at construction, and
-    ``refused(engine, error)`` tells the other processes why this one can't ask for a step.
-    """
-
-    def reduced(self, engine: Engine, request: Request) -> Reduction | None:
-        """Agree with all ranks and reduce the gradients; None if no rank has any.
-
-        Raises
-        ------
-        Exception
-            On every rank, if one can't take the step or they disagree.
-        """

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from rmsjit.steps.nonfinite import PROPAGATE
-from rmsjit.steps.reduction import Strategy
+from rmsjit.steps.strategy import Strategy
 
 
 class StepSettings(NamedTuple):
