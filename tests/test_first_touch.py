@@ -10,7 +10,7 @@ from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import loader, touching
 from rmsjit.runtime import processors, threads
 from rmsjit.runtime.memory_nodes import memory_nodes
-from rmsjit.steps import engine, first_touch
+from rmsjit.steps import first_touch, planner
 
 PAGE = mmap.PAGESIZE
 NODES = {
@@ -49,7 +49,7 @@ VARIABLES = {
 def new_slots(monkeypatch, shapes, **arguments):
     """The slots that a first step makes, and the groups of its update."""
     found = []
-    monkeypatch.setattr(engine, "touch_first", lambda fresh, num_threads: found.extend(fresh))
+    monkeypatch.setattr(planner, "touch_first", lambda fresh, num_threads: found.extend(fresh))
     opt = rmsjit.RMSprop(0.01, momentum=0.9, num_threads=1, **arguments)
     variables = [np.zeros(shape, np.float32) for shape in shapes]
     for _ in range(2):

@@ -10,7 +10,7 @@ from rmsjit import RMSprop
 from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import loader
 from rmsjit.steps import plan as plans
-from rmsjit.steps.engine import Engine
+from rmsjit.steps.planner import Planner
 from rmsjit.steps.roaming import Locator
 
 ROWS, WIDTH = 12, 5
@@ -48,13 +48,13 @@ def known():
 def drafted(monkeypatch):
     """The lists of variables for which a step looked for more than a known plan."""
     lists = []
-    draft = Engine._drafted
+    draft = Planner._drafted
 
     def note(self, variables, *arguments):
         lists.append(variables)
         return draft(self, variables, *arguments)
 
-    monkeypatch.setattr(Engine, "_drafted", note)
+    monkeypatch.setattr(Planner, "_drafted", note)
     return lists
 
 
@@ -111,7 +111,7 @@ def test_the_last_view_is_known(known):
         optimizer.apply_gradients(pairs)
     finally:
         sys.setprofile(before)
-    assert Engine._bound.__code__ not in entered
+    assert Planner.bound.__code__ not in entered
 
 
 @pytest.mark.usefixtures("reader")

@@ -332,8 +332,7 @@ class Session:
     ) -> None:
         """Allocate and compile, and start new variables from rank 0; all ranks or none."""
         fresh = self.known.lacks(plan)
-        if engine.num_threads is None:
-            engine.num_threads = self._group.node.threads
+        engine.limit_threads(self._group.node.threads)
         with engine.store.undone_on_error():
             with shared_errors(self.comm, "create the slots"):
                 start = allocate(engine, plan, self.shards, numbers, fresh, request.counter)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,32 +19,19 @@ from rmsjit.arrays.layout import rows_key
 from rmsjit.autodiff import hooks
 from rmsjit.rule.clipping import Clipping, refuse_complex
 from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.entries import Entry
-from rmsjit.state.making import missing_slots
-from rmsjit.state.slots import Member, SlotStore
+from rmsjit.state.slots import SlotStore
 from rmsjit.steps import exact, nonfinite
 from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
-from rmsjit.steps.entering import entries_of, first_epsilon
-from rmsjit.steps.first_touch import touch_first
 from rmsjit.steps.launching import launch_for
-from rmsjit.steps.noise import NO_NOISE, noise_for
 from rmsjit.steps.nonfinite import PROPAGATE
-from rmsjit.steps.pairs import (
-    Pairs,
-    check_is_array,
-    check_variable,
-    checked_pairs,
-    naming,
-    no_gradient,
-    warn_of_missing,
-)
-from rmsjit.steps.place import Draft, Place, turns_of
-from rmsjit.steps.plan import Placed, Plan
-from rmsjit.steps.plans import Plans, identity_of, layouts_of, structure_of
+from rmsjit.steps.pairs import Pairs, warn_of_missing
+from rmsjit.steps.place import Place
+from rmsjit.steps.plan import Plan
+from rmsjit.steps.planner import Planner
 from rmsjit.steps.reduction import Reduction, Request
 from rmsjit.steps.settings import StepSettings
 from rmsjit.steps.strategy import Strategy
@@ -59,9 +45,6 @@ def _full(counter: Any) -> OverflowError:
 def _check_room(counter: NDArray[Any] | None) -> None:
     if counter is not None and counter == np.iinfo(counter.dtype).max:
         raise _full(counter)
-
-
-_ATTEMPTS = 3  # at planning a step while other threads or signal handlers change the store
 
 
 class Engine:
@@ -86,7 +69,6 @@ class Engine:
     def __init__(self, store: SlotStore, settings: StepSettings) -> None:
         self.store = store
         self.seed: int = settings.seed
-        self.num_threads: int | None = settings.num_threads
         self.exact: bool = settings.exact
         self.nonfinite: str = settings.nonfinite
         self.track_norms: bool = settings.track_norms
@@ -95,10 +77,9 @@ class Engine:
         self.reads_norms: bool = settings.track_norms or settings.nonfinite != PROPAGATE
         self.last_norm: float | None = None
         self.last_norms: tuple[float, ...] | None = None
-        self._plans: Plans[Placed] = Plans()
-        self._follows = False  # whether the last step followed to other variables
+        self._planner = Planner(store, settings)
+        self._plans = self._planner.plans
         self._trials = TrialsBySize()
-        self._limit = settings.num_threads or 0  # 0 until the first step that asks for the number
 
     def step(
         self,
@@ -201,7 +182,7 @@ class Engine:
                 are_unmoved = stage is not None and stage.are_unmoved
                 binding = plan.bind_unmoved(pairs) if are_unmoved else plan.bind(pairs)
             if plan is None or binding is None:
-                plan, binding, pairs = self._bound(pairs, hyperparameters)
+                plan, binding, pairs = self._planner.bound(pairs, hyperparameters)
             place, launch = binding.place, ONE_THREAD
             if place.dropped or plan.is_tried or place.draft or self.exact:
                 if not self._is_ready(plan, place):
@@ -227,7 +208,7 @@ class Engine:
                 counted = None  # until the constraints have been applied
                 _check_room(counter)
             acts = plan.acts(binding, factors, clipping.clipvalue is not None, launch, counted)
-            if place.draft is not None and not self._entered(plan, place):
+            if place.draft is not None and not self._planner.entered(plan, place):
                 continue
             if hooks.live:
                 hooks.wrote(place.owners)
@@ -246,6 +227,16 @@ class Engine:
             stage.share()
         return True
 
+    def _is_ready(self, plan: Plan, place: Place) -> bool:
+        """Warn of missing gradients and start clocks; False if that needs a new plan."""
+        if place.dropped:
+            warn_of_missing(place.dropped)
+        return not self.exact or exact.settled(plan.sparse, self.store, self._planner.limit)
+
+    def _launch(self, plan: Plan, binding: Binding) -> Launch:
+        """Permission for the number of threads that has proved fastest for such a step."""
+        return launch_for(plan, binding, self._trials, self._planner.limit)
+
     def _constrain(
         self, plan: Plan, place: Place, later: Sequence[Act], counter: NDArray[Any] | None
     ) -> None:
@@ -260,154 +251,6 @@ class Engine:
                     act.run()
         finally:
             Act([], counter).run()
-
-    # --- bind -------------------------------------------------------------------------------
-
-    def _bound(self, pairs: Pairs, hyperparameters: Hyperparameters) -> tuple[Plan, Binding, Pairs]:
-        """A known or a new plan, its binding, and the pairs as they were bound."""
-        with self.store.lock.lock:
-            found = self._bound_as_last(pairs) if self._follows else None
-            if found is None:
-                pairs = checked_pairs(pairs)
-                variables = [variable for _, variable in pairs]
-                kinds = [type(gradient) for gradient, _ in pairs]
-                found = self._bound_again(pairs, variables, kinds)
-            if found is not None:
-                self._plans.last, binding = found
-                binding.place.was_met_again()
-                self.store.grouping.warn_of_unused()
-                return found[0].plan, binding, pairs
-            for _ in range(_ATTEMPTS):
-                plan, place = self._drafted(variables, kinds, hyperparameters)
-                drafted = plan.bind(pairs, place)
-                if drafted is not None:
-                    return plan, drafted, pairs
-        raise RuntimeError("variables must not be changed by others while a step reads them")
-
-    def _bound_as_last(self, pairs: Pairs) -> tuple[Placed, Binding] | None:
-        """The last plan, if it follows to these variables as well."""
-        last = self._plans.last
-        binding = None if last is None else last.plan.bind_again(pairs, self.store)
-        return None if last is None or binding is None else (last, binding)
-
-    def _bound_again(
-        self, pairs: Pairs, variables: Sequence[Any], kinds: Sequence[type]
-    ) -> tuple[Placed, Binding] | None:
-        """A known plan that is or serves for these variables, and its binding, if there is one."""
-        self._follows = False
-        known = self._plans.of_objects(identity_of(variables, kinds))
-        if known is None:
-            followed = self._followed(pairs, variables, kinds)
-            if followed is not None:
-                return followed
-            known = self._of_memory(variables, kinds)
-        if known is None or not known.plan.is_valid:
-            return None
-        binding = known.plan.bind(pairs, known.place)
-        return None if binding is None else (known, binding)
-
-    def _followed(
-        self, pairs: Pairs, variables: Sequence[Any], kinds: Sequence[type]
-    ) -> tuple[Placed, Binding] | None:
-        """A plan of other arrays that follows to these, which the store knows.
-
-        These objects are kept for the next time only while there is room, since views may be new
-        in every step.
-        """
-        served = self._plans.of_structure(structure_of(variables, kinds))
-        if served is None:
-            return None
-        binding = served.plan.bind_again(pairs, self.store)
-        if binding is None:
-            binding = served.plan.bind_known(pairs, variables, self.store)
-        if binding is None:
-            return None
-        self._follows = True
-        if self._plans.has_room:
-            self._plans.add(Placed(served.plan, binding.place.settled()))
-        return served, binding
-
-    def _of_memory(self, variables: Sequence[Any], kinds: Sequence[type]) -> Placed | None:
-        """The plan of other views of the same memory, if any."""
-        for position, variable in enumerate(variables):
-            if kinds[position] is not type(None):
-                check_variable(variable, position)
-            else:
-                check_is_array(variable, position)
-        known = self._plans.of_memory(layouts_of(variables, kinds))
-        if known is None or not known.plan.is_valid or known.place.has_gone:
-            return None
-        known = Placed(known.plan, known.place.rebound(variables))
-        self._plans.add(known)
-        return known
-
-    def _plan_alike(self, variables: Sequence[Any], kinds: Sequence[type]) -> Plan | None:
-        """A plan that serves for other memory of the structure of these variables, if any."""
-        alike = self._plans.of_structure(structure_of(variables, kinds))
-        return alike.plan if alike is not None and alike.plan.is_valid else None
-
-    def _drafted(
-        self, variables: Sequence[Any], kinds: Sequence[type], hyperparameters: Hyperparameters
-    ) -> Placed:
-        """A new plan or place; variables that are new are not entered into the store yet."""
-        store = self.store
-        if store.is_due_for_a_sweep:
-            self._plans.clear()  # they keep variables alive, as the store does
-            store.sweep()
-        entries = entries_of(store, variables, kinds)
-        present = [entry for entry in entries if entry is not None]
-        if variables and not present:
-            raise no_gradient([naming(v, k) for k, v in enumerate(variables)])
-        epsilon = first_epsilon(store.form, hyperparameters)
-        touch = partial(touch_first, num_threads=self.num_threads)
-        fresh = missing_slots(store, present, epsilon, touch)
-        slots = {entry.key: dict(entry.slots) for entry in present}
-        for entry, slot, value in fresh:
-            slots[entry.key][slot] = value
-        plan = self._plan_alike(variables, kinds)
-        if plan is None:
-            members = [None if e is None else Member(e, slots[e.key]) for e in entries]
-            groups = store.grouping.assigned(variables, entries, store.find)
-            noise = self._noise(entries, members)
-            form = store.form
-            plan = Plan(variables, kinds, members, form, self.exact, store.epoch, groups, noise)
-            place = plan.place
-        else:
-            place = plan.moved(variables, [Member(e, slots[e.key]) for e in present])
-        place.draft = Draft(present, fresh, len(store.entries))
-        if plan.is_tried or self.exact or not self._limit:
-            self._limit = self.num_threads or thread_limit()  # which reads several files
-        return Placed(plan, place)
-
-    def _noise(
-        self, entries: Sequence[Entry | None], members: Sequence[Member | None]
-    ) -> NDArray[np.int64]:
-        if not self.store.form.is_random:
-            return NO_NOISE
-        return noise_for(self.store, entries, turns_of(members), self.seed)
-
-    def _entered(self, plan: Plan, place: Place) -> bool:
-        """Enter new variables into the store; False if it has changed meanwhile."""
-        assert place.draft is not None
-        entries, slots, known = place.draft
-        with self.store.lock.lock:
-            unchanged = plan.is_valid and len(self.store.entries) == known
-            entered = unchanged and self.store.enter(entries, slots)
-            if entered:
-                place.draft = None
-                self._plans.add(Placed(plan, place))
-                self._plans.last = None  # so that the next step notes that they are met again
-        return entered
-
-    def _is_ready(self, plan: Plan, place: Place) -> bool:
-        """Warn of missing gradients and start clocks; False if that needs a new plan."""
-        if place.dropped:
-            warn_of_missing(place.dropped)
-        return not self.exact or exact.settled(plan.sparse, self.store, self._limit)
-
-    def _launch(self, plan: Plan, binding: Binding) -> Launch:
-        """Permission for the number of threads that has proved fastest for such a step."""
-        return launch_for(plan, binding, self._trials, self._limit)
 
     # --- clip -------------------------------------------------------------------------------
 
@@ -445,13 +288,23 @@ class Engine:
 
     # --- beside steps -----------------------------------------------------------------------
 
+    @property
+    def num_threads(self) -> int | None:
+        """The maximum number of threads that was asked for."""
+        return self._planner.num_threads
+
+    def limit_threads(self, count: int) -> None:
+        """Use at most so many threads, unless the optimizer was given a number."""
+        if self._planner.num_threads is None:
+            self._planner.num_threads = count
+
     def clear(self) -> None:
         """Forget all plans, which keep the variables of recent steps alive."""
         self._plans.clear()
 
     def catch_up(self, entry: Entry) -> None:
         """Bring all rows of a table to the last step."""
-        exact.catch_up(entry, self.store.form, None, self._limit)
+        exact.catch_up(entry, self.store.form, None, self._planner.limit)
 
     def sync(self, variable: Any = None, indices: Any = None) -> None:
         """Bring some rows of a table, all of its rows, or all tables to the last step.
@@ -475,4 +328,4 @@ class Engine:
                 clock = known.clock
                 if clock is not None and clock.rows_key != rows_key(array_of(variable)):
                     rows = None  # the indices belong to another view of the table
-                exact.catch_up(known, self.store.form, rows, self._limit)
+                exact.catch_up(known, self.store.form, rows, self._planner.limit)
