@@ -148,7 +148,7 @@ def twin_steps(case, library=None):
     form, numbers = chosen(case, library)
     variable, gradients = form_cases.inputs(case)
     slots = {
-        slot.name: np.full_like(variable, slot.first_value(numbers["epsilon"]))
+        slot.name: np.full_like(variable, slot.first_values(numbers["epsilon"], variable))
         for slot in form.slots
     }
     if numbers.get("clipvalue") is not None:

@@ -555,6 +555,26 @@ optimizer.sync(table)
     run_python(code, **SETTINGS)
 
 
+COMPILED = """
+import sys
+import numba
+import rmsjit.kernels
+for name, module in sorted(sys.modules.items()):
+    if name.startswith("rmsjit.kernels."):
+        print(name, sorted(
+            key for key, value in vars(module).items()
+            if isinstance(value, numba.core.dispatcher.Dispatcher)
+        ))
+"""
+
+
+@pytest.mark.slow
+def test_no_function_is_plain_python_without_the_users_jit():
+    with_jit, without = run_python(COMPILED), run_python(COMPILED, **SETTINGS)
+    assert without == with_jit
+    assert "rmsjit.kernels.following ['" in with_jit
+
+
 @pytest.mark.slow
 def test_the_rest_of_numba_works_after_kernels_were_loaded():
     """Loading sets up only a part of it."""

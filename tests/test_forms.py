@@ -111,7 +111,7 @@ def slots_now(form, optimizer, variable):
 
 
 def first_rms(form):
-    return form.slot("rms").first_value(EPSILON)
+    return form.slot("rms").first_values(EPSILON, None)
 
 
 def dtypes_of(form):
@@ -519,7 +519,7 @@ def assert_named_rows_are_dense(form):
     for name in form.slot_names:
         slot = np.asarray(sparse.get_slot(table, name))
         assert same_bits(slot[named], dense_optimizer.get_slot(part, name).numpy())
-        assert (slot[others] == form.slot(name).first_value(EPSILON)).all()
+        assert (slot[others] == form.slot(name).first_values(EPSILON, None)).all()
 
 
 @pytest.mark.parametrize("form", ROWS_FORMS.values(), ids=ROWS_FORMS)
@@ -646,8 +646,10 @@ def test_slot_is_a_value():
     assert len({slot, Slot("mine", 0.5, "float64", "stay"), Slot("mine")}) == 2
     with pytest.raises(FrozenInstanceError):
         slot.start = 1.0
-    assert Slot("mine", "epsilon").first_value(0.25) == 0.25
-    assert slot.first_value(0.25) == 0.5
+    variable = np.ones(2)
+    assert Slot("mine", "epsilon").first_values(0.25, variable) == 0.25
+    assert Slot("mine", "variable").first_values(0.25, variable) is variable
+    assert slot.first_values(0.25, variable) == 0.5
 
 
 def test_kernels_are_shared_by_forms_of_one_arithmetic():
@@ -694,6 +696,7 @@ def test_unknown_value_of_a_setting_is_refused_by_name(name):
         (lambda: Slot("rms", start=float("nan")), "start"),
         (lambda: Slot("rms", dtype="int32"), "dtype"),
         (lambda: Slot("rms", dtype="complex64"), "dtype"),
+        (lambda: Slot("rms", dtype="8bit"), 'rounding must be "stochastic" in 8 bits'),
         (lambda: Form((RMS, Slot("momentum", zero_gradient="decay"))), "zero_gradient"),
     ],
 )

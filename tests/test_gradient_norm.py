@@ -67,6 +67,40 @@ def test_a_skipped_step_reports_what_it_met():
     assert opt.last_gradient_norm == np.inf
 
 
+HOOKED = [
+    {"track_norms": True, "grad_scale": 0.5},
+    {"clipnorm": 1.0, "grad_scale": 0.5, "maximize": True},
+    {"clipnorm": 1.0, "clipvalue": 3.5},
+    {"global_clipnorm": 1.0, "clipvalue": 3.5, "grad_scale": 2.0},
+    {"nonfinite": "skip", "clipvalue": 1.0},
+    {"nonfinite": "raise", "clipnorm": 1.0},
+    {"track_norms": True, "maximize": True, "clipvalue": 1.0},
+]
+
+
+@pytest.mark.parametrize("settings", HOOKED, ids=str)
+@pytest.mark.parametrize("of", ["dense", "sparse", "not finite"])
+def test_hooks_do_not_change_it(settings, of):
+    norms = []
+    for hooks in ({}, {"gradient_transformers": [list]}):
+        opt, table, w = rmsjit.RMSprop(**settings, **hooks), np.zeros((2, 1)), np.zeros(2)
+        group = opt.add_group([w], lr_multiplier=2.0)
+        gradient = {
+            "dense": np.array([[3.0], [-4.0]]),
+            "sparse": rmsjit.IndexedSlices([[3.0], [-4.0]], [1, 1]),
+            "not finite": np.array([[np.inf], [1.0]]),
+        }[of]
+        if of == "not finite" and settings.get("nonfinite") == "raise":
+            with pytest.raises(FloatingPointError):
+                opt.apply_gradients([(gradient, table), (np.array([6.0, 8.0]), w)])
+            continue
+        opt.apply_gradients([(gradient, table), (np.array([6.0, 8.0]), w)])
+        assert group in opt.groups
+        norms.append((opt.last_gradient_norm, *opt.last_gradient_norms))
+    if norms:
+        np.testing.assert_array_equal(norms[0], norms[1])
+
+
 def test_of_the_older_interface():
     opt = rmsjit.train.RMSPropOptimizer(0.1, track_norms=True)
     opt.apply_gradients([(PAIR[0], np.zeros(2))])

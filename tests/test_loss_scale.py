@@ -281,7 +281,8 @@ def test_wrong_arguments(settings, error, message):
         ({"growth_factor": 1.0}, ValueError, "growth_factor must be above 1"),
         ({"backoff_factor": 1.0}, ValueError, "backoff_factor must be below 1"),
         ({"growth_interval": 0}, ValueError, "growth_interval must be at least 1"),
-        ({"growth_interval": 2.0}, TypeError, "growth_interval must be an integer"),
+        ({"growth_interval": 2.0}, TypeError, "growth_interval must be an integer, got 2.0"),
+        ({"growth_interval": None}, TypeError, "growth_interval must be an integer, got None"),
     ],
 )
 def test_wrong_scales(arguments, error, message):

@@ -291,6 +291,18 @@ def test_a_full_counter_leaves_everything_as_it_was(constraint):
     assert state_of(optimizer, [variable]) == before
 
 
+@pytest.mark.parametrize("constraint", [None, lambda w: w])
+def test_a_full_counter_leaves_a_new_variable_unknown(constraint):
+    optimizer = rmsjit.RMSprop(0.1, momentum=0.9)
+    optimizer.iterations = np.iinfo(np.int64).max
+    with pytest.raises(OverflowError, match="the count of steps"):
+        optimizer.apply_gradients(
+            [(np.ones(3), rmsjit.Variable(np.ones(3), constraint=constraint))]
+        )
+    assert len(optimizer.weights) == 1
+    assert optimizer.variables_seen == []
+
+
 def test_an_error_of_a_constraint_is_told_and_the_step_counted():
     def refuse(value):
         raise KeyError("mine")

@@ -320,6 +320,14 @@ def test_sync_refuses_what_is_no_row(indices, error, message):
     pair.check_all()
 
 
+def test_sync_refuses_rows_of_a_variable_without_any():
+    scalar, optimizer = np.ones(()), BOTH.optimizer(sparse="exact")
+    optimizer.apply_gradients([(np.ones(()), scalar)])
+    with pytest.raises(ValueError, match=r"indices must be left out .* without rows, got \[0\]"):
+        optimizer.sync(scalar, [0])
+    optimizer.sync(scalar)
+
+
 def test_sync_knows_nothing_of_other_variables():
     optimizer = BOTH.optimizer(sparse="exact")
     optimizer.sync()
@@ -555,6 +563,25 @@ def test_views_of_a_square_table(name):
         optimizer.sync()
         results.append(table)
     np.testing.assert_allclose(*results, rtol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("shape", [(6, 6), (36, 1), (4, 9)])
+def test_one_step_of_two_views_of_a_table_is_refused(shape, steps):
+    """A clock counts the rows of one view."""
+    table, optimizer = np.ones((12, 3)), BOTH.optimizer(sparse="exact")
+    slices = IndexedSlices(np.ones((1, 3)), [11])
+    for _ in range(steps):
+        optimizer.apply_gradients([(slices, table)])
+    before = state_of(optimizer, [table]), table.copy()
+    view = table.reshape(shape)
+    other = IndexedSlices(np.ones((1, shape[1])), [1])
+    with pytest.raises(ValueError, match="variable 1 must have the rows of variable 0 with sparse"):
+        optimizer.apply_gradients([(slices, table), (other, view)])
+    assert same_bits(table, before[1])
+    assert state_of(optimizer, [table]) == before[0]
+    optimizer.apply_gradients([(slices, table), (slices, table)])
+    optimizer.apply_gradients([(other, view)])
 
 
 @pytest.mark.parametrize(

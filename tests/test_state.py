@@ -296,6 +296,46 @@ def test_rebind_takes_along_what_rows_have_missed():
         np.testing.assert_allclose(got, want, rtol=1e-15)
 
 
+def missing_steps(view):
+    """An optimizer and a table, some of whose rows have missed steps, counted in a view of it."""
+    table, optimizer = np.arange(24.0).reshape(6, 4), rmsjit.RMSprop(momentum=0.9, sparse="exact")
+    optimizer.apply_gradients([(np.ones((6, 4)), table)])
+    rows = view(table)
+    for row in range(3):
+        slices = rmsjit.IndexedSlices(np.ones((1, rows.shape[1])), [row])
+        optimizer.apply_gradients([(slices, rows)])
+    return optimizer, table
+
+
+MOVES = {
+    "rebind": lambda optimizer, table: optimizer.rebind(table, table.copy()),
+    "resize_rows": lambda optimizer, table: optimizer.resize_rows(table, np.ones((7, 4))),
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_what_rows_of_another_view_have_missed_is_not_lost(move):
+    optimizer, table = missing_steps(lambda table: table.reshape(12, 2))
+    other, twin = missing_steps(lambda table: table.reshape(12, 2))
+    with pytest.raises(ValueError, match=r"missed steps in another view, of shape \(12, 2\): sync"):
+        MOVES[move](optimizer, table)
+    for one, own in ((optimizer, table), (other, twin)):
+        one.sync()
+        one.apply_gradients([(np.ones((6, 4)), own)])
+    np.testing.assert_array_equal(table, twin)
+    MOVES[move](optimizer, table)
+
+
+def test_a_refused_rebind_leaves_the_clock_of_rows_alone():
+    optimizer, table = missing_steps(lambda table: table)
+    shared = np.ones((8, 4))
+    optimizer.build([shared[:4]])
+    key = optimizer._store.find(table).clock.rows_key
+    with pytest.raises(ValueError, match="overlap"):
+        optimizer.rebind(table, shared[2:])
+    assert optimizer._store.find(table).clock.rows_key == key
+
+
 # --- Weights ---------------------------------------------------------------------------------
 
 

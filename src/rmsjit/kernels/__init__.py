@@ -7,28 +7,6 @@ their functions into plain Python, which would not work.
 from rmsjit.runtime.settings import compilable
 
 with compilable():
-    from rmsjit.kernels import (
-        act,
-        copies,
-        dense,
-        driver,
-        headers,
-        norms,
-        rows,
-        rule,
-        scalars,
-        views,
-    )
+    from rmsjit.kernels import loader  # and with it every other module
 
-__all__ = [
-    "act",
-    "copies",
-    "dense",
-    "driver",
-    "headers",
-    "norms",
-    "rows",
-    "rule",
-    "scalars",
-    "views",
-]
+__all__ = ["loader"]

@@ -38,11 +38,10 @@ DISTINCT, CUTS, VALUES, TABLE, WIDTH, NUMBERS, FACTOR, TOTALS, TOTAL_WIDTH, CLOC
 )
 WORDS = SEARCH_WORDS + 12
 DECAY, CARRY, DRIFT, KEPT = range(4)  # the rows of `lapses`
-# Words of a catching up, and of a tick.
+# Words of a catch-up call, and of a tick.
 BEHIND, BEHIND_COUNT, CATCH_TABLE, CATCH_WIDTH, CATCH_CLOCK = range(1, 6)
 CATCH_UP_WORDS = 6
 TICKED, TICK_NUMBERS = range(1, 3)
-TICK_WORDS = 3
 
 _ROWS_AHEAD = 8  # to prefetch: early enough, but not evicted from the cache before use
 _OCCURRENCES_AHEAD = 8

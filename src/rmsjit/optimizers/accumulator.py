@@ -74,7 +74,9 @@ class Accumulator:
     def __init__(
         self, calls_per_step: int, reduction: str = "mean", nonfinite: str = PROPAGATE
     ) -> None:
-        self.calls_per_step: int = positive_integer("gradient_accumulation_steps", calls_per_step)
+        self.calls_per_step: int = positive_integer(
+            "gradient_accumulation_steps", calls_per_step, "an integer or None"
+        )
         if reduction not in ("mean", "sum"):
             raise ValueError(
                 f'gradient_accumulation_reduction must be "mean" or "sum", got {reduction!r}'

@@ -11,7 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from rmsjit.arrays.tensors import new_array
 from rmsjit.nest import flatten
-from rmsjit.rule.checks import as_number, checked, in_unit_interval, nonnegative, positive
+from rmsjit.rule.checks import (
+    as_number,
+    checked,
+    in_unit_interval,
+    integer,
+    nonnegative,
+    positive,
+    positive_integer,
+)
 from rmsjit.rule.form import Form
 from rmsjit.rule.slot import STATE_DTYPES
 from rmsjit.steps.settings import StepSettings
@@ -146,22 +154,15 @@ def _state_dtype(name: str, value: Any) -> str:
 
 def checked_seed(value: Any) -> int:
     """A seed of random bits."""
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"seed must be an integer, got {value!r}")
-    if not 0 <= value < 2**63:
+    seed = integer("seed", value)
+    if not 0 <= seed < 2**63:
         raise ValueError(f"seed must be from 0 to 2**63 - 1, got {value}")
-    return int(value)
+    return seed
 
 
 def checked_threads(value: int | None) -> int | None:
     """A number of threads, or None for all that the process may use."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"num_threads must be an integer or None, got {value!r}")
-    if value < 1:
-        raise ValueError(f"num_threads must be at least 1, got {value}")
-    return int(value)
+    return None if value is None else positive_integer("num_threads", value, "an integer or None")
 
 
 def checked_sparse(value: str) -> bool:

@@ -137,8 +137,7 @@ def _added(
         store.grouping.add(group, [*entries, *(one.whole for one in divided)])
         for one in divided:
             one.join(group)
-        hyperparameters.groups = (*hyperparameters.groups, group._settings)
-        hyperparameters.constant = None
+        hyperparameters.add_group(group._settings)
         store.changed()
     return group
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -12,13 +12,35 @@ from rmsjit.optimizers.groups import Groups
 from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.state.entries import stem_of
 from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
-from rmsjit.steps.pairs import naming, pairs_of, present_pairs
+from rmsjit.steps.pairs import Pairs, naming, pairs_of, present_pairs
 
 PairList = list[tuple[Any, Any]]
 PairsTransform = Callable[[PairList], Iterable[tuple[Any, Any]]]
 Aggregator = Callable[[PairList], Sequence[Any]]
 
 _HOOKS = ("_transform_unaggregated_gradients", "_aggregate_gradients", "_transform_gradients")
+
+
+class _Prepared(NamedTuple):
+    """What a step has to do after the hooks.
+
+    Attributes
+    ----------
+    pairs : tuple of (gradient, variable)
+    clipping : Clipping
+    aggregate : bool
+        Whether a strategy reduces the gradients.
+    finite : bool
+        Whether all gradients were finite before the hooks.
+    norms : tuple of float or None
+        Those of each group before the hooks clipped them; None if the step finds them.
+    """
+
+    pairs: Pairs
+    clipping: Clipping
+    aggregate: bool
+    finite: bool = True
+    norms: tuple[float, ...] | None = None
 
 
 class Hooks(Groups):
@@ -73,8 +95,7 @@ class Hooks(Groups):
             pairs, clipping, aggregate, finite, norms = prepared
             numbers = self._hyperparameters
             self._engine.step(pairs, numbers, clipping, counter, aggregate, finite)
-            if norms is not None:
-                self._engine.last_norm, self._engine.last_norms = math.hypot(*norms), norms
+            self._note_norms(norms)
 
     def _refuse_hooks_of_scaled_gradients(self) -> None:
         """Raise `NotImplementedError` with a loss scale, without which gradients may vanish."""
@@ -85,19 +106,13 @@ class Hooks(Groups):
                 "their variables, where small ones are 0"
             )
 
-    def _through_hooks(
-        self, given: tuple[Any, ...], aggregate: bool
-    ) -> tuple[tuple[Any, ...], Clipping, bool, bool, tuple[float, ...] | None] | None:
-        """Pairs for the step, its clipping, whether a strategy sums, whether all is finite; norms.
-
-        Those are the norms by group before clipping, None if the step finds them.  None if the step
-        is to be skipped.
-        """
+    def _through_hooks(self, given: tuple[Any, ...], aggregate: bool) -> _Prepared | None:
+        """What is left to do after the hooks; None if the step is to be skipped."""
         pairs = present_pairs(given)
         if self.groups:
             moving = [pair for pair in pairs if not self._is_frozen(pair[1])]
             if not moving:  # the step counts all the same
-                return pairs_of(pairs), self._clipping, aggregate, True, None
+                return _Prepared(pairs_of(pairs), self._clipping, aggregate)
             pairs = moving
         replaced = self.gradient_aggregator is not None or _overrides(
             type(self), "_aggregate_gradients"
@@ -112,24 +127,30 @@ class Hooks(Groups):
                     "sums: sum by gradient_aggregator, or before apply_gradients with "
                     "experimental_aggregate_gradients=False"
                 )
-            return pairs_of(pairs), self._clipping, True, True, None
+            return _Prepared(pairs_of(pairs), self._clipping, aggregate=True)
         pairs = present_pairs(pairs_of(pairs))
         finite = self._settings.nonfinite == PROPAGATE or self._are_finite(pairs)
-        if not finite and self._settings.strategy is None:  # ranks skip in their step, all together
-            return None
         norms = self._norms_of(pairs)
+        if not finite and self._settings.strategy is None:  # ranks skip in their step, all together
+            self._note_norms(norms)
+            return None
         pairs = list(self._transform_gradients(pairs))
-        return pairs_of(pairs), NO_CLIPPING, False, finite, norms
+        return _Prepared(pairs_of(pairs), NO_CLIPPING, False, finite, norms)
 
     def _norms_of(self, pairs: PairList) -> tuple[float, ...] | None:
         """The norms by group of gradients that are about to be clipped, if they are wanted."""
-        if not (self._settings.track_norms or self._clipping.by_norm):
+        if not (self._engine.reads_norms or self._clipping.by_norm):
             return None
         from rmsjit.steps.norms import norms_by_group  # imports Numba
 
         store = self._store
         rows = [store.grouping.row_of(store.find(v), stem_of(v)) for _, v in pairs]
-        return norms_by_group(pairs, rows, 1 + len(self.groups))
+        return norms_by_group(pairs, self._clipping, rows, 1 + len(self.groups))
+
+    def _note_norms(self, norms: tuple[float, ...] | None) -> None:
+        """Report norms by group, if the step has not found others."""
+        if norms is not None:
+            self._engine.last_norm, self._engine.last_norms = math.hypot(*norms), norms
 
     def _is_frozen(self, variable: Any) -> bool:
         return self._store.grouping.freezes(self._store.find(variable), stem_of(variable))

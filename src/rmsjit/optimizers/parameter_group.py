@@ -39,7 +39,7 @@ class Members(NamedTuple):
 
     patterns: tuple[str, ...]
     variables: list[Any]
-    numbers: set[int]  # of variables in the order in which the optimizer first saw them
+    numbers: set[int]  # of variables in the order in which they get slots
 
 
 def members_of(given: Any) -> Members:
@@ -182,7 +182,7 @@ class ParameterGroup:
 
     def _set(self, name: str, value: Any) -> None:
         self._settings.set(name, value)
-        self._hyperparameters.constant = None
+        self._hyperparameters.changed()
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as values for JSON; of a function, the value that it last returned."""

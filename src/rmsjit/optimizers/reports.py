@@ -12,7 +12,7 @@ class Reports(Core):
     def skipped_steps(self) -> int:
         """The number of steps skipped because of a gradient that was not finite.
 
-        It stays 0 unless ``nonfinite="skip"``.
+        It stays 0 unless ``nonfinite="skip"`` or there is a dynamic loss scale.
         """
         return self._store.skipped_steps
 

@@ -41,8 +41,8 @@ class Slots(Core):
 
         Raises
         ------
-        IndexError
-            If an index is out of range.
+        TypeError, ValueError, IndexError
+            If indices are no integers, the variable has no rows, or an index is out of range.
         """
         if self._settings.exact:
             self._engine.sync(var, indices)

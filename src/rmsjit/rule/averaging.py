@@ -26,7 +26,7 @@ class Averaging:
         self.overwrite_frequency = overwrite_frequency
         if overwrite_frequency is not None:
             self.overwrite_frequency = positive_integer(
-                "ema_overwrite_frequency", overwrite_frequency
+                "ema_overwrite_frequency", overwrite_frequency, "an integer or None"
             )
 
     def momentum_at(self, steps: int) -> float:

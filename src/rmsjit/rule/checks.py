@@ -101,10 +101,16 @@ def nonnegative(name: str, value: float) -> float:
     return value
 
 
-def positive_integer(name: str, value: Any) -> int:
-    """`value`, checked to be an integer above zero."""
+def integer(name: str, value: Any, kind: str = "an integer") -> int:
+    """`value`, checked to be an integer; `kind` says in errors what else the caller accepts."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer or None, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise TypeError(f"{name} must be {kind}, got {value!r}")
     return int(value)
+
+
+def positive_integer(name: str, value: Any, kind: str = "an integer") -> int:
+    """`value`, checked to be an integer above zero."""
+    number = integer(name, value, kind)
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return number

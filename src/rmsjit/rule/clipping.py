@@ -32,8 +32,8 @@ class Clipping:
 
     Raises
     ------
-    ValueError
-        If a bound is negative, or both norms are given.
+    TypeError, ValueError
+        If a bound is no number or negative, or both norms are given.
     """
 
     __slots__ = (*ARGUMENTS, "by_norm", "is_scaled", "limit")

@@ -75,7 +75,8 @@ class Hyperparameters:
         self._calls_per_step = calls_per_step
         self._latest: Numbers | None = None
         self.constant: Numbers | None = None
-        self.groups: tuple[GroupSettings, ...] = ()
+        self._groups: tuple[GroupSettings, ...] = ()
+        self._version = object()  # another one after each change
 
     def __getitem__(self, name: str) -> Any:
         return self._given[name]
@@ -85,6 +86,21 @@ class Hyperparameters:
         self._of_step = self._of_step - {name} | of_step
         self._given = {**self._given, name: value}
         self._used.pop(name, None)
+        self.changed()
+
+    @property
+    def groups(self) -> tuple[GroupSettings, ...]:
+        """The settings of each group of variables."""
+        return self._groups
+
+    def add_group(self, settings: GroupSettings) -> None:
+        """Add the settings of a group of variables."""
+        self._groups = (*self._groups, settings)
+        self.changed()
+
+    def changed(self) -> None:
+        """Compute the numbers again, since a setting has changed."""
+        self._version = object()
         self.constant = None
 
     def at(self, counter: NDArray[Any] | None) -> Numbers:
@@ -103,13 +119,12 @@ class Hyperparameters:
             return self.constant
         if counter is None:
             self._refuse_functions_of_the_step()
-        groups = self.groups
+        version, given, groups = self._version, self._given, self._groups
         numbers = self._of_groups(counter) if groups else (self._numbers(counter, self.now),)
         if numbers == self._latest:
             assert self._latest is not None
             numbers = self._latest
         self._latest = numbers
-        given = self._given
         varies = given["decay"] or self._counts_steps or self.averaging
         if (
             not varies
@@ -117,6 +132,8 @@ class Hyperparameters:
             and all(group.is_constant for group in groups)
         ):
             self.constant = numbers
+            if self._version is not version:  # a function or another thread has changed a setting
+                self.constant = None
         return numbers
 
     def seen_at(self, counter: NDArray[Any] | None) -> Numbers:

@@ -46,7 +46,7 @@ class Slot:
         momentum factor, or nothing; "no closed form" for anything else, which ``sparse="exact"``
         refuses.
     rounding : {"nearest", "stochastic"}
-        How values are rounded to a half type, as for `Form`.
+        How values are rounded to a half type, as for `Form`; slots in 8 bits need "stochastic".
 
     Examples
     --------
@@ -64,6 +64,8 @@ class Slot:
         check_choice(self, "zero_gradient", (DECAY, CARRY, STAY, NO_CLOSED_FORM))
         check_choice(self, "dtype", SLOT_DTYPES)
         check_choice(self, "rounding", ROUNDINGS)
+        if is_packed(self.dtype) and self.rounding != STOCHASTIC:
+            raise ValueError(f'rounding must be "stochastic" in 8 bits, got {self.rounding!r}')
         if self.start not in ("epsilon", "variable") and not _is_finite(self.start):
             raise ValueError(
                 f'start must be a finite number, "epsilon" or "variable", got {self.start!r}'
@@ -92,13 +94,11 @@ class Slot:
         is_short = self.dtype in (*HALVES, *PACKED) or (self.dtype is None and half)
         return self if is_short else replace(self, rounding="nearest")
 
-    def first_value(self, epsilon: float) -> float:
-        """The initial value of every element, in an optimizer with this epsilon."""
-        return epsilon if isinstance(self.start, str) else self.start
-
     def first_values(self, epsilon: float, variable: NDArray[Any]) -> float | NDArray[Any]:
         """The initial value of every element, or of each, beside this variable."""
-        return variable if self.start == "variable" else self.first_value(epsilon)
+        if self.start == "variable":
+            return variable
+        return epsilon if isinstance(self.start, str) else self.start
 
 
 def _is_finite(value: Any) -> bool:

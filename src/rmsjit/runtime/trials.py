@@ -28,10 +28,11 @@ _SLOW_STEPS = 5  # in a row that are so slow before a new round
 class Trials:
     """Chooses how steps of one kind are run.
 
-    The first round tries every number of threads for some steps, the second one to fetch memory
-    ahead on the fastest.  Later rounds, from time to time, compare the present choice with those
-    that differ from it in one thing: the next smaller or larger number of threads, or fetching
-    ahead.  The time between rounds is such that they lose at most a hundredth of all time.
+    The first round tries one, half and all threads, each for some steps, and the second one tries
+    fetching memory ahead with the fastest.  Later rounds, from time to time, compare the present
+    choice with those that differ from it in one thing: the next smaller or larger number of
+    threads, or fetching ahead.  The time between rounds is such that they lose at most a hundredth
+    of all time.
 
     Parameters
     ----------
@@ -79,7 +80,7 @@ class Trials:
 
     def choose(self) -> Way:
         """How to run the next step."""
-        if self._quiet:
+        if self._quiet > 0:
             self._quiet -= 1
             return self.best
         if not self.timing:

@@ -205,9 +205,14 @@ class SlotStore:
     def enter(self, entries: Iterable[Entry], fresh: Iterable[tuple[Entry, str, Any]]) -> bool:
         """Make new entries and slots known.
 
-        Returns false if another caller, such as a signal handler, has entered one of the variables
-        in the meantime: then the other entry is kept.
+        Returns false, with nothing changed, if another caller, such as a signal handler or a
+        function of the user's, has entered one of the variables or slots in the meantime.
         """
+        entries, fresh = list(entries), list(fresh)
+        if any(self.entries.get(entry.key, entry) is not entry for entry in entries):
+            return False
+        if any(slot in entry.slots for entry, slot, _ in fresh):
+            return False
         wrapped = {}
         for entry in entries:
             if entry.key not in self.entries:

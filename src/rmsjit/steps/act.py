@@ -47,8 +47,9 @@ class Act:
     calls : sequence of Call
     counter : integer 0-d array, optional
         Incremented in the same act, so that no other code sees one done without the other.
-    epoch : int64 array, shape (1,), optional
-        The act refuses to run once this changes; see `rmsjit.state.slots.SlotStore.epoch`.
+    valid : (int64 array of shape (1,), int), optional
+        The act refuses to run unless the array holds this number; see
+        `rmsjit.state.slots.SlotStore.epoch`.
     launch : Launch
         How parallel kernels are run.
     nbytes : int
@@ -73,7 +74,7 @@ class Act:
         self,
         calls: Sequence[Call],
         counter: NDArray[Any] | None = None,
-        epoch: NDArray[np.int64] | None = None,
+        valid: tuple[NDArray[np.int64], int] | None = None,
         launch: Launch = ONE_THREAD,
         nbytes: int = 0,
         trials: Trials | None = None,
@@ -84,8 +85,8 @@ class Act:
         words[act.THREADS] = launch.threads
         words[act.GET_THREADS], words[act.SET_THREADS] = launch.get_threads, launch.set_threads
         words[act.GATE] = _GATE
-        if epoch is not None:
-            words[act.EPOCH], words[act.EXPECTED_EPOCH] = address_of(epoch), epoch[0]
+        if valid is not None:
+            words[act.EPOCH], words[act.EXPECTED_EPOCH] = address_of(valid[0]), valid[1]
         if counter is not None:
             words[act.COUNTER], words[act.COUNTER_BYTES] = address_of(counter), counter.itemsize
             words[act.COUNTER_LIMIT] = _highest(counter.dtype)
@@ -94,7 +95,7 @@ class Act:
         self._way = Way(launch.threads, launch.prefetches)
         self._nbytes, self._trials = nbytes, trials
         self._address = address_of(words)
-        self._alive = calls, epoch
+        self._alive = calls, valid
         self._run = loader.run_act().call
 
     def run(self) -> int:

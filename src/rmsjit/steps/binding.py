@@ -45,8 +45,8 @@ class Binding:
         The result of a pass over the gradients; see `rmsjit.steps.norms.Norms`.
     is_scaled : bool
         Whether a scale may differ from 1.
-    noise : int64 array, shape (1 + pairs,)
-        For stochastic rounding: the number of the step, and a word for each variable; see
+    noise : int64 array, shape (1 + 2 * pairs,)
+        For stochastic rounding: the number of the step, and two words for each variable; see
         `rmsjit.steps.noise`.
     trials : Trials or None
         Told how long the step takes.

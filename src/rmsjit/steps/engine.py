@@ -183,6 +183,8 @@ class Engine:
                 binding = plan.bind_unmoved(pairs) if are_unmoved else plan.bind(pairs)
             if plan is None or binding is None:
                 plan, binding, pairs = self._planner.bound(pairs, hyperparameters)
+                if values is not None and len(values) < plan.group_count:
+                    values = None  # a function of the user's has added a group
             place, launch = binding.place, ONE_THREAD
             if place.dropped or plan.is_tried or place.draft or self.exact:
                 if not self._is_ready(plan, place):
@@ -194,6 +196,7 @@ class Engine:
             if must_judge:
                 accepted, factors = self._judged(plan, binding, clipping, launch, stage, scale)
                 if not accepted:
+                    plan.release(binding)
                     return False
                 must_judge = False  # ranks judge a step together, so only once
             if values is None:
@@ -203,9 +206,9 @@ class Engine:
             if plan.is_noisy and counter is not None:
                 binding.noise[0] = int(counter)
 
-            counted = counter
-            if place.constrained:
-                counted = None  # until the constraints have been applied
+            # With constraints, the step counts once they have been applied.
+            counted = None if place.constrained else counter
+            if place.constrained or place.draft is not None:
                 _check_room(counter)
             acts = plan.acts(binding, factors, clipping.clipvalue is not None, launch, counted)
             if place.draft is not None and not self._planner.entered(plan, place):
@@ -311,8 +314,8 @@ class Engine:
 
         Raises
         ------
-        IndexError
-            If an index is out of range.
+        TypeError, ValueError, IndexError
+            See `rmsjit.steps.exact.checked_rows`.
         """
         if not self.exact:
             return

@@ -19,11 +19,26 @@ from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.clock import Clock
 from rmsjit.state.slots import Entry, Member, SlotStore
 from rmsjit.steps.act import DONE, Act, Call
+from rmsjit.steps.pairs import naming
 from rmsjit.steps.sparse import SparseGroup, Table, reset_call
 from rmsjit.variables import array_of
 
 _trials = TrialsBySize()  # of catching up
 _ROWS_AT_ONCE = 1 << 14  # that are copied from a table whose rows are not contiguous
+
+
+def refuse_other_views(groups: Sequence[SparseGroup]) -> None:
+    """Raise `ValueError` if one step has sparse gradients for two views of a table."""
+    first: dict[int, SparseGroup] = {}
+    for group in groups:
+        other = first.setdefault(id(group.entry), group)
+        if other.table.rows_key != group.table.rows_key:
+            names = [naming(one.variable, one.position) for one in (group, other)]
+            raise ValueError(
+                f'{names[0]} must have the rows of {names[1]} with sparse="exact", since both are '
+                f"views of one table: shapes {array_of(group.variable).shape} and "
+                f"{array_of(other.variable).shape}"
+            )
 
 
 def settled(groups: Sequence[SparseGroup], store: SlotStore, limit: int) -> bool:
@@ -118,11 +133,15 @@ def checked_rows(indices: Any, variable: Any) -> NDArray[np.int64] | None:
     ------
     TypeError
         If the indices are not integers.
+    ValueError
+        If the variable has no rows.
     IndexError
         If one is out of range.
     """
     if indices is None:
         return None
+    if not array_of(variable).ndim:
+        raise ValueError(f"indices must be left out for a variable without rows, got {indices!r}")
     rows = np.unique(np.asarray(indices))
     length = len(array_of(variable))
     if rows.size and rows.dtype.kind not in "iu":

@@ -167,8 +167,7 @@ class ReadyStep:
         if self._act.run() != DONE:  # threads can't be launched now
             (act,) = plan.acts(binding, self._factors, False, ONE_THREAD, None)
             act.run()
-        binding.alive, binding.occurrences = None, {}
-        plan.free.append(binding)
+        plan.release(binding)
 
 
 def _member(variable: NDArray[Any], slots: Mapping[str, NDArray[Any]], position: int) -> Member:

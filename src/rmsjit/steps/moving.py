@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,7 +48,7 @@ def rebind(store: SlotStore, old: Any, new: Any, catch_up: CatchUp) -> None:
             _check_alike(entry, variable, position)
         changes = [(entry, store.moved(entry, variable)) for entry, variable in pairs]
         for entry, moved in changes:
-            _move_clock(entry, moved, catch_up)
+            _move_clock(entry, moved)
         _exchange(store, changes)
         for _, moved in changes:
             catch_up(moved)
@@ -80,16 +81,23 @@ def _check_alike(entry: Entry, variable: Any, position: int) -> None:
         )
 
 
-def _move_clock(entry: Entry, moved: Entry, catch_up: CatchUp) -> None:
+def _move_clock(entry: Entry, moved: Entry) -> None:
     """Let rows that missed steps catch up in the new memory, which has copies of them."""
-    clock = entry.clock
-    if clock is None or clock.now == 0:
-        return
-    if entry.table.shape != entry.shape:  # the clock counts the rows of another view
-        catch_up(entry)
-        return
-    clock.rows_key = rows_key(moved.owner)
-    moved.clock = clock
+    if entry.clock is not None and _has_missed_steps(entry):
+        moved.clock = copy.copy(entry.clock)
+        moved.clock.rows_key = rows_key(moved.owner)
+
+
+def _has_missed_steps(entry: Entry) -> bool:
+    """Whether rows of a table may have to catch up; an error if they are those of another view."""
+    if entry.clock is None or entry.clock.now == 0:
+        return False
+    if entry.table.shape != entry.shape:
+        raise ValueError(
+            f"{entry.name} has rows that missed steps in another view, of shape "
+            f"{entry.table.shape}: sync it first"
+        )
+    return True
 
 
 def _exchange(store: SlotStore, changes: list[tuple[Entry, Entry]]) -> None:
@@ -154,10 +162,8 @@ def _with_rows(store: SlotStore, entry: Entry, table: Any, epsilon: float) -> En
 def _catch_up_rows(entry: Entry, resized: Entry, catch_up: CatchUp) -> None:
     """Let the rows of the resized table catch up with the steps that they missed."""
     clock = entry.clock
-    if clock is None or clock.now == 0:
+    if clock is None or not _has_missed_steps(entry):
         return
-    if not entry.is_gone and entry.table.shape != entry.shape:
-        raise ValueError("the table has rows that missed steps in another view: sync it first")
     rows = _up_to_date(clock, resized.shape[0])
     rows.rows_key = rows_key(resized.owner)
     resized.clock = rows

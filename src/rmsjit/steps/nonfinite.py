@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PROPAGATE, SKIP, RAISE = "propagate", "skip", "raise"
+PROPAGATE, RAISE = "propagate", "raise"  # neither is "skip"
 
 
 def accepts(policy: str, finite: NDArray[np.bool_], name: Callable[[int], str]) -> bool:

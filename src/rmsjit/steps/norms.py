@@ -98,12 +98,26 @@ class NormPass:
 
 
 def norms_by_group(
-    pairs: Sequence[tuple[Any, Any]], rows: Sequence[int], groups: int
+    pairs: Sequence[tuple[Any, Any]], clipping: Clipping, rows: Sequence[int], groups: int
 ) -> tuple[float, ...]:
-    """The joint norm of the gradients of each group, which have the dtypes of their variables."""
+    """The joint norm of the gradients of each group before they are clipped to it.
+
+    Parameters
+    ----------
+    pairs : sequence of (ndarray or IndexedSlices, variable)
+        Gradients of their variables' dtypes, neither scaled nor clipped.
+    clipping : Clipping
+        Elements are clipped first if it bounds norms as well.
+    rows : sequence of int
+        The group of each pair.
+    groups : int
+        How many there are.
+    """
+    scale = abs(clipping.factor)
+    limit = clipping.limit / scale if clipping.by_norm else math.inf
     values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
-    squares = [_square(v, g, x) for v, (g, x) in zip(values, pairs, strict=True)]
-    norms: list[float] = np.sqrt(np.bincount(rows, squares, groups)).tolist()
+    squares = [_square(v, g, x, limit) for v, (g, x) in zip(values, pairs, strict=True)]
+    norms: list[float] = (scale * np.sqrt(np.bincount(rows, squares, groups))).tolist()
     return tuple(norms)
 
 
@@ -142,7 +156,7 @@ def _clipped_by_value(value: NDArray[Any], limit: float) -> NDArray[Any]:
     return np.asarray(np.clip(value, -bound, bound))
 
 
-def _square(value: NDArray[Any], gradient: Any, variable: Any) -> float:
+def _square(value: NDArray[Any], gradient: Any, variable: Any, limit: float = math.inf) -> float:
     """The squared norm of a gradient, with the same bits as in a step."""
     if not isinstance(gradient, IndexedSlices):  # elements in the order of the variable's memory
         value = layout_of(array_of(variable)).canonical(value)
@@ -151,5 +165,5 @@ def _square(value: NDArray[Any], gradient: Any, variable: Any) -> float:
     assert precision is not None
     norm_pass = NormPass(np.array([value.size]), precision, np.array([0]))
     totals = np.zeros((1, 2))
-    Act([norm_pass.call(np.array([address_of(value)]), totals, math.inf, 1)]).run()
+    Act([norm_pass.call(np.array([address_of(value)]), totals, limit, 1)]).run()
     return float(totals[0, 0])

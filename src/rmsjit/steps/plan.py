@@ -24,7 +24,7 @@ from rmsjit.state.slots import Member, SlotStore
 from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.dense import DenseGroup
-from rmsjit.steps.exact import settling_calls
+from rmsjit.steps.exact import refuse_other_views, settling_calls
 from rmsjit.steps.groups import Group, rounds_of
 from rmsjit.steps.noise import NO_NOISE
 from rmsjit.steps.norms import NormPass, Norms
@@ -71,6 +71,8 @@ class Plan:
         In the order of the form's `arithmetic`.
     count : int
         The number of pairs.
+    group_count : int
+        How many rows of numbers it needs: one for variables without a group, and one for each.
     rounds : list of list of Group
         In the order of their updates; constraints are applied after each round.
     groups : list of Group
@@ -101,13 +103,15 @@ class Plan:
         self.form, self.exact, self.epoch = form, exact, epoch
         self._valid_epoch = int(epoch[0])
         self.slot_names = form.arithmetic.slot_names
-        self.count = len(variables)
+        self.count, self.group_count = len(variables), assignment.groups
         self.place = Place(variables, kinds, members, self.slot_names, assignment.frozen)
         constrained = self.place.constrained
         self.rounds = rounds_of(variables, kinds, members, constrained, form, assignment)
         self.groups = [group for groups in self.rounds for group in groups]
         self._dense = [group for group in self.groups if isinstance(group, DenseGroup)]
         self.sparse = [group for group in self.groups if isinstance(group, SparseGroup)]
+        if exact:
+            refuse_other_views(self.sparse)
         self._computing = {group.kinds.computing for group in self.groups}
         self._dense_nbytes = sum(group.nbytes for group in self._dense)
         self.is_tried = bool(self.sparse) or self._dense_nbytes >= trials.LEAST_BYTES
@@ -120,7 +124,7 @@ class Plan:
             NormPass(group.sizes, group.precision, group.positions) for group in self._dense
         ]
         self.free: list[Binding] = []
-        grouped = assignment.groups > 1  # and what is moved may be in another group
+        grouped = self.group_count > 1  # and what is moved may be in another group
         fixed = exact or self.is_tried or grouped or self.is_noisy
         movable = self._same_calls and not fixed
         self.structure = structure_of(variables, kinds) if movable else None
@@ -192,23 +196,26 @@ class Plan:
 
         The caller has checked the variables, and makes the gradients itself.
         """
-        binding = self.free.pop() if self.free else None
-        if binding is not None and binding.known is pairs and self._valid_epoch == self.epoch[0]:
+        binding = self._free_binding()
+        if binding.known is pairs and self._valid_epoch == self.epoch[0]:
             binding.alive = pairs
             return binding
-        binding = self.bind(pairs, binding=binding)
-        if binding is not None and binding.alive is pairs:  # no gradient was copied
-            binding.known = pairs
-        return binding
+        bound = self.bind(pairs, binding=binding)
+        if bound is not None and bound.alive is pairs:  # no gradient was copied
+            bound.known = pairs
+        return bound
 
     def bind_again(self, pairs: Pairs, store: SlotStore) -> Binding | None:
         """`bind` to other variables, as `bind_known` did in the last step, which has found these.
 
         None if it has not, or if there was no such step.
         """
-        if not self.free or store.unmet or self._valid_epoch != self.epoch[0]:
+        if store.unmet or self._valid_epoch != self.epoch[0]:
             return None
-        binding = self.free.pop()
+        try:
+            binding = self.free.pop()
+        except IndexError:
+            return None
         unsure = binding.place.follow(pairs, store)
         if unsure == headers.NOT_AS_EXPECTED:
             self.free.append(binding)
@@ -240,8 +247,14 @@ class Plan:
         except IndexError:
             return self._new_binding()
 
+    def release(self, binding: Binding) -> None:
+        """Keep a binding for later steps, unless the store does not know its place."""
+        binding.alive, binding.occurrences = None, {}
+        if binding.place.draft is None:
+            self.free.append(binding)
+
     def _new_binding(self, place: Place | None = None) -> Binding:
-        return Binding(place or self.place, self._computing, self._assignment.groups, self._noise)
+        return Binding(place or self.place, self._computing, self.group_count, self._noise)
 
     def bind_in_place(self, addresses: NDArray[np.int64], alive: Any) -> Binding | None:
         """Bind dense gradients that the caller has checked, by their addresses.
@@ -380,7 +393,8 @@ class Plan:
         clipped = clipped or factors is not None
         first, *later = self.rounds
         calls = self._calls(first, binding, factors, clipped, launch)
-        acts = [Act(calls, counter, self.epoch, launch, self.nbytes(binding), binding.trials)]
+        valid = self.epoch, self._valid_epoch
+        acts = [Act(calls, counter, valid, launch, self.nbytes(binding), binding.trials)]
         acts += [
             Act(self._calls(groups, binding, factors, clipped, ONE_THREAD)) for groups in later
         ]

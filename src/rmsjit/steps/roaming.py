@@ -62,7 +62,6 @@ class Locator:
     def __init__(self, place: Place, names: Sequence[str]) -> None:
         self._names = names
         self._memory = [(owner.dtype, owner.size) for owner in place.owners]
-        self._record_lengths = [entry and entry.record_length for entry in place.entries]
         self.records = Records(self._memory, 1 + len(names))
         kernel = loader.follow()
         self.compiled = None if kernel is None else kernel.call
@@ -74,8 +73,6 @@ class Locator:
         entries, prints = [], []
         for position, entry in enumerate(self.entries_at(starts, store)):
             if entry is None or entry.is_gone or not store.has_all_slots(entry):
-                return None
-            if entry.record_length != self._record_lengths[position]:
                 return None
             footprint = Footprint.of(Member(entry, entry.slots), self._names)
             self._note(position, entry, footprint, len(store.entries))
