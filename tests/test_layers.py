@@ -223,24 +223,24 @@ def test_the_picture_names_modules_that_exist():
     assert not set(named) - modules_in(PACKAGE).keys()
 
 
-# --- chapters of the optimizers -------------------------------------------------------------
+# --- mixins of the optimizers -------------------------------------------------------------
 
 
-def chapters():
+def mixins():
     """The classes of which the optimizers are made, themselves aside."""
     whole = {Optimizer, rmsjit.RMSprop, rmsjit.train.RMSPropOptimizer}
     classes = {c for one in whole for c in one.__mro__ if issubclass(c, Core)}
-    return sorted(classes - whole - {Core}, key=lambda chapter: chapter.__name__)
+    return sorted(classes - whole - {Core}, key=lambda mixin: mixin.__name__)
 
 
-def methods(chapter):
+def methods(mixin):
     """The names of what a class defines to be called or read."""
     kinds = (FunctionType, property, cached_property)
-    return {name for name, value in vars(chapter).items() if isinstance(value, kinds)}
+    return {name for name, value in vars(mixin).items() if isinstance(value, kinds)}
 
 
-@pytest.mark.parametrize("chapter", chapters())
-def test_a_chapter_overrides_nothing_of_another(chapter):
-    for other in set(chapters()) - {chapter}:
-        assert not (methods(chapter) & methods(other)) - {"__init_subclass__"}
-    assert not methods(chapter) & {"__init__", "__getstate__", "__setstate__"}
+@pytest.mark.parametrize("mixin", mixins())
+def test_a_mixin_overrides_nothing_of_another(mixin):
+    for other in set(mixins()) - {mixin}:
+        assert not (methods(mixin) & methods(other)) - {"__init_subclass__"}
+    assert not methods(mixin) & {"__init__", "__getstate__", "__setstate__"}

@@ -2,13 +2,13 @@
 
 The bytes are short logarithms.  With the offset of its block, a byte gives the upper bits of a
 float32, exponent and 3 bits of the fraction, as ``(byte + offset) << 20``.  So neighbours differ by
-a sixteenth to an eighth.  The offset is such that the largest element fits, and after steps up to 8
-larger, as it does not follow every change of that.  So numbers reach down to 2**-30 of the largest
+a sixteenth to an eighth.  The offset is the least with which the largest element fits, or after
+steps up to 8 more, so that it rarely has to change.  So numbers reach down to 2**-30 of the largest
 one of their block.
 
 Where numbers have signs, bytes have them too, and reach to 2**-14.  Then the byte 0 is 0, also for
-smaller numbers; without signs, these become the smallest number of their block.  What is not
-finite becomes the largest one, and a NaN any.
+smaller numbers; without signs, these become the smallest number of their block.  An infinity
+becomes the largest finite number of its block, and a NaN any number.
 
 A packed array consists of records, which hold the offsets of some blocks and then their bytes.  The
 record of a table is a row, so that rows have no block in common; other arrays have a block in each.
@@ -59,9 +59,9 @@ def _has_rows_in_order(layout: Layout) -> bool:
 
 
 def rows_of_records(shape: tuple[int, ...], layout: Layout, length: int) -> int:
-    """The least number of rows, or of a multiple of it, that are whole records.
+    """The least number of rows that fill whole records, as its multiples do.
 
-    Of an array whose rows do not follow each other in memory these are all rows.
+    If rows do not follow each other in memory, these are all rows of the array.
     """
     if not _has_rows_in_order(layout):
         return shape[0]

@@ -67,7 +67,7 @@ def _set_threads(typing_context, function, count):
 
 
 def _atomic(operation, bits=64):
-    """A function ``(address, operand)`` that changes an integer atomically; its former value."""
+    """A function ``(address, operand)``: change an integer atomically, return its former value."""
 
     @intrinsic
     def change(typing_context, address, operand):
@@ -109,7 +109,7 @@ def _leave(gate):
 
 @njit(**INLINED)
 def _count(address, nbytes, amount):
-    """Add to an integer of some width; its former value."""
+    """Add to an integer of 1, 2, 4 or 8 bytes, and return its former value."""
     if nbytes == 8:
         return _add(address, amount)
     if nbytes == 4:

@@ -89,8 +89,8 @@ def no_sizes(typing_context, slots):
 def larger_sizes(typing_context, sizes, slots, i):
     """The sizes of the largest values of packed slots, those of element `i` included.
 
-    They are the bits of a float32.  In the loop of the rule they cost next to nothing, in one of
-    their own a tenth of the time.
+    They are the bits of a float32.  In the loop of the rule they are nearly free; a loop of their
+    own would cost a tenth of the time.
     """
 
     def codegen(context, builder, signature, args):
@@ -131,8 +131,8 @@ def _size(builder, value, signed):
 def code_of(typing_context, value, i, bits, offset, codes):
     """The byte of a float32, element `i` of a block, rounded by chance.
 
-    The 32 random `bits` are those of the block.  The elements of a block change them by numbers of
-    their own, which any two blocks have in common; bits for each element would cost a tenth of the
+    The 32 random `bits` are those of the block.  Each element combines them with a fixed number for
+    its position, the same in all blocks; random bits for each element would cost a tenth of the
     time of a step.  The value must be finite and `offset` large enough for it; see `least_offset`.
     """
     SIGNED = is_signed(codes)

@@ -164,7 +164,7 @@ def _sort(numbers, count):
 def _move_all(pairs, call):
     """Write where the variables of pairs are, and what the step writes there.
 
-    Returns how many have their memory from elsewhere than an array.
+    Returns how many have memory that no array owns.
     """
     starts, ends, spans = words(call[SPAN_STARTS]), words(call[SPAN_ENDS]), 0
     addresses, known, found = words(call[ADDRESSES]), words(call[KNOWN]), words(call[FOUND])

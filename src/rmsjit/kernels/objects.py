@@ -1,4 +1,4 @@
-"""Where the headers of Python objects have what steps read.
+"""Offsets, in the headers of Python objects, of the fields that steps read.
 
 ``a.ctypes.data`` takes microseconds for each array.  Reading the object headers directly takes
 nanoseconds; every C extension is compiled against them, so they are stable.  The length of a tuple

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 from rmsjit.kernels.views import number_type, prefetch_row, size_of
 from rmsjit.runtime.flags import INLINED
 
-AHEAD = 2048  # bytes of each array; memory answers in the time that the update of so many takes
+AHEAD = 2048  # bytes of each array; updating so many takes about as long as a read of memory
 RUN = 512  # bytes of each array fetched at once; more are too many requests at a time
 
 

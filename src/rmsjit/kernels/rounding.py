@@ -120,7 +120,7 @@ def _line_of_bits(typing_context, key, number):
 
 
 def noise_of(form: Form):
-    """Three functions: of the key of a variable, of that key from an element on, and of the noise.
+    """Functions for a variable's key, for that key from an element on, and for the random bits.
 
     The first takes the address of the noise, and the place of the variable there.  The noise in
     memory is int64 (1 + 2 * variables,): the number of the step, and for each variable a word of
@@ -226,9 +226,9 @@ def _bits_of_block(slot):
 
 
 def _chosen(builder, bits, cut, infinity, nearest):
-    """A finite number that was cut, or the nearest number if that is infinite or NaN.
+    """`cut` if the value is finite and `cut` in range, otherwise `nearest`.
 
-    A finite number in the range of the half type does not become infinite by random bits.
+    So random bits make no finite number infinite.
     """
     finite = builder.icmp_unsigned("<", builder.and_(bits, _WORD(_MAGNITUDE)), _WORD(_EXPONENT))
     in_range = builder.icmp_unsigned("<", cut, _WORD(infinity))

@@ -83,7 +83,7 @@ class Accumulator:
             )
         self.reduction = reduction
         self._nonfinite = nonfinite
-        # It knows the variables of sums as that of an optimizer does, also in copies.
+        # Finds the variables of sums as an optimizer's store does, also in copies.
         self.store: SlotStore = SlotStore("accumulator", Form())
         self._round = Round()
 

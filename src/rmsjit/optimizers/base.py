@@ -1,4 +1,4 @@
-"""The common part of both optimizers: common chapters and arguments, copies, notebooks."""
+"""The common part of both optimizers: common mixins and arguments, copies, notebooks."""
 
 from __future__ import annotations
 

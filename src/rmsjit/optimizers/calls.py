@@ -1,6 +1,6 @@
 """From calls of `apply_gradients` to steps: blocks, then accumulation, then hooks, then the engine.
 
-Each of them is passed by where it is not used.
+Each stage is skipped where it is not used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all chapters of an optimizer's interface use: its parts, and the engine for its steps."""
+"""What all mixins of the optimizers use: the parts of an optimizer, and its engine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Core(ForeignNames):
         raise NotImplementedError
 
     def _refuse(self, error: BaseException) -> NoReturn:
-        """Raise an error that comes before the step, where a strategy's other ranks expect one."""
+        """Raise an error that occurs before the step, after telling the other ranks."""
         if self._settings.strategy is not None:
             self._engine.refuse(error)
         raise error

@@ -25,10 +25,10 @@ class Reports(Core):
         """The joint norm of all gradients of the last step that computed it, before its clipping.
 
         Steps compute it if there is a bound on norms, if `nonfinite` is not "propagate", or with
-        ``track_norms=True``.  It is that of the gradients that the rule gets but for the clipping:
-        reduced by a strategy, accumulated, and clipped by `clipvalue` if that is combined with a
-        bound on norms.  The norm of an `IndexedSlices` is that of its values.  None before the
-        first such step, and in copies.
+        ``track_norms=True``.  It is that of the gradients as the rule gets them, before they are
+        clipped by norm: reduced by a strategy, accumulated, scaled, and clipped by `clipvalue` if
+        there is a bound on norms as well.  The norm of an `IndexedSlices` is that of its values.
+        None before the first such step, and in copies.
 
         Examples
         --------
@@ -67,9 +67,9 @@ class Reports(Core):
 
         That is the number, or the value of the schedule or of the function of the step at
         `iterations`, lowered by `decay`; groups of variables may have others.  A function without
-        arguments may change at each call and is not called: it counts as what it returned for the
-        last step, and as None before the first one.  So does a function of the step in
-        `train.RMSPropOptimizer`, whose ``global_step`` belongs to the caller.
+        arguments is not called, as it may change at each call: this is the value that it returned
+        for the last step, or None before the first one.  The same holds for a function of the step
+        in `train.RMSPropOptimizer`, whose ``global_step`` belongs to the caller.
 
         Examples
         --------

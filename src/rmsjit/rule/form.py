@@ -240,7 +240,7 @@ class Form:
         return replace(self, slots=(*self.slots, momentum))
 
     def with_state(self, dtypes: Mapping[str, str | None]) -> Form:
-        """This form with the dtypes of some slots; those of half types are rounded by chance."""
+        """This form with other dtypes of some slots, below 32 bits rounded stochastically."""
         slots = [
             slot.in_dtype(dtypes[slot.name]) if slot.name in dtypes else slot for slot in self.slots
         ]
@@ -248,7 +248,7 @@ class Form:
 
     @property
     def is_random(self) -> bool:
-        """Whether steps round by chance."""
+        """Whether steps round stochastically."""
         return STOCHASTIC in (self.rounding, *(slot.rounding for slot in self.slots))
 
     @property
@@ -266,7 +266,7 @@ class Form:
         return self if self.has_average else replace(self, slots=(*self.slots, AVERAGE))
 
     def without_average(self) -> Form:
-        """The form that `with_average` makes into this one."""
+        """The form that `with_average` has made this one from."""
         return replace(self, slots=tuple(slot for slot in self.slots if slot != AVERAGE))
 
     @property
@@ -282,7 +282,7 @@ class Form:
         return replace(self, slots=(*wide, MASTER))
 
     def without_master(self) -> Form:
-        """The form that `with_master` makes into this one; this one if there is none."""
+        """The form that `with_master` has made this one from, or this one if there is none."""
         narrow = replace(self, slots=self._narrow_slots())
         return narrow if {*narrow.with_master().slots} == {*self.slots} else self
 

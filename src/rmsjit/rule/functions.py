@@ -9,7 +9,7 @@ from typing import Any
 def takes_step(name: str, function: Any) -> bool:
     """Whether a function is one of the step, rather than one without arguments.
 
-    One that can be called without arguments is called so, whatever it could take besides.
+    One that can be called without arguments is called so, even if it accepts some.
 
     Parameters
     ----------

@@ -76,7 +76,7 @@ class Slot:
         return as_call("Slot", [repr(self.name)], changed_settings(self, without="name"))
 
     def in_dtype(self, dtype: str | None) -> Slot:
-        """This slot in a dtype, rounded by chance if that is short; "8bit" is unsigned for rms."""
+        """This slot in a dtype; below 32 bits rounded stochastically, and in 8 unsigned for rms."""
         if is_packed(dtype):
             dtype = "unsigned 8bit" if self.name == "rms" else "8bit"
         is_short = dtype in (*HALVES, *PACKED)

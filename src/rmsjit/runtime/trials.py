@@ -73,7 +73,7 @@ class Trials:
         self.costs: dict[Way, float] = {}
         self._quiet = 0  # steps until the next round
         self._slow = 0
-        self._turn = [True]  # taken by who records a step; nobody waits for it
+        self._turn = [True]  # popped while a step is recorded; others then skip theirs
         guessed = learned.fastest(guess)
         first = [way for way in self.candidates if not way.prefetches or way == guessed]
         self._begin(sorted(first, key=lambda way: guess.get(way, math.inf)))
@@ -102,7 +102,7 @@ class Trials:
             return
         try:
             turn = self._turn.pop()
-        except IndexError:  # another thread, or the code that this handler of a signal interrupts
+        except IndexError:  # another thread records, or what this signal handler has interrupted
             return
         try:
             if self.timing:

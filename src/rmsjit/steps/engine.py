@@ -149,7 +149,7 @@ class Engine:
             raise
 
     def refuse(self, error: BaseException) -> None:
-        """Raise the error for which the step can't be asked for, once other processes know it."""
+        """Tell the other processes why this one can't take the step, then raise the error."""
         tell = getattr(self.strategy, "refused", None)
         if tell is not None:
             tell(self, error)

@@ -179,7 +179,7 @@ class HeaderReader:
 
 
 def rows_of(arrays: Sequence[NDArray[Any]]) -> list[tuple[int, ...]]:
-    """The columns up to ``DTYPE`` of what is expected, which arrays of one shape differ in."""
+    """The expected columns up to ``DTYPE``: those that differ between arrays of one shape."""
     return [(id(a), id(a), start := address_of(a), start, id(a.dtype)) for a in arrays]
 
 

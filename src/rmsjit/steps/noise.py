@@ -51,6 +51,6 @@ def noise_for(
 
 
 def _word(seed: int, number: int, turn: int) -> Any:
-    """64 bits that differ, as good as certainly, between any two variables and seeds."""
+    """64 bits that almost certainly differ between any two variables or seeds."""
     words = np.random.SeedSequence(seed, spawn_key=(number, turn)).generate_state(1, np.uint64)
     return words.view(np.int64)[0]

@@ -136,7 +136,7 @@ class Place:
     def _resemble(
         self, place: Place, addresses: NDArray[np.int64], written: NDArray[np.int64]
     ) -> None:
-        """Have what places of plain arrays have in common, all with a gradient."""
+        """Copy what all places of plain arrays share; every array has a gradient."""
         self.kinds, self.frozen = place.kinds, place.frozen
         self.addresses, self.written = addresses, written
         self.reader = place.reader.roaming(written)
@@ -162,12 +162,12 @@ class Place:
 
     @property
     def identity(self) -> Any:
-        """What a list of the same objects and types of gradients has in common."""
+        """The key of a list of these very objects and types of gradients."""
         return identity_of(self.variables, self.kinds)
 
     @property
     def layouts(self) -> Any:
-        """What other views of the same memory have in common."""
+        """The key of a list of any views of the same memory."""
         return layouts_of(self.variables, self.kinds)
 
     def name(self, position: int) -> str:

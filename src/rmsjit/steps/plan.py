@@ -65,8 +65,8 @@ class Plan:
     place : Place
         The first one.
     structure : tuple or None
-        The dtypes and shapes of the variables, by which the plan is found to serve for other
-        memory; None if it can't.
+        The dtypes and shapes of the variables: the key under which other memory can use the plan;
+        None if it can't.
     slot_names : tuple of str
         In the order of the form's `arithmetic`.
     count : int
@@ -82,7 +82,7 @@ class Plan:
     free : list of Binding
         Those that no step is using, each at the place of its last step.
     is_tried : bool
-        Whether a step can be enough work to find out how to run it.
+        Whether steps may be large enough for trials of how to run them.
     is_noisy : bool
         Whether a step needs its number for stochastic rounding.
     """
@@ -206,7 +206,7 @@ class Plan:
         return bound
 
     def bind_again(self, pairs: Pairs, store: SlotStore) -> Binding | None:
-        """`bind` to other variables, as `bind_known` did in the last step, which has found these.
+        """`bind` to variables that an earlier `bind_known` has recorded.
 
         None if it has not, or if there was no such step.
         """

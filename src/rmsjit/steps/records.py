@@ -12,12 +12,12 @@ from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import following
 from rmsjit.state.entries import Entry
 
-_FEW = 64  # records for which there is room at first
-_ROOM = 4  # records for which there is room then, for each variable that the store knows
+_FEW = 64  # records that the first table has room for
+_ROOM = 4  # records that later ones have room for, per known variable
 
 
 class Records:
-    """Records of variables of some layouts, for steps of variables of these layouts in an order.
+    """Records of variables, for steps whose variables have given layouts in a given order.
 
     They hold no references.  A table that is full is left for an empty one: a variable that is not
     found is added again.

@@ -1,4 +1,4 @@
-"""Finding the known variables of a step, and following them, without a new place for each list.
+"""Moving a plan to other known variables, without a new place for each list.
 
 A plan of small plain arrays serves for all others of its structure, such as the rows of a table.
 The store knows what is there.  Compiled code follows to variables that were found before.
@@ -122,7 +122,7 @@ class RoamingPlace(Place):
         Returns
         -------
         int
-            How many may be gone; or, with nothing changed, NOT_AS_EXPECTED.
+            How many variables may have lost their memory; NOT_AS_EXPECTED if nothing has changed.
         """
         compiled = self._locator.compiled
         unsure = NOT_AS_EXPECTED if compiled is None else compiled(id(pairs), self._call_address)
@@ -134,7 +134,7 @@ class RoamingPlace(Place):
         return int(unsure)
 
     def move(self, found: Found) -> None:
-        """Move to variables that were found, in which nothing remains of the former ones."""
+        """Move to the variables that were found; all former ones are replaced."""
         arrays, rows, entries, prints = found
         self.variables, self.entries = tuple(arrays), tuple(entries)
         self.reader.move(arrays, rows)

@@ -108,7 +108,7 @@ def _clear_error() -> int:
 
 
 def _expected(tensor: Tensor, describe: int) -> list[int]:
-    """What a tensor must be like that lies in memory as this one does."""
+    """What is expected of a tensor with the memory layout of this one."""
     description = np.zeros(tensors.DESCRIPTION_WORDS, np.int64)
     # As Python's own call of a C function, it raises the error that the function sets.
     call = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_void_p)(describe)

@@ -117,12 +117,12 @@ class Layouts:
         ] == self._dtypes
 
     def addresses_of(self, gradients: Sequence[Tensor]) -> NDArray[np.int64] | None:
-        """Where gradients begin whose memory holds their values as these tensors lie in theirs.
+        """The addresses of gradients that have the memory layout of these tensors.
 
         Returns
         -------
         int64 array, shape (tensors,), or None
-            None if one does not.  Never for complex ones, which may still have to be conjugated.
+            None if one has not.  Never for complex ones, which may still have to be conjugated.
         """
         if self._has_complex or any(map(Tensor.is_neg, gradients)):
             return None
