@@ -82,7 +82,11 @@ def figures_table():
         for why, found in figures_by_reason(library.name).items():
             units = max(figure.units for figure in found)
             equal = np.mean([figure.equal for figure in found])
-            worst = "every bit" if units == 0 else f"{units:.0f} units, {100 * equal:.0f} % bits"
+            worst = (
+                "every bit"
+                if units == 0
+                else f"{units:.0f} unit{'s' * (units > 1)}, {100 * equal:.0f} % of bits"
+            )
             rows.append([f"`{library.name}`", compared, worst, why])
     return table(["", "compared with", "a step", "why not every bit"], rows)
 

@@ -312,7 +312,9 @@ def test_messages_have_places_of_their_own_until_they_are_too_large(monkeypatch)
 
 def test_bfloat16_messages_need_ml_dtypes(monkeypatch):
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    with pytest.raises(ImportError, match=r"wire_dtype.* needs ml_dtypes"):
+    with pytest.raises(
+        ImportError, match=r"wire_dtype=.bfloat16.: bfloat16 needs ml_dtypes: pip install"
+    ):
         Settings(wire_dtype="bfloat16")
 
 

@@ -2,8 +2,7 @@
 
 PennyLane's parameters are a subclass of NumPy's arrays, so rmsjit updates them in place.  PennyLane
 itself returns new arrays: pass on what `step` returns, as always, or copy what you want to keep.
-PennyLane 0.45 needs autograd below 1.9 and rmsjit 1.9, which pip calls a conflict; only rmsjit's
-`GradientTape` and `minimize` need the newer one.
+PennyLane 0.45 needs autograd below 1.9.
 """
 
 import pennylane as qml

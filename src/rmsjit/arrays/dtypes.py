@@ -62,8 +62,10 @@ def dtype_named(name: str) -> np.dtype[Any]:
         If the name is "bfloat16" and ml_dtypes is not installed.
     """
     if name == "bfloat16":
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise ImportError("bfloat16 needs ml_dtypes: pip install ml_dtypes") from error
         name = ml_dtypes.bfloat16
     dtype: np.dtype[Any] = np.dtype(name)
     return dtype

@@ -47,9 +47,7 @@ def _check_is_installed(dtype: str) -> None:
     try:
         dtype_named(dtype)
     except ImportError as error:
-        raise ImportError(
-            f"wire_dtype={dtype!r} needs ml_dtypes: pip install ml_dtypes ({error})"
-        ) from error
+        raise ImportError(f"wire_dtype={dtype!r}: {error}") from error
 
 
 class Scales(NamedTuple):

@@ -106,7 +106,7 @@ LIBRARIES = (
             Number("name", "RMSprop"),
         ),
         _KERAS,
-        note="The root is a reciprocal one there, good to 2 or 3 units.",
+        note="The reciprocal root there is approximate, to 2 or 3 units.",
     ),
     Library(
         "tf_keras_legacy",
@@ -308,7 +308,7 @@ LIBRARIES = (
             "square": "first",
             "quotient": "rate_first",
         },
-        note="There the average is of float64, and so become the parameters.",
+        note="The average there is float64, which makes the parameters float64 too.",
     ),
     Library(
         "jax_example_libraries",

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.tensors import new_array
 from rmsjit.nest import flatten
 from rmsjit.rule.checks import (
@@ -126,6 +127,8 @@ def checked_state_dtype(value: Any, form: Form) -> dict[str, str]:
     ------
     TypeError, ValueError
         If a dtype is not one that slots can have, or the form does not have a slot of a name.
+    ImportError
+        If ml_dtypes is not installed and a slot is to be in bfloat16.
     """
     if value is None:
         return {}
@@ -149,6 +152,8 @@ def _state_dtype(name: str, value: Any) -> str:
         raise TypeError(f"{name} must be a dtype, got {value!r}") from None
     if found not in STATE_DTYPES:
         raise ValueError(f"{name} must be one of {', '.join(STATE_DTYPES)}, got {value!r}")
+    if found == "bfloat16":
+        dtype_named(found)
     return found
 
 
