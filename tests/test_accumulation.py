@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,6 +141,154 @@ def test_views_are_one_variable():
     opt.apply_gradients([(np.ones(4), w[...])])
     assert len(opt.variables_seen) == 1
     np.testing.assert_allclose(opt.get_slot(w, "rms").numpy(), 0.1)
+
+
+VIEWS = {
+    "itself": lambda w: w,
+    "again": lambda w: w[...],
+    "transposed": lambda w: w.T,
+    "upside down": lambda w: w[::-1],
+    "turned": lambda w: w[::-1, ::-1].T,
+    "flat": lambda w: w.reshape(-1),
+    "column": lambda w: w.reshape(-1, 1),
+}
+
+
+def call_of(view, kind, seed):
+    """A gradient for a view of a square table, and the same for the table itself."""
+    gradient = np.random.default_rng(seed).normal(size=(3, 3))
+    if kind == "sparse":
+        gradient = np.zeros((3, 3))
+        seen = VIEWS[view](gradient)
+        seen[1] = seed + 1.0
+        return rmsjit.IndexedSlices(seen[1:2].copy(), [1], seen.shape), gradient
+    return VIEWS[view](gradient), gradient
+
+
+@pytest.mark.parametrize("kinds", [("dense", "dense"), ("dense", "sparse"), ("sparse", "sparse")])
+@pytest.mark.parametrize("second", VIEWS)
+@pytest.mark.parametrize("first", VIEWS)
+def test_any_views_of_a_variable_in_one_round(first, second, kinds):
+    w, twin = (np.arange(9.0).reshape(3, 3).copy() for _ in range(2))
+    opt, other = accumulating(2, momentum=0.9), rmsjit.RMSprop(0.05, momentum=0.9)
+    for seed in (0, 2):
+        whole = []
+        for k, (view, kind) in enumerate(zip((first, second), kinds, strict=True)):
+            gradient, known = call_of(view, kind, seed + k)
+            opt.apply_gradients([(gradient, VIEWS[view](w))])
+            whole.append(known)
+        mean = (whole[0] + whole[1]) / 2
+        if kinds == ("sparse", "sparse") and first == second:  # only the rows that were named
+            rows = rmsjit.IndexedSlices(VIEWS[first](mean)[1:2], [1])
+            other.apply_gradients([(rows, VIEWS[first](twin))])
+        else:
+            other.apply_gradients([(mean, twin)])
+    np.testing.assert_array_equal(w, twin)
+    assert len(opt.variables_seen) == 1
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_copies_and_checkpoints_of_any_view(view, kind, calls, tmp_path):
+    w, opt = np.arange(9.0).reshape(3, 3).copy(), accumulating(2, momentum=0.9)
+    for seed in range(calls):
+        opt.apply_gradients([(call_of(view, kind, seed)[0], VIEWS[view](w))])
+    rmsjit.save(tmp_path / "run.npz", opt, {"w": w})
+    loaded, found = rmsjit.load(tmp_path / "run.npz")
+    copies = {
+        "deep copy": copy.deepcopy((opt, w)),
+        "pickle": pickle.loads(pickle.dumps((opt, w), protocol=5)),
+        "of a copy": copy.deepcopy(copy.deepcopy((opt, w))),
+        "checkpoint": (loaded, found["w"]),
+    }
+    opt.flush()
+    for name, (other, v) in copies.items():
+        other.flush()
+        np.testing.assert_array_equal(v, w, name)
+        if calls > 1 or kind == "dense":
+            slot = other.get_slot(v, "momentum").numpy()
+            np.testing.assert_array_equal(slot, opt.get_slot(w, "momentum").numpy(), name)
+    for other, v in [(opt, w), *copies.values()]:
+        other.apply_gradients([(np.ones((3, 3)), v)])
+        other.flush()
+        np.testing.assert_array_equal(v, w)
+
+
+def test_a_copy_of_a_view_of_more_memory():
+    whole = np.zeros(4)
+    w = whole[1:]
+    w[:] = [1, 2, 3]
+    opt = accumulating(2)
+    for _ in range(2):
+        opt.apply_gradients([(np.ones(3), w[...])])
+    other, v = copy.deepcopy((opt, w))
+    with pytest.warns(RuntimeWarning, match="continues with the state of"):
+        other.apply_gradients([(np.ones(3), v)])
+    other.flush()
+    opt.apply_gradients([(np.ones(3), w)])
+    opt.flush()
+    np.testing.assert_array_equal(v, w)
+
+
+def test_a_copy_without_its_variables_says_what_it_drops():
+    w, opt = np.ones(3), accumulating(2)
+    opt.apply_gradients([(np.ones(3), w)])
+    alone = pickle.loads(pickle.dumps(opt))
+    with pytest.warns(RuntimeWarning, match="Variable was not copied with its sum"):
+        alone.flush()
+    assert (int(alone.iterations), alone.accumulated_calls) == (0, 0)
+
+
+def test_calls_of_several_threads_all_count():
+    w, opt = np.zeros(1000), accumulating(10, gradient_accumulation_reduction="sum")
+    gradient, calls = np.ones(1000), 100
+
+    def work():
+        for _ in range(calls):
+            opt.apply_gradients([(gradient, w)])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert int(opt.iterations) * 10 + opt.accumulated_calls == 4 * calls
+
+
+@pytest.mark.parametrize("still", ["frozen", "not trainable"])
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
+def test_gradients_of_what_does_not_move_are_not_read(still, nonfinite):
+    w, v = np.ones(2), rmsjit.Variable(np.ones(3), trainable=still == "frozen")
+    opt = accumulating(2, nonfinite=nonfinite)
+    if still == "frozen":
+        group = opt.add_group([v], frozen=True)
+    for wrong in (np.full(3, np.nan), np.ones((2, 2))):
+        opt.apply_gradients([(np.ones(2), w), (wrong, v)])
+    assert int(opt.iterations) == 1
+    assert (w < 1).all()
+    for _ in range(2):
+        opt.apply_gradients([(np.full(3, np.nan), v)])
+    assert int(opt.iterations) == 2
+    np.testing.assert_array_equal(v, np.ones(3))
+    if still == "frozen":
+        group.frozen = False
+        for _ in range(2):
+            opt.apply_gradients([(np.ones(3), v)])
+        assert (v.numpy() < 1).all()
+
+
+def test_numbers_of_variables_are_those_of_the_step():
+    """Not those of the calls, in which variables have no slots yet."""
+    a, b = np.ones(2), np.ones(2)
+    opt, other = accumulating(2, gradient_accumulation_reduction="sum"), rmsjit.RMSprop(0.05)
+    for one in (opt, other):
+        one.add_group(1, lr_multiplier=0.5)
+    c, d = np.ones(2), np.ones(2)
+    opt.apply_gradients([(np.ones(2), a)])
+    opt.apply_gradients([(np.ones(2), b)])
+    other.apply_gradients([(np.ones(2), c), (np.ones(2), d)])
+    np.testing.assert_array_equal([a, b], [c, d])
 
 
 def test_a_schedule_is_given_the_number_of_calls():

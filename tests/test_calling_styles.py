@@ -144,7 +144,17 @@ def test_leaves_and_back(pack):
     structure = pack(1, 2, 3)
     assert [leaf for leaf in nest.flatten(structure) if leaf is not None] == [1, 2, 3]
     assert nest.pack_like(structure, nest.flatten(structure)) == structure
+    for leaves in ([], [*nest.flatten(structure), 0]):
+        if len(leaves) != len(nest.flatten(structure)):
+            with pytest.raises(ValueError, match=f"leaves must be .*, got {len(leaves)}"):
+                nest.pack_like(structure, leaves)
     assert nest.pairs(pack(4, 5, 6), structure) == [(4, 1), (5, 2), (6, 3)]
+
+
+def test_keys_that_can_not_be_sorted_are_refused():
+    for call in (nest.flatten, lambda structure: nest.pack_like(structure, [1, 2])):
+        with pytest.raises(TypeError, match=r"keys of a dictionary must be comparable, got \[1"):
+            call({1: 2, "a": 3})
 
 
 # --- Losses that take arrays -----------------------------------------------------------------

@@ -34,6 +34,42 @@ class Failing:
         raise ValueError("no array of me")
 
 
+# Arguments of both optimizers, the error and its message.
+BAD_SETTINGS = {
+    "centered": ("yes", TypeError, "centered must be True or False, got 'yes'"),
+    "centered ": (np.ones(2), TypeError, "centered must be True or False, got array"),
+    "rounding": (np.ones(2), ValueError, 'rounding must be "nearest" or "stochastic", got array'),
+    "sparse": (np.ones(2), ValueError, 'sparse must be "rows" or "exact", got array'),
+    "nonfinite": (np.ones(2), ValueError, 'nonfinite must be "propagate", .* got array'),
+}
+
+
+@pytest.mark.parametrize("make", [rmsjit.RMSprop, rmsjit.train.RMSPropOptimizer])
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_arguments_name_what_they_may_be(name, make):
+    value, error, match = BAD_SETTINGS[name]
+    with pytest.raises(error, match=match):
+        make(0.1, **{name.strip(): value})
+
+
+@pytest.mark.parametrize("transformers", [5, len, [3]])
+def test_transformers_are_callables(transformers):
+    with pytest.raises(TypeError, match=r"gradient_transformers.* must be (a list of )?callable"):
+        rmsjit.RMSprop(gradient_transformers=transformers)
+
+
+def test_a_transformer_must_return_pairs():
+    w, optimizer = np.ones(2), rmsjit.RMSprop(gradient_transformers=[list, lambda pairs: None])
+    with pytest.raises(TypeError, match=r"gradient_transformers\[1\] must return pairs, got None"):
+        optimizer.apply_gradients([(np.ones(2), w)])
+    np.testing.assert_array_equal(w, 1.0)
+
+
+def test_use_locking_is_a_flag():
+    with pytest.raises(TypeError, match="use_locking must be True or False, got 'no'"):
+        rmsjit.train.RMSPropOptimizer(0.1, use_locking="no")
+
+
 # For a variable of shape (2, 3) and dtype float32: the gradient, the error and its message after
 # the words "the gradient of variable k".
 BAD_GRADIENTS = {

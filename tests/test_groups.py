@@ -457,6 +457,19 @@ def test_copies_have_groups_of_their_own(name, copied):
     assert (opt.groups[0].frozen, opt.groups[0].learning_rate) == (False, 0.5)
 
 
+@pytest.mark.parametrize("copied", [copied, pickled])
+@pytest.mark.parametrize("steps", [0, 1])
+def test_copies_do_not_warn_of_groups_that_they_use(copied, steps):
+    w, v = np.ones(3), np.ones(2)
+    opt = rmsjit.RMSprop(0.1)
+    opt.add_group([w], lr_multiplier=0.1)
+    for _ in range(steps):
+        opt.apply_gradients([(np.ones(3), w), (np.ones(2), v)])
+    other, (w, v) = copied(opt, [w, v])
+    for _ in range(3):
+        other.apply_gradients([(np.ones(3), w), (np.ones(2), v)])
+
+
 def test_a_configuration_has_groups_by_pattern_and_number():
     variables = start()
     opt = keras(maximize=True, grad_scale=0.5)
@@ -659,7 +672,8 @@ def test_wrong_settings_change_nothing(name, given, error, message):
     ("variables", "error", "message"),
     [
         ([], ValueError, "at least one"),
-        (3, TypeError, "variables must be variables or patterns, got 3"),
+        (3.5, TypeError, "variables must be variables or patterns, got 3.5"),
+        (True, TypeError, "got True"),
         ([None], TypeError, "got None"),
         ([-1], TypeError, "got -1"),
         ([True], TypeError, "got True"),

@@ -126,6 +126,45 @@ def test_a_small_step_ends_the_run():
     assert found.nit == 9
 
 
+RESTING = {  # in its first iterations
+    "warm-up": lambda: rmsjit.RMSprop(
+        rmsjit.schedules.CosineDecay(0.0, 400, warmup_target=0.1, warmup_steps=50)
+    ),
+    "function": lambda: rmsjit.RMSprop(lambda step: 0.001 * step),
+    "accumulation": lambda: rmsjit.RMSprop(0.05, gradient_accumulation_steps=3),
+}
+
+
+@pytest.mark.parametrize("name", RESTING)
+def test_an_iteration_that_moves_nothing_need_not_be_the_end(name):
+    found = rmsjit.optimize(bowl, np.zeros(2), optimizer=RESTING[name]())
+    assert found.nit > 20
+    np.testing.assert_allclose(found.x, 3.0, atol=0.1)
+
+
+def test_steps_below_the_precision_of_x_add_up():
+    for settings in ({"master_weights": True}, {"rounding": "stochastic"}):
+        optimizer = rmsjit.RMSprop(1e-4, **settings)
+        found = rmsjit.optimize(bowl, np.ones(64, "f2"), optimizer=optimizer, maxiter=100)
+        assert found.nit == 100
+        assert 1.005 < found.x.mean() < 1.02
+    found = rmsjit.optimize(bowl, np.ones(64, "f2"), optimizer=rmsjit.RMSprop(1e-4, rho=0.0))
+    assert (found.nit, found.success) == (1, True)
+
+
+def test_a_used_optimizer_begins_again():
+    schedule = rmsjit.schedules.CosineDecay(0.1, 30)
+    optimizer, w = rmsjit.RMSprop(schedule, gradient_accumulation_steps=2), np.ones(2)
+    for _ in range(99):
+        optimizer.apply_gradients([(np.ones(2), w)])
+    fresh = rmsjit.RMSprop(schedule, gradient_accumulation_steps=2)
+    found = [
+        rmsjit.optimize(bowl, np.zeros(2), optimizer=one, maxiter=20) for one in (optimizer, fresh)
+    ]
+    np.testing.assert_array_equal(found[0].x, found[1].x)
+    assert (int(optimizer.iterations), optimizer.accumulated_calls) == (49, 1)
+
+
 def test_no_steps():
     found = rmsjit.optimize(bowl, np.zeros(2), maxiter=0)
     assert (found.nit, found.nfev, found.status, found.fun) == (0, 1, 1, 18.0)

@@ -172,6 +172,23 @@ def test_slots_are_found_in_a_copy_before_any_step(copier):
         assert same_bits(other.get_slot(copied, slot), optimizer.get_slot(W, slot))
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (2, 0)])
+@pytest.mark.parametrize("together", [True, False])
+def test_copies_with_empty_variables(shape, together):
+    empty, w, optimizer = np.zeros(shape), np.arange(5.0), rmsjit.RMSprop(0.1)
+    optimizer.apply_gradients([(np.zeros(shape), empty), (np.ones(5), w)])
+    if together:
+        other, empty, v = copy.deepcopy((optimizer, empty, w))
+    else:
+        other, v = copy.deepcopy((optimizer, w))
+    pair = np.zeros(shape), empty if together else np.zeros(shape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if together else "ignore")
+        other.apply_gradients([pair, (np.ones(5), v)])
+    optimizer.apply_gradients([(np.ones(5), w)])
+    np.testing.assert_array_equal(v, w)
+
+
 def test_copies_of_slots_that_were_added():
     W, optimizer = np.zeros((2, 3)), PLAIN.optimizer()
     optimizer.add_slot(W.T, "mine", np.arange(6.0).reshape(3, 2))

@@ -63,17 +63,30 @@ def pack_like(structure: Any, leaves: Iterable[Any]) -> Any:
     -------
     nested structure
 
+    Raises
+    ------
+    ValueError
+        If there are more or fewer leaves than the structure has.
+    TypeError
+        If the keys of a dictionary can't be sorted.
+
     Examples
     --------
     >>> pack_like([1, {"b": 3, "a": (2,)}], "xyz")
     ['x', {'b': 'z', 'a': ('y',)}]
     """
-    leaves = iter(leaves)
+    leaves, count = list(leaves), len(flatten(structure))
+    if len(leaves) != count:
+        raise ValueError(f"leaves must be {count}, as many as the structure has, got {len(leaves)}")
+    return _packed(structure, iter(leaves))
+
+
+def _packed(structure: Any, leaves: Iterator[Any]) -> Any:
     if isinstance(structure, Mapping):
-        packed = {key: pack_like(structure[key], leaves) for key in sorted(structure)}
+        packed = {key: _packed(structure[key], leaves) for key in _sorted_keys(structure)}
         return {key: packed[key] for key in structure}
     if isinstance(structure, _CONTAINERS):
-        parts = [pack_like(part, leaves) for part in structure]
+        parts = [_packed(part, leaves) for part in structure]
         if not isinstance(structure, tuple):
             return parts
         named = hasattr(structure, "_fields")
@@ -170,10 +183,19 @@ def _matches(structure: Any, other: Any, name: str, other_name: str, path: str) 
         yield from _matches(part, others[key], name, other_name, f"{path}[{key!r}]")
 
 
+def _sorted_keys(structure: Mapping[Any, Any]) -> list[Any]:
+    try:
+        return sorted(structure)
+    except TypeError as error:
+        raise TypeError(
+            f"the keys of a dictionary must be comparable, got {list(structure)} ({error})"
+        ) from None
+
+
 def _parts(structure: Any) -> dict[Any, Any]:
     """What a container holds, by key or position, in the order of `flatten`."""
     if isinstance(structure, Mapping):
-        return {key: structure[key] for key in sorted(structure)}
+        return {key: structure[key] for key in _sorted_keys(structure)}
     return dict(enumerate(structure))
 
 

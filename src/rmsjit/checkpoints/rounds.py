@@ -12,9 +12,10 @@ from rmsjit.arrays.layout import Key, array_key
 from rmsjit.checkpoints.array_file import read_arrays
 from rmsjit.checkpoints.content import Checkpoint, SavedRound, SavedWeight, decoded
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.optimizers.accumulator import Accumulator, Round, dtype_of_sum
+from rmsjit.optimizers.accumulator import Accumulator, Round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.optimizers.sums import dtype_of_sum
 from rmsjit.state.entries import Entry
 from rmsjit.variables import array_of
 
@@ -35,8 +36,7 @@ def summed_variables(optimizer: Optimizer) -> dict[Key, Entry]:
     if found is None:
         return {}
     accumulator, current = found
-    entries = accumulator.store.entries.items()
-    return {key: entry for key, entry in entries if entry.name in current.sums}
+    return {entry.key: entry for entry in accumulator.entries_of(current).values()}
 
 
 def saved_round(optimizer: Optimizer, variables: Mapping[str, Any]) -> SavedRound | None:
@@ -48,13 +48,13 @@ def saved_round(optimizer: Optimizer, variables: Mapping[str, Any]) -> SavedRoun
     named = {array_key(array_of(v)): name for name, v in reversed(list(variables.items()))}
     sums = []
     for key, entry in summed_variables(optimizer).items():
-        gradient, name = current.sums[entry.name].gradient, named[key]
+        name = named[key]
+        gradient = current.summed[entry.name].at(entry).for_view(array_of(variables[name]))
         if isinstance(gradient, IndexedSlices):
             sums.append(SavedWeight(name, GRADIENT, gradient.values))
             sums.append(SavedWeight(name, ROWS, gradient.indices))
         else:
-            shape = array_of(variables[name]).shape
-            sums.append(SavedWeight(name, GRADIENT, gradient.reshape(shape)))
+            sums.append(SavedWeight(name, GRADIENT, gradient))
     return SavedRound(current.calls, sums)
 
 
@@ -71,7 +71,7 @@ def restore_round(
     gradients = {one.variable: one.value for one in saved.sums if one.name == GRADIENT}
     rows = {one.variable: one.value for one in saved.sums if one.name == ROWS}
     sums = [
-        (variables[name], IndexedSlices(value, rows[name]) if name in rows else value.copy("K"))
+        (variables[name], IndexedSlices(value, rows[name]) if name in rows else value)
         for name, value in gradients.items()
         if name is not None
     ]

@@ -16,8 +16,8 @@ from rmsjit.checkpoints.compare import Variables
 from rmsjit.checkpoints.content import SavedRound, SavedWeight
 from rmsjit.checkpoints.rounds import GRADIENT, ROWS
 from rmsjit.exchange.state import State
-from rmsjit.optimizers.accumulator import dtype_of_sum
 from rmsjit.optimizers.base import Optimizer
+from rmsjit.optimizers.sums import dtype_of_sum
 from rmsjit.rule.form import Form
 from rmsjit.rule.slot import AVERAGE, MG, MOMENTUM, RMS
 from rmsjit.variables import array_of

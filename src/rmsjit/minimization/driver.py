@@ -60,7 +60,7 @@ def optimize(
     gtol : float, default 1e-5
         The run ends when no element of the gradient, projected if there are bounds, is larger.
     xtol : float, default 0
-        The run ends when no element of x has moved farther in a step.
+        The run ends when no element of x has moved farther in a step, unless its rate is 0.
 
     Returns
     -------
@@ -193,7 +193,17 @@ def _own(optimizer: RMSprop | None) -> RMSprop:
         return RMSprop(_RATE)
     if not isinstance(optimizer, RMSprop):
         raise TypeError(f"optimizer must be an rmsjit.RMSprop or None, got {optimizer!r}")
-    return copy.deepcopy(optimizer)
+    return _begun_again(copy.deepcopy(optimizer))
+
+
+def _begun_again(optimizer: RMSprop) -> RMSprop:
+    """An optimizer without what it knows of other variables, at its first step."""
+    for variable in optimizer.variables_seen:
+        optimizer.forget(variable.name)
+    if optimizer._accumulator is not None:
+        optimizer._accumulator.clear()
+    optimizer.iterations = 0
+    return optimizer
 
 
 def _checked_steps(maxiter: Any) -> int:

@@ -14,6 +14,7 @@ from rmsjit.minimization.callback import Report
 from rmsjit.minimization.objective import Objective
 from rmsjit.minimization.result import result
 from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.rule.slot import STOCHASTIC
 
 
 class Ending(Enum):
@@ -77,15 +78,28 @@ class Run:
     def step(self) -> None:
         """Take one step, and report it."""
         x = self._now.x
-        before = x.copy()
+        before, tells = x.copy(), self._would_move(x)
         self._optimizer.apply_gradients([(self._now.gradient, x)])
         self._box.project(x)
         self._taken += 1
-        self._moved = float(np.abs(x - before).max(initial=0.0))
+        moved = float(np.abs(x - before).max(initial=0.0))
+        self._moved = moved if moved or tells else math.inf
         self._now = Point(x, *self._objective.at(x))
         if self._now.value < self._best.value or math.isnan(self._best.value):
             self._best = _kept(self._now)
         self._stopped = not self._report(x, self._now.value)
+
+    def _would_move(self, x: NDArray[Any]) -> bool:
+        """Whether x moves in the next iteration unless it is at rest.
+
+        It does not at a rate of 0, as where a schedule begins, nor in a call that only adds up
+        gradients, and need not where steps are below the precision of x but not lost.
+        """
+        optimizer = self._optimizer
+        is_last = optimizer.accumulated_calls + 1 == (optimizer.gradient_accumulation_steps or 1)
+        form = optimizer.form
+        keeps_small_steps = x.itemsize == 2 and (form.has_master or form.rounding == STOCHASTIC)
+        return is_last and optimizer.current_learning_rate != 0 and not keeps_small_steps
 
     def ending(self) -> Ending | None:
         """Why the run ends here, or None if it goes on."""

@@ -9,29 +9,37 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.layout import Key
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.rule.checks import positive_integer
+from rmsjit.optimizers.sums import Sum
 from rmsjit.rule.form import Form
 from rmsjit.state.entries import Entry
+from rmsjit.state.meeting import held_homes
 from rmsjit.state.slots import SlotStore
-from rmsjit.steps.entering import entries_of
+from rmsjit.steps.entering import known_or_new
 from rmsjit.steps.nonfinite import PROPAGATE, RAISE, accepts, finite_gradients
 from rmsjit.steps.pairs import Pairs, check_indices, naming, present_pairs
 from rmsjit.variables import Variable, array_of
 
-Gradient = NDArray[Any] | IndexedSlices
 
+class Summed(NamedTuple):
+    """A variable and the sum of its gradients.
 
-class Sum(NamedTuple):
-    """The sum of the gradients of one variable."""
+    Attributes
+    ----------
+    variable : object or None
+        As it was given last.  None in a copy, until its variable is found.
+    sums : dict of Key to Sum
+        By the memory of the variable.  In a copy, there is a sum for each array that may be it.
+    """
 
-    variable: Any  # as it was given
-    gradient: Gradient
+    variable: Any
+    sums: Mapping[Key, Sum]
+
+    def at(self, entry: Entry) -> Sum:
+        """The sum beside the memory of an entry."""
+        found = self.sums.get(entry.key)
+        return next(iter(self.sums.values())).for_other(entry.owner) if found is None else found
 
 
 class Round(NamedTuple):
@@ -45,13 +53,13 @@ class Round(NamedTuple):
         How many steps came before it.  The step that uses the sums counts this up in its act,
         which makes the round void at the same moment.
     calls : int
-    sums : dict of str to Sum
-        By the name of the variable in the accumulator's store.
+    summed : dict of str to Summed
+        By the name of the variable in the store.
     """
 
     step: int = 0
     calls: int = 0
-    sums: Mapping[str, Sum] = {}
+    summed: Mapping[str, Summed] = {}
 
 
 class Accumulator:
@@ -59,32 +67,26 @@ class Accumulator:
 
     Parameters
     ----------
+    store : SlotStore or None
+        That of the optimizer, in which copies find their variables; None for one of its own.
     calls_per_step : int
     reduction : {"mean", "sum"}
         What the step gets of the gradients of its calls.
     nonfinite : {"propagate", "skip", "raise"}
         With "raise", calls are checked; otherwise it is left to the step.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is of a wrong type or out of range.
     """
 
     def __init__(
-        self, calls_per_step: int, reduction: str = "mean", nonfinite: str = PROPAGATE
+        self,
+        store: SlotStore | None,
+        calls_per_step: int,
+        reduction: str = "mean",
+        nonfinite: str = PROPAGATE,
     ) -> None:
-        self.calls_per_step: int = positive_integer(
-            "gradient_accumulation_steps", calls_per_step, "an integer or None"
-        )
-        if reduction not in ("mean", "sum"):
-            raise ValueError(
-                f'gradient_accumulation_reduction must be "mean" or "sum", got {reduction!r}'
-            )
-        self.reduction = reduction
+        self._store = store or SlotStore("accumulator", Form())
+        self._sweeps = store is None
+        self.calls_per_step, self.reduction = calls_per_step, reduction
         self._nonfinite = nonfinite
-        # Finds the variables of sums as an optimizer's store does, also in copies.
-        self.store: SlotStore = SlotStore("accumulator", Form())
         self._round = Round()
 
     def current(self, step: int) -> Round:
@@ -97,6 +99,7 @@ class Accumulator:
         Parameters
         ----------
         pairs : tuple of (gradient, variable)
+            May be empty, if all variables of the call are frozen.
         step : int
             How many steps have been taken.
 
@@ -111,8 +114,12 @@ class Accumulator:
         TypeError, ValueError, RuntimeError, IndexError
             As a step with these pairs would; see `rmsjit.steps.pairs`.
         """
-        before = self.current(step)
-        after = Round(step, before.calls + 1, self._added(before.sums, pairs))
+        while True:
+            known = self._round
+            before = self.current(step)
+            after = Round(step, before.calls + 1, self._added(before.summed, pairs))
+            if self._round is known:  # no signal handler has added a call
+                break
         if after.calls >= self.calls_per_step:
             return self._reduced(after)
         self._round = after
@@ -127,115 +134,112 @@ class Accumulator:
         """Begin a new round."""
         self._round = Round()
 
-    def restore(self, step: int, calls: int, sums: Sequence[tuple[Any, Gradient]]) -> None:
-        """Go on with the sums of a round, given for each variable."""
-        entries = self._entries([(gradient, variable) for variable, gradient in sums])
-        found = zip(entries, sums, strict=True)
-        self._round = Round(step, calls, {e.name: Sum(v, g) for e, (v, g) in found})
+    def restore(self, step: int, calls: int, sums: Sequence[tuple[Any, Any]]) -> None:
+        """Go on with the sums of a round, pairs of a variable and its summed gradients."""
+        pairs = [(gradient, variable) for variable, gradient in sums]
+        self._round = Round(step, calls, self._summed_with({}, pairs))
 
     # --- sums -------------------------------------------------------------------------------
 
-    def _added(self, sums: Mapping[str, Sum], given: Pairs) -> dict[str, Sum]:
+    def _added(self, summed: Mapping[str, Summed], given: Pairs) -> dict[str, Summed]:
         """Sums with the gradients of one call, in new memory where they change."""
-        pairs = present_pairs(given)
+        pairs = present_pairs(given) if given else []
         for position, (gradient, variable) in enumerate(pairs):
             if isinstance(gradient, IndexedSlices):
                 check_indices(gradient, variable, position)
         if self._nonfinite == RAISE:
             finite = finite_gradients([gradient for gradient, _ in pairs])
             accepts(RAISE, finite, lambda k: naming(pairs[k][1], k))
-        if not sums and self.store.is_due_for_a_sweep:
-            self.store.sweep()
-        new = dict(sums)
-        for entry, (gradient, variable) in zip(self._entries(pairs), pairs, strict=True):
-            own, known = _own(gradient, variable), new.get(entry.name)
-            new[entry.name] = Sum(variable, own if known is None else _sum(known.gradient, own))
+        return self._summed_with(summed, pairs)
+
+    def _summed_with(
+        self, summed: Mapping[str, Summed], pairs: Sequence[tuple[Any, Any]]
+    ) -> dict[str, Summed]:
+        if self._sweeps and not summed and self._store.is_due_for_a_sweep:
+            self._store.sweep()
+        new = dict(summed)
+        for entry, (gradient, variable) in zip(self._entered(pairs), pairs, strict=True):
+            own, known = Sum.of(gradient, variable), new.get(entry.name)
+            total = own if known is None else known.at(entry).plus(own)
+            new[entry.name] = Summed(variable, {entry.key: total})
         return new
 
-    def _entries(self, pairs: Sequence[tuple[Any, Any]]) -> list[Entry]:
+    def _entered(self, pairs: Sequence[tuple[Any, Any]]) -> list[Entry]:
         """The entries of variables, which are entered if they are new."""
         variables = [variable for _, variable in pairs]
         kinds = [type(gradient) for gradient, _ in pairs]
-        with self.store.lock.lock:
-            entries = [e for e in entries_of(self.store, variables, kinds) if e is not None]
-            self.store.enter(entries, [])
+        with self._store.lock.lock:
+            found = known_or_new(self._store, variables, kinds)
+            entries = [entry for entry in found if entry is not None]
+            self._store.enter(entries, [])
         return entries
 
     def _reduced(self, current: Round) -> Pairs:
         """The pairs for the step that ends a round."""
-        if self.reduction == "sum":
-            return tuple((gradient, variable) for variable, gradient in current.sums.values())
-        return tuple(
-            (_divided(gradient, current.calls), variable)
-            for variable, gradient in current.sums.values()
-        )
+        entries = self.entries_of(current)
+        pairs = []
+        for name, (variable, _) in current.summed.items():
+            entry = entries.get(name)
+            if entry is not None and variable is None:
+                variable = _variable_of(entry)
+            if entry is None or variable is None:
+                self._store.tell("sum", f"{name} was not copied with its sum, which is dropped")
+                continue
+            total = current.summed[name].at(entry)
+            if self.reduction == "mean":
+                total = total.divided(current.calls)
+            pairs.append((total.for_view(array_of(variable)), variable))
+        return tuple(pairs)
+
+    def entries_of(self, current: Round) -> dict[str, Entry]:
+        """The entries of the variables with a sum, by name."""
+        self._store.settle()
+        return {e.name: e for e in self._store.entries.values() if e.name in current.summed}
 
     # --- variables that move ----------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy, in which variables are found by the store."""
-        step, calls, sums = self._round
-        gradients = {name: gradient for name, (_, gradient) in sums.items()}
-        return {**vars(self), "_round": (step, calls, gradients)}
+        step, calls, summed = self._round
+        entries = {entry.name: entry for entry in self._store.entries.values()}
+        sums = {n: _original(one, entries[n]) for n, one in summed.items() if n in entries}
+        return {**vars(self), "_round": (step, calls, sums)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        step, calls, gradients = state["_round"]
-        sums = {name: Sum(_variable_of(self.store, name), g) for name, g in gradients.items()}
-        self._round = Round(step, calls, sums)
+        step, calls, sums = state["_round"]
+        homes = {entry.name: entry.homes for entry in self._store.entries.values()}
+        summed = {
+            name: Summed(None, {home.key: one.in_copy(home) for home in homes[name]} or {(): one})
+            for name, one in sums.items()
+            if name in homes
+        }
+        self._round = Round(step, calls, summed)
 
-    def forget(self, key: Key) -> None:
+    def forget(self, entry: Entry) -> None:
         """Drop the sum of a variable."""
-        entry = self.store.entries.get(key)
-        if entry is not None:
-            step, calls, sums = self._round
-            kept = {name: one for name, one in sums.items() if name != entry.name}
-            self._round = Round(step, calls, kept)
-            self.store.drop([entry])
+        step, calls, summed = self._round
+        kept = {name: one for name, one in summed.items() if name != entry.name}
+        self._round = Round(step, calls, kept)
 
 
-def dtype_of_sum(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype in which the gradients of a variable are added up."""
-    return dtype_named("float32") if dtype.itemsize == 2 else dtype
+def _original(summed: Summed, entry: Entry) -> Sum:
+    """The sum beside the variable, or beside the original of a copy that no step has used."""
+    if not entry.homes:
+        return summed.at(entry)
+    home = entry.homes[0]
+    return summed.sums[home.key].in_original(home)
 
 
-def _own(gradient: Any, variable: Any) -> Gradient:
-    """A copy of a gradient in the dtype of the sum, float32 for half types."""
-    array = array_of(variable)
-    dtype = dtype_of_sum(array.dtype)
-    if isinstance(gradient, IndexedSlices):
-        rows = gradient.indices.astype(np.int64)
-        return IndexedSlices(gradient.values.astype(dtype), rows, gradient.dense_shape).coalesce()
-    own = np.empty_like(array, dtype, subok=False)  # in the order of the variable
-    own[...] = gradient
-    return own
+def _variable_of(entry: Entry) -> Any:
+    """A variable of a copy: the object that was given, or a view of its memory.
 
-
-@np.errstate(all="ignore")  # sums that are not finite are for the step to judge
-def _sum(left: Gradient, right: Gradient) -> Gradient:
-    """The sum of two gradients in new memory; dense unless both are sparse."""
-    if isinstance(left, IndexedSlices) and isinstance(right, IndexedSlices):
-        values = np.concatenate([left.values, right.values])
-        indices = np.concatenate([left.indices, right.indices])
-        return IndexedSlices(values, indices, right.dense_shape).coalesce()
-    if isinstance(left, IndexedSlices):
-        left, right = right, left
-    if not isinstance(right, IndexedSlices):
-        return np.asarray(left + right)
-    total = np.array(left)
-    total[right.indices] += right.values
-    return total
-
-
-@np.errstate(all="ignore")
-def _divided(gradient: Gradient, calls: int) -> Gradient:
-    if isinstance(gradient, IndexedSlices):
-        return IndexedSlices(gradient.values / calls, gradient.indices, gradient.dense_shape)
-    return np.asarray(gradient / calls)
-
-
-def _variable_of(store: SlotStore, name: str) -> Any:
-    """A variable of a copy: the object that was given, or a view of its memory."""
-    entry = store.named(name)
+    None if nobody holds it.
+    """
+    if entry.is_nowhere:
+        return None
+    if entry.homes:  # more than one may be it, or none
+        homes = [home for _, home in held_homes([entry])]
+        return homes[0].view if homes else None
     given = [thing for thing in entry.objects() if isinstance(thing, Variable)]
     return given[0] if given else entry.owner

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -115,9 +115,9 @@ def checked_clip_weights(name: str, value: Any) -> float:
 
 def checked_rounding(value: Any) -> str:
     """How variables of half types are rounded."""
-    if value not in ("nearest", "stochastic"):
+    if not isinstance(value, str) or value not in ("nearest", "stochastic"):
         raise ValueError(f'rounding must be "nearest" or "stochastic", got {value!r}')
-    return str(value)
+    return value
 
 
 def checked_state_dtype(value: Any, form: Form) -> dict[str, str]:
@@ -165,6 +165,19 @@ def checked_seed(value: Any) -> int:
     return seed
 
 
+def checked_calls(value: int | None) -> int | None:
+    """A number of calls for each step, or None for steps at each call."""
+    name = "gradient_accumulation_steps"
+    return None if value is None else positive_integer(name, value, "an integer or None")
+
+
+def checked_reduction(value: Any) -> str:
+    """What a step takes of the gradients of its calls."""
+    if not isinstance(value, str) or value not in ("mean", "sum"):
+        raise ValueError(f'gradient_accumulation_reduction must be "mean" or "sum", got {value!r}')
+    return value
+
+
 def checked_threads(value: int | None) -> int | None:
     """A number of threads, or None for all that the process may use."""
     return None if value is None else positive_integer("num_threads", value, "an integer or None")
@@ -172,14 +185,14 @@ def checked_threads(value: int | None) -> int | None:
 
 def checked_sparse(value: str) -> bool:
     """Whether the sparse mode is "exact"."""
-    if value not in ("rows", "exact"):
+    if not isinstance(value, str) or value not in ("rows", "exact"):
         raise ValueError(f'sparse must be "rows" or "exact", got {value!r}')
     return value == "exact"
 
 
 def checked_nonfinite(value: str) -> str:
     """The policy for gradients that are not finite."""
-    if value not in ("propagate", "skip", "raise"):
+    if not isinstance(value, str) or value not in ("propagate", "skip", "raise"):
         raise ValueError(f'nonfinite must be "propagate", "skip" or "raise", got {value!r}')
     return value
 
@@ -226,6 +239,8 @@ def checked_settings(
 
 def checked_functions(name: str, values: Sequence[Any] | None) -> list[Any]:
     """A list of callables, empty for None."""
+    if values is not None and not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a list of callables, got {values!r}")
     functions = list(values or ())
     for position, function in enumerate(functions):
         if not callable(function):

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import compress
+from operator import not_
 from typing import TYPE_CHECKING, Any
 
 from rmsjit.optimizers.blocks import Block, Blocks
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.keras_hooks import Hooks
 from rmsjit.optimizers.keras_weights import KerasWeights
-from rmsjit.steps.pairs import Pairs, check_counter, pairs_of
-from rmsjit.variables import Variable
+from rmsjit.steps.pairs import Pairs, check_counter, checked_pairs, pairs_of
+from rmsjit.variables import Variable, is_trainable
 
 if TYPE_CHECKING:
     from rmsjit.optimizers.accumulator import Accumulator
@@ -182,23 +184,35 @@ class Calls(Hooks, KerasWeights):
         [-0.316 -0.316]
         """
         if self._accumulator is not None:
-            pairs = self._accumulator.partial(int(self._counter))
-            if pairs is not None:
-                self._step_of_round(pairs, aggregate=True)
+            with self._store.lock.lock:
+                pairs = self._accumulator.partial(int(self._counter))
+                if pairs is not None:
+                    self._step_of_round(pairs, aggregate=True)
         return self._iterations
 
     def _accumulate(self, accumulator: Accumulator, pairs: Pairs, aggregate: bool) -> None:
         """Add one call, and take the step if it completes the round."""
-        try:
-            check_counter(self._counter)
-            total = accumulator.add(pairs, int(self._counter))
-        except BaseException as error:
-            self._refuse(error)
-        if total is not None:
-            self._step_of_round(total, aggregate)
+        with self._store.lock.lock:  # calls of other threads come before or after
+            try:
+                check_counter(self._counter)
+                total = accumulator.add(self._moving(pairs), int(self._counter))
+            except BaseException as error:
+                self._refuse(error)
+            if total is not None:
+                self._step_of_round(total or pairs, aggregate)
+
+    def _moving(self, pairs: Pairs) -> Pairs:
+        """The pairs whose gradients are read: not of variables that are frozen or not trained."""
+        pairs = checked_pairs(pairs)
+        still = [self._is_still(variable) for _, variable in pairs]
+        return pairs if not any(still) else tuple(compress(pairs, map(not_, still)))
+
+    def _is_still(self, variable: Any) -> bool:
+        return not is_trainable(variable) or (bool(self.groups) and self._is_frozen(variable))
 
     def _step_of_round(self, pairs: Pairs, aggregate: bool) -> None:
         """Take a step, and begin a new round unless it fails."""
         assert self._accumulator is not None
-        self._step(pairs, aggregate)
+        if pairs:
+            self._step(pairs, aggregate)
         self._accumulator.clear()  # a step that was skipped has not counted

@@ -73,8 +73,13 @@ class Hooks(Groups):
         from rmsjit.steps.norms import clipped  # imports Numba
 
         pairs = clipped(grads_and_vars, self._clipping)
-        for transform in self.gradient_transformers:
-            pairs = list(transform(pairs))
+        for position, transform in enumerate(self.gradient_transformers):
+            found = transform(pairs)
+            if not isinstance(found, Iterable):
+                raise TypeError(
+                    f"gradient_transformers[{position}] must return pairs, got {found!r}"
+                )
+            pairs = list(found)
         return pairs
 
     def __init_subclass__(cls, **arguments: Any) -> None:

@@ -16,6 +16,7 @@ from rmsjit.optimizers.arguments import (
     Reduction,
     Rounding,
     Sparse,
+    checked_calls,
     checked_clip_weights,
     checked_factor,
     checked_flag,
@@ -25,6 +26,7 @@ from rmsjit.optimizers.arguments import (
     checked_nonfinite,
     checked_nonnegative,
     checked_rate,
+    checked_reduction,
     checked_settings,
     checked_weight_decay,
     refuse_variables,
@@ -261,40 +263,42 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
             "weight_decay": checked_weight_decay("weight_decay", weight_decay),
             "clip_weights": checked_clip_weights("clip_weights", clip_weights),
         }
-        uses_momentum = is_used(numbers["momentum"])
+        uses_momentum, centered = is_used(numbers["momentum"]), checked_flag("centered", centered)
         if form is None:
             form = with_terms(
-                keras_legacy(centered=bool(centered), momentum=uses_momentum),
+                keras_legacy(centered=centered, momentum=uses_momentum),
                 decays=is_used(numbers["weight_decay"]),
                 decoupled=checked_flag("decoupled_weight_decay", decoupled_weight_decay),
                 clips=not math.isinf(numbers["clip_weights"]),
             )
         elif not isinstance(form, Form):
             raise TypeError(f"form must be a Form or None, got {form!r}")
-        _check_form(form, bool(centered), uses_momentum, numbers)
+        _check_form(form, centered, uses_momentum, numbers)
         averaging = Averaging(ema_momentum, ema_overwrite_frequency)
         if checked_flag("use_ema", use_ema):
             form = form.with_average()
         form = self._with_precision(form, master_weights, rounding, state_dtype)
-        self._accumulator = None
-        if gradient_accumulation_steps is not None:
-            from rmsjit.optimizers.accumulator import Accumulator  # few programs need it
-
-            self._accumulator = Accumulator(
-                gradient_accumulation_steps, gradient_accumulation_reduction, nonfinite
-            )
+        calls = checked_calls(gradient_accumulation_steps)
+        reduction = checked_reduction(gradient_accumulation_reduction)
         hyperparameters = Hyperparameters(
             numbers,
             counts_steps=form.bias_correction,
             in_float32=form.float32_numbers,
             averaging=averaging if form.has_average else None,
-            calls_per_step=self.gradient_accumulation_steps or 1,
+            calls_per_step=calls or 1,
         )
         settings = checked_settings(sparse, nonfinite, track_norms, num_threads, seed, strategy)
         super().__init__(name, form, hyperparameters, settings, slot_allocator)
         self._counter = np.zeros((), np.int64)
         self._iterations = Variable(self._counter, f"{self._name}/iter", trainable=False)
         self._blocks = Blocks()
+        self._accumulator = None
+        if calls is not None:
+            from rmsjit.optimizers.accumulator import Accumulator  # few programs need it
+
+            # What a rank has only accumulated must not be part of the state that all ranks share.
+            store = self._store if settings.strategy is None else None
+            self._accumulator = Accumulator(store, calls, reduction, nonfinite)
 
     # --- configuration ----------------------------------------------------------------------
 
@@ -368,7 +372,7 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
 
     def _forget_sums(self, entry: Entry) -> None:
         if self._accumulator is not None:
-            self._accumulator.forget(entry.key)
+            self._accumulator.forget(entry)
 
     def _refuse_to_move(self, what: str) -> None:
         """Raise `RuntimeError` where gradients that wait for a step can't be taken along."""

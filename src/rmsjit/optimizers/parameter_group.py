@@ -52,7 +52,7 @@ def members_of(given: Any) -> Members:
     ValueError
         If it is empty.
     """
-    single = isinstance(given, (str, Variable, np.ndarray))
+    single = isinstance(given, (str, int, np.integer, Variable, np.ndarray))
     if not single and not isinstance(given, Iterable):
         raise TypeError(f"variables must be variables or patterns, got {given!r}")
     items = [given] if single else list(given)

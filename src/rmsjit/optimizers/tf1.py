@@ -132,10 +132,10 @@ class RMSPropOptimizer(Optimizer):
             "weight_decay": checked_weight_decay("weight_decay", weight_decay),
             "clip_weights": checked_clip_weights("clip_weights", clip_weights),
         }
-        self._use_locking = bool(use_locking)
+        self._use_locking = checked_flag("use_locking", use_locking)
         self._lock = RenewedLock()
         form = with_terms(
-            tf1(centered=bool(centered)),
+            tf1(centered=checked_flag("centered", centered)),
             decays=is_used(numbers["weight_decay"]),
             decoupled=checked_flag("decoupled_weight_decay", decoupled_weight_decay),
             clips=clip_weights is not None,

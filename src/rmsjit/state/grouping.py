@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.layout import Key
 from rmsjit.runtime.warning import warn
 from rmsjit.state.entries import Entry, stem_of
 from rmsjit.variables import is_trainable
@@ -65,13 +64,13 @@ class Grouping:
     def __init__(self) -> None:
         self.groups: tuple[Any, ...] = ()
         self._idle: list[Any] = []  # groups that no step has used yet
-        self._unseen: dict[Key, tuple[Any, str]] = {}  # variables of groups, likewise
+        self._unseen: dict[str, Any] = {}  # groups of variables, by their names, likewise
 
     def add(self, group: Group, entries: Iterable[Entry]) -> None:
         """Add a group with these variables, and those that its patterns match."""
         for entry in entries:
             entry.group = group
-            self._unseen[entry.key] = group, entry.name
+            self._unseen[entry.name] = group
         if group.patterns or group.awaited:
             self._idle = [*self._idle, group]
         self.groups = (*self.groups, group)
@@ -153,7 +152,7 @@ class Grouping:
     def met(self, row: int, entry: Entry) -> None:
         """Note that a step uses a variable of the group of a row."""
         self._idle = [group for group in self._idle if group is not self.groups[row - 1]]
-        self._unseen.pop(entry.key, None)
+        self._unseen.pop(entry.name, None)
 
     def warn_of_unused(self) -> None:
         """Warn once of what no step has used; variables that are frozen need no gradient."""
@@ -164,7 +163,7 @@ class Grouping:
         for group in idle:
             if not group.frozen:
                 warn(f"{group!r} has no effect: it matches no variable that has had a gradient")
-        names = [name for group, name in unseen.values() if not group.frozen]
+        names = [name for name, group in unseen.items() if not group.frozen]
         if names:
             warn(
                 f"settings of groups have no effect on {', '.join(names)}, which had no gradient "

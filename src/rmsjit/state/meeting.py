@@ -5,7 +5,8 @@ See `rmsjit.state.copies`: an entry of a copy has several homes, arrays that wer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
 
 def meet(store: SlotStore, key: Key, array: NDArray[Any], name: str = "") -> None:
     """Find out which entry of a copy belongs to an array, when the copy first sees it."""
-    if store.unsettled:
-        store.unsettled = False
-        _settle(store)
+    settle(store)
     entry = store.unmet.get(key)
     if entry is not None:
         home = next(home for home in entry.homes if home.key == key)
@@ -31,12 +30,23 @@ def meet(store: SlotStore, key: Key, array: NDArray[Any], name: str = "") -> Non
         _meet_stranger(store, array, name)
 
 
-def _settle(store: SlotStore) -> None:
-    """Settle each entry that has exactly one home that somebody else holds and may train.
+def settle(store: SlotStore) -> None:
+    """Settle, once, each entry with exactly one home that somebody else holds and may train."""
+    if not store.unsettled:
+        return
+    store.unsettled = False
+    found: dict[Key, list[Any]] = {}
+    for entry, home in held_homes(_distinct(store.unmet.values())):
+        found.setdefault(entry.key, []).append((entry, home))
+    store.apart = not found
+    _settle_at(store, {key: places[0] for key, places in found.items() if len(places) == 1})
+
+
+def held_homes(unmet: Sequence[Entry]) -> list[tuple[Entry, Home]]:
+    """The homes of entries that somebody else holds and may train.
 
     Copying links array objects, so whoever holds what is below them does not matter.
     """
-    unmet = _distinct(store.unmet.values())
     homes = [
         (entry, home)
         for entry in unmet
@@ -47,12 +57,8 @@ def _settle(store: SlotStore) -> None:
         [home.view, *(entry.own_views[:3] if home is entry.homes[0] else ())]
         for entry, home in homes
     ]
-    found: dict[Key, list[Any]] = {}
-    for (entry, home), held in zip(homes, held_elsewhere(views, as_arrays=True), strict=True):
-        if held:
-            found.setdefault(entry.key, []).append((entry, home))
-    store.apart = not found
-    _settle_at(store, {key: places[0] for key, places in found.items() if len(places) == 1})
+    held = held_elsewhere(views, as_arrays=True)
+    return list(compress(homes, held))
 
 
 def _settle_at(store: SlotStore, places: Mapping[Key, tuple[Entry, Home]]) -> None:
@@ -109,7 +115,8 @@ def _has_values(homes: Iterable[Home], array: NDArray[Any]) -> bool:
     If the shapes differ, the values must be in the same order in memory, and not all equal.
     """
     canonical = canonical_view(array)
-    several = bool((canonical != canonical.reshape(-1)[:1]).any())
+    flat = canonical.reshape(-1)
+    several = bool((flat != flat[:1]).any())
     return any(
         home.view.tobytes() == array.tobytes()
         if home.view.shape == array.shape

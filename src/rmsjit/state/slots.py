@@ -28,7 +28,7 @@ from rmsjit.state.entries import entry_of as entry_of
 from rmsjit.state.grouping import Grouping
 from rmsjit.state.index import NO_VARIABLE, Index
 from rmsjit.state.making import checked_allocation, refuse_shared
-from rmsjit.state.meeting import meet
+from rmsjit.state.meeting import meet, settle
 from rmsjit.state.packed_slot import PackedSlot
 from rmsjit.variables import Variable, array_of
 
@@ -121,6 +121,11 @@ class SlotStore:
             meet(self, key, array)
         entry = self.entries.get(key)
         return None if entry is None or entry.is_gone else entry
+
+    def settle(self) -> None:
+        """In a copy, find out which variables somebody holds, as at the first look for one."""
+        if self.unmet:
+            settle(self)
 
     def whole(self, variable: Any) -> Entry | None:
         """The entry of a variable, even if it is divided; None if it is not known."""

@@ -22,6 +22,18 @@ from rmsjit.steps.pairs import check_is_array, check_variable, is_sparse, naming
 def entries_of(
     store: SlotStore, variables: Sequence[Any], kinds: Sequence[type]
 ) -> list[Entry | None]:
+    """The entries of the variables of a step; see `known_or_new`."""
+    entries = known_or_new(store, variables, kinds)
+    for entry in entries:
+        if entry is not None and entry.slots:
+            entry.met_again = True
+    store.grouping.number(filter(None, entries), store.entries.values())
+    return entries
+
+
+def known_or_new(
+    store: SlotStore, variables: Sequence[Any], kinds: Sequence[type]
+) -> list[Entry | None]:
     """An entry for every variable with a gradient, None for the others; enters nothing.
 
     Parameters
@@ -52,7 +64,6 @@ def entries_of(
             check_rows(made.owner, length, naming(variable, position))
         if known is not None:
             known.saw(variable)
-            known.met_again = True
         entries.append(known or new.setdefault(made.key, made))
 
     def name(memory: Any) -> str:
@@ -65,7 +76,6 @@ def entries_of(
 
     if new:
         store.refuse_overlap(new.values(), name)
-    store.grouping.number(filter(None, entries), store.entries.values())
     return entries
 
 

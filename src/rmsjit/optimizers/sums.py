@@ -1,0 +1,122 @@
+"""Sums of the gradients of a variable, whichever views of it the calls have used.
+
+A dense sum has the elements in the order of the variable's memory.  A sparse one names rows of one
+view; it becomes dense when a gradient for other rows is added.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmsjit.arrays.dtypes import dtype_named
+from rmsjit.arrays.layout import Layout, layout_of
+from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.state.entries import Home
+from rmsjit.variables import array_of
+
+Gradient = NDArray[Any] | IndexedSlices
+
+
+class Sum(NamedTuple):
+    """The sum of gradients of one variable.
+
+    Attributes
+    ----------
+    total : ndarray, shape (elements,), or IndexedSlices
+        In canonical order (`rmsjit.arrays.layout`), or rows of the view.
+    shape, layout
+        Those of the last view that a gradient was given for.
+    """
+
+    total: Gradient
+    shape: tuple[int, ...]
+    layout: Layout
+
+    @classmethod
+    def of(cls, gradient: Any, variable: Any) -> Sum:
+        """The sum of one gradient, in memory of its own; float32 for half types."""
+        array = array_of(variable)
+        dtype, layout = dtype_of_sum(array.dtype), layout_of(array)
+        if isinstance(gradient, IndexedSlices):
+            rows = gradient.indices.astype(np.int64)
+            slices = IndexedSlices(gradient.values.astype(dtype), rows, gradient.dense_shape)
+            return cls(slices.coalesce(), array.shape, layout)
+        total = np.empty(array.size, dtype)
+        layout.logical(total, array.shape)[...] = gradient
+        return cls(total, array.shape, layout)
+
+    @np.errstate(all="ignore")  # sums that are not finite are for the step to judge
+    def plus(self, other: Sum) -> Sum:
+        """The sum of two sums in new memory; dense unless both name rows of the same view."""
+        ours, theirs = self.total, other.total
+        if isinstance(theirs, IndexedSlices):
+            if isinstance(ours, IndexedSlices) and self._has_rows_of(other):
+                values = np.concatenate([ours.values, theirs.values])
+                rows = np.concatenate([ours.indices, theirs.indices])
+                total = IndexedSlices(values, rows, theirs.dense_shape).coalesce()
+                return other._replace(total=total)
+            return other._replace(total=other._added_to(self.elements().copy()))
+        if isinstance(ours, IndexedSlices):
+            return other._replace(total=self._added_to(theirs.copy()))
+        return other._replace(total=ours + theirs)
+
+    @np.errstate(all="ignore")
+    def divided(self, calls: int) -> Sum:
+        """The mean over so many calls."""
+        total = self.total
+        if isinstance(total, IndexedSlices):
+            values = np.asarray(total.values / calls)
+            return self._replace(total=IndexedSlices(values, total.indices, total.dense_shape))
+        return self._replace(total=total / calls)
+
+    def elements(self) -> NDArray[Any]:
+        """All elements in canonical order."""
+        if isinstance(self.total, IndexedSlices):
+            return self._added_to(np.zeros(int(np.prod(self.shape)), self.total.dtype))
+        return self.total
+
+    def for_view(self, array: NDArray[Any]) -> Gradient:
+        """The sum as the gradient of a view of the variable."""
+        layout = layout_of(array)
+        if isinstance(self.total, IndexedSlices) and (array.shape, layout) == self[1:]:
+            return self.total
+        return layout.logical(self.elements(), array.shape)
+
+    def in_copy(self, home: Home) -> Sum:
+        """The sum beside an array that may be a copy of the variable."""
+        shape, layout = home.view.shape, layout_of(home.view)
+        if isinstance(self.total, IndexedSlices) and (shape, home.layout) == self[1:]:
+            return Sum(self.total, shape, layout)
+        return Sum(home.from_original(self.elements()), shape, layout)
+
+    def in_original(self, home: Home) -> Sum:
+        """The inverse of `in_copy`."""
+        shape, layout = home.view.shape, home.layout
+        if isinstance(self.total, IndexedSlices):
+            return Sum(self.total, shape, layout)
+        return Sum(home.to_original(self.total), shape, layout)
+
+    def for_other(self, array: NDArray[Any]) -> Sum:
+        """The sum beside other memory: by axes if that has the same shape, else in its order."""
+        if array.shape != self.shape:
+            return Sum(self.elements(), array.shape, layout_of(array))
+        if isinstance(self.total, IndexedSlices):
+            return Sum(self.total, self.shape, layout_of(array))
+        return Sum.of(self.layout.logical(self.total, self.shape), array)
+
+    def _has_rows_of(self, other: Sum) -> bool:
+        return self[1:] == other[1:]
+
+    def _added_to(self, elements: NDArray[Any]) -> NDArray[Any]:
+        """Add the rows to all elements of the variable, in place."""
+        assert isinstance(self.total, IndexedSlices)
+        self.layout.logical(elements, self.shape)[self.total.indices] += self.total.values
+        return elements
+
+
+def dtype_of_sum(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype in which the gradients of a variable are added up."""
+    return dtype_named("float32") if dtype.itemsize == 2 else dtype
