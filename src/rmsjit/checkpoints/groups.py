@@ -8,7 +8,6 @@ from typing import Any
 from rmsjit.checkpoints.content import Checkpoint, SavedGroup
 from rmsjit.optimizers.arguments import with_schedule
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.state.entries import stem_of
 
 Variables = Mapping[str, Any]
 
@@ -40,11 +39,7 @@ def _named(optimizer: Optimizer, variables: Variables) -> Iterator[tuple[Any, li
     Those that match are listed as well, since a restored variable need not be a `Variable` with a
     name.
     """
-    store = optimizer._store
-    rows = {
-        name: store.grouping.row_of(store.find(variable), stem_of(variable))
-        for name, variable in variables.items()
-    }
+    rows = {name: optimizer._store.row_of(variable) for name, variable in variables.items()}
     for row, group in enumerate(optimizer.groups, 1):
         yield group, [name for name in variables if rows[name] == row]
 

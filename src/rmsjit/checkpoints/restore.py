@@ -209,8 +209,7 @@ def _first_values(
 ) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """The rule's slots and their initial values, which slots that were not saved will have."""
     form = optimizer._store.form
-    starts_from_epsilon = any(slot.start == "epsilon" for slot in form.slots)
-    epsilon = optimizer._hyperparameters.last("epsilon") if starts_from_epsilon else 0.0
+    epsilon = optimizer._hyperparameters.last("epsilon") if form.starts_from_epsilon else 0.0
     restored = {
         key_of(variables[name]): layout_of(array_of(variables[name])).canonical(saved.value)
         for name, saved in checkpoint.variables.items()

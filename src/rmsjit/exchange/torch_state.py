@@ -27,7 +27,6 @@ from rmsjit.forms.table import BY_NAME
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.form import Form
 from rmsjit.rule.slot import MG, MOMENTUM, RMS
-from rmsjit.state.entries import stem_of
 
 _NAMES = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}
 _DEFAULTS = {"momentum": 0.0, "centered": False, "weight_decay": 0.0}
@@ -285,8 +284,7 @@ def _check_real(variables: Variables) -> None:
 
 def _parts(optimizer: Optimizer, variables: Variables) -> Iterator[tuple[int, Variables]]:
     """The variables in no group, then those of each group, with the row of their numbers."""
-    store = optimizer._store
-    rows = {n: store.grouping.row_of(store.find(v), stem_of(v)) for n, v in variables.items()}
+    rows = {name: optimizer._store.row_of(variable) for name, variable in variables.items()}
     for row in range(len(optimizer.groups) + 1):
         part = {name: v for name, v in variables.items() if rows[name] == row}
         if part or not optimizer.groups:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rmsjit.optimizers.arguments import checked_gradient_scale
 from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.fixed import fixed_at_construction
@@ -29,3 +31,8 @@ class GradientScale(Core):
             )
         scale = checked_gradient_scale(self.maximize, value)
         self._clipping = self._clipping.replaced(gradient_scale=scale)
+
+    def _arguments_of_gradient_scale(self) -> dict[str, Any]:
+        """The arguments `maximize` and `grad_scale`, if they are used."""
+        used: dict[str, Any] = {"maximize": True} if self.maximize else {}
+        return used | ({} if self.grad_scale == 1.0 else {"grad_scale": self.grad_scale})

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmsjit.optimizers.arguments import with_schedule
 from rmsjit.optimizers.groups import group_configs
-from rmsjit.rule.checks import is_schedule
 from rmsjit.rule.form import Form
 from rmsjit.rule.presets import keras_legacy
 
@@ -38,7 +37,7 @@ def config_of(optimizer: RMSprop) -> dict[str, Any]:
 
 def own_config_of(optimizer: RMSprop) -> dict[str, Any]:
     """The configuration without groups of variables, and without how steps are taken."""
-    return arguments_of(optimizer, lambda name: _serialized(optimizer, name))
+    return arguments_of(optimizer, optimizer._hyperparameters.serialized)
 
 
 def arguments_of(optimizer: RMSprop, shown: Callable[[str], Any]) -> dict[str, Any]:
@@ -48,10 +47,7 @@ def arguments_of(optimizer: RMSprop, shown: Callable[[str], Any]) -> dict[str, A
     arguments |= {name: bound for name, bound in bounds.items() if bound is not None}
     for name in ("learning_rate", "decay", "rho", "momentum", "epsilon"):
         arguments[name] = shown(name)
-    if optimizer.maximize:
-        arguments["maximize"] = True
-    if optimizer.grad_scale != 1.0:
-        arguments["grad_scale"] = optimizer.grad_scale
+    arguments |= optimizer._arguments_of_gradient_scale()
     if optimizer.use_ema:
         arguments |= _values(optimizer, "use_ema", "ema_momentum", "ema_overwrite_frequency")
     if optimizer.gradient_accumulation_steps is not None:
@@ -78,18 +74,6 @@ def _arguments_of_form(optimizer: RMSprop, shown: Callable[[str], Any]) -> dict[
         "weight_decay": shown("weight_decay"),
         "clip_weights": optimizer.clip_weights,
     }
-
-
-def _serialized(optimizer: RMSprop, name: str) -> Any:
-    given = optimizer._hyperparameters[name]
-    if is_schedule(given):
-        from rmsjit import schedules
-
-        try:
-            return schedules.serialize(given)
-        except NotImplementedError as error:
-            raise TypeError(f"{name} can't be serialised: {error}") from error
-    return optimizer._hyperparameters.last(name)
 
 
 def from_config(

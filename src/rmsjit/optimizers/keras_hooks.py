@@ -148,8 +148,7 @@ class Hooks(Groups):
             return None
         from rmsjit.steps.norms import norms_by_group  # imports Numba
 
-        store = self._store
-        rows = [store.grouping.row_of(store.find(v), stem_of(v)) for _, v in pairs]
+        rows = [self._store.row_of(variable) for _, variable in pairs]
         return norms_by_group(pairs, self._clipping, rows, 1 + len(self.groups))
 
     def _note_norms(self, norms: tuple[float, ...] | None) -> None:

@@ -21,7 +21,8 @@ from rmsjit.rule.presets import keras_legacy
 DEFAULT_EPSILON = 1e-7
 
 
-def checked_epsilon(name: str, value: float | None) -> float:
+def checked_keras_epsilon(name: str, value: float | None) -> float:
+    """A positive number; 0 and None stand for the default."""
     number = DEFAULT_EPSILON if value is None else as_number(name, value)
     return positive(name, number or DEFAULT_EPSILON)
 
@@ -68,7 +69,7 @@ class KerasHyperparameters(Core):
         "Raising it from 0 adds the momentum slot and does not move epsilon.",
     )
     epsilon: Any = _hyperparameter(
-        "epsilon", checked_epsilon, "The small number in the denominator."
+        "epsilon", checked_keras_epsilon, "The small number in the denominator."
     )
     weight_decay: Any = _hyperparameter(
         "weight_decay", checked_weight_decay, "Weight decay; 0 for forms without it."

@@ -40,7 +40,7 @@ from rmsjit.optimizers.keras_hooks import Aggregator, PairsTransform
 from rmsjit.optimizers.keras_hyperparameters import (
     DEFAULT_EPSILON,
     KerasHyperparameters,
-    checked_epsilon,
+    checked_keras_epsilon,
 )
 from rmsjit.optimizers.losses import Losses
 from rmsjit.rule.averaging import Averaging
@@ -258,7 +258,7 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
             "learning_rate": checked_rate("learning_rate", learning_rate),
             "rho": checked_factor("rho", rho),
             "momentum": checked_factor("momentum", momentum),
-            "epsilon": checked_epsilon("epsilon", epsilon),
+            "epsilon": checked_keras_epsilon("epsilon", epsilon),
             "decay": checked_nonnegative("decay", decay),
             "weight_decay": checked_weight_decay("weight_decay", weight_decay),
             "clip_weights": checked_clip_weights("clip_weights", clip_weights),

@@ -176,7 +176,7 @@ class ParameterGroup:
                 "momentum of a group needs an optimizer with momentum: give the optimizer a "
                 "momentum, and 0 to the groups that have none"
             )
-        if name == "epsilon" and any(slot.start == "epsilon" for slot in form.slots):
+        if name == "epsilon" and form.starts_from_epsilon:
             raise ValueError(f"epsilon can't differ in a group where slots start from it: {form}")
         return value
 

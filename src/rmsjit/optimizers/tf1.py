@@ -371,11 +371,7 @@ class RMSPropOptimizer(Optimizer):
             used["decoupled_weight_decay"] = form.weight_decay != "coupled"
         if form.clip_weights:
             used["clip_weights"] = shown("clip_weights")
-        if self.maximize:
-            used["maximize"] = True
-        if self.grad_scale != 1.0:
-            used["grad_scale"] = self.grad_scale
-        return used | self._arguments_of_precision()
+        return used | self._arguments_of_gradient_scale() | self._arguments_of_precision()
 
 
 def _no_pairs() -> ValueError:

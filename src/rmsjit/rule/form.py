@@ -257,6 +257,11 @@ class Form:
         return any(is_packed(slot.dtype) for slot in self.slots)
 
     @property
+    def starts_from_epsilon(self) -> bool:
+        """Whether the initial value of a slot is epsilon."""
+        return any(slot.start == "epsilon" for slot in self.slots)
+
+    @property
     def has_average(self) -> bool:
         """Whether there is a moving average of the variable."""
         return AVERAGE.name in self.slot_names

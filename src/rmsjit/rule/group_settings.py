@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rmsjit.rule.checks import is_schedule, nonnegative
+from rmsjit.rule.checks import nonnegative
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.numbers import StepNumbers
 
@@ -76,14 +76,4 @@ class GroupSettings:
         TypeError
             If a schedule can't be serialised.
         """
-        return {name: self._serialized(name) for name in NAMES if name in self._set}
-
-    def _serialized(self, name: str) -> Any:
-        if is_schedule(self._set[name]):
-            from rmsjit import schedules
-
-            try:
-                return schedules.serialize(self._set[name])
-            except NotImplementedError as error:
-                raise TypeError(f"{name} can't be serialised: {error}") from error
-        return self._own.last(name)
+        return {name: self._own.serialized(name) for name in NAMES if name in self._set}

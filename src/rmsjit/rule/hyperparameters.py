@@ -230,6 +230,24 @@ class Hyperparameters:
         used = self._used.get(name)
         return self.now(name, iterations) if used is None else used
 
+    def serialized(self, name: str) -> Any:
+        """A value for JSON: the configuration of a schedule, or the number that counts now.
+
+        Raises
+        ------
+        TypeError
+            If a schedule can't be serialised.
+        """
+        given = self._given[name]
+        if not is_schedule(given):
+            return self.last(name)
+        from rmsjit import schedules
+
+        try:
+            return schedules.serialize(given)
+        except NotImplementedError as error:
+            raise TypeError(f"{name} can't be serialised: {error}") from error
+
     def _refuse_functions_of_the_step(self) -> None:
         for name in sorted(self._of_step):
             raise ValueError(

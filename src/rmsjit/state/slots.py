@@ -23,7 +23,7 @@ from rmsjit.runtime.warning import warn
 from rmsjit.state.divided import Divided
 from rmsjit.state.entries import Entry as Entry
 from rmsjit.state.entries import Member as Member
-from rmsjit.state.entries import SlotMemory
+from rmsjit.state.entries import SlotMemory, stem_of
 from rmsjit.state.entries import entry_of as entry_of
 from rmsjit.state.grouping import Grouping
 from rmsjit.state.index import NO_VARIABLE, Index
@@ -121,6 +121,10 @@ class SlotStore:
             meet(self, key, array)
         entry = self.entries.get(key)
         return None if entry is None or entry.is_gone else entry
+
+    def row_of(self, variable: Any) -> int:
+        """The row of the group of a variable, 0 if it is in none."""
+        return self.grouping.row_of(self.find(variable), stem_of(variable))
 
     def settle(self) -> None:
         """In a copy, find out which variables somebody holds, as at the first look for one."""

@@ -107,8 +107,7 @@ def check_rows(table: NDArray[Any], length: int, name: str) -> None:
 
 def first_epsilon(form: Form, hyperparameters: Hyperparameters) -> float:
     """Epsilon, if a slot starts from it; otherwise any number will do."""
-    starts = [slot.start for slot in form.slots]
-    return hyperparameters.now("epsilon") if "epsilon" in starts else 0.0
+    return hyperparameters.now("epsilon") if form.starts_from_epsilon else 0.0
 
 
 def build(
