@@ -259,6 +259,32 @@ def test_parameters_of_other_layouts(make, dtype):
     assert_same_state(*optimizers)
 
 
+def in_a_buffer(parameter, gradient):
+    """The gradient with the strides of its parameter, among other numbers."""
+    reach = 1 + sum((n - 1) * s for n, s in zip(parameter.shape, parameter.stride(), strict=True))
+    buffer = torch.randn(reach).to(parameter.dtype)
+    view = torch.as_strided(buffer, parameter.shape, parameter.stride())
+    return view.copy_(gradient)
+
+
+@in_both_ways
+@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_with_the_strides_of_other_layouts(make, dtype):
+    torch.manual_seed(1)
+    lists = [[torch.nn.Parameter(make().to(getattr(torch, dtype)))] for _ in range(2)]
+    with torch.no_grad():
+        lists[1][0].copy_(lists[0][0])
+    optimizers = [cls(params, lr=0.5) for params, cls in zip(lists, CLASSES, strict=True)]
+    for step in range(3):
+        new_gradients(*lists, seed=step)
+        lists[1][0].grad = in_a_buffer(lists[1][0], lists[1][0].grad)
+        assert lists[1][0].grad.stride() == lists[1][0].stride()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert_same_parameters(*lists)
+
+
 # --- autograd ---------------------------------------------------------------------------------
 
 
@@ -411,6 +437,33 @@ def test_settings_of_a_group_may_change_between_steps():
     assert_same_state(*optimizers)
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, np.array], ids=["tensor", "array"])
+@pytest.mark.parametrize("name", ["lr", "alpha", "eps", "momentum", "weight_decay"])
+def test_numbers_may_change_in_their_tensors(name, kind):
+    lists = two_lists(shapes=[(3,)])
+    value = kind(0.5)
+    optimizers = [
+        Theirs(lists[0], **{"lr": 0.01, name: 0.5}),
+        RMSprop(lists[1], **{"lr": 0.01, name: value}),
+    ]
+    for step in range(3):
+        new_gradients(*lists, seed=step)
+        for optimizer in optimizers:
+            optimizer.step()
+        value *= 0.5
+        optimizers[0].param_groups[0][name] *= 0.5
+    assert_same_parameters(*lists)
+
+
+def test_the_default_device_may_be_another():
+    lists = two_lists(shapes=[(3,)])
+    with torch.device("meta"):
+        optimizers = [cls(params) for cls, params in zip(CLASSES, lists, strict=True)]
+        optimizers[1].step()
+    optimizers[0].step()
+    assert_same_parameters(*lists)
+
+
 def test_momentum_that_is_raised_later_starts_from_zero():
     """torch raises KeyError there."""
     (p,) = parameters(shapes=[(3,)])
@@ -490,6 +543,7 @@ SCHEDULERS = {
     "StepLR": lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.5),
     "ExponentialLR": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.8),
     "CosineAnnealingLR": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5),
+    "LinearLR": lambda o: torch.optim.lr_scheduler.LinearLR(o, 0.1, 0.0, 4),  # to -5.6e-19
     "LambdaLR": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
     "OneCycleLR": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
     "CyclicLR": lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=2),
@@ -920,6 +974,7 @@ def test_other_processes_step_the_same_memory(method, tmp_path):
 REFUSED = {
     "lr": ({"lr": -1.0}, ValueError, "lr must not be negative, got -1.0"),
     "lr tensor": ({"lr": torch.ones(2)}, ValueError, r"lr must have one element, got .*\(2,\)"),
+    "alpha tensor": ({"alpha": torch.ones(2)}, ValueError, r"alpha must have one element, got"),
     "lr text": ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
     "alpha": ({"alpha": 1.5}, ValueError, "alpha must be between 0 and 1, got 1.5"),
     "momentum": ({"momentum": -0.1}, ValueError, "momentum must be between 0 and 1, got -0.1"),
@@ -936,10 +991,20 @@ def test_arguments_that_are_refused(options, error, message):
         RMSprop(parameters(), **options)
 
 
+@pytest.mark.parametrize("name", ["lr", "eps", "weight_decay"])
+def test_numbers_that_overflow_are_refused(name):
+    (p,) = parameters(shapes=[(3,)])
+    before, optimizer = p.detach().clone(), RMSprop([p], **{name: 1e39})
+    with pytest.raises(ValueError, match=r"must be finite in the dtype .*1e\+39, which overflows"):
+        optimizer.step()
+    assert_same_parameters([p], [before])
+
+
 PARAMETERS = {
     "meta": (torch.empty(2, device="meta"), ValueError, "on the CPU, got .* 'meta'"),
     "integer": (torch.zeros(2, dtype=torch.int64), TypeError, "dtypes .*, got torch.int64"),
     "float8": (torch.zeros(2).to(torch.float8_e5m2), TypeError, "got torch.float8_e5m2"),
+    "negative": (torch.zeros(2, dtype=torch.complex64).conj().imag, TypeError, "negative view"),
     "sparse": (torch.zeros(2).to_sparse(), TypeError, "dense tensor, got .*torch.sparse_coo"),
 }
 
@@ -972,16 +1037,16 @@ def test_an_error_changes_nothing():
     """Not even in a group that comes before the one with the fault."""
     params = parameters(shapes=[(3,), (2,)])
     optimizer = RMSprop([{"params": params[:1]}, {"params": params[1:], "lr": 0.1}])
-    optimizer.param_groups[1]["lr"] = -1.0
+    optimizer.param_groups[1]["momentum"] = -1.0
     before = [p.detach().clone() for p in params]
     versions = [p._version for p in params]
     for _ in range(2):
-        with pytest.raises(ValueError, match="lr must not be negative"):
+        with pytest.raises(ValueError, match="momentum must be between"):
             optimizer.step()
     assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
     assert [p._version for p in params] == versions
     assert not optimizer.state
-    optimizer.param_groups[1]["lr"] = 0.1
+    optimizer.param_groups[1]["momentum"] = 0.1
     optimizer.step()
     assert optimizer.state[params[0]]["step"] == 1
 

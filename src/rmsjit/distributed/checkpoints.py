@@ -122,7 +122,10 @@ def _claim(session: Session, optimizer: Any, variables: Variables) -> Claim:
         )
     ]
     counters = [str(counter.dtype) for counter in _counters(optimizer)]
-    header = f"{type(optimizer).__name__}, exact={optimizer._settings.exact}, counter={counters}"
+    header = (
+        f"{type(optimizer).__name__}, {optimizer._store.form}, exact={optimizer._settings.exact}, "
+        f"counter={counters}"
+    )
     return claim(header, names, lines)
 
 

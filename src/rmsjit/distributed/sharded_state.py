@@ -162,10 +162,9 @@ def _piece(store: SlotStore, entry: Entry, cut: Cut, rank: int) -> Entry | None:
     if part.size == 0:
         return None
     piece = store.entries.get(array_key(part))
-    held = {} if piece is None else piece.slots
-    lacking = [slot.name for slot in store.slots_of(entry) if slot.name not in held]
-    if lacking:
-        raise ValueError(f"this rank has no slots {', '.join(lacking)} of its part of a variable")
+    if piece is None:
+        raise ValueError("this rank does not know its part of a variable")
+    store.enter([piece], missing_slots(store, [piece]))  # if momentum has been raised since
     return piece
 
 

@@ -104,12 +104,13 @@ def packed(numbers: StepNumbers, clipvalue: float, computing: str, form: Form) -
     ------
     ValueError
         If epsilon rounds to zero in that dtype, so that a zero gradient would give 0/0; or if the
-        learning rate or epsilon overflows.
+        learning rate, epsilon or weight decay overflows.
     """
     dtype = np.dtype(computing).type
     with np.errstate(all="ignore"):  # a bound may overflow to infinity
         rho, epsilon, rate = dtype(numbers.rho), dtype(numbers.epsilon), numbers.learning_rate
-        for name, given in (("learning_rate", rate), ("epsilon", numbers.epsilon)):
+        for name in ("learning_rate", "epsilon", "weight_decay"):
+            given = getattr(numbers, name)
             if not np.isfinite(dtype(given)):
                 raise ValueError(
                     f"{name} must be finite in the dtype of the arithmetic, got {given}, which "

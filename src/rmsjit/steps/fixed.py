@@ -111,7 +111,8 @@ class FixedStep:
         Returns
         -------
         ReadyStep or None
-            None if a gradient overlaps what the step writes: then it needs `of`, which copies it.
+            None if a gradient overlaps what the step writes, or a variable is not contiguous: then
+            it needs `of`, which copies it.
 
         Raises
         ------

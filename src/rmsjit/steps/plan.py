@@ -117,9 +117,9 @@ class Plan:
         self.is_tried = bool(self.sparse) or self._dense_nbytes >= trials.LEAST_BYTES
         complex_names = [g.precision.name for g in self.groups if g.precision.components == 2]
         self.complex_dtype = complex_names[0] if complex_names else ""
-        copied = any(group.copied for group in self._dense)
+        self._copies = any(group.copied for group in self._dense)
         has_clock = exact and any(m.entry.clock is not None for m in members if m)
-        self._same_calls = not (self.sparse or copied or has_clock)
+        self._same_calls = not (self.sparse or self._copies or has_clock)
         self._dense_passes = [
             NormPass(group.sizes, group.precision, group.positions) for group in self._dense
         ]
@@ -269,8 +269,11 @@ class Plan:
         Returns
         -------
         Binding or None
-            None if a gradient meets the memory that the step writes.
+            None if a gradient meets the memory that the step writes, or a variable is updated
+            through a contiguous copy, which needs such a gradient too.
         """
+        if self._copies:
+            return None
         binding = self._free_binding()
         gradients = binding.gradients
         # Where an earlier step has found them, they have been compared.

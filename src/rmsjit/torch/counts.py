@@ -19,7 +19,8 @@ def fresh_counts(numbers: Sequence[float]) -> list[Tensor]:
     """Counts with these values, side by side."""
     counts: list[Tensor] = []
     for start in range(0, len(numbers), _TOGETHER):
-        together = torch.tensor(list(numbers[start : start + _TOGETHER]), dtype=_dtype())
+        run = list(numbers[start : start + _TOGETHER])
+        together = torch.tensor(run, dtype=_dtype(), device="cpu")
         counts += [together[k] for k in range(len(together))]
     return counts
 

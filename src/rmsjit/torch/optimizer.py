@@ -15,7 +15,7 @@ from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
 from rmsjit.torch.bound import STEP, BoundParameters, ReadyUpdate, lacking
 from rmsjit.torch.counts import fresh_counts
-from rmsjit.torch.settings import form_of, numbers_of, refuse_differentiable
+from rmsjit.torch.settings import check_rate, form_of, numbers_of, refuse_differentiable
 from rmsjit.torch.tensors import check_parameter, ordinary_tensors
 
 _MOST_BOUND = 8  # lists of parameters of a group that are kept, as when some are frozen in turn
@@ -45,7 +45,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         The parameters or groups of them, of the dtypes float16, bfloat16, float32, float64,
         complex64 and complex128.
     lr : float or Tensor, default 0.01
-        Learning rate, not negative.
+        Learning rate, at first not negative; a scheduler may make it so.
     alpha : float, default 0.99
         Decay factor of the averages, between 0 and 1.
     eps : float, default 1e-8
@@ -130,6 +130,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
             "differentiable": differentiable,
         }
         numbers_of(defaults)
+        check_rate(defaults)
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -295,6 +296,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
 def _check_group(group: Mapping[str, Any], number: int) -> None:
     """Raise an error if a setting or a parameter of a group is not valid."""
     numbers_of(group)
+    check_rate(group)
     refuse_differentiable(group)
     params = group["params"]
     if len(set(params)) < len(params):

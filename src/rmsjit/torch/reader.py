@@ -85,7 +85,7 @@ def _functions() -> tuple[Kernel, int] | None:
     describe, kernel = _describe_of_torch(), loader.read_tensors()
     if not describe or kernel is None:
         return None
-    example = torch.zeros(3, 5, dtype=torch.float64).T
+    example = torch.zeros(3, 5, dtype=torch.float64, device="cpu").T
     read = Reader([example], kernel, describe).addresses([example])
     agrees = read is not None and read.tolist() == [example.data_ptr()]
     return (kernel, describe) if agrees else None

@@ -13,9 +13,13 @@ from rmsjit.rule.checks import as_number, in_unit_interval, nonnegative, positiv
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
 
+_NAMES = ("lr", "alpha", "momentum", "eps", "weight_decay")
+
 
 def numbers_of(group: Mapping[str, Any]) -> StepNumbers:
     """The numbers of a group's next step.
+
+    The learning rate may be negative, as torch's schedulers can make it by rounding.
 
     Raises
     ------
@@ -24,18 +28,32 @@ def numbers_of(group: Mapping[str, Any]) -> StepNumbers:
     ValueError
         If one is out of its range.
     """
-    rate = group["lr"]
-    if isinstance(rate, Tensor):
-        if rate.numel() != 1:
-            raise ValueError(f"lr must have one element, got a tensor of shape {(*rate.shape,)}")
-        rate = rate.item()
-    return _checked(rate, group["alpha"], group["momentum"], group["eps"], group["weight_decay"])
+    return _checked(*[_number(name, group[name]) for name in _NAMES])
+
+
+def check_rate(group: Mapping[str, Any]) -> None:
+    """Raise `ValueError` if the learning rate that a group begins with is negative."""
+    nonnegative("lr", _number("lr", group["lr"]))
+
+
+def _number(name: str, value: Any) -> float:
+    """A number, which may change in its tensor or array."""
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            shape = (*value.shape,)
+            raise ValueError(f"{name} must have one element, got a tensor of shape {shape}")
+        value = value.item()
+    return as_number(name, value)
 
 
 @functools.lru_cache  # a group has the same numbers at most steps
-def _checked(lr: Any, alpha: Any, momentum: Any, eps: Any, weight_decay: Any) -> StepNumbers:
+def _checked(
+    lr: float, alpha: float, momentum: float, eps: float, weight_decay: float
+) -> StepNumbers:
     return StepNumbers(
-        nonnegative("lr", as_number("lr", lr)),
+        as_number("lr", lr),
         in_unit_interval("alpha", as_number("alpha", alpha)),
         in_unit_interval("momentum", as_number("momentum", momentum)),
         positive("eps", as_number("eps", eps)),

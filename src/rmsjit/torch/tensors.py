@@ -56,6 +56,10 @@ def check_parameter(parameter: Tensor, name: str) -> None:
             f"{name} must have one of the dtypes {', '.join(map(str, _DTYPES))}, got "
             f"{parameter.dtype}"
         )
+    if parameter.is_neg():
+        raise TypeError(
+            f"{name} must not be a negative view of other memory, such as z.conj().imag"
+        )
     if parameter.is_inference():
         raise TypeError(f"{name} must not be an inference tensor, which torch can't train")
 
