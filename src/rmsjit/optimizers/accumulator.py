@@ -169,10 +169,11 @@ class Accumulator:
         variables = [variable for _, variable in pairs]
         kinds = [type(gradient) for gradient, _ in pairs]
         with self._store.lock.lock:
-            found = known_or_new(self._store, variables, kinds)
-            entries = [entry for entry in found if entry is not None]
-            self._store.enter(entries, [])
-        return entries
+            while True:
+                found = known_or_new(self._store, variables, kinds)
+                entries = [entry for entry in found if entry is not None]
+                if self._store.enter(entries, []):  # no signal handler has entered others
+                    return entries
 
     def _reduced(self, current: Round) -> Pairs:
         """The pairs for the step that ends a round."""
