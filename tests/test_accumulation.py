@@ -278,6 +278,88 @@ def test_gradients_of_what_does_not_move_are_not_read(still, nonfinite):
         assert (v.numpy() < 1).all()
 
 
+def test_flush_of_what_does_not_move_counts():
+    w, opt = np.ones(2), accumulating(3)
+    opt.add_group([w], frozen=True)
+    opt.apply_gradients([(np.ones(2), w)])
+    opt.flush()
+    assert (int(opt.iterations), opt.accumulated_calls) == (1, 0)
+    np.testing.assert_array_equal(w, 1.0)
+
+
+class Flushing:
+    """A gradient that takes a step while it is read, as a signal handler might."""
+
+    def __init__(self, act):
+        self.act = act
+
+    def __array__(self, dtype=None, copy=None):
+        self.act()
+        return np.ones(1)
+
+
+@pytest.mark.parametrize("act", ["flush", "call"])
+def test_a_step_within_a_call_loses_no_call(act):
+    w, opt = np.zeros(1), accumulating(3, gradient_accumulation_reduction="sum")
+    acts = {
+        "flush": opt.flush,
+        "call": lambda: [opt.apply_gradients([(np.ones(1), w)]) for _ in range(2)],
+    }
+    opt.apply_gradients([(np.ones(1), w)])
+    opt.apply_gradients([(Flushing(acts[act]), w)])
+    assert (int(opt.iterations), opt.accumulated_calls) == (1, 1)
+    rms = opt.get_slot(w, "rms").numpy().copy()
+    opt.flush()
+    gradient = (opt.get_slot(w, "rms").numpy() - 0.9 * rms) / 0.1
+    np.testing.assert_allclose(gradient, 1.0, rtol=1e-6)
+
+
+def low(value):
+    return np.minimum(value, 0.9)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda these: pickle.loads(pickle.dumps(these))])
+def test_constraints_are_applied_in_copies(copied):
+    variable, opt = rmsjit.Variable(np.ones(2), constraint=low), accumulating(2)
+    opt.apply_gradients([(np.full(2, -1.0), variable)])
+    other, twin = copied((opt, variable))
+    other.flush()
+    np.testing.assert_array_equal(twin.numpy(), 0.9)
+
+
+def test_constraints_are_applied_if_a_call_names_the_array():
+    variable, opt = rmsjit.Variable(np.ones((2, 1)), constraint=low), accumulating(2)
+    opt.apply_gradients([(np.full((2, 1), -1.0), variable)])
+    opt.apply_gradients([(slices([-1.0], [0]), variable.array)])
+    np.testing.assert_array_equal(variable.numpy(), 0.9)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda these: pickle.loads(pickle.dumps(these))])
+def test_rows_of_another_view_stay_rows_in_copies(copied):
+    w, opt = np.arange(12.0).reshape(4, 3), accumulating(2, momentum=0.9)
+    for _ in range(2):
+        opt.apply_gradients([(np.ones((4, 3)), w)])
+    sparse = rmsjit.IndexedSlices(np.ones(2), [0, 1])
+    opt.apply_gradients([(sparse, w.reshape(-1))])
+    other, v = copied((opt, w))
+    for one, table in ((opt, w), (other, v)):
+        one.apply_gradients([(sparse, table.reshape(-1))])
+    np.testing.assert_array_equal(v, w)
+    assert (w[1:, 2] == v[1:, 2]).all()
+
+
+@pytest.mark.parametrize("view", ["transposed", "flat", "upside down"])
+def test_a_copy_in_a_round_can_be_saved_at_once(view, tmp_path):
+    w, opt = np.arange(9.0).reshape(3, 3).copy(), accumulating(2)
+    for seed in range(3):
+        opt.apply_gradients([(call_of(view, "dense", seed)[0], VIEWS[view](w))])
+    other, v = copy.deepcopy((opt, w))
+    rmsjit.save(tmp_path / "run.npz", other, {"w": v})
+    loaded, found = rmsjit.load(tmp_path / "run.npz")
+    opt.flush(), loaded.flush()
+    np.testing.assert_array_equal(found["w"], w)
+
+
 def test_numbers_of_variables_are_those_of_the_step():
     """Not those of the calls, in which variables have no slots yet."""
     a, b = np.ones(2), np.ones(2)

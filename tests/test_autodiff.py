@@ -998,3 +998,27 @@ def test_gradients_are_those_of_tensorflow():
                 gradient, twin = gradient.values, twin.values
             if gradient is not None:
                 np.testing.assert_allclose(gradient, twin.numpy(), rtol=1e-5, atol=1e-6)
+
+
+INTO_ARRAYS = {
+    "operator": lambda x, v: x.__iadd__(v),
+    "out": lambda x, v: np.exp(v, out=x),
+    "both": lambda x, v: np.add(x, v, out=x),
+    "at": lambda x, v: np.add.at(x, [0, 1], v),
+}
+
+
+@pytest.mark.parametrize("name", INTO_ARRAYS)
+def test_a_variable_is_not_computed_into_an_array_unseen(name):
+    """What is computed from the array would be a constant."""
+    v, x = Variable([1.0, 2.0]), np.zeros(2, np.float32)
+    with GradientTape() as tape:
+        with pytest.raises(
+            TypeError, match=r"Variable:0 can't be computed into an array .* x \+ v"
+        ):
+            INTO_ARRAYS[name](x, v)
+        total = (x + v).sum() + (+v).sum()
+    np.testing.assert_array_equal(x, 0.0)
+    np.testing.assert_array_equal(tape.gradient(total, v), [2.0, 2.0])
+    INTO_ARRAYS[name](x, v)  # without a tape
+    assert x.any()

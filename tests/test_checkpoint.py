@@ -1035,3 +1035,29 @@ def test_killed_writer_leaves_the_old_file_or_the_new(path):
     script = [sys.executable, "-W", "error", "-c", textwrap.dedent(KILLS), str(path)]
     done = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_plateau_of_a_group_is_restored(tmp_path):
+    def made():
+        w, b, opt = np.ones(3), np.ones(2), rmsjit.RMSprop(0.1)
+        plateau = rmsjit.schedules.ReduceOnPlateau(0.1, factor=0.5, patience=0)
+        opt.add_group([b], learning_rate=plateau)
+        opt.apply_gradients([(w, w), (b, b)])
+        return opt, plateau, {"w": w, "b": b}
+
+    opt, plateau, variables = made()
+    for metric in (1.0, 2.0, 3.0):
+        plateau.update(metric)
+    rmsjit.save(tmp_path / "run.npz", opt, variables)
+    other, restored, others = made()
+    rmsjit.load(tmp_path / "run.npz", other, others)
+    assert restored.state == plateau.state
+    assert restored.state.reductions == 2
+
+
+def test_a_negative_count_of_steps_is_not_saved(tmp_path):
+    opt, w = rmsjit.RMSprop(0.1), np.ones(2)
+    opt.iterations = -1
+    with pytest.raises(ValueError, match="iterations must not be negative, got -1"):
+        rmsjit.save(tmp_path / "run.npz", opt, {"w": w})
+    assert not (tmp_path / "run.npz").exists()

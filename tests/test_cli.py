@@ -82,6 +82,42 @@ def test_help(argv, capsys):
     assert capsys.readouterr().out.startswith("usage: rmsjit")
 
 
+COSINE = ["schedule", "cosine", "--initial-learning-rate", "0.1", "--decay-steps", "10"]
+
+
+def test_an_image_is_a_png_unless_it_has_a_suffix(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    assert main([*COSINE, "--output", str(tmp_path / "rates")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'rates.png'}\n"
+    assert (tmp_path / "rates.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", [".", "", "folder"])
+def test_an_image_needs_a_name_of_its_own(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SystemExit) as end:
+        main([*COSINE, "--output", name])
+    assert end.value.code == 2
+    assert "must be the name of an image file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_name_may_look_like_a_formula(tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "rates.png"
+    assert main([*COSINE, "--name", r"$\frac{$", "--output", str(path)]) == 0
+    assert path.exists()
+
+
+def test_help_says_in_one_line_what_it_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert "the interface of TensorFlow's two optimizers" in " ".join(shown.split())
+    assert "imported" not in shown
+
+
 def test_schedule_is_there(capsys):
     argv = ["schedule", "cosine", "--initial-learning-rate", "0.1", "--decay-steps", "10"]
     assert main([*argv, "--text"]) == 0

@@ -288,3 +288,8 @@ def test_the_plot_needs_matplotlib(monkeypatch):
 def test_the_result_is_short_in_print():
     assert repr(test_of(2.0, 3.0)) == "RangeTest(suggestion=None, diverged=False)"
     assert isinstance(test_of(2.0, 3.0), RangeTest)
+
+
+@pytest.mark.parametrize("loss", [3.0, 0.7, 0.1, 1 / 3, -2.0])
+def test_a_constant_loss_suggests_nothing(loss):
+    assert rmsjit.lr_range_test(lambda: loss, rmsjit.RMSprop(0.1), {}).suggestion is None

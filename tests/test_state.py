@@ -274,6 +274,59 @@ def test_rebind_after_a_step_of_the_new_memory_takes_the_place_of_its_state():
         optimizer.get_slot(W, "rms")
 
 
+TURNS = {
+    "itself": lambda a: a,
+    "transposed": lambda a: a.T,
+    "upside down": lambda a: a[::-1],
+    "flat": lambda a: a.reshape(-1),
+}
+
+
+@pytest.mark.parametrize("given", ["itself", "transposed", "upside down"])
+@pytest.mark.parametrize("first", TURNS)
+@pytest.mark.parametrize("shape", [(3, 3), (2, 5)])
+@pytest.mark.parametrize("move", ["rebind", "resize_rows"])
+def test_state_moves_by_the_axes_of_the_variable_that_is_given(move, shape, first, given):
+    w, optimizer = np.arange(float(np.prod(shape))).reshape(shape).copy(), rmsjit.RMSprop(0.1)
+    gradient = w + 1
+    optimizer.apply_gradients([(TURNS[first](gradient), TURNS[first](w))])
+    old = TURNS[given](w)
+    before = optimizer.get_slot(old, "rms").numpy().copy()
+    if move == "rebind":
+        new = old.copy()
+        optimizer.rebind(old, new)
+    else:
+        new = np.concatenate([old, old[:1]])
+        optimizer.resize_rows(old, new)
+    np.testing.assert_array_equal(optimizer.get_slot(new, "rms").numpy()[: len(old)], before)
+
+
+@pytest.mark.parametrize("given", ["itself", "upside down"])
+@pytest.mark.parametrize("first", ["itself", "upside down"])
+def test_a_stranger_with_the_values_of_a_view_gets_the_state_of_that_view(first, given):
+    w, optimizer = np.arange(1.0, 5.0), rmsjit.RMSprop(0.1)
+    held = TURNS[first](w), TURNS["upside down"](w)
+    for view in held:
+        optimizer.apply_gradients([(view.copy(), view)])
+    other = copy.deepcopy(optimizer)
+    new, expected = TURNS[given](w).copy(), optimizer.get_slot(TURNS[given](w), "rms").numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(other.get_slot(new, "rms").numpy(), expected)
+
+
+@pytest.mark.parametrize("view", [lambda b: b[1], lambda b: b[::-1], lambda b: b.T])
+def test_pickles_with_empty_views_can_be_read(view):
+    base, w, optimizer = np.zeros((3, 4, 0)), np.ones(3), rmsjit.RMSprop(0.1)
+    for source in (base, pickle.loads(pickle.dumps(base))):
+        empty = view(source)
+        for _ in range(2):
+            optimizer.apply_gradients([(np.zeros(empty.shape), empty), (w, w)])
+        for protocol in (2, 4, 5):
+            other, _, v = pickle.loads(pickle.dumps((optimizer, source, w), protocol))
+            other.apply_gradients([(np.ones(3), v)])
+
+
 def test_rebind_that_can_not_be_changes_nothing():
     W, b, optimizer = np.zeros((2, 3)), np.zeros(3), PLAIN.optimizer()
     optimizer.build([W, b])

@@ -263,3 +263,25 @@ def test_array_of():
     assert mixed[0][0] is v.array
     assert mixed[1]["a"] is v.array
     assert mixed[2] == deque()
+
+
+# --- what must not be lost silently ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [2**40, [1, -(2**31) - 1]])
+def test_integers_that_do_not_fit_are_refused(value):
+    with pytest.raises(OverflowError, match="must fit in int32 without a dtype, got"):
+        Variable(value)
+    assert Variable(value, dtype=np.int64).dtype == np.int64
+    v = Variable(np.zeros(np.shape(value), np.int32))
+    for assign in (v.assign, v.assign_add, v.assign_sub):
+        with pytest.raises(OverflowError, match="has dtype int32, got"):
+            assign(value)
+    assert not v.numpy().any()
+
+
+def test_masked_values_are_not_assigned():
+    v = Variable(np.array([1.0, 2.0]))
+    with pytest.raises(TypeError, match="masked"):
+        v.assign(np.ma.array([5.0, 6.0], mask=[1, 0]))
+    np.testing.assert_array_equal(v, [1.0, 2.0])

@@ -52,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="rmsjit", description=rmsjit.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="rmsjit", description=(rmsjit.__doc__ or "").partition("\n")[0]
+    )
     parser.add_argument("--version", action="version", version=f"rmsjit {rmsjit.__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for command in COMMANDS:

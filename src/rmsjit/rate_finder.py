@@ -259,7 +259,9 @@ def _steepest(rates: Floats, losses: Floats) -> float | None:
         return None
     slopes = np.gradient(losses, np.log(rates))[: losses.argmin() + 1]
     steepest = int(slopes.argmin())
-    return float(rates[steepest]) if slopes[steepest] < 0.0 else None
+    noise = 8 * np.finfo(float).eps * np.abs(losses).max()  # of a constant loss that is averaged
+    falls = slopes[steepest] < 0.0 and losses[0] - losses.min() > noise
+    return float(rates[steepest]) if falls else None
 
 
 def _geometric(start: float, end: float, count: int) -> Floats:

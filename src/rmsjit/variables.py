@@ -172,12 +172,18 @@ class Variable(NDArrayOperatorsMixin):
         return self
 
     def _checked(self, value: ArrayLike) -> NDArray[Any]:
-        array = np.asarray(array_of(value))
+        value = array_of(value)
+        refuse_masked(value, f"the value of {self.name}")
+        array = np.asarray(value)
         if array.shape != self.shape:
             raise ValueError(f"{self.name} has shape {self.shape}, got a value of {array.shape}")
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise TypeError(f"{self.name} has dtype {self.dtype}, got a value of {array.dtype}")
-        return array.astype(self.dtype, copy=False)
+        converted = array.astype(self.dtype, copy=False)
+        are_integers = array.dtype.kind in "iu" and self.dtype.kind in "iu"
+        if are_integers and not np.array_equal(converted, array):
+            raise OverflowError(f"{self.name} has dtype {self.dtype}, got {brief(value)}")
+        return converted
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
         # Code that does not know tapes converts its arguments silently.
@@ -196,6 +202,8 @@ class Variable(NDArrayOperatorsMixin):
             return compute(*map(_read, inputs), **mapped(_read, kwargs))
         for target in written:
             _check_unwatched(target)
+        for operand in inputs:
+            _check_unrecorded(operand)
         result = compute(*arrays_of(inputs), **arrays_of(kwargs))
         hooks.wrote(array_of(target) for target in written)
         # `v += x` must assign the variable to `v`, not its array.
@@ -279,6 +287,9 @@ class Variable(NDArrayOperatorsMixin):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(hooks.read(self))
+
+    def __pos__(self) -> Any:
+        return +hooks.read(self)
 
     def __contains__(self, value: Any) -> bool:
         return array_of(value) in self._array
@@ -368,6 +379,14 @@ def _check_unwatched(target: Any) -> None:
         )
 
 
+def _check_unrecorded(operand: Any) -> None:
+    if isinstance(operand, Variable) and hooks.read(operand) is not operand.array:
+        raise TypeError(
+            f"{operand.name} can't be computed into an array while a tape watches it: use "
+            f"`x = x + v` in place of `x += v`"
+        )
+
+
 def _as_array(value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
     value = array_of(value)
     refuse_masked(value, "initial_value")
@@ -377,7 +396,10 @@ def _as_array(value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
     if dtype is not None or not _is_plain(value):
         return array
     narrower = {"float64": np.float32, "int64": np.int32, "complex128": np.complex64}
-    return array.astype(narrower.get(array.dtype.name, array.dtype))
+    narrow = array.astype(narrower.get(array.dtype.name, array.dtype))
+    if array.dtype.kind == "i" and not np.array_equal(narrow, array):
+        raise OverflowError(f"initial_value must fit in int32 without a dtype, got {brief(value)}")
+    return narrow
 
 
 def _is_plain(value: Any) -> bool:

@@ -788,6 +788,18 @@ def check_momentum_set_later(comm, folder):
         same_everywhere(comm, variables)
 
 
+def check_forgotten_sums(comm, folder):
+    """Those of the variable that is meant, whatever it is called elsewhere."""
+    a, b = np.zeros(2), np.zeros(2)
+    opt = rmsjit.RMSprop(0.125, gradient_accumulation_steps=2, strategy=MPIStrategy(comm))
+    opt.add_group([b], lr_multiplier=1.0)
+    opt.apply_gradients([(np.ones(2), a), (np.ones(2), b)])
+    opt.forget(b)
+    opt.apply_gradients([(np.zeros(2), a), (np.zeros(2), b)])
+    assert (a < 0).all()
+    assert (b == 0).all()
+
+
 def check_copies(comm, folder):
     """A copy has a session of its own, and starts equal on all ranks again."""
     variables = start([(5,), (40,)], "float32")

@@ -98,7 +98,8 @@ def check_all_named(optimizer: Optimizer, variables: Variables) -> None:
 def unnamed(optimizer: Optimizer, variables: Variables) -> list[str]:
     """The variables that the optimizer has state for and `variables` lacks."""
     named = {key_of(variable) for variable in variables.values()}
-    entries = optimizer._store.entries | summed_variables(optimizer)
+    summed = summed_variables(optimizer)  # it may find out where the variables of a copy are
+    entries = optimizer._store.entries | summed
     return [
         f"{entry.name} (number {number} of the optimizer, {entry.canonical.dtype} {entry.shape})"
         for number, (key, entry) in enumerate(entries.items())

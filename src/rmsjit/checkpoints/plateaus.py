@@ -1,7 +1,7 @@
 """The state of `ReduceOnPlateau`, restored into the schedules of an existing optimizer.
 
-A checkpoint has that state in the optimizer's configuration, within the learning rate.  The other
-arguments of a schedule are hyperparameters, which `load` leaves as they are.
+A checkpoint has that state in the configurations of the optimizer and of groups, within the
+learning rate.  The other arguments of a schedule are hyperparameters, which `load` leaves as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rmsjit.schedules.plateau import PlateauState, plateaus_in
 
 def plateau_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Iterator[str]:
     """The reasons why saved states can't be restored into the schedules here."""
-    states = list(_states_in(saved.config.get("learning_rate")))
+    states = _saved_states(saved)
     plateaus = _plateaus_of(optimizer)
     if not states or not plateaus:  # the run goes on with a schedule of another kind
         return
@@ -34,7 +34,7 @@ def plateau_differences(saved: SavedOptimizer, optimizer: Optimizer) -> Iterator
 
 def plateau_writes(saved: SavedOptimizer, optimizer: Optimizer) -> list[Callable[[], None]]:
     """Calls that restore the saved states, which have no `plateau_differences`."""
-    states = list(_states_in(saved.config.get("learning_rate")))
+    states = _saved_states(saved)
     if not states or not _plateaus_of(optimizer):
         return []
     restored = [PlateauState.from_dict(state) for state in states]
@@ -66,5 +66,12 @@ def _states_in(config: Any) -> Iterator[Any]:
             waiting += reversed(value)
 
 
+def _saved_states(saved: SavedOptimizer) -> list[Any]:
+    """The states in the learning rates of an optimizer and of its groups."""
+    groups = [group.settings.get("learning_rate") for group in saved.groups or ()]
+    return list(_states_in([saved.config.get("learning_rate"), *groups]))
+
+
 def _plateaus_of(optimizer: Optimizer) -> list[ReduceOnPlateau]:
-    return list(plateaus_in(optimizer._hyperparameters["learning_rate"]))
+    groups = [group.learning_rate for group in optimizer.groups]
+    return list(plateaus_in([optimizer._hyperparameters["learning_rate"], *groups]))

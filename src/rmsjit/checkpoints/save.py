@@ -269,6 +269,8 @@ def _saved_weights(optimizer: Optimizer, variables: Variables) -> list[SavedWeig
 
 
 def _saved_optimizer(optimizer: Optimizer, groups: list[SavedGroup]) -> SavedOptimizer:
+    if isinstance(optimizer, RMSprop) and int(optimizer.iterations) < 0:
+        raise ValueError(f"iterations must not be negative, got {int(optimizer.iterations)}")
     return SavedOptimizer(
         class_name=class_of(optimizer).__name__,
         subclass=type(optimizer).__name__,

@@ -23,7 +23,8 @@ def save_plot(path: Path, title: str, steps: Steps, rates: Floats) -> None:
     figure = Figure(figsize=(8, 4.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     _draw(axes, steps, rates)
-    axes.set_title("\n".join(textwrap.wrap(title, 90)), loc="left", fontsize=10, pad=12)
+    lines = textwrap.wrap(title.replace("$", r"\$"), 90)  # which would begin a formula
+    axes.set_title("\n".join(lines), loc="left", fontsize=10, pad=12)
     axes.set_xlabel("step")
     axes.set_ylabel("learning rate")
     figure.savefig(path)

@@ -115,8 +115,16 @@ def _print_all() -> None:
 
 def _add_target(parser: argparse.ArgumentParser, default: str) -> None:
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--output", type=Path, help=f"image to write (default: {default})")
+    target.add_argument("--output", type=_image, help=f"image to write (default: {default})")
     target.add_argument("--text", action="store_true", help="draw in the terminal instead")
+
+
+def _image(text: str) -> Path:
+    """The file of an image; a PNG without a suffix."""
+    path = Path(text)
+    if not path.name or path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be the name of an image file, got {text!r}")
+    return path if path.suffix else path.with_suffix(".png")
 
 
 def _add_arguments(parser: argparse.ArgumentParser, cls: type[LearningRateSchedule]) -> None:

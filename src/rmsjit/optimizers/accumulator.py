@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from rmsjit.arrays.layout import Key
+from numpy.typing import NDArray
+
+from rmsjit.arrays.layout import Key, array_key
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizers.sums import Sum
 from rmsjit.rule.form import Form
@@ -55,11 +57,14 @@ class Round(NamedTuple):
     calls : int
     summed : dict of str to Summed
         By the name of the variable in the store.
+    still : tuple of (gradient, variable)
+        Those of the last call that are of variables that do not move.
     """
 
     step: int = 0
     calls: int = 0
     summed: Mapping[str, Summed] = {}
+    still: Pairs = ()
 
 
 class Accumulator:
@@ -93,14 +98,15 @@ class Accumulator:
         """The round that the next step ends, where `step` steps have been taken."""
         return self._round if self._round.step == step else Round(step)
 
-    def add(self, pairs: Pairs, step: int) -> Pairs | None:
+    def add(self, pairs: Pairs, still: Pairs, counter: NDArray[Any]) -> Pairs | None:
         """Add the gradients of one call.
 
         Parameters
         ----------
         pairs : tuple of (gradient, variable)
-            May be empty, if all variables of the call are frozen.
-        step : int
+        still : tuple of (gradient, variable)
+            Those of variables that do not move, whose gradients are not read.
+        counter : integer 0-d array
             How many steps have been taken.
 
         Returns
@@ -114,11 +120,12 @@ class Accumulator:
         TypeError, ValueError, RuntimeError, IndexError
             As a step with these pairs would; see `rmsjit.steps.pairs`.
         """
+        checked = self._checked(pairs) if pairs else []  # here other Python code may run
         while True:
-            known = self._round
+            known, step = self._round, int(counter)
             before = self.current(step)
-            after = Round(step, before.calls + 1, self._added(before.summed, pairs))
-            if self._round is known:  # no signal handler has added a call
+            after = Round(step, before.calls + 1, self._added(before.summed, checked), still)
+            if self._round is known and counter == step:  # nothing has come between
                 break
         if after.calls >= self.calls_per_step:
             return self._reduced(after)
@@ -134,33 +141,46 @@ class Accumulator:
         """Begin a new round."""
         self._round = Round()
 
+    def end(self, ended: Round) -> None:
+        """Begin a new round after the step of one, unless another has begun meanwhile."""
+        if self._round is ended:
+            self._round = Round()
+
+    @property
+    def latest(self) -> Round:
+        """The last round that has begun, which may have ended."""
+        return self._round
+
     def restore(self, step: int, calls: int, sums: Sequence[tuple[Any, Any]]) -> None:
         """Go on with the sums of a round, pairs of a variable and its summed gradients."""
         pairs = [(gradient, variable) for variable, gradient in sums]
-        self._round = Round(step, calls, self._summed_with({}, pairs))
+        self._round = Round(step, calls, self._added({}, pairs))
 
     # --- sums -------------------------------------------------------------------------------
 
-    def _added(self, summed: Mapping[str, Summed], given: Pairs) -> dict[str, Summed]:
-        """Sums with the gradients of one call, in new memory where they change."""
-        pairs = present_pairs(given) if given else []
+    def _checked(self, given: Pairs) -> list[tuple[Any, Any]]:
+        """The pairs of a call that have a gradient."""
+        pairs = present_pairs(given)
         for position, (gradient, variable) in enumerate(pairs):
             if isinstance(gradient, IndexedSlices):
                 check_indices(gradient, variable, position)
         if self._nonfinite == RAISE:
             finite = finite_gradients([gradient for gradient, _ in pairs])
             accepts(RAISE, finite, lambda k: naming(pairs[k][1], k))
-        return self._summed_with(summed, pairs)
+        return pairs
 
-    def _summed_with(
+    def _added(
         self, summed: Mapping[str, Summed], pairs: Sequence[tuple[Any, Any]]
     ) -> dict[str, Summed]:
+        """Sums with the gradients of one call, in new memory where they change."""
         if self._sweeps and not summed and self._store.is_due_for_a_sweep:
             self._store.sweep()
         new = dict(summed)
         for entry, (gradient, variable) in zip(self._entered(pairs), pairs, strict=True):
             own, known = Sum.of(gradient, variable), new.get(entry.name)
             total = own if known is None else known.at(entry).plus(own)
+            if known is not None and isinstance(known.variable, Variable):
+                variable = known.variable  # it may have a constraint
             new[entry.name] = Summed(variable, {entry.key: total})
         return new
 
@@ -190,7 +210,7 @@ class Accumulator:
             if self.reduction == "mean":
                 total = total.divided(current.calls)
             pairs.append((total.for_view(array_of(variable)), variable))
-        return tuple(pairs)
+        return tuple(pairs) or current.still
 
     def entries_of(self, current: Round) -> dict[str, Entry]:
         """The entries of the variables with a sum, by name."""
@@ -201,7 +221,7 @@ class Accumulator:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy, in which variables are found by the store."""
-        step, calls, summed = self._round
+        step, calls, summed, _ = self._round
         entries = {entry.name: entry for entry in self._store.entries.values()}
         sums = {n: _original(one, entries[n]) for n, one in summed.items() if n in entries}
         return {**vars(self), "_round": (step, calls, sums)}
@@ -217,11 +237,12 @@ class Accumulator:
         }
         self._round = Round(step, calls, summed)
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, key: Key) -> None:
         """Drop the sum of a variable."""
-        step, calls, summed = self._round
-        kept = {name: one for name, one in summed.items() if name != entry.name}
-        self._round = Round(step, calls, kept)
+        entry = self._store.entries.get(key)
+        if entry is not None:
+            kept = {name: one for name, one in self._round.summed.items() if name != entry.name}
+            self._round = self._round._replace(summed=kept)
 
 
 def _original(summed: Summed, entry: Entry) -> Sum:
@@ -240,7 +261,9 @@ def _variable_of(entry: Entry) -> Any:
     if entry.is_nowhere:
         return None
     if entry.homes:  # more than one may be it, or none
-        homes = [home for _, home in held_homes([entry])]
-        return homes[0].view if homes else None
+        homes = {home.key: home.view for _, home in held_homes([entry])}
+        given = [thing for thing in entry.remembered() if isinstance(thing, Variable)]
+        held = [thing for thing in given if array_key(thing.array) in homes]
+        return next(iter([*held, *homes.values()]), None)
     given = [thing for thing in entry.objects() if isinstance(thing, Variable)]
     return given[0] if given else entry.owner

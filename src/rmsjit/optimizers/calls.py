@@ -195,24 +195,23 @@ class Calls(Hooks, KerasWeights):
         with self._store.lock.lock:  # calls of other threads come before or after
             try:
                 check_counter(self._counter)
-                total = accumulator.add(self._moving(pairs), int(self._counter))
+                pairs = checked_pairs(pairs)
+                still = [self._is_still(variable) for _, variable in pairs]
+                moving = tuple(compress(pairs, map(not_, still)))
+                total = accumulator.add(moving, tuple(compress(pairs, still)), self._counter)
             except BaseException as error:
                 self._refuse(error)
             if total is not None:
-                self._step_of_round(total or pairs, aggregate)
-
-    def _moving(self, pairs: Pairs) -> Pairs:
-        """The pairs whose gradients are read: not of variables that are frozen or not trained."""
-        pairs = checked_pairs(pairs)
-        still = [self._is_still(variable) for _, variable in pairs]
-        return pairs if not any(still) else tuple(compress(pairs, map(not_, still)))
+                self._step_of_round(total, aggregate)
 
     def _is_still(self, variable: Any) -> bool:
+        """Whether a step does not change a variable, and so does not read its gradient."""
         return not is_trainable(variable) or (bool(self.groups) and self._is_frozen(variable))
 
     def _step_of_round(self, pairs: Pairs, aggregate: bool) -> None:
         """Take a step, and begin a new round unless it fails."""
         assert self._accumulator is not None
+        latest = self._accumulator.latest
         if pairs:
             self._step(pairs, aggregate)
-        self._accumulator.clear()  # a step that was skipped has not counted
+        self._accumulator.end(latest)  # a step that was skipped has not counted

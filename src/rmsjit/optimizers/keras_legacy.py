@@ -372,7 +372,7 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
 
     def _forget_sums(self, entry: Entry) -> None:
         if self._accumulator is not None:
-            self._accumulator.forget(entry)
+            self._accumulator.forget(entry.key)
 
     def _refuse_to_move(self, what: str) -> None:
         """Raise `RuntimeError` where gradients that wait for a step can't be taken along."""

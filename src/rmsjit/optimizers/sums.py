@@ -88,6 +88,8 @@ class Sum(NamedTuple):
     def in_copy(self, home: Home) -> Sum:
         """The sum beside an array that may be a copy of the variable."""
         shape, layout = home.view.shape, layout_of(home.view)
+        if home.layout.orders_like(layout):  # so any view of either is one of the other
+            return self
         if isinstance(self.total, IndexedSlices) and (shape, home.layout) == self[1:]:
             return Sum(self.total, shape, layout)
         return Sum(home.from_original(self.elements()), shape, layout)
@@ -95,6 +97,8 @@ class Sum(NamedTuple):
     def in_original(self, home: Home) -> Sum:
         """The inverse of `in_copy`."""
         shape, layout = home.view.shape, home.layout
+        if layout.orders_like(layout_of(home.view)):
+            return self
         if isinstance(self.total, IndexedSlices):
             return Sum(self.total, shape, layout)
         return Sum(home.to_original(self.total), shape, layout)

@@ -55,6 +55,7 @@ def state_of(store: SlotStore) -> dict[str, Any]:
     entries = list(store.entries.values())
     numbers = {entry.key: number for number, entry in enumerate(entries)}
     slots = {(e.key, slot) for e in entries for slot in e.slots}
+    created = list(store.created.items())  # in one call, as other threads may add some
     probe = np.zeros(1)
     return {
         "name": store.name,
@@ -66,7 +67,7 @@ def state_of(store: SlotStore) -> dict[str, Any]:
         "entries": described(entries),
         "created": [
             (numbers.get(key), slot, None if (key, slot) in slots else variable)
-            for (key, slot), variable in store.created.items()
+            for (key, slot), variable in created
         ],
         "probe": (probe, probe),
     }
@@ -182,6 +183,8 @@ def revived(state: Described, links_arrays: bool) -> Entry:
 
 def _view_at(place: InOwner, anchor: NDArray[Any], dtype: str) -> NDArray[Any] | None:
     """The view at the same place in a copied array, or None if that is impossible."""
+    if 0 in place.shape:  # which may begin behind the end of a copy
+        return np.empty(place.shape, dtype_named(dtype))
     if (place.offset, *place[1:3]) == (0, *place[3:]) and dtype == anchor.dtype.name:
         return private_view(anchor)  # it is the array itself
     memory = canonical_view(anchor)

@@ -35,11 +35,12 @@ def settle(store: SlotStore) -> None:
     if not store.unsettled:
         return
     store.unsettled = False
-    found: dict[Key, list[Any]] = {}
+    found: dict[Key, dict[Key, Any]] = {}  # the homes of each entry, by their memory
     for entry, home in held_homes(_distinct(store.unmet.values())):
-        found.setdefault(entry.key, []).append((entry, home))
+        found.setdefault(entry.key, {})[home.key] = entry, home
     store.apart = not found
-    _settle_at(store, {key: places[0] for key, places in found.items() if len(places) == 1})
+    alone = {key: places for key, places in found.items() if len(places) == 1}
+    _settle_at(store, {key: next(iter(places.values())) for key, places in alone.items()})
 
 
 def held_homes(unmet: Sequence[Entry]) -> list[tuple[Entry, Home]]:
@@ -87,11 +88,14 @@ def _meet_stranger(store: SlotStore, array: NDArray[Any], name: str) -> None:
         if (entry.canonical.dtype, entry.canonical.size) == (array.dtype, array.size)
     ]
     alike = [entry for entry in unmet if entry.shape == array.shape]
-    same = next((e for e in [*alike, *unmet] if _has_values(e.homes, array)), None)
+    same, home = _with_values(dict.fromkeys([*alike, *unmet]), array)
     if same is None and not alike:
         return
-    if same is not None:
-        store.replace({same.key: store.moved(same, array)})
+    if same is not None and home is not None:
+        _settle_at(store, {same.key: (same, home)})
+        settled = store.entries[home.key]
+        by_axes = home.view if _is_equal(home.view, array) else None
+        store.replace({settled.key: store.moved(settled, array, by_axes)})
     if name and (store.apart if same is None else store.links_arrays):
         begins = "starts without state"
         if same is not None:
@@ -109,17 +113,25 @@ def _distinct(entries: Iterable[Entry]) -> list[Entry]:
     return list({id(entry): entry for entry in entries}.values())
 
 
-def _has_values(homes: Iterable[Home], array: NDArray[Any]) -> bool:
-    """Whether an array has exactly the values that a variable had when it was copied.
+def _with_values(
+    entries: Iterable[Entry], array: NDArray[Any]
+) -> tuple[Entry, Home] | tuple[None, None]:
+    """The entry, and its home, with exactly the values of an array.
 
-    If the shapes differ, the values must be in the same order in memory, and not all equal.
+    Those of another view must be in the same order in memory, and not all equal.
     """
-    canonical = canonical_view(array)
-    flat = canonical.reshape(-1)
-    several = bool((flat != flat[:1]).any())
-    return any(
-        home.view.tobytes() == array.tobytes()
-        if home.view.shape == array.shape
-        else several and canonical_view(home.view).tobytes() == canonical.tobytes()
-        for home in homes
-    )
+    homes = [(entry, home) for entry in entries for home in entry.homes]
+    for entry, home in homes:
+        if _is_equal(home.view, array):
+            return entry, home
+    flat = canonical_view(array).reshape(-1)
+    if (flat != flat[:1]).any():
+        for entry, home in homes:
+            if canonical_view(home.view).tobytes() == flat.tobytes():
+                return entry, home
+    return None, None
+
+
+def _is_equal(view: NDArray[Any], array: NDArray[Any]) -> bool:
+    """Whether two arrays have the same shape, and the same values bit for bit."""
+    return view.shape == array.shape and view.tobytes() == array.tobytes()

@@ -185,7 +185,7 @@ class SlotStore:
         if slot not in entry.slots:
             return self.created.get((entry.key, slot))
         array = array_of(variable)
-        return self._seen_as(entry, slot, layout_of(array), array.shape)
+        return self.seen_as(entry, slot, layout_of(array), array.shape)
 
     def add_slot(self, variable: Any, slot: str, value: NDArray[Any]) -> Variable:
         """Add a slot that the rule does not use, for a variable that has been checked."""
@@ -351,24 +351,25 @@ class SlotStore:
 
     def variables(self) -> list[Variable]:
         """All known variables whose memory is still there."""
-        there = [entry for entry in self.entries.values() if not entry.is_gone]
+        there = [entry for entry in list(self.entries.values()) if not entry.is_gone]
         return [Variable(private_view(entry.owner), entry.name) for entry in there]
 
     def with_slots(self) -> list[Entry]:
         """The variables that have slots, in the order in which they got them."""
-        keys = dict.fromkeys(key for key, _ in self.created)
+        keys = dict.fromkeys(key for key, _ in list(self.created))
         return [e for key in keys if (e := self.entries.get(key)) is not None and e.slots]
 
-    def moved(self, entry: Entry, variable: Any) -> Entry:
+    def moved(self, entry: Entry, variable: Any, view: NDArray[Any] | None = None) -> Entry:
         """A new entry for another variable of the same size and dtype, with the same slots.
 
-        If the shapes differ, elements keep their order in memory.
+        Its axes are those of a view of the former one.  Without one, or if the shapes differ,
+        elements keep their order in memory.
         """
         new = entry_of(variable)
         new.follow(entry)
         for slot, flat in entry.slots.items():
-            if new.shape == entry.shape:
-                flat = reordered(flat, entry.shape, entry.layout, new.layout)
+            if view is not None and new.shape == view.shape:
+                flat = reordered(flat, view.shape, layout_of(view), new.layout)
             new.slots[slot] = self.placed(flat, new)
         return new
 
@@ -426,9 +427,9 @@ class SlotStore:
 
     def seen(self, entry: Entry, slot: str) -> Variable:
         """A slot that the rule uses, with the axes of the entry's owner."""
-        return self._seen_as(entry, slot, entry.layout, entry.shape)
+        return self.seen_as(entry, slot, entry.layout, entry.shape)
 
-    def _seen_as(self, entry: Entry, slot: str, layout: Layout, shape: tuple[int, ...]) -> Variable:
+    def seen_as(self, entry: Entry, slot: str, layout: Layout, shape: tuple[int, ...]) -> Variable:
         """A slot that the rule uses, with the axes of a view of its variable."""
         flat = entry.slots[slot]
         if has_records(flat):

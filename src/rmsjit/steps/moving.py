@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.blocks import as_stored, record_length
-from rmsjit.arrays.layout import rows_key
+from rmsjit.arrays.layout import array_key, layout_of, rows_key
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
 from rmsjit.state.clock import Clock
 from rmsjit.state.entries import Entry
@@ -43,22 +43,39 @@ def forget(store: SlotStore, variable: Any) -> None:
 def rebind(store: SlotStore, old: Any, new: Any, catch_up: CatchUp) -> None:
     """Move the state of variables to other memory; see `Optimizer.rebind`."""
     with store.lock.lock:
-        pairs = _pairs(store, old, new)
-        for position, (entry, variable) in enumerate(pairs):
-            _check_alike(entry, variable, position)
-        changes = [(entry, store.moved(entry, variable)) for entry, variable in pairs]
-        for entry, moved in changes:
-            _move_clock(entry, moved)
+        moves = _moves(store, old, new)
+        for position, move in enumerate(moves):
+            _check_alike(move, position)
+        changes = [(entry, store.moved(entry, to, view)) for entry, view, to in moves]
+        for (entry, view, _), (_, moved) in zip(moves, changes, strict=True):
+            _move_clock(entry, view, moved)
         _exchange(store, changes)
         for _, moved in changes:
             catch_up(moved)
 
 
-def _pairs(store: SlotStore, old: Any, new: Any) -> list[tuple[Entry, Any]]:
+class _Move(NamedTuple):
+    """A variable whose state moves.
+
+    Attributes
+    ----------
+    entry : Entry
+    view : ndarray
+        The variable with the axes that the caller knows.
+    to : object
+        The new variable, whose axes are the same.
+    """
+
+    entry: Entry
+    view: NDArray[Any]
+    to: Any
+
+
+def _moves(store: SlotStore, old: Any, new: Any) -> list[_Move]:
     if new is not None:
-        return [(store.named(old), new)]
+        return [_move(store, old, new)]
     if isinstance(old, Mapping):
-        return [(store.named(name), variable) for name, variable in old.items()]
+        return [_move(store, name, variable) for name, variable in old.items()]
     if not isinstance(old, (list, tuple)):
         raise TypeError(f"rebind needs a new variable, or a dict or list of them, got {old!r}")
     entries = list(store.entries.values())
@@ -68,31 +85,44 @@ def _pairs(store: SlotStore, old: Any, new: Any) -> list[tuple[Entry, Any]]:
             f"rebind needs a variable for each of the {len(entries)} that are known ({names}), "
             f"got {len(old)}"
         )
-    return list(zip(entries, old, strict=True))
+    return [_Move(entry, entry.owner, to) for entry, to in zip(entries, old, strict=True)]
 
 
-def _check_alike(entry: Entry, variable: Any, position: int) -> None:
+def _move(store: SlotStore, old: Any, new: Any) -> _Move:
+    entry = store.named(old)
+    return _Move(entry, _view_of(entry, old), new)
+
+
+def _view_of(entry: Entry, given: Any) -> NDArray[Any]:
+    """The view of a variable that was given; the first one that was seen for a name."""
+    array = array_of(given)
+    is_view = isinstance(array, np.ndarray) and array_key(array) == entry.key
+    return array if is_view else entry.owner
+
+
+def _check_alike(move: _Move, position: int) -> None:
+    entry, view, variable = move
     check_variable(variable, position)
     array = array_of(variable)
-    if array.shape != entry.shape or array.dtype != entry.canonical.dtype:
+    if array.shape != view.shape or array.dtype != entry.canonical.dtype:
         raise ValueError(
-            f"{naming(variable, position)} must have shape {entry.shape} and dtype "
+            f"{naming(variable, position)} must have shape {view.shape} and dtype "
             f"{entry.canonical.dtype} of {entry.name}, got {array.shape} and {array.dtype}"
         )
 
 
-def _move_clock(entry: Entry, moved: Entry) -> None:
+def _move_clock(entry: Entry, view: NDArray[Any], moved: Entry) -> None:
     """Let rows that missed steps catch up in the new memory, which has copies of them."""
-    if entry.clock is not None and _has_missed_steps(entry):
+    if entry.clock is not None and _has_missed_steps(entry, view):
         moved.clock = copy.copy(entry.clock)
         moved.clock.rows_key = rows_key(moved.owner)
 
 
-def _has_missed_steps(entry: Entry) -> bool:
+def _has_missed_steps(entry: Entry, view: NDArray[Any]) -> bool:
     """Whether rows of a table may have to catch up; an error if they are those of another view."""
     if entry.clock is None or entry.clock.now == 0:
         return False
-    if entry.table.shape != entry.shape:
+    if not view.ndim or entry.clock.rows_key != rows_key(view):
         raise ValueError(
             f"{entry.name} has rows that missed steps in another view, of shape "
             f"{entry.table.shape}: sync it first"
@@ -120,35 +150,37 @@ def resize_rows(store: SlotStore, old: Any, new: Any, epsilon: float, catch_up: 
     """Keep the slots of a table's rows; see `Optimizer.resize_rows`."""
     with store.lock.lock:
         entry = store.named(old)
-        table = old if new is None else new
-        _check_rows(entry, table)
-        resized = _with_rows(store, entry, table, epsilon)
-        _catch_up_rows(entry, resized, catch_up)
+        view, table = _view_of(entry, old), old if new is None else new
+        _check_rows(entry, view, table)
+        resized = _with_rows(store, entry, view, table, epsilon)
+        _catch_up_rows(entry, view, resized, catch_up)
         _exchange(store, [(entry, resized)])
 
 
-def _check_rows(entry: Entry, table: Any) -> None:
+def _check_rows(entry: Entry, view: NDArray[Any], table: Any) -> None:
     if isinstance(table, str):
         raise TypeError(f"resize_rows needs the table itself, got only its name {table!r}")
     check_variable(table, 0)
     array = array_of(table)
-    fits = array.ndim == len(entry.shape) > 0 and array.shape[1:] == entry.shape[1:]
+    fits = array.ndim == view.ndim > 0 and array.shape[1:] == view.shape[1:]
     if not fits or array.dtype != entry.canonical.dtype:
         raise ValueError(
-            f"{naming(table, 0)} must have rows of shape {entry.shape[1:]} and dtype "
+            f"{naming(table, 0)} must have rows of shape {view.shape[1:]} and dtype "
             f"{entry.canonical.dtype} of {entry.name}, got {array.shape} and {array.dtype}"
         )
 
 
-def _with_rows(store: SlotStore, entry: Entry, table: Any, epsilon: float) -> Entry:
+def _with_rows(
+    store: SlotStore, entry: Entry, view: NDArray[Any], table: Any, epsilon: float
+) -> Entry:
     """An entry for a table with more or fewer rows; rows that stay keep their slots."""
     resized = Entry(table, entry.precision)
     resized.follow(entry)
     resized.record_length = record_length(resized.shape, resized.layout)
-    kept = min(entry.shape[0], resized.shape[0])
+    kept = min(view.shape[0], resized.shape[0])
     slots = {slot.name: slot for slot in store.slots_of(resized)}
     for slot in entry.slots:
-        former = store.seen(entry, slot).array
+        former = store.seen_as(entry, slot, layout_of(view), view.shape).array
         value = np.empty(resized.shape, former.dtype)
         value[...] = store.form.slot(slot).first_values(epsilon, resized.owner)
         value[:kept] = former[:kept]
@@ -159,10 +191,10 @@ def _with_rows(store: SlotStore, entry: Entry, table: Any, epsilon: float) -> En
     return resized
 
 
-def _catch_up_rows(entry: Entry, resized: Entry, catch_up: CatchUp) -> None:
+def _catch_up_rows(entry: Entry, view: NDArray[Any], resized: Entry, catch_up: CatchUp) -> None:
     """Let the rows of the resized table catch up with the steps that they missed."""
     clock = entry.clock
-    if clock is None or not _has_missed_steps(entry):
+    if clock is None or not _has_missed_steps(entry, view):
         return
     rows = _up_to_date(clock, resized.shape[0])
     rows.rows_key = rows_key(resized.owner)

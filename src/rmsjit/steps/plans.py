@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -84,15 +85,17 @@ def _used(plans: OrderedDict[Any, P], key: Any) -> P | None:
     """The plan with this key, which is then dropped last, or None."""
     plan = plans.get(key)
     if plan is not None:
-        plans.move_to_end(key)
+        with suppress(KeyError):  # another thread or a signal handler has forgotten it meanwhile
+            plans.move_to_end(key)
     return plan
 
 
 def _put(plans: OrderedDict[Any, P], key: Any, plan: P) -> None:
-    plans[key] = plan
-    plans.move_to_end(key)
-    if len(plans) > MOST:
-        plans.popitem(last=False)
+    with suppress(KeyError):
+        plans[key] = plan
+        plans.move_to_end(key)
+        if len(plans) > MOST:
+            plans.popitem(last=False)
 
 
 def layouts_of(variables: Sequence[Any], kinds: Sequence[type]) -> tuple[Any, ...]:
