@@ -1022,3 +1022,27 @@ def test_a_variable_is_not_computed_into_an_array_unseen(name):
     np.testing.assert_array_equal(tape.gradient(total, v), [2.0, 2.0])
     INTO_ARRAYS[name](x, v)  # without a tape
     assert x.any()
+
+
+WRITERS = {
+    "copyto": lambda v: np.copyto(v, [10.0, 20.0]),
+    "put": lambda v: np.put(v, [0], [10.0]),
+    "place": lambda v: np.place(v, [True, False], [10.0]),
+    "putmask": lambda v: np.putmask(v, [True, False], [10.0]),
+    "clip": lambda v: np.clip(v, 5.0, 6.0, out=v),
+    "sum": lambda v: np.sum(np.ones((3, 2)), axis=0, out=v),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_numpy_writes_to_a_variable_is_noticed(name):
+    v = Variable(np.array([1.0, 2.0]))
+    with GradientTape() as tape:
+        loss = (v**2).sum()
+        with pytest.raises(TypeError, match="an operator can't write to Variable:0 while"):
+            WRITERS[name](v)
+    np.testing.assert_array_equal(v, [1.0, 2.0])
+    WRITERS[name](v)
+    assert v.numpy()[0] != 1.0
+    with pytest.raises(RuntimeError):
+        tape.gradient(loss, v)

@@ -464,3 +464,15 @@ def test_a_file_of_torch(torch, tmp_path):
     np.testing.assert_equal(slots_of(resumed, variables), slots_of(optimizer, variables))
     state_dict["state"][0]["square_avg"].zero_()  # a copy
     assert optimizer.get_slot(variables["w"], "rms").numpy().all()
+
+
+def test_an_optimizer_that_is_given_twice_is_refused():
+    opt, numbers = rmsjit.forms.torch(), {"lr": 0.01, "alpha": 0.99, "eps": 1e-8}
+    states = {k: {"step": 3.0, "square_avg": np.full((3, 2), float(k))} for k in range(2)}
+    groups = [{**numbers, "params": [k]} for k in range(2)]
+    variables = [{"a": np.ones((3, 2))}, {"b": np.ones((3, 2))}]
+    state_dict = {"state": states, "param_groups": groups}
+    with pytest.raises(ValueError, match="different optimizers, got one of them twice"):
+        rmsjit.interop.from_torch_state_dict(state_dict, variables, [opt, opt])
+    assert int(opt.iterations) == 0
+    assert opt.variables_seen == []

@@ -31,6 +31,10 @@ def _array_method(name: str) -> _Method:
     return method
 
 
+# Functions that write to their first argument.
+_WRITERS = (np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask)
+
+
 class Variable(NDArrayOperatorsMixin):
     """A named array that optimizers update in place.
 
@@ -212,7 +216,12 @@ class Variable(NDArrayOperatorsMixin):
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        return function(*mapped(_read, args), **mapped(_read, kwargs))
+        written = _written_by(function, args, kwargs)
+        for target in written:
+            _check_unwatched(target)
+        result = function(*mapped(_read, args), **mapped(_read, kwargs))
+        hooks.wrote(target.array for target in written)
+        return result
 
     # These three make a variable look like one of autograd's boxes, also inside lists.  autograd
     # uses them once the first `rmsjit.GradientTape` has registered `Variable`.
@@ -369,6 +378,13 @@ def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
     if isinstance(arguments, dict):
         return {key: mapped(change, argument) for key, argument in arguments.items()}
     return change(arguments)
+
+
+def _written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Variable]:
+    """The variables that a function of NumPy writes to."""
+    out = kwargs.get("out", ())
+    targets = [*(out if isinstance(out, tuple) else (out,)), *args[: function in _WRITERS]]
+    return [target for target in targets if isinstance(target, Variable)]
 
 
 def _check_unwatched(target: Any) -> None:

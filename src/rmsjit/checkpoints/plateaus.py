@@ -1,7 +1,8 @@
 """The state of `ReduceOnPlateau`, restored into the schedules of an existing optimizer.
 
 A checkpoint has that state in the configurations of the optimizer and of groups, within the
-learning rate.  The other arguments of a schedule are hyperparameters, which `load` leaves as they are.
+learning rate.  The other arguments of a schedule are hyperparameters, which `load` leaves as they
+are.
 """
 
 from __future__ import annotations

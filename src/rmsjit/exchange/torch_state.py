@@ -250,6 +250,8 @@ def _in_pairs(optimizers: Any, variables: Any) -> list[tuple[Any, Any]]:
         raise ValueError(
             f"optimizer must be a list of {len(variables)}, as variables are, got {optimizers!r}"
         )
+    if len({id(one) for one in optimizers}) < len(optimizers):
+        raise ValueError("optimizer must be a list of different optimizers, got one of them twice")
     return list(zip(optimizers, variables, strict=True))
 
 
