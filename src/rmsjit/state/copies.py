@@ -183,10 +183,10 @@ def revived(state: Described, links_arrays: bool) -> Entry:
 
 def _view_at(place: InOwner, anchor: NDArray[Any], dtype: str) -> NDArray[Any] | None:
     """The view at the same place in a copied array, or None if that is impossible."""
-    if 0 in place.shape:  # which may begin behind the end of a copy
-        return np.empty(place.shape, dtype_named(dtype))
     if (place.offset, *place[1:3]) == (0, *place[3:]) and dtype == anchor.dtype.name:
         return private_view(anchor)  # it is the array itself
+    if 0 in place.shape:  # which may begin behind the end of a copy
+        return np.empty(place.shape, dtype_named(dtype))
     memory = canonical_view(anchor)
     offset, strides = place.offset, place.strides
     if anchor.strides != place.steps:  # copies are dense, and pickles are in C or F order

@@ -220,7 +220,7 @@ class SlotStore:
         entries, fresh = list(entries), list(fresh)
         if any(self.entries.get(entry.key, entry) is not entry for entry in entries):
             return False
-        if any(slot in entry.slots for entry, slot, _ in fresh):
+        if any(entry.slots.get(slot, value) is not value for entry, slot, value in fresh):
             return False
         wrapped = {}
         for entry in entries:
