@@ -962,6 +962,24 @@ def test_file_system_without_locks(path, monkeypatch):
     load(path)
 
 
+def test_a_lock_that_was_made_again_is_not_ours(tmp_path, monkeypatch):
+    """Two other writers are removing the folder, and the second one holds the new lock."""
+    lock = tmp_path / "lock"
+
+    def wait(file, *, wait):
+        lock.unlink()
+        lock.touch()
+        return True
+
+    monkeypatch.setattr(atomic_file, "_lock", wait)
+    assert atomic_file._locked(lock) is None
+    monkeypatch.setattr(atomic_file, "_lock", lambda file, *, wait: lock.unlink() or True)
+    assert atomic_file._locked(lock) is None
+    monkeypatch.setattr(atomic_file, "_lock", lambda file, *, wait: True)
+    with atomic_file._locked(lock) as held:
+        assert not held.closed
+
+
 def test_threads_that_save_to_one_path(path):
     variables = [{"w": np.full(1000, k)} for k in range(4)]
 

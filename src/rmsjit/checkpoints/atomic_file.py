@@ -88,10 +88,22 @@ def _locked(path: Path) -> FileIO | None:
     except FileNotFoundError:
         return None
     _lock(lock, wait=True)
-    if path.exists():  # don't use st_nlink: it is always 0 on some mounts
+    if _is_at(lock, path):
         return lock
     lock.close()
     return None
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    """Whether a path leads to this file.
+
+    Two writers may be removing a folder: the second one makes a lock again that the first one has
+    just removed.
+    """
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _remove_abandoned(target: Path) -> None:
