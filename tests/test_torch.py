@@ -242,14 +242,20 @@ LAYOUTS = {
 }
 
 
-@in_both_ways
-@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
-@pytest.mark.parametrize("dtype", ["float32", "complex64"])
-def test_parameters_of_other_layouts(make, dtype):
+def lists_of_a_layout(make, dtype):
+    """The same parameter of a layout for each of the two classes."""
     torch.manual_seed(1)
     lists = [[torch.nn.Parameter(make().to(getattr(torch, dtype)))] for _ in range(2)]
     with torch.no_grad():
         lists[1][0].copy_(lists[0][0])
+    return lists
+
+
+@in_both_ways
+@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_parameters_of_other_layouts(make, dtype):
+    lists = lists_of_a_layout(make, dtype)
     optimizers = [cls(params, momentum=0.9) for params, cls in zip(lists, CLASSES, strict=True)]
     for step in range(3):
         new_gradients(*lists, seed=step)
@@ -271,10 +277,7 @@ def in_a_buffer(parameter, gradient):
 @pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_gradients_with_the_strides_of_other_layouts(make, dtype):
-    torch.manual_seed(1)
-    lists = [[torch.nn.Parameter(make().to(getattr(torch, dtype)))] for _ in range(2)]
-    with torch.no_grad():
-        lists[1][0].copy_(lists[0][0])
+    lists = lists_of_a_layout(make, dtype)
     optimizers = [cls(params, lr=0.5) for params, cls in zip(lists, CLASSES, strict=True)]
     for step in range(3):
         new_gradients(*lists, seed=step)

@@ -27,6 +27,9 @@ class Startup:
     def timeraw_import(self):
         return "import rmsjit"
 
+    def timeraw_optimizer(self):
+        return "import rmsjit; rmsjit.RMSprop()"
+
     def timeraw_import_of_numba(self):
         return "import numba"
 

@@ -110,7 +110,7 @@ def unnamed(optimizer: Optimizer, variables: Variables) -> list[str]:
 def own_weights(optimizer: Optimizer) -> dict[Place, Variable]:
     """The weights that are not slots of a variable, in the order of their creation."""
     store = optimizer._store
-    return {place: w for place, w in store.created.items() if place[0] not in store.entries}
+    return {place: w for place, w in list(store.created.items()) if place[0] not in store.entries}
 
 
 def is_rules_slot(weight: SavedWeight, checkpoint: Checkpoint) -> bool:

@@ -254,7 +254,7 @@ def _saved_weights(optimizer: Optimizer, variables: Variables) -> list[SavedWeig
     store = optimizer._store
     names = {key_of(variable): name for name, variable in reversed(list(variables.items()))}
     saved = []
-    for (key, title), weight in store.created.items():
+    for (key, title), weight in list(store.created.items()):
         name = names[key] if key in store.entries else None
         if isinstance(weight, PackedSlot):
             value = as_bytes(weight.records)  # in the order of the variable in memory

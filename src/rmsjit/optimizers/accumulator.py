@@ -215,14 +215,15 @@ class Accumulator:
     def entries_of(self, current: Round) -> dict[str, Entry]:
         """The entries of the variables with a sum, by name."""
         self._store.settle()
-        return {e.name: e for e in self._store.entries.values() if e.name in current.summed}
+        entries = list(self._store.entries.values())  # in one call, as other threads may add some
+        return {entry.name: entry for entry in entries if entry.name in current.summed}
 
     # --- variables that move ----------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy, in which variables are found by the store."""
         step, calls, summed, _ = self._round
-        entries = {entry.name: entry for entry in self._store.entries.values()}
+        entries = {entry.name: entry for entry in list(self._store.entries.values())}
         sums = {n: _original(one, entries[n]) for n, one in summed.items() if n in entries}
         return {**vars(self), "_round": (step, calls, sums)}
 
