@@ -54,7 +54,7 @@ def new_slots(monkeypatch, shapes, **arguments):
     variables = [np.zeros(shape, np.float32) for shape in shapes]
     for _ in range(2):
         opt.apply_gradients([(np.ones_like(v), v) for v in variables])
-    return found, opt._engine._plans.last.plan.groups
+    return found, opt._engine._plans.last.plan.layout.groups
 
 
 @pytest.mark.parametrize("state_dtype", [None, "bfloat16"])

@@ -91,7 +91,8 @@ for _ in range(3):
     optimizer.apply_gradients([(np.ones(8, np.float32), variable)])
 engine = optimizer._engine
 read = [optimizer, optimizer._hyperparameters, engine]
-read += [engine._plans.last.plan, *engine._plans.last.plan.free]
+plan = engine._plans.last.plan
+read += [plan, plan.layout, plan.updates, plan.bindings, *plan.bindings.free]
 always = has_dictionary(Plain())  # in this version of Python
 print(*(type(thing).__name__ for thing in read if has_dictionary(thing) and not always))
 """

@@ -221,18 +221,18 @@ def test_pairs_that_have_not_moved_are_read_once(monkeypatch):
     pairs = ((gradient, W),)
     for _ in range(2):
         opt.apply_gradients(pairs)
-    plan = opt._engine._plans.last.plan
-    read, bind = [], plan.bind
+    bindings = opt._engine._plans.last.plan.bindings
+    read, bind = [], bindings.bind
     monkeypatch.setattr(
-        plan, "bind", lambda *given, **by_name: read.append(1) or bind(*given, **by_name)
+        bindings, "bind", lambda *given, **by_name: read.append(1) or bind(*given, **by_name)
     )
     address = gradient.__array_interface__["data"][0]
 
     def bound():
-        binding = plan.bind_unmoved(pairs)
+        binding = bindings.bind_unmoved(pairs)
         assert binding.gradients.tolist() == [address]
         assert binding.alive is pairs
-        plan.free.append(binding)
+        bindings.free.append(binding)
 
     for reads in (1, 1):
         bound()
@@ -242,7 +242,7 @@ def test_pairs_that_have_not_moved_are_read_once(monkeypatch):
         bound()
         assert len(read) == reads
     opt._engine.store.epoch[0] += 1  # something that the plan depends on has changed
-    assert plan.bind_unmoved(pairs) is None
+    assert bindings.bind_unmoved(pairs) is None
 
 
 def test_gradients_that_are_copied_are_copied_at_every_step():
@@ -251,10 +251,10 @@ def test_gradients_that_are_copied_are_copied_at_every_step():
     pairs = ((gradient[::2], W),)
     for _ in range(2):
         opt.apply_gradients(pairs)
-    plan = opt._engine._plans.last.plan
+    bindings = opt._engine._plans.last.plan.bindings
     for value in (1.0, 2.0):
         gradient[...] = value
-        binding = plan.bind_unmoved(pairs)
+        binding = bindings.bind_unmoved(pairs)
         _, [copy] = binding.alive
         assert (copy == value).all()
-        plan.free.append(binding)
+        bindings.free.append(binding)

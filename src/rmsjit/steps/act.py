@@ -39,6 +39,30 @@ class Call(NamedTuple):
     alive: Any = None
 
 
+class Validity(NamedTuple):
+    """The number that an epoch must still have for a plan and its acts to be used.
+
+    Attributes
+    ----------
+    epoch : int64 array, shape (1,)
+        See `rmsjit.state.slots.SlotStore.epoch`.
+    expected : int
+    """
+
+    epoch: NDArray[np.int64]
+    expected: int
+
+    @classmethod
+    def of_now(cls, epoch: NDArray[np.int64]) -> Validity:
+        """Until the epoch changes."""
+        return cls(epoch, int(epoch[0]))
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing has changed."""
+        return bool(self.expected == self.epoch[0])
+
+
 class Act:
     """Kernel calls that are run one after the other, without a return to Python.
 
@@ -47,9 +71,8 @@ class Act:
     calls : sequence of Call
     counter : integer 0-d array, optional
         Incremented in the same act, so that no other code sees one done without the other.
-    valid : (int64 array of shape (1,), int), optional
-        The act refuses to run unless the array holds this number; see
-        `rmsjit.state.slots.SlotStore.epoch`.
+    valid : Validity, optional
+        The act refuses to run unless it holds.
     launch : Launch
         How parallel kernels are run.
     nbytes : int
@@ -74,7 +97,7 @@ class Act:
         self,
         calls: Sequence[Call],
         counter: NDArray[Any] | None = None,
-        valid: tuple[NDArray[np.int64], int] | None = None,
+        valid: Validity | None = None,
         launch: Launch = ONE_THREAD,
         nbytes: int = 0,
         trials: Trials | None = None,
@@ -86,7 +109,7 @@ class Act:
         words[act.GET_THREADS], words[act.SET_THREADS] = launch.get_threads, launch.set_threads
         words[act.GATE] = _GATE
         if valid is not None:
-            words[act.EPOCH], words[act.EXPECTED_EPOCH] = address_of(valid[0]), valid[1]
+            words[act.EPOCH], words[act.EXPECTED_EPOCH] = address_of(valid.epoch), valid.expected
         if counter is not None:
             words[act.COUNTER], words[act.COUNTER_BYTES] = address_of(counter), counter.itemsize
             words[act.COUNTER_LIMIT] = _highest(counter.dtype)

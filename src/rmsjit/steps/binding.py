@@ -23,7 +23,7 @@ from rmsjit.steps.roaming import Found, Locator, RoamingPlace
 
 
 class Binding:
-    """Memory for one step at a time; the plan reuses it from step to step.
+    """Memory for one step at a time; reused from step to step.
 
     It holds everything that kernels are called with, so a step of known variables allocates
     nothing.  Threads that step at the same time have a binding each.  A binding has no reference
@@ -57,7 +57,7 @@ class Binding:
     alive : object
         Keeps the gradients behind the addresses alive.
     known : tuple or None
-        Pairs that need not be read again as long as nothing moves; see `Plan.bind_unmoved`.
+        Pairs that need not be read again as long as nothing moves; see `Bindings.bind_unmoved`.
     """
 
     def __init__(

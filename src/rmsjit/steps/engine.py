@@ -26,6 +26,7 @@ from rmsjit.state.slots import SlotStore
 from rmsjit.steps import exact, nonfinite
 from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
+from rmsjit.steps.groups import constrain
 from rmsjit.steps.launching import launch_for
 from rmsjit.steps.nonfinite import PROPAGATE
 from rmsjit.steps.pairs import Pairs, warn_of_missing
@@ -179,8 +180,9 @@ class Engine:
             plan, last = None, self._plans.last
             if last is not None:
                 plan = last.plan
+                bindings = plan.bindings
                 are_unmoved = stage is not None and stage.are_unmoved
-                binding = plan.bind_unmoved(pairs) if are_unmoved else plan.bind(pairs)
+                binding = bindings.bind_unmoved(pairs) if are_unmoved else bindings.bind(pairs)
             if plan is None or binding is None:
                 plan, binding, pairs = self._planner.bound(pairs, hyperparameters)
                 if values is not None and len(values) < plan.group_count:
@@ -191,12 +193,12 @@ class Engine:
                     continue
                 if may_launch:
                     launch = self._launch(plan, binding)
-            if plan.complex_dtype:
-                refuse_complex(plan.complex_dtype, clipping, plan.form)
+            if plan.layout.complex_dtype:
+                refuse_complex(plan.layout.complex_dtype, clipping, plan.form)
             if must_judge:
                 accepted, factors = self._judged(plan, binding, clipping, launch, stage, scale)
                 if not accepted:
-                    plan.release(binding)
+                    plan.bindings.release(binding)
                     return False
                 must_judge = False  # ranks judge a step together, so only once
             if values is None:
@@ -210,7 +212,9 @@ class Engine:
             counted = None if place.constrained else counter
             if place.constrained or place.draft is not None:
                 _check_room(counter)
-            acts = plan.acts(binding, factors, clipping.clipvalue is not None, launch, counted)
+            acts = plan.updates.acts(
+                binding, factors, clipping.clipvalue is not None, launch, counted
+            )
             if place.draft is not None and not self._planner.entered(plan, place):
                 continue
             if hooks.live:
@@ -225,7 +229,7 @@ class Engine:
         if place.constrained:
             self._constrain(plan, place, acts[1:], counter)
         binding.alive, binding.occurrences = None, {}
-        plan.free.append(binding)
+        plan.bindings.free.append(binding)
         if stage is not None:
             stage.share()
         return True
@@ -234,7 +238,7 @@ class Engine:
         """Warn of missing gradients and start clocks; False if that needs a new plan."""
         if place.dropped:
             warn_of_missing(place.dropped)
-        return not self.exact or exact.settled(plan.sparse, self.store, self._planner.limit)
+        return not self.exact or exact.settled(plan.layout.sparse, self.store, self._planner.limit)
 
     def _launch(self, plan: Plan, binding: Binding) -> Launch:
         """Permission for the number of threads that has proved fastest for such a step."""
@@ -248,8 +252,8 @@ class Engine:
         The variables have been updated, so the step counts even if a constraint raises.
         """
         try:
-            for groups, act in zip(plan.rounds, [*later, None], strict=True):
-                plan.constrain(groups, place.constrained)
+            for groups, act in zip(plan.layout.rounds, [*later, None], strict=True):
+                constrain(groups, place.constrained)
                 if act is not None:
                     act.run()
         finally:
@@ -271,7 +275,7 @@ class Engine:
         if not clipping.by_norm and not self.reads_norms:
             return True, factors
         limit = clipping.limit / abs(scale) if clipping.by_norm else math.inf
-        norms, name = plan.norms(binding, limit, launch), binding.place.name
+        norms, name = plan.updates.norms(binding, limit, launch), binding.place.name
         if stage is not None:
             norms, name = stage.whole(norms), stage.name
         self.last_norm = abs(scale) * math.sqrt(norms.squares.sum())

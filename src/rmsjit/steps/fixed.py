@@ -120,7 +120,7 @@ class FixedStep:
             If a number of the step overflows or vanishes in the dtype of the arithmetic.
         """
         plan = self._plan(self._dense)
-        binding = plan.bind_in_place(addresses, alive)
+        binding = plan.bindings.bind_in_place(addresses, alive)
         return None if binding is None else self._ready(plan, binding, values, scale)
 
     def of(self, gradients: Sequence[Any], values: StepNumbers, scale: float = 1.0) -> ReadyStep:
@@ -133,7 +133,7 @@ class FixedStep:
         """
         pairs: Pairs = tuple(zip(gradients, self._variables, strict=True))
         plan = self._plan(tuple(map(type, gradients)))
-        binding = plan.bind(pairs)
+        binding = plan.bindings.bind(pairs)
         if binding is None:
             raise RuntimeError("variables must not be changed by others while a step reads them")
         return self._ready(plan, binding, values, scale)
@@ -160,15 +160,15 @@ class ReadyStep:
         self.plan, self.binding = plan, binding
         self._factors = None if scale == 1.0 else np.full(plan.count, scale)
         launch = launch_for(plan, binding, trials, limit)
-        (self._act,) = plan.acts(binding, self._factors, False, launch, None)
+        (self._act,) = plan.updates.acts(binding, self._factors, False, launch, None)
 
     def run(self) -> None:
         """Update the variables and their slots."""
         plan, binding = self.plan, self.binding
         if self._act.run() != DONE:  # threads can't be launched now
-            (act,) = plan.acts(binding, self._factors, False, ONE_THREAD, None)
+            (act,) = plan.updates.acts(binding, self._factors, False, ONE_THREAD, None)
             act.run()
-        plan.release(binding)
+        plan.bindings.release(binding)
 
 
 def _member(variable: NDArray[Any], slots: Mapping[str, NDArray[Any]], position: int) -> Member:

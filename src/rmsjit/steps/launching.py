@@ -13,7 +13,9 @@ def launch_for(plan: Plan, binding: Binding, trials: TrialsBySize, limit: int) -
     """The way that has proved fastest for a step, with permission for up to `limit` threads."""
     if not plan.is_tried:
         return ONE_THREAD
-    own = trials.of(limit, plan.nbytes(binding), "sparse" if plan.sparse else "dense")
+    own = trials.of(
+        limit, plan.updates.nbytes(binding), "sparse" if plan.layout.sparse else "dense"
+    )
     binding.trials = own
     if own is None:
         return ONE_THREAD

@@ -77,7 +77,7 @@ class Planner:
                 return found[0].plan, binding, pairs
             for _ in range(_ATTEMPTS):
                 plan, place = self._drafted(variables, kinds, hyperparameters)
-                drafted = plan.bind(pairs, place)
+                drafted = plan.bindings.bind(pairs, place)
                 if drafted is not None:
                     return plan, drafted, pairs
         raise RuntimeError("variables must not be changed by others while a step reads them")
@@ -85,7 +85,7 @@ class Planner:
     def _bound_as_last(self, pairs: Pairs) -> tuple[Placed, Binding] | None:
         """The last plan, if it follows to these variables as well."""
         last = self.plans.last
-        binding = None if last is None else last.plan.bind_again(pairs, self._store)
+        binding = None if last is None else last.plan.bindings.bind_again(pairs, self._store)
         return None if last is None or binding is None else (last, binding)
 
     def _bound_again(
@@ -101,7 +101,7 @@ class Planner:
             known = self._of_memory(variables, kinds)
         if known is None or not known.plan.is_valid:
             return None
-        binding = known.plan.bind(pairs, known.place)
+        binding = known.plan.bindings.bind(pairs, known.place)
         return None if binding is None else (known, binding)
 
     def _followed(
@@ -115,9 +115,9 @@ class Planner:
         served = self.plans.of_structure(structure_of(variables, kinds))
         if served is None:
             return None
-        binding = served.plan.bind_again(pairs, self._store)
+        binding = served.plan.bindings.bind_again(pairs, self._store)
         if binding is None:
-            binding = served.plan.bind_known(pairs, variables, self._store)
+            binding = served.plan.bindings.bind_known(pairs, variables, self._store)
         if binding is None:
             return None
         self._follows = True
