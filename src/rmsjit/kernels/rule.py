@@ -63,78 +63,27 @@ def element_rule(form: Form, rounds: bool = True):
     values of slots before they are rounded.  Unless it `rounds`, a master weight is not written
     to the variable: that is left to `rounding_rule`.
     """
-    RMS = form.index("rms")
-    CENTERED = form.centered
-    MG = form.index("mg") if CENTERED else -1
-    HAS_MOMENTUM = form.has_momentum
-    MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
-    RATE_OUTSIDE = form.learning_rate == "outside"
-    NESTEROV, CORRECTED, CLAMPED = form.nesterov, form.bias_correction, form.clamp
-    COUPLED, FUSED = form.weight_decay == "coupled", form.fused
-    MODULUS = form.complex_square == "modulus"
-    SHRINKS = form.weight_decay == "decoupled"
-    SUBTRACTED = form.weight_decay == "subtracted"
-    CLIPS_WEIGHTS = form.clip_weights
+    DECAYS, CLIPS_WEIGHTS = form.weight_decay is not None, form.clip_weights
     AVERAGES = form.has_average
-    AVERAGE = form.index("average") if AVERAGES else -1
-    average_square = _square_average(form.rms_average, form.square, MODULUS, FUSED)
-    average = _average(form.mg_average, FUSED)
-    denominator, quotient = _denominator(form.epsilon), _quotient(form.quotient)
-    variance_of = _variance(MODULUS, FUSED)
-    clamped = real_nonnegative if MODULUS else nonnegative
+    decayed = _decay(form.weight_decay, form.fused)
+    variance, denominator = _variance_estimate(form), _denominator(form.epsilon)
+    moved, averaged = _move(form), _weight_average(form)
+    HAS_MASTER, MASTER = form.has_master, _master_index(form)
     read_value, write_value = _access(form, rounds)
-    store_rms, store_mg, store_momentum, store_average = (
-        _slot_store(_bits_on_store(form, name)) for name in ("rms", "mg", "momentum", "average")
-    )
 
     @njit(**INLINED)
     def update_element(i, g, variable, slots, h, noise):
-        value = read_value(i, variable, slots)
-        if COUPLED:
-            if FUSED:
-                g = multiply_add(value, h.decay, g)
-            else:
-                g = bounded_sum(g, h.decay * value, h.largest)
-        if SHRINKS:
-            value = value * h.keep
-        if SUBTRACTED:
-            value = value - value * h.decay * h.lr
-        # An average or a square that has overflowed, times a factor of 0, would be NaN.
-        mean_square = average_square(at_most(load(slots[RMS], i), h.rms_bound), g, h)
-        store_rms(slots[RMS], i, mean_square, noise)
-        if CORRECTED:
-            mean_square = mean_square / h.correction
-        if CENTERED:
-            mean = average(load(slots[MG], i), g, h)
-            store_mg(slots[MG], i, mean, noise)
-            if CORRECTED:
-                mean = mean / h.correction
-            mean_square = variance_of(mean_square, mean, h)
-            if CLAMPED:
-                mean_square = clamped(mean_square)  # rounding can leave it below zero
-        size = denominator(mean_square, h.eps)
-        if HAS_MOMENTUM:
-            step = g / size if RATE_OUTSIDE else quotient(h.lr, g, size)
-            carried = h.momentum * load(slots[MOMENTUM], i) + step
-            store_momentum(slots[MOMENTUM], i, carried, noise)
-            step = h.momentum * carried + step if NESTEROV else carried
-        else:
-            step = quotient(h.lr, g, size)
-        if RATE_OUTSIDE and FUSED:
-            value = multiply_add(-step, h.lr, value)
-        elif RATE_OUTSIDE:
-            value = value - h.lr * step
-        else:
-            value = value - step
+        kept = slots[MASTER] if HAS_MASTER else variable
+        value = read_value(i, variable, kept)
+        if DECAYS:
+            value, g = decayed(value, g, h)
+        size = denominator(variance(i, g, slots, h, noise), h.eps)
+        value = moved(i, value, g, size, slots, h, noise)
         if CLIPS_WEIGHTS:
             value = clip(value, h.clip_weights)
         if AVERAGES:
-            old = load(slots[AVERAGE], i)
-            averaged = h.ema_momentum * old + h.one_minus_ema_momentum * value
-            store_average(slots[AVERAGE], i, averaged, noise)
-            if h.ema_overwrites != 0:
-                value = averaged
-        write_value(i, variable, slots, value, noise)
+            value = averaged(i, value, slots, h, noise)
+        write_value(i, variable, kept, value, noise)
 
     return update_element
 
@@ -142,7 +91,7 @@ def element_rule(form: Form, rounds: bool = True):
 @functools.cache
 def rounding_rule(form: Form):
     """The function that writes element `i` of the master weights to the variable, to nearest."""
-    MASTER = form.index("master") if form.has_master else 0
+    MASTER = _master_index(form)
 
     @njit(**INLINED)
     def round_element(i, variable, slots):
@@ -151,50 +100,56 @@ def rounding_rule(form: Form):
     return round_element
 
 
+def _master_index(form: Form) -> int:
+    return form.index("master") if form.has_master else 0
+
+
 def _access(form: Form, rounds: bool):
-    """The functions that read and write the value of a variable."""
-    master = form.index("master") if form.has_master else None
-    reader = _reader(master, form.rounding == STOCHASTIC)
-    return reader, _writer(master, rounds, bits_for(form).get(""))
+    """The functions that read and write the value of a variable.
+
+    It is `kept` in the variable itself, or in the slot of its master weight.
+    """
+    has_master = form.has_master
+    reader = _reader(has_master, form.rounding == STOCHASTIC)
+    return reader, _writer(has_master, rounds, bits_for(form).get(""))
 
 
 @functools.cache
-def _reader(master: int | None, stochastic: bool):
+def _reader(has_master: bool, stochastic: bool):
     """The function that reads the value that a step starts from.
 
-    With a master weight, whose slot is given, that is the master weight, unless somebody has
-    written to the variable since it was rounded from it: then it is the variable.
+    A master weight is used unless somebody has written to the variable since it was rounded from
+    it: then it is the variable.
     """
-    if master is None:
+    if not has_master:
 
         @njit(**INLINED)
-        def read_variable(i, variable, slots):
+        def read_variable(i, variable, kept):
             return load(variable, i)
 
         return read_variable
     chosen = master_or_written_near if stochastic else master_or_written
 
     @njit(**INLINED)
-    def read_master(i, variable, slots):
-        return chosen(variable, i, load(slots[master], i))
+    def read_master(i, variable, kept):
+        return chosen(variable, i, load(kept, i))
 
     return read_master
 
 
 @functools.cache
-def _writer(master: int | None, rounds: bool, bits_of):
+def _writer(has_master: bool, rounds: bool, bits_of):
     """The function that writes the new value, and `rounds` it to the dtype of the variable.
 
     `bits_of` gives the random bits of stochastic rounding, None rounds to nearest.
     """
-    HAS_MASTER, MASTER, ROUNDS = master is not None, master or 0, rounds
     STOCHASTICALLY = bits_of is not None
 
     @njit(**INLINED)
-    def write_value(i, variable, slots, value, noise):
-        if HAS_MASTER:
-            store(slots[MASTER], i, value)
-        if not ROUNDS:
+    def write_value(i, variable, kept, value, noise):
+        if has_master:
+            store(kept, i, value)
+        if not rounds:
             return
         if STOCHASTICALLY:
             store_stochastically(variable, i, value, bits_of(noise))
@@ -220,6 +175,11 @@ def _bits_on_store(form: Form, name: str):
     return bits_for(form).get(name)
 
 
+def _slot_writer(form: Form, name: str):
+    """The function that writes an element of a slot."""
+    return _slot_store(_bits_on_store(form, name))
+
+
 @functools.cache
 def _slot_store(bits_of):
     """The function that writes an element of a slot; `bits_of` as for a variable."""
@@ -236,6 +196,96 @@ def _slot_store(bits_of):
         store_stochastically(array, i, value, bits_of(noise))
 
     return store_by_chance
+
+
+@functools.cache
+def _decay(kind: str | None, fused: bool):
+    """The function that applies weight decay to the value of a variable and its gradient."""
+    COUPLED, SHRINKS = kind == "coupled", kind == "decoupled"
+
+    @njit(**INLINED)
+    def decayed(value, g, h):
+        if COUPLED:
+            if fused:
+                return value, multiply_add(value, h.decay, g)
+            return value, bounded_sum(g, h.decay * value, h.largest)
+        if SHRINKS:
+            return value * h.keep, g
+        return value - value * h.decay * h.lr, g
+
+    return decayed
+
+
+@functools.cache
+def _variance_estimate(form: Form):
+    """The function that moves the averages of an element and returns what the root is of."""
+    RMS, CENTERED = form.index("rms"), form.centered
+    MG = form.index("mg") if CENTERED else -1
+    CORRECTED, CLAMPED = form.bias_correction, form.clamp
+    MODULUS = form.complex_square == "modulus"
+    average_square = _square_average(form.rms_average, form.square, MODULUS, form.fused)
+    average = _average(form.mg_average, form.fused)
+    variance_of = _variance(MODULUS, form.fused)
+    clamped = real_nonnegative if MODULUS else nonnegative
+    store_rms, store_mg = _slot_writer(form, "rms"), _slot_writer(form, "mg")
+
+    @njit(**INLINED)
+    def variance(i, g, slots, h, noise):
+        # An average or a square that has overflowed, times a factor of 0, would be NaN.
+        mean_square = average_square(at_most(load(slots[RMS], i), h.rms_bound), g, h)
+        store_rms(slots[RMS], i, mean_square, noise)
+        if CORRECTED:
+            mean_square = mean_square / h.correction
+        if CENTERED:
+            mean = average(load(slots[MG], i), g, h)
+            store_mg(slots[MG], i, mean, noise)
+            if CORRECTED:
+                mean = mean / h.correction
+            mean_square = variance_of(mean_square, mean, h)
+            if CLAMPED:
+                mean_square = clamped(mean_square)  # rounding can leave it below zero
+        return mean_square
+
+    return variance
+
+
+@functools.cache
+def _move(form: Form):
+    """The function that moves the value of an element against its gradient."""
+    HAS_MOMENTUM, NESTEROV, FUSED = form.has_momentum, form.nesterov, form.fused
+    MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
+    RATE_OUTSIDE = form.learning_rate == "outside"  # of the momentum
+    quotient, store_momentum = _quotient(form.quotient), _slot_writer(form, "momentum")
+
+    @njit(**INLINED)
+    def moved(i, value, g, size, slots, h, noise):
+        if not HAS_MOMENTUM:
+            return value - quotient(h.lr, g, size)
+        step = g / size if RATE_OUTSIDE else quotient(h.lr, g, size)
+        carried = h.momentum * load(slots[MOMENTUM], i) + step
+        store_momentum(slots[MOMENTUM], i, carried, noise)
+        step = h.momentum * carried + step if NESTEROV else carried
+        if not RATE_OUTSIDE:
+            return value - step
+        return multiply_add(-step, h.lr, value) if FUSED else value - h.lr * step
+
+    return moved
+
+
+@functools.cache
+def _weight_average(form: Form):
+    """The function that moves the average of a weight and returns the new weight."""
+    AVERAGE = form.index("average") if form.has_average else -1
+    store_average = _slot_writer(form, "average")
+
+    @njit(**INLINED)
+    def averaged(i, value, slots, h, noise):
+        old = load(slots[AVERAGE], i)
+        average = h.ema_momentum * old + h.one_minus_ema_momentum * value
+        store_average(slots[AVERAGE], i, average, noise)
+        return average if h.ema_overwrites != 0 else value
+
+    return averaged
 
 
 @functools.cache
@@ -342,24 +392,26 @@ def lapse_rule(form: Form):
     """The function that applies several steps with a zero gradient to an element at once.
 
     Over these steps, averages are multiplied by `decay`, the momentum by `carry` and the variable
-    by `kept`, and the variable moves by `drift` per unit of the momentum.  Averages above `bound`
+    by `keep`, and the variable moves by `drift` per unit of the momentum.  Averages above `bound`
     are reduced to it first.
     """
     HAS_MOMENTUM = form.has_momentum
     MOMENTUM = form.index("momentum") if HAS_MOMENTUM else -1
     SHRINKS = form.weight_decay is not None
+    HAS_MASTER, MASTER = form.has_master, _master_index(form)
     read_value, write_value = _access(form, rounds=True)
     change_slots = _slot_lapses(tuple(slot.zero_gradient for slot in form.slots))
 
     @njit(**INLINED)
-    def lapse_element(i, variable, slots, decay, carry, kept, drift, bound):
-        if HAS_MOMENTUM:
-            value = read_value(i, variable, slots)
+    def lapse_element(i, variable, slots, decay, carry, keep, drift, bound):
+        if HAS_MOMENTUM or SHRINKS:
+            kept = slots[MASTER] if HAS_MASTER else variable
+            value = read_value(i, variable, kept)
             if SHRINKS:
-                value = value * kept
-            write_value(i, variable, slots, value - load(slots[MOMENTUM], i) * drift, 0)
-        elif SHRINKS:
-            write_value(i, variable, slots, read_value(i, variable, slots) * kept, 0)
+                value = value * keep
+            if HAS_MOMENTUM:
+                value = value - load(slots[MOMENTUM], i) * drift
+            write_value(i, variable, kept, value, 0)
         change_slots(i, slots, decay, carry, bound)
 
     return lapse_element
