@@ -652,3 +652,15 @@ def test_20_steps_as_in_keras(settings):
         other.apply([keras.ops.convert_to_tensor(g)], [theirs])
         assert int(opt.iterations) == int(other.iterations)
         np.testing.assert_allclose(w, np.asarray(theirs), rtol=1e-6, atol=5e-7)
+
+
+def test_setting_the_iterations_within_a_round_is_refused():
+    opt, w = rmsjit.RMSprop(0.1, gradient_accumulation_steps=2), np.ones(2)
+    opt.iterations = 7
+    opt.apply_gradients([(np.ones(2), w)])
+    with pytest.raises(RuntimeError, match="setting iterations must come after a step, got 1 call"):
+        opt.iterations = 5
+    opt.apply_gradients([(np.ones(2), w)])
+    assert (int(opt.iterations), opt.accumulated_calls) == (8, 0)
+    opt.iterations = 5
+    assert int(opt.iterations) == 5

@@ -1031,6 +1031,12 @@ WRITERS = {
     "putmask": lambda v: np.putmask(v, [True, False], [10.0]),
     "clip": lambda v: np.clip(v, 5.0, 6.0, out=v),
     "sum": lambda v: np.sum(np.ones((3, 2)), axis=0, out=v),
+    "dst": lambda v: np.copyto(dst=v, src=[10.0, 20.0]),
+    "a": lambda v: np.put(a=v, ind=[0], v=[10.0]),
+    "positional out": lambda v: np.clip(v, 5.0, 6.0, v),
+    "dot": lambda v: np.dot(np.eye(2) * 5.0, np.ones(2), v),
+    "take": lambda v: np.take(np.array([5.0, 6.0]), [0, 1], 0, v),
+    "round": lambda v: np.round(np.array([5.0, 6.0]), 0, v),
 }
 
 
@@ -1044,5 +1050,19 @@ def test_what_numpy_writes_to_a_variable_is_noticed(name):
     np.testing.assert_array_equal(v, [1.0, 2.0])
     WRITERS[name](v)
     assert v.numpy()[0] != 1.0
+    with pytest.raises(RuntimeError):
+        tape.gradient(loss, v)
+
+
+def test_what_nan_to_num_writes_is_noticed():
+    v = Variable(np.array([np.nan, 2.0]))
+    with GradientTape() as tape:
+        loss = (v**2).sum()
+        with pytest.raises(TypeError, match="an operator can't write to Variable:0 while"):
+            np.nan_to_num(v, copy=False)
+        with pytest.raises(TypeError, match="missing"):
+            np.copyto(v)
+    np.nan_to_num(v, copy=False)
+    assert v.tolist() == [0.0, 2.0]
     with pytest.raises(RuntimeError):
         tape.gradient(loss, v)

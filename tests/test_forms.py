@@ -680,6 +680,7 @@ def test_unknown_value_of_a_setting_is_refused_by_name(name):
 @pytest.mark.parametrize(
     ("make", "match"),
     [
+        (lambda: Form(nesterov=1), "nesterov must be one of False, True, got 1"),
         (lambda: Form(weight_decay="other"), "weight_decay must be one of None, 'coupled', "),
         (lambda: Form(nesterov=True), 'nesterov .* need a slot "momentum"'),
         (lambda: Form(learning_rate="outside"), 'learning_rate="outside" need a slot "momentum"'),

@@ -341,6 +341,12 @@ def test_from_config(config, made):
         assert optimizer.get_config() == made().get_config()
 
 
+@pytest.mark.parametrize("config", [{}, {"config": None}, {"config": [1]}])
+def test_a_class_without_its_arguments_is_refused(config):
+    with pytest.raises(TypeError, match="config must have the arguments under 'config', got"):
+        forms.from_config({"class_name": "RMSprop", **config})
+
+
 def test_from_config_with_a_schedule():
     schedule = rmsjit.schedules.ExponentialDecay(0.1, 100, 0.5)
     saved = rmsjit.schedules.serialize(schedule)

@@ -770,3 +770,16 @@ def test_hooks_where_all_is_frozen():
     opt.add_group([w], frozen=True)
     assert opt.apply_gradients([(np.ones(2), w)]).numpy() == 1
     assert (w == 1).all()
+
+
+def test_a_group_gets_momentum_that_came_later():
+    v, optimizer = np.ones(2), rmsjit.RMSprop(0.1)
+    group = optimizer.add_group(v, momentum=0.0)
+    optimizer.momentum = 0.9
+    group.momentum = 0.5
+    twin, other = np.ones(2), rmsjit.RMSprop(0.1)
+    other.momentum = 0.5
+    for one, x in ((optimizer, v), (other, twin)):
+        for _ in range(3):
+            one.apply_gradients([(np.full(2, 0.3), x)])
+    np.testing.assert_array_equal(v, twin)

@@ -1399,6 +1399,15 @@ def test_a_weight_that_cannot_be_made(arguments, error):
     unchanged_by(lambda: optimizer.add_weight(**given), optimizer, [], error)
 
 
+def test_added_weights_outlive_what_is_forgotten():
+    optimizer, v = rmsjit.RMSprop(), np.ones(2)
+    optimizer.build([v])
+    optimizer.add_weight("own", (2,), initializer=[1.0, 2.0])
+    optimizer.forget(v)
+    optimizer.add_weight("own", (2,), initializer=[3.0, 4.0])
+    assert [weight.tolist() for weight in optimizer.weights[1:]] == [[1, 2], [3, 4]]
+
+
 def test_slots_and_weights_stand_in_the_order_of_creation():
     v = Variable(np.ones(2), name="v")
     w = Variable(np.ones((2, 3)), name="w")

@@ -293,3 +293,23 @@ def test_the_result_is_short_in_print():
 @pytest.mark.parametrize("loss", [3.0, 0.7, 0.1, 1 / 3, -2.0])
 def test_a_constant_loss_suggests_nothing(loss):
     assert rmsjit.lr_range_test(lambda: loss, rmsjit.RMSprop(0.1), {}).suggestion is None
+
+
+def test_groups_with_a_rate_of_their_own_are_tested_and_get_it_back():
+    optimizer, w, b = rmsjit.RMSprop(0.1), np.ones(2), np.ones(2)
+    group = optimizer.add_group(b, learning_rate=0.5)
+    scaled = optimizer.add_group("*/bias", lr_multiplier=2.0)
+    moves = []
+
+    def step():
+        before = w.copy(), b.copy()
+        optimizer.apply_gradients([(np.ones(2), w), (np.ones(2), b)])
+        moves.append((w - before[0], b - before[1]))
+        return 1.0
+
+    rmsjit.lr_range_test(step, optimizer, [w, b], num_steps=3)
+    for of_w, of_b in moves:
+        np.testing.assert_array_equal(of_w, of_b)
+    assert (group.learning_rate, scaled.lr_multiplier) == (0.5, 2.0)
+    optimizer.apply_gradients([(np.ones(2), b)])
+    assert 1.0 - b[0] > 1.0

@@ -324,3 +324,29 @@ def test_complex_variables_are_refused():
 def test_the_state_dtype_is_fixed():
     with pytest.raises(AttributeError):
         reduced().state_dtype = "float32"
+
+
+@pytest.mark.parametrize("master", [False, True])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "bfloat16",
+        "float64",
+        {"momentum": "float64"},
+        {"rms": "bfloat16"},
+        {"rms": "float64"},
+        {"rms": "8bit", "momentum": "bfloat16"},
+    ],
+)
+def test_momentum_that_comes_later_has_the_dtype_that_was_asked_for(state, master, tmp_path):
+    settings = {"state_dtype": state, "master_weights": master}
+    late, early = RMSprop(0.1, **settings), RMSprop(0.1, momentum=0.9, **settings)
+    late.momentum = 0.9
+    assert {*late.form.slots} == {*early.form.slots}
+    v = np.ones(4, np.float32)
+    late.apply_gradients([(np.ones_like(v), v)])
+    assert late.state_dtype == early.state_dtype
+    rmsjit.save(tmp_path / "run.npz", late, {"v": v})
+    loaded, _ = rmsjit.load(tmp_path / "run.npz")
+    assert loaded.form == late.form
+    assert type(late).from_config(late.get_config()).state_dtype == late.state_dtype

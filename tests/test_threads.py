@@ -435,7 +435,8 @@ def test_the_limit_is_the_least_of_all(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "cpus"), [("4", 4), ("", None), ("0", None), ("2(x3)", None), ("-1", None)]
+    ("text", "cpus"),
+    [("4", 4), ("", None), ("0", None), ("2(x3)", None), ("-1", None), ("²", None)],
 )
 def test_slurm(monkeypatch, text, cpus):
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", text)

@@ -218,6 +218,22 @@ def test_copies_are_independent(duplicate):
     assert first is second
 
 
+class Counted(Variable):
+    def __init__(self, value, count):
+        super().__init__(value)
+        self.count = count
+
+
+@pytest.mark.parametrize("protocol", [None, *range(pickle.HIGHEST_PROTOCOL + 1)])
+def test_copies_of_a_subclass_are_of_it(protocol):
+    v = Counted([1.0, 2.0], count=[3])
+    twin = copy.copy(v) if protocol is None else pickle.loads(pickle.dumps(v, protocol))
+    assert type(twin) is Counted
+    twin.assign([0.0, 0.0])
+    twin.count.append(4)
+    assert (v.tolist(), v.count) == ([1, 2], [3])
+
+
 def test_a_subclass_is_recorded_like_a_variable():
     class Parameter(Variable):
         pass
@@ -268,7 +284,7 @@ def test_array_of():
 # --- what must not be lost silently ----------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [2**40, [1, -(2**31) - 1]])
+@pytest.mark.parametrize("value", [2**40, [1, -(2**31) - 1], 2**63 - 1])
 def test_integers_that_do_not_fit_are_refused(value):
     with pytest.raises(OverflowError, match="must fit in int32 without a dtype, got"):
         Variable(value)
@@ -278,6 +294,13 @@ def test_integers_that_do_not_fit_are_refused(value):
         with pytest.raises(OverflowError, match="has dtype int32, got"):
             assign(value)
     assert not v.numpy().any()
+
+
+@pytest.mark.parametrize("value", [2**63, 2**64 - 1])
+def test_integers_beyond_int64_are_refused(value):
+    with pytest.raises(OverflowError, match="must fit in int32 without a dtype, got"):
+        Variable(value)
+    assert Variable(value, dtype=np.uint64).dtype == np.uint64
 
 
 def test_masked_values_are_not_assigned():

@@ -125,7 +125,7 @@ def lr_range_test(
         Takes one step of training with the optimizer, without arguments, and returns the loss
         before it.
     optimizer : RMSprop or train.RMSPropOptimizer
-        Its learning rate is replaced during the test, and `decay` is 0.
+        Its learning rate, and that of each group, is replaced during the test, and `decay` is 0.
     variables : dict or sequence of ndarray or Variable
         All variables that `step` changes.
     start_lr, end_lr : float, default 1e-7 and 10
@@ -279,12 +279,18 @@ def _geometric(start: float, end: float, count: int) -> Floats:
 
 @contextmanager
 def _own_rate(numbers: Hyperparameters, rate: float) -> Iterator[None]:
-    """Let the test set the learning rate, and put the given one back at the end."""
+    """Let the test set the learning rate, and put the given ones back at the end."""
     given = {name: numbers[name] for name in ("learning_rate", "decay")}
+    of_groups = [(group, group.get("learning_rate")) for group in numbers.groups]
+    of_groups = [(group, own) for group, own in of_groups if own is not None]
+    for group, _ in of_groups:
+        group.set("learning_rate", None)
     numbers["learning_rate"], numbers["decay"] = rate, 0.0
     try:
         yield
     finally:
+        for group, own in of_groups:
+            group.set("learning_rate", own)
         for name, value in given.items():
             numbers[name] = value
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
+import inspect
+import operator
 import sys
 from collections.abc import Callable, Iterator, ValuesView
-from typing import Any
+from typing import Any, Self, SupportsIndex
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -31,8 +35,23 @@ def _array_method(name: str) -> _Method:
     return method
 
 
-# Functions that write to their first argument.
-_WRITERS = (np.copyto, np.fill_diagonal, np.place, np.put, np.put_along_axis, np.putmask)
+# The dtypes of Python's numbers in TensorFlow.
+_NARROWER = {
+    "float64": np.float32,
+    "int64": np.int32,
+    "uint64": np.int32,
+    "complex128": np.complex64,
+}
+
+# Functions that write to an argument, which is their first one.
+_WRITERS = {
+    np.copyto: "dst",
+    np.fill_diagonal: "a",
+    np.place: "arr",
+    np.put: "a",
+    np.put_along_axis: "arr",
+    np.putmask: "a",
+}
 
 
 class Variable(NDArrayOperatorsMixin):
@@ -216,7 +235,7 @@ class Variable(NDArrayOperatorsMixin):
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        written = _written_by(function, args, kwargs)
+        written = _written_by(function, args, kwargs) if hooks.are_used() else []
         for target in written:
             _check_unwatched(target)
         result = function(*mapped(_read, args), **mapped(_read, kwargs))
@@ -327,21 +346,11 @@ class Variable(NDArrayOperatorsMixin):
         """A hashable key that identifies this object."""
         return id(self)
 
-    def __copy__(self) -> Variable:
-        return self.__deepcopy__({})
+    def __copy__(self) -> Self:
+        return copy.deepcopy(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        copied = Variable(
-            copy.deepcopy(self._array, memo),
-            self._name,
-            trainable=self._trainable,
-            constraint=self._constraint,
-        )
-        memo[id(self)] = copied
-        return copied
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Variable, (self._array, self._name, None, self._trainable, self._constraint)
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return super().__reduce_ex__(max(2, operator.index(protocol)))  # older ones know no slots
 
     def __repr__(self) -> str:
         value = repr(self._array) if self.ndim else str(self._array)
@@ -382,9 +391,29 @@ def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
 
 def _written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Variable]:
     """The variables that a function of NumPy writes to."""
-    out = kwargs.get("out", ())
-    targets = [*(out if isinstance(out, tuple) else (out,)), *args[: function in _WRITERS]]
+    given = _by_name(function, args, kwargs)
+    out = given.get("out", ())
+    targets = [*(out if isinstance(out, tuple) else (out,)), given.get(_WRITERS.get(function, ""))]
+    if function is np.nan_to_num and not given.get("copy", True):
+        targets.append(given["x"])
     return [target for target in targets if isinstance(target, Variable)]
+
+
+def _by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a function of NumPy by the names of its parameters."""
+    signature = _signature(function)
+    if signature is not None:
+        with contextlib.suppress(TypeError):  # wrong arguments, which the function refuses itself
+            return signature.bind(*args, **kwargs).arguments
+    return dict(zip([_WRITERS.get(function, "")], args, strict=False)) | kwargs
+
+
+@functools.cache
+def _signature(function: Any) -> inspect.Signature | None:
+    try:
+        return inspect.signature(function)
+    except ValueError:  # some compiled functions do not tell
+        return None
 
 
 def _check_unwatched(target: Any) -> None:
@@ -411,9 +440,8 @@ def _as_array(value: Any, dtype: DTypeLike | None) -> NDArray[Any]:
     array = new_array(value, dtype)
     if dtype is not None or not _is_plain(value):
         return array
-    narrower = {"float64": np.float32, "int64": np.int32, "complex128": np.complex64}
-    narrow = array.astype(narrower.get(array.dtype.name, array.dtype))
-    if array.dtype.kind == "i" and not np.array_equal(narrow, array):
+    narrow = array.astype(_NARROWER.get(array.dtype.name, array.dtype))
+    if array.dtype.kind in "iu" and not np.array_equal(narrow, array):
         raise OverflowError(f"initial_value must fit in int32 without a dtype, got {brief(value)}")
     return narrow
 

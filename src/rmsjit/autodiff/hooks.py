@@ -52,6 +52,12 @@ sources: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 live: dict[int, Any] = sources.data  # type: ignore[attr-defined]  # a fast test for "any sources?"
 
+
+def are_used() -> bool:
+    """Whether a tape is recording or alive."""
+    return bool(live or _thread.records)
+
+
 _before_gather: dict[weakref.ref[Any], None] = {}
 
 

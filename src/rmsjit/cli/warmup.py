@@ -56,7 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Compile the requested kernels that are not cached yet; return the exit status."""
     folder = store.cache_folder()
     if folder is None:
-        print("rmsjit warmup: there is no cache because RMSJIT_CACHE is 0", file=sys.stderr)
+        print(
+            "rmsjit warmup: there is no cache: RMSJIT_CACHE is 0, or no folder can be written",
+            file=sys.stderr,
+        )
         return 2
     try:
         precisions = [_precision(name) for name in arguments.dtypes]

@@ -91,10 +91,10 @@ class MPIStrategy:
     - Ranks with different numbers of batches need `join`.
     - With ``experimental_aggregate_gradients=False`` gradients are not reduced, but ranks still
       step together.
-    - With `shard_state` no rank has a whole slot: see `gathered`.  So `add_slot` and `add_group`
-      are refused, and so are copies of an optimizer with state.  A table must have a sparse
-      gradient at its first step, so that it is divided by rows.  ``sparse="exact"`` then supports
-      dense gradients only.
+    - With `shard_state` no rank has a whole slot: see `gathered`.  So `add_slot`, groups whose
+      variables are given by number, and copies of an optimizer with state are refused.  A table
+      must have a sparse gradient at its first step, so that it is divided by rows.
+      ``sparse="exact"`` then supports dense gradients only.
 
     See Also
     --------

@@ -93,6 +93,8 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     if name is not None:
         if name not in _KNOWN_CLASSES:
             raise TypeError(f"config must be one of RMSprop, got one of {name!r}")
+        if not isinstance(config.get("config"), Mapping):
+            raise TypeError(f"config must have the arguments under 'config', got {config!r}")
         config = config["config"]
     return {k: v for k, v in config.items() if k not in ("params", "param_names", "initial_lr")}
 

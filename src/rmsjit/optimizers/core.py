@@ -45,6 +45,9 @@ class Core(ForeignNames):
             self._engine.refuse(error)
         raise error
 
+    def _refuse_to_move(self, what: str) -> None:
+        """Raise `RuntimeError` if state can't be moved now; by default it always can."""
+
     @property
     def _divides_slots(self) -> bool:
         """Whether the strategy divides slots among processes."""

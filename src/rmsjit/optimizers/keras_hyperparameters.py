@@ -16,7 +16,7 @@ from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.rule.checks import as_number, is_used, positive
 from rmsjit.rule.form import Form
-from rmsjit.rule.presets import keras_legacy
+from rmsjit.rule.presets import has_plain_rule
 
 DEFAULT_EPSILON = 1e-7
 
@@ -55,6 +55,7 @@ class KerasHyperparameters(Core):
     """The numbers of the rule, which the next step uses."""
 
     _momentum_came_later = False
+    _state_dtype: dict[str, str]
 
     learning_rate: Any = _hyperparameter(
         "learning_rate",
@@ -93,15 +94,14 @@ class KerasHyperparameters(Core):
         if name == "weight_decay" and is_used(value) and form.weight_decay is None:
             raise ValueError(f"weight_decay is not for a form without it, got {form}")
         adds_slot = name == "momentum" and is_used(value) and not form.has_momentum
-        legacy = keras_legacy(centered=form.centered, momentum=False)
-        if adds_slot and form.without_additions != legacy:
+        if adds_slot and not has_plain_rule(form):
             raise ValueError(
                 f"momentum is not for a form without it, got {form}; such a form has momentum "
                 f"from construction or not at all"
             )
         self._hyperparameters[name] = value
         if adds_slot:
-            self._store.form = form.with_momentum()
+            self._store.form = form.with_momentum().with_state(self._state_dtype)
             self._momentum_came_later = True
 
     @fixed_at_construction

@@ -25,11 +25,16 @@ class KerasWeights(Slots):
 
     @property
     def iterations(self) -> Variable:
-        """The number of steps taken, an int64 `Variable`."""
+        """The number of steps taken, an int64 `Variable`.
+
+        It can be set to a number at any time but within a round of gradient accumulation, and to
+        another integer `Variable` before the first step.
+        """
         return self._iterations
 
     @iterations.setter
     def iterations(self, value: Any) -> None:
+        self._refuse_to_move("setting iterations")
         if not isinstance(value, Variable):
             self._iterations.assign(np.asarray(value))
             return

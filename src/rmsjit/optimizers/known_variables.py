@@ -147,6 +147,3 @@ class KnownVariables(Core):
 
     def _forget_sums(self, entry: Entry) -> None:
         """Drop what an optimizer holds of a variable besides slots."""
-
-    def _refuse_to_move(self, what: str) -> None:
-        """Raise `RuntimeError` if variables can't be moved now; by default they always can."""

@@ -118,7 +118,7 @@ class ParameterGroup:
         self.awaited: set[int] = set()
         self.epoch: NDArray[np.int64] = store.epoch
         self._frozen = False
-        self._form: Form = store.form
+        self.form: Form = store.form
         self._hyperparameters = hyperparameters
         self._has_steps = has_steps  # whether the optimizer counts steps, as schedules need
         self._settings = GroupSettings({})
@@ -163,7 +163,7 @@ class ParameterGroup:
         """A setting that the form of the optimizer has a use for, or None."""
         if value is None:
             return None
-        value, form = _CHECKS[name](name, value), self._form
+        value, form = _CHECKS[name](name, value), self.form
         if is_schedule(value) and not self._has_steps:
             raise TypeError(f"{name} must be a number or a callable, got a schedule: {value!r}")
         if name == "weight_decay" and is_used(value) and form.weight_decay is None:

@@ -232,11 +232,10 @@ class Form:
         return self.slots[self.index(name)]
 
     def with_momentum(self) -> Form:
-        """This form with a momentum slot, otherwise unchanged."""
+        """This form with a momentum slot, as wide as master weights, otherwise unchanged."""
         if self.has_momentum:
             return self
-        rms = self.slot(RMS.name)
-        momentum = replace(MOMENTUM.in_dtype(rms.dtype), rounding=rms.rounding)
+        momentum = MOMENTUM.in_dtype(ARITHMETIC if self.has_master else None)
         return replace(self, slots=(*self.slots, momentum))
 
     def with_state(self, dtypes: Mapping[str, str | None]) -> Form:

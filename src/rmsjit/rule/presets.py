@@ -21,6 +21,15 @@ def tf1(*, centered: bool) -> Form:
     return Form.with_slots(*names, rms_start=1.0, epsilon="inside", creation="by_variable")
 
 
+def has_plain_rule(form: Form) -> bool:
+    """Whether a form is tf-keras's without momentum, whatever it keeps besides, and in what dtypes.
+
+    It can get momentum later.
+    """
+    form = form.without_additions.with_state(dict.fromkeys(form.slot_names))
+    return form == keras_legacy(centered=form.centered, momentum=False)
+
+
 def with_terms(form: Form, *, decays: bool, decoupled: bool, clips: bool) -> Form:
     """A form with weight decay and a bound on variables, as far as they are used.
 

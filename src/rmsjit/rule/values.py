@@ -10,7 +10,7 @@ from typing import Any
 def check_choice(holder: Any, name: str, allowed: tuple[Any, ...]) -> None:
     """Raise `ValueError` if a setting does not have one of the allowed values."""
     value = getattr(holder, name)
-    if value not in allowed:
+    if not any(value == one and type(value) is type(one) for one in allowed):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 

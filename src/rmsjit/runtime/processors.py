@@ -34,7 +34,7 @@ def affinity() -> int | None:
 def slurm_cpus() -> int | None:
     """What a SLURM job has requested; the affinity mask shows it only if SLURM binds tasks."""
     text = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(text) if text.isdigit() and int(text) > 0 else None
+    return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
 def control_group_quota(root: str | Path = "/") -> int | None:
@@ -83,6 +83,6 @@ def _quota(*files: Path) -> int | None:
         quota, period = " ".join(file.read_text() for file in files).split()
     except (OSError, ValueError):
         return None
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+    if not quota.isdecimal() or not period.isdecimal() or int(period) == 0:
         return None  # "max" or -1: no limit
     return max(1, -(-int(quota) // int(period)))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.rule.form import Form
 from rmsjit.runtime.warning import warn
 from rmsjit.state.entries import Entry, stem_of
 from rmsjit.variables import is_trainable
@@ -29,11 +30,14 @@ class Group(Protocol):
         Whether its variables are left alone.
     epoch : int64 array, shape (1,)
         To be counted up when `frozen` changes; see `rmsjit.state.slots.SlotStore.epoch`.
+    form : Form
+        That of the store, which tells it of another.
     """
 
     patterns: tuple[str, ...]
     awaited: set[int]
     epoch: NDArray[np.int64]
+    form: Form
 
     @property
     def frozen(self) -> bool: ...

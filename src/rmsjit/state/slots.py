@@ -99,6 +99,8 @@ class SlotStore:
     @form.setter
     def form(self, form: Form) -> None:
         self._form = form
+        for group in self.grouping.groups:
+            group.form = form
         self.changed()
 
     def changed(self) -> None:
@@ -200,7 +202,8 @@ class SlotStore:
     def add_weight(self, name: str, value: NDArray[Any], trainable: bool) -> Variable:
         """Add a weight that belongs to no variable."""
         weight = Variable(value, f"{self.name}/{name}", trainable=trainable)
-        self.created[(NO_VARIABLE, len(self.created)), name] = weight
+        numbers = (key[1] for key, _ in self.created if key[0] == NO_VARIABLE)
+        self.created[(NO_VARIABLE, max(numbers, default=-1) + 1), name] = weight
         return weight
 
     def added_slot_names(self) -> list[str]:

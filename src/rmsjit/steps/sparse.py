@@ -186,7 +186,7 @@ class SparseGroup:
             The numbers of the step.
         occurrences : Occurrences
         factor : float
-            What the gradient is multiplied by: 1 unless its norm was clipped.
+            What the gradient is multiplied by: the scale of the step and of clipping by norm.
         bins : int
             The number of threads.
         exact : bool
