@@ -252,7 +252,7 @@ def test_bits_stand_for_bfloat16_alone(tmp_path):
     save(path, rmsjit.RMSprop(), {"w": w})
     assert load(path)[1]["w"].dtype == w.dtype
     rewritten(path, lambda content, _: content["variables"][0].update(dtype="float16"))
-    with pytest.raises(ValueError, match="can't stand for float16"):
+    with pytest.raises(ValueError, match="can't be read as float16"):
         load(path)
 
 

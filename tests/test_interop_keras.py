@@ -470,7 +470,7 @@ def test_the_configuration_in_a_file(h5py, tmp_path):
     _, variables, _ = recorded("keras")
     path, optimizer = tmp_path / "a.keras", of_record("keras")
     with_config(path, lambda config: config.update(compile_config=None))
-    with pytest.raises(ValueError, match=r"its config\.json tells of no optimizer"):
+    with pytest.raises(ValueError, match=r"its config\.json describes no optimizer"):
         from_keras_file(path, variables, optimizer)
     with_config(path, lambda config: config["compile_config"]["optimizer"]["config"].pop("rho"))
     with pytest.raises(TypeError, match="the optimizer of Keras must be an RMSprop"):

@@ -103,7 +103,7 @@ def pairs(gradients: Any, params: Any) -> list[tuple[Any, Any]]:
         Of the structure of `params`.  None in the place of a variable, a list or a dictionary
         means that there is no gradient for what is there.
     params : nested structure of ndarray or Variable
-        A None in it is no variable, as of a layer without a bias; its gradient must be None.
+        None is no variable, as for the bias of a layer without one; its gradient must be None.
 
     Returns
     -------

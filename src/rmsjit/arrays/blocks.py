@@ -1,10 +1,10 @@
-"""Arrays packed to 8 bits: blocks of up to 256 elements, each an offset and a byte an element.
+"""Arrays packed to 8 bits: blocks of up to 256 elements, with an offset and a byte per element.
 
 The bytes are short logarithms.  With the offset of its block, a byte gives the upper bits of a
 float32, exponent and 3 bits of the fraction, as ``(byte + offset) << 20``.  So neighbours differ by
-a sixteenth to an eighth.  The offset is the least with which the largest element fits, or after
-steps up to 8 more, so that it rarely has to change.  So numbers reach down to 2**-30 of the largest
-one of their block.
+a sixteenth to an eighth.  The offset is the smallest with which the largest element fits, or
+after steps up to 8 more, so that it rarely has to change.  Numbers reach down to 2**-30 of the
+largest one of their block.
 
 Where numbers have signs, bytes have them too, and reach to 2**-14.  Then the byte 0 is 0, also for
 smaller numbers; without signs, these become the smallest number of their block.  An infinity

@@ -1,7 +1,7 @@
-"""What stands for `GradientTape` and `gather` where the package autograd can't be imported.
+"""Replacements for `GradientTape` and `gather` where autograd can't be imported.
 
-Their use raises the error that says what to install.  Had autograd come in the meantime, as by
-``%pip install`` in a notebook, they do what is asked for.
+Their use raises an error that says what to install.  If autograd has been installed since, as with
+``%pip install`` in a notebook, they work.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def as_dtype(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     pairs = dtype.kind == "c" and native.dtype == np.empty(0, dtype).real.dtype
     if pairs and native.shape[-1:] == (2,):
         return np.asarray(native, order="C").view(dtype)[..., 0]
-    raise ValueError(f"{array.dtype} of shape {array.shape} can't stand for {dtype}")
+    raise ValueError(f"{array.dtype} of shape {array.shape} can't be read as {dtype}")
 
 
 # --- .npz -----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A run that goes back to where it was: `restoring`."""
+"""Undoing the steps of a block: `restoring`."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Agreed(NamedTuple):
     Attributes
     ----------
     intent : Intent or None
-        Without claim on a rank that has run out of batches; None if all have.
+        Without a claim on a rank that has run out of batches; None if all ranks have.
     fingerprint : int
         That of the claim.
     flags : Flags

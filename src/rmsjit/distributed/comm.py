@@ -226,7 +226,7 @@ def exchanged(
 
 
 def _check_slices(comm: Any, act: str, own: NDArray[Any], count: int) -> None:
-    """Compare a slice with what all ranks expect, and the number of slices with what was said."""
+    """Check the shape and dtype of a slice on all ranks, and the number of slices."""
     if len(own) != count:
         raise RuntimeError(f"{count} slices must be sent, got {len(own)} (a fault of rmsjit)")
     one = np.empty(own.shape[1:], own.dtype)

@@ -82,7 +82,7 @@ def group_of(parent: Any, error: Exception | None) -> Group:
     Raises
     ------
     Exception
-        `error`, why this rank can't construct a strategy, after the others have heard of it.
+        `error`, which keeps this rank from constructing a strategy, once the others know of it.
     RuntimeError
         If another rank can't construct one, or does something else.
     """

@@ -56,7 +56,7 @@ NO_CLAIM = claim("", (), ())
 
 
 class Place(NamedTuple):
-    """Whose act it is.
+    """The strategy and the optimizer of an act.
 
     Attributes
     ----------

@@ -96,7 +96,7 @@ class Known:
         return made
 
     def _standing(self, store: SlotStore, plan: StagePlan, k: int) -> str:
-        """What this rank knows of a variable, in words that are the same on all ranks."""
+        """What ranks compare of a variable, as text."""
         more = _group_of(store, plan, k)
         if k in plan.terms.sent:
             more += f", sent as number {plan.terms.sent.index(k)}"

@@ -102,7 +102,7 @@ class Sending:
         return self._follows or (complete and not self._is_finished)
 
     def positions(self, pairs: Pairs) -> tuple[int, ...]:
-        """Where among the pairs of the step the gradients are that were sent, in their order.
+        """The positions of the gradients that were sent among the pairs of the step.
 
         Raises
         ------

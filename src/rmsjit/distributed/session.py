@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 
 class Own(NamedTuple):
-    """What this rank has for a step, or why it has not."""
+    """What this rank contributes to a step, or the error that prevents it."""
 
     plan: StagePlan | None = None
     checked: Checked | None = None

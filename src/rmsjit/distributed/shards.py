@@ -1,7 +1,7 @@
 """Which rank owns which part of each variable, and its slots.
 
 A dense variable is cut into equal parts, at multiples of a cache line from its start.  So every
-rank adds up its part of a gradient as soon as that is there, and no rank waits for its turn.  Small
+rank reduces its part of a gradient as soon as it arrives, and none waits for its turn.  Small
 variables of a dtype are laid end to end and cut together, so that most of them stay whole.  A
 table, which has sparse gradients, is cut by rows.  The engine treats a part as a variable of its
 own, so a rank has slots only for the parts that it owns.

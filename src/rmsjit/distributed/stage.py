@@ -131,7 +131,7 @@ class Step(NamedTuple):
 class Outgoing(NamedTuple):
     """What a rank sends: dense gradients, and sparse ones by position.
 
-    `is_underway` says whether the gradients that were sent before the step are.
+    `is_underway` says whether gradients were sent before the step.
     """
 
     flats: Flats

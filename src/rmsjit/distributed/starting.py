@@ -15,7 +15,7 @@ class Overwriting:
     """Arrays of equal shapes and dtypes on all ranks, about to be overwritten.
 
     Memory for copies of those that are not contiguous is allocated at once, so that `run` needs
-    none: a rank that has too little fails while the others do not wait for it yet.
+    none: a rank that runs out of memory fails before the others wait for it.
     """
 
     def __init__(self, arrays: Iterable[NDArray[Any]]) -> None:

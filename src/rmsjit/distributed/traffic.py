@@ -1,8 +1,8 @@
 """Messages that travel while the program computes.
 
-MPI libraries move a message on only within calls of MPI, so somebody has to call.  A thread of our
-own does that some times while a message travels, and sleeps in between: each call takes time from
-whatever computes on the same processor, far more than the call itself takes.  Where MPI was not
+MPI libraries make progress only within calls of MPI.  A thread of our own makes some calls while a
+message travels, and sleeps in between: each call takes time from whatever computes on the same
+processor, far more than the call itself takes.  Where MPI was not
 started for several threads, only the calls that add messages do it.
 """
 

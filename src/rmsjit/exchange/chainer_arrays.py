@@ -21,7 +21,7 @@ _STEPS, _EPOCH = "t", "epoch"
 
 
 def from_chainer_arrays(arrays: Mapping[str, Any], variables: Variables, optimizer: Any) -> Any:
-    """Go on here with the state of Chainer's RMSprop or RMSpropGraves.
+    """Continue with the state of Chainer's RMSprop or RMSpropGraves.
 
     Parameters
     ----------

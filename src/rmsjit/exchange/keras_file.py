@@ -48,7 +48,7 @@ Path = str | os.PathLike[str]
 
 
 def from_keras_file(path: Path, variables: Variables, optimizer: Any) -> Any:
-    """Go on here with the optimizer's state in a file of Keras 3 or tf-keras.
+    """Continue with the optimizer's state in a file of Keras 3 or tf-keras.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ def _optimizer_config(archive: zipfile.ZipFile) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(archive.read(_CONFIG))["compile_config"]["optimizer"]
         return dict(config["config"])
     except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"its {_CONFIG} tells of no optimizer: {error!r}") from error
+        raise ValueError(f"its {_CONFIG} describes no optimizer: {error!r}") from error
 
 
 def _places(

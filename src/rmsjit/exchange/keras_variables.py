@@ -61,7 +61,7 @@ _LEGACY = _Naming(
 
 
 def from_keras_optimizer(keras_optimizer: Any, variables: Variables, optimizer: Any) -> Any:
-    """Go on here with the state of an optimizer of Keras 3 or tf-keras, by names.
+    """Continue with the state of an optimizer of Keras 3 or tf-keras, by names.
 
     Of Keras 3, averages (`use_ema`) and gradients that wait for a step travel as well.
 

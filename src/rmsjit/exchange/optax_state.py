@@ -40,7 +40,7 @@ Replace = Callable[[str, Any], Any]  # of a field and its value
 
 
 def from_optax_state(state: Any, variables: Variables, optimizer: Any) -> Any:
-    """Go on here with the state of ``optax.rmsprop``.
+    """Continue with the state of ``optax.rmsprop``.
 
     Parameters
     ----------

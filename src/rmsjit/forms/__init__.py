@@ -1,4 +1,4 @@
-"""Every RMSprop of the field by name: a function for each library, with its own arguments.
+"""The RMSprop of every library by name: a function for each library, with its own arguments.
 
 ``rmsjit.forms.torch(lr=0.01, alpha=0.99)`` computes what ``torch.optim.RMSprop`` computes with
 these arguments, on NumPy arrays.  Each function returns an `rmsjit.RMSprop`.  `from_config` makes

@@ -104,7 +104,7 @@ def _bound(
 
 
 def nearest(library: Library, name: str, names: Iterable[str]) -> str:
-    """The argument of a library that another library, or a mistyper, calls by this name."""
+    """The argument that was meant by a misspelled name, or by one of another library."""
     for number in sorted(_ROLES.get(name, ())):
         if number in library.numbers:
             return library.numbers[number].name

@@ -51,7 +51,7 @@ _NONE_MEANS = {"momentum": 0.0, "weight_decay": 0.0}  # where a library writes N
 
 
 class Chosen(NamedTuple):
-    """What the arguments of a call stand for.
+    """The form and the numbers that the arguments of a call mean.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Argument:
         return "Accepted as there; changes no number here."
 
     def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
-        """Enter what `value` stands for among the numbers and the settings.
+        """Add the meaning of `value` to the numbers or the settings.
 
         Raises
         ------
@@ -222,7 +222,7 @@ class Unsupported(Argument):
 
 @dataclass(frozen=True)
 class Library:
-    """One RMSprop of the field: a row of the table of forms.
+    """The RMSprop of one library: a row of the table of forms.
 
     Parameters
     ----------
@@ -231,7 +231,7 @@ class Library:
     title : str
         What it is called there.
     source : str
-        Where its arithmetic stands.
+        Where its arithmetic is defined.
     arguments : tuple of Argument
         In the library's order.
     settings : mapping

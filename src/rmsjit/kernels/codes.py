@@ -24,7 +24,7 @@ _SLACK = 8  # above the least offset, before it is reduced
 def _spread_chances():
     """As many bits as a code drops for each element of a block: evenly spread, in random order.
 
-    So of equal elements as many are rounded up as should be.
+    So the share of equal elements that are rounded up is the right one.
     """
     draw = random.Random(0).random  # gives the same numbers in every version of Python
     ranks = sorted(range(BLOCK), key=lambda i: draw())

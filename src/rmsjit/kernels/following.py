@@ -85,7 +85,7 @@ def _record_at(address, layout, known):
 def _has_root(array_object, expected, record):
     """Whether an array has its memory from the same array as when its record was made."""
     if record[ROOT] == 0:
-        return True  # for the caller to find out
+        return True  # the caller checks it
     base = words(array_object)[ARRAY_BASE]
     root = array_object if base == 0 else base
     header = words(root)

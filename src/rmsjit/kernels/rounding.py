@@ -126,8 +126,8 @@ def noise_of(form: Form):
     memory is int64 (1 + 2 * variables,): the number of the step, and for each variable a word of
     its own and the number of its first element, above 0 for a part of a divided one.  The last one
     takes the key and the number of an element, and gives 32 random bits for it and the key.  Where
-    only slots are rounded by chance, the bits are cheap ones: their errors last for some steps,
-    those of variables for ever.
+    only slots are rounded by chance, the bits are cheaper: errors of slots fade within some steps,
+    those of variables last.
     """
     if not form.is_random:
         return _no_key, _unmoved, _no_noise

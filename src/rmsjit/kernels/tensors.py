@@ -64,7 +64,7 @@ def _clear_error(typing_context, function):
 
 @njit(**INLINED)
 def _is_like(description, expected):
-    """Whether a tensor has its device, dtype and elements in memory as is expected."""
+    """Whether a tensor has the expected device, dtype, shape and strides."""
     if description[DEVICE] != expected[EXPECTED_DEVICE]:
         return False
     if description[KIND] != expected[EXPECTED_KIND] or description[BYTE_OFFSET] != 0:

@@ -92,8 +92,8 @@ class Run:
     def _would_move(self, x: NDArray[Any]) -> bool:
         """Whether x moves in the next iteration unless it is at rest.
 
-        It does not at a rate of 0, as where a schedule begins, nor in a call that only adds up
-        gradients, and need not where steps are below the precision of x but not lost.
+        It does not at a rate of 0, with which many schedules begin, nor in a call that only adds up
+        gradients.  It may not where steps below the precision of x are kept in master weights.
         """
         optimizer = self._optimizer
         is_last = optimizer.accumulated_calls + 1 == (optimizer.gradient_accumulation_steps or 1)

@@ -166,7 +166,7 @@ def checked_seed(value: Any) -> int:
 
 
 def checked_calls(value: int | None) -> int | None:
-    """A number of calls for each step, or None for steps at each call."""
+    """A number of calls for each step, or None for a step at each call."""
     name = "gradient_accumulation_steps"
     return None if value is None else positive_integer(name, value, "an integer or None")
 

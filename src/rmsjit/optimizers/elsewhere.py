@@ -1,4 +1,4 @@
-"""What other libraries call things: errors that say how they are written here."""
+"""Names of other libraries: errors that say how to write them here."""
 
 from __future__ import annotations
 

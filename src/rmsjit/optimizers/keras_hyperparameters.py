@@ -22,7 +22,7 @@ DEFAULT_EPSILON = 1e-7
 
 
 def checked_keras_epsilon(name: str, value: float | None) -> float:
-    """A positive number; 0 and None stand for the default."""
+    """A positive number; 0 and None mean the default."""
     number = DEFAULT_EPSILON if value is None else as_number(name, value)
     return positive(name, number or DEFAULT_EPSILON)
 

@@ -22,7 +22,7 @@ class Structures(Core):
         Parameters
         ----------
         params : nested structure of ndarray or Variable
-            Lists, tuples and dictionaries, in each other as you like.  None in it is no variable.
+            Lists, tuples and dictionaries, nested to any depth.  None in it is no variable.
         gradients : nested structure
             Of the same structure, with a gradient in the place of each variable.  None in the
             place of a variable, or of all of a list or dictionary, leaves that unchanged.

@@ -231,7 +231,7 @@ class Hyperparameters:
         return self.now(name, iterations) if used is None else used
 
     def serialized(self, name: str) -> Any:
-        """A value for JSON: the configuration of a schedule, or the number that counts now.
+        """A value for JSON: the configuration of a schedule, or the current number.
 
         Raises
         ------

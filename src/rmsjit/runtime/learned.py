@@ -151,7 +151,7 @@ def _checked(cost: Any) -> float:
 
 
 def _machines(path: Path) -> dict[str, Any]:
-    """The content of the file; empty if it is missing, damaged or of somebody else."""
+    """The content of the file; empty if it is missing, damaged or another user's."""
     try:
         stored = store.trusted_bytes(path)
         content = json.loads(stored or b"{}")

@@ -94,7 +94,7 @@ THREADING = (
     PrivateName("numba.core.config", "reload_config", "reads the environment again"),
 )
 OBSERVING = (
-    PrivateName("numba.core.event", "install_recorder", "tells of compilations"),
+    PrivateName("numba.core.event", "install_recorder", "reports compilations"),
     PrivateName("numba.core.event", "RecordingListener.buffer", "what it has told"),
 )
 _MADE_LATER = (  # on instances, or when threads start
@@ -279,7 +279,7 @@ def reload_settings() -> None:
 
 @contextmanager
 def compilations() -> Iterator[list[Any]]:
-    """What Numba compiles within the block; empty if it does not tell."""
+    """The names of what Numba compiles within the block; empty if it does not report it."""
     try:
         install_recorder = import_module("numba.core.event").install_recorder
     except (AttributeError, ImportError):

@@ -182,7 +182,7 @@ class TrialsBySize:
         self._trials: dict[Work, Trials] = {}
 
     def of(self, most: int, nbytes: float, kind: str) -> Trials | None:
-        """The trials for work of a kind, None if there is little of it or only one way."""
+        """The trials for work of a kind, None if work is small, or has only one way."""
         may_prefetch = kind == "dense"
         if nbytes < LEAST_BYTES or (most <= 1 and not may_prefetch):
             return None

@@ -158,7 +158,8 @@ def revived(state: Described, links_arrays: bool) -> Entry:
     """The entry of the copy, with all arrays that may be its variable, but without slots.
 
     Where copying has made several arrays of one (`links_arrays` is False, as with joblib), only
-    those of a `Variable`, which it has not, may still be the user's; the others tell the values.
+    the array of a `Variable`, which is never duplicated, may still be the user's; the others only
+    give the values.
     """
     homes = [
         Home(private_view(array_of(thing)), layout, links_arrays or isinstance(thing, Variable))

@@ -212,7 +212,7 @@ class Entry:
 
     @property
     def is_nowhere(self) -> bool:
-        """Whether this is a copy whose variable nobody held: it has a placeholder as its owner."""
+        """Whether this is a copy whose variable nobody held; its owner is a placeholder."""
         return not self.owner.flags.writeable and not any(self.owner.strides)
 
     @property

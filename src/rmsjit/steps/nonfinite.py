@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-PROPAGATE, RAISE = "propagate", "raise"  # neither is "skip"
+PROPAGATE, RAISE = "propagate", "raise"  # the third policy is "skip"
 
 
 def accepts(policy: str, finite: NDArray[np.bool_], name: Callable[[int], str]) -> bool:

@@ -19,8 +19,8 @@ _ROOM = 4  # records that later ones have room for, per known variable
 class Records:
     """Records of variables, for steps whose variables have given layouts in a given order.
 
-    They hold no references.  A table that is full is left for an empty one: a variable that is not
-    found is added again.
+    They hold no references.  A full table is replaced by an empty one, to which variables are added
+    again as they are met.
 
     Parameters
     ----------
@@ -90,9 +90,9 @@ class Records:
 
 
 def _root_of(entry: Entry) -> tuple[int, int, int]:
-    """The array that owns the memory of a variable, its data and size; zeros if it is another sort.
+    """The id, address and size of the array that owned a variable's memory when it was new.
 
-    As they were when the variable was new.
+    Zeros if the owner is no array.
     """
     owner, ground = entry.owner, entry.ground
     base = owner.base

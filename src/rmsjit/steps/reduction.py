@@ -1,4 +1,4 @@
-"""One step that an engine shares with other processes: what is asked for, and how it goes on.
+"""A step that an engine shares with other processes: the request for it, and its reduction.
 
 Before the update, all ranks agree to take the same step and reduce their gradients; after it, they
 share what each has updated.

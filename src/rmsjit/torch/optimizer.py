@@ -45,7 +45,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         The parameters or groups of them, of the dtypes float16, bfloat16, float32, float64,
         complex64 and complex128.
     lr : float or Tensor, default 0.01
-        Learning rate, at first not negative; a scheduler may make it so.
+        Learning rate, not negative; a scheduler may make it negative later.
     alpha : float, default 0.99
         Decay factor of the averages, between 0 and 1.
     eps : float, default 1e-8

@@ -37,7 +37,7 @@ def check_rate(group: Mapping[str, Any]) -> None:
 
 
 def _number(name: str, value: Any) -> float:
-    """A number, which may change in its tensor or array."""
+    """The current number, also of a tensor or an array."""
     if type(value) is float or type(value) is int:
         return value
     if isinstance(value, Tensor):
