@@ -100,8 +100,8 @@ def test_an_edit_of_the_rule_is_seen(tmp_path):
     assert run_python(code.format(-1), **environment).startswith(str(copy))
     rule = copy / "kernels" / "rule.py"
     text = rule.read_text()
-    assert text.count("value = value - step\n") == 1
-    rule.write_text(text.replace("value = value - step\n", "value = value + step\n"))
+    assert text.count("return value - step\n") == 1
+    rule.write_text(text.replace("return value - step\n", "return value + step\n"))
     run_python(code.format(+1), **environment)
     rule.write_text(text)
     run_python(STEP + COUNTED.format("check('float32', 0.0, False)"), **environment)
@@ -162,7 +162,7 @@ def identity_of(name="first_outside", key="", arguments=3, flags=FLAGS):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "_kernels", {})
-        patch.setattr(cache, "_obtain", note)
+        patch.setattr(cache, "_obtained", note)
         cache.compile_kernel(name, key, None, arguments, flags)
     return asked[0]
 
@@ -260,8 +260,8 @@ def file_of(load, form, *arguments):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "_kernels", {})
         patch.setattr(cache, "_loaded", note)
-        patch.setattr(cache, "_compiled", lambda *arguments: None)
-        patch.setattr(cache, "_as_kernel", lambda result: (None, None))
+        patch.setattr(cache._Recipe, "compiled", lambda recipe: None)
+        patch.setattr(cache.numba_internals, "entry", lambda result: (None, None))
         patch.setattr(store, "warn_once", lambda folder, error: None)
         getattr(loader, load).__wrapped__(form.arithmetic, kinds, *arguments)
     return asked[0]

@@ -10,6 +10,7 @@ import textwrap
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,13 +153,13 @@ def test_drafts_are_no_longer_named_than_kernels(tmp_path):
 def obtained(monkeypatch):
     """Whether a kernel was compiled, and the warnings; nothing is really compiled."""
     compiled = []
-    monkeypatch.setattr(cache, "_compiled", lambda *_: compiled.append(True))
+    recipe = SimpleNamespace(compiled=lambda: compiled.append(True))
     monkeypatch.setattr(cache.numba_internals, "packed", lambda _: b"packed")
-    monkeypatch.setattr(cache, "_as_kernel", lambda result: (result, None))
+    monkeypatch.setattr(cache.numba_internals, "entry", lambda result: (result, None))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
-            cache._obtain("kernel", "key", None, 1, {})
+            cache._obtained("kernel", "key", recipe)
     return len(compiled), [str(warning.message) for warning in caught]
 
 
@@ -313,7 +314,7 @@ def packed(path, sources, change=None):
 def test_archives_have_an_identity_that_stays_and_tells_edits(tmp_path, sources):
     def edited(name, text):
         edit = name.endswith("kernels/rule.py")
-        return text.replace("value = value - step\n", "value = value + step\n") if edit else text
+        return text.replace("return value - step\n", "return value + step\n") if edit else text
 
     def another_set(name, text):  # frozensets have another order in another process
         added = "\ndef also(x):\n    return x in {'a', 'b', 'c', 'd'}\n"
@@ -337,7 +338,7 @@ def test_a_program_without_files_of_sources_keeps_its_kernels(tmp_path, sources)
     code = textwrap.dedent(STEP) + f"assert rmsjit.__file__.startswith({str(archive)!r})\n"
     for kept in (False, True):
         if kept:
-            code = "from rmsjit.runtime import cache\ncache._compiled = None\n" + code
+            code = "from rmsjit.runtime import cache\ncache._Recipe.compiled = None\n" + code
         done = subprocess.run(
             [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
             env=environment, text=True, capture_output=True, check=False,
@@ -351,7 +352,7 @@ def test_a_program_without_files_of_sources_keeps_its_kernels(tmp_path, sources)
 
 def test_an_interrupt_at_any_line_of_compiling_leaves_no_thread_busy(monkeypatch):
     monkeypatch.setattr(cache, "_kernels", {})
-    monkeypatch.setattr(cache, "_obtain", lambda *_: ("kernel", None))
+    monkeypatch.setattr(cache, "_obtained", lambda *_: ("kernel", None))
     monkeypatch.setattr(threads, "start", lambda: None)
     config = settings.numba_config()
     before = {name: getattr(config, name) for name in ("DISABLE_JIT", "BOUNDSCHECK")}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rmsjit.checkpoints.compare import check_all_named, check_optimizer
 from rmsjit.checkpoints.snapshot import restoring
 from rmsjit.optimizers.base import Optimizer
-from rmsjit.rule.checks import as_number, positive
+from rmsjit.rule.checks import as_number, integer, positive_number
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.svg import BLUE, GREY, ORANGE, Axis, Line, chart
 
@@ -267,12 +267,10 @@ def _steepest(rates: Floats, losses: Floats) -> float | None:
 def _geometric(start: float, end: float, count: int) -> Floats:
     """The rates of all steps."""
     for name, value in (("start_lr", start), ("end_lr", end)):
-        positive(name, as_number(name, value))
+        positive_number(name, value)
     if end <= start:
         raise ValueError(f"end_lr must be above start_lr, {start}, got {end}")
-    if isinstance(count, bool) or not isinstance(count, (int, np.integer)):
-        raise TypeError(f"num_steps must be an integer, got {count!r}")
-    if count < 2:
+    if integer("num_steps", count) < 2:
         raise ValueError(f"num_steps must be at least 2, got {count}")
     return np.geomspace(start, end, count)
 

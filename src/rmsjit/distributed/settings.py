@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rmsjit.arrays.dtypes import Precision, dtype_named
 from rmsjit.optimizers.arguments import Reduction
+from rmsjit.rule.checks import choice, integer
 
 DEFAULT_BUCKET_BYTES = 1 << 22
 
@@ -22,13 +23,10 @@ class Settings:
     wire_dtype: str | None = None
 
     def __post_init__(self) -> None:
-        if self.reduce not in ("sum", "mean"):
-            raise ValueError(f'reduce must be "sum" or "mean", got {self.reduce!r}')
+        choice("reduce", self.reduce, "sum", "mean")
         if not isinstance(self.shard_state, bool):
             raise TypeError(f"shard_state must be True or False, got {self.shard_state!r}")
-        if isinstance(self.bucket_bytes, bool) or not isinstance(self.bucket_bytes, int):
-            raise TypeError(f"bucket_bytes must be an integer, got {self.bucket_bytes!r}")
-        if not 1 << 10 <= self.bucket_bytes <= 1 << 30:
+        if not 1 << 10 <= integer("bucket_bytes", self.bucket_bytes) <= 1 << 30:
             raise ValueError(f"bucket_bytes must be from 2**10 to 2**30, got {self.bucket_bytes}")
         if self.wire_dtype not in (None, "bfloat16"):
             raise ValueError(f'wire_dtype must be None or "bfloat16", got {self.wire_dtype!r}')

@@ -16,21 +16,16 @@ from rmsjit.optimizers.arguments import (
     checked_clip_weights,
     checked_factor,
     checked_flag,
-    checked_nonnegative,
     checked_rate,
     checked_weight_decay,
 )
-from rmsjit.rule.checks import as_number, is_used, positive
+from rmsjit.rule.checks import is_used, nonnegative_number, positive_number
 from rmsjit.rule.form import Form
 
 REQUIRED = inspect.Parameter.empty
 ALWAYS, WHEN_USED, NEVER = "always", "when used", "never"  # whether there is a momentum slot
 SLOT_ORDER = ("rms", "momentum", "mg")
 _NEED_MOMENTUM = ("learning_rate", "nesterov")  # settings of a form
-
-
-def _checked_positive(name: str, value: Any) -> float:
-    return positive(name, as_number(name, value))
 
 
 def _unchecked(name: str, value: Any) -> Any:
@@ -41,10 +36,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "learning_rate": checked_rate,
     "rho": checked_factor,
     "momentum": checked_factor,
-    "epsilon": _checked_positive,
+    "epsilon": positive_number,
     "weight_decay": checked_weight_decay,
-    "loss_scale": _checked_positive,
-    "decay": checked_nonnegative,
+    "loss_scale": positive_number,
+    "decay": nonnegative_number,
     "clip_weights": checked_clip_weights,
 }
 _NONE_MEANS = {"momentum": 0.0, "weight_decay": 0.0}  # where a library writes None for nothing

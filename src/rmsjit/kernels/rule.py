@@ -259,15 +259,14 @@ def _move(form: Form):
 
     @njit(**INLINED)
     def moved(i, value, g, size, slots, h, noise):
-        if not HAS_MOMENTUM:
-            return value - quotient(h.lr, g, size)
         step = g / size if RATE_OUTSIDE else quotient(h.lr, g, size)
-        carried = h.momentum * load(slots[MOMENTUM], i) + step
-        store_momentum(slots[MOMENTUM], i, carried, noise)
-        step = h.momentum * carried + step if NESTEROV else carried
-        if not RATE_OUTSIDE:
-            return value - step
-        return multiply_add(-step, h.lr, value) if FUSED else value - h.lr * step
+        if HAS_MOMENTUM:
+            carried = h.momentum * load(slots[MOMENTUM], i) + step
+            store_momentum(slots[MOMENTUM], i, carried, noise)
+            step = h.momentum * carried + step if NESTEROV else carried
+        if RATE_OUTSIDE:
+            return multiply_add(-step, h.lr, value) if FUSED else value - h.lr * step
+        return value - step
 
     return moved
 

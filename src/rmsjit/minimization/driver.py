@@ -15,7 +15,7 @@ from rmsjit.minimization.callback import report_to
 from rmsjit.minimization.objective import Objective
 from rmsjit.minimization.run import Limits, Run
 from rmsjit.optimizers.keras_legacy import RMSprop
-from rmsjit.rule.checks import as_number, nonnegative
+from rmsjit.rule.checks import integer, nonnegative_number
 
 _RATE = 0.01  # of the default optimizer
 
@@ -101,7 +101,11 @@ def optimize(
         x,
         Box(bounds, x),
         report_to(callback),
-        Limits(_checked_steps(maxiter), _tolerance("gtol", gtol), _tolerance("xtol", xtol)),
+        Limits(
+            _checked_steps(maxiter),
+            nonnegative_number("gtol", gtol),
+            nonnegative_number("xtol", xtol),
+        ),
     )
     while (ending := run.ending()) is None:
         run.step()
@@ -207,12 +211,7 @@ def _begun_again(optimizer: RMSprop) -> RMSprop:
 
 
 def _checked_steps(maxiter: Any) -> int:
-    if isinstance(maxiter, bool) or not isinstance(maxiter, (int, np.integer)):
-        raise TypeError(f"maxiter must be an integer, got {maxiter!r}")
-    if maxiter < 0:
+    steps = integer("maxiter", maxiter)
+    if steps < 0:
         raise ValueError(f"maxiter must not be negative, got {maxiter}")
-    return int(maxiter)
-
-
-def _tolerance(name: str, value: Any) -> float:
-    return nonnegative(name, as_number(name, value))
+    return steps

@@ -13,16 +13,17 @@ from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.tensors import new_array
 from rmsjit.nest import flatten
 from rmsjit.rule.checks import (
-    as_number,
     checked,
+    choice,
     in_unit_interval,
     integer,
     nonnegative,
     positive,
     positive_integer,
+    positive_number,
 )
 from rmsjit.rule.form import Form
-from rmsjit.rule.slot import STATE_DTYPES
+from rmsjit.rule.slot import ROUNDINGS, STATE_DTYPES
 from rmsjit.steps.settings import StepSettings
 from rmsjit.variables import array_of, brief
 
@@ -78,11 +79,6 @@ def _holds_variables(value: Any) -> bool:
     return any(getattr(leaf, "ndim", 0) > 0 for leaf in leaves)
 
 
-def checked_nonnegative(name: str, value: Any) -> float:
-    """A number that is not negative."""
-    return nonnegative(name, as_number(name, value))
-
-
 def checked_epsilon(name: str, value: Any) -> Any:
     """A positive number, or a callable that returns one."""
     return _number_or_function(name, value, positive)
@@ -97,7 +93,7 @@ def checked_flag(name: str, value: Any) -> bool:
 
 def checked_gradient_scale(maximize: Any, grad_scale: Any) -> float:
     """What gradients are multiplied by, from both arguments."""
-    scale = positive("grad_scale", as_number("grad_scale", grad_scale))
+    scale = positive_number("grad_scale", grad_scale)
     return -scale if checked_flag("maximize", maximize) else scale
 
 
@@ -110,14 +106,12 @@ def checked_clip_weights(name: str, value: Any) -> float:
     """A positive bound, infinite for None."""
     if value is None:
         return math.inf
-    return positive(name, as_number(name, value))
+    return positive_number(name, value)
 
 
 def checked_rounding(value: Any) -> str:
     """How variables of half types are rounded."""
-    if not isinstance(value, str) or value not in ("nearest", "stochastic"):
-        raise ValueError(f'rounding must be "nearest" or "stochastic", got {value!r}')
-    return value
+    return choice("rounding", value, *ROUNDINGS)
 
 
 def checked_state_dtype(value: Any, form: Form) -> dict[str, str]:
@@ -173,9 +167,7 @@ def checked_calls(value: int | None) -> int | None:
 
 def checked_reduction(value: Any) -> str:
     """What a step takes of the gradients of its calls."""
-    if not isinstance(value, str) or value not in ("mean", "sum"):
-        raise ValueError(f'gradient_accumulation_reduction must be "mean" or "sum", got {value!r}')
-    return value
+    return choice("gradient_accumulation_reduction", value, "mean", "sum")
 
 
 def checked_threads(value: int | None) -> int | None:
@@ -185,16 +177,12 @@ def checked_threads(value: int | None) -> int | None:
 
 def checked_sparse(value: str) -> bool:
     """Whether the sparse mode is "exact"."""
-    if not isinstance(value, str) or value not in ("rows", "exact"):
-        raise ValueError(f'sparse must be "rows" or "exact", got {value!r}')
-    return value == "exact"
+    return choice("sparse", value, "rows", "exact") == "exact"
 
 
 def checked_nonfinite(value: str) -> str:
     """The policy for gradients that are not finite."""
-    if not isinstance(value, str) or value not in ("propagate", "skip", "raise"):
-        raise ValueError(f'nonfinite must be "propagate", "skip" or "raise", got {value!r}')
-    return value
+    return choice("nonfinite", value, "propagate", "skip", "raise")
 
 
 def checked_function(name: str, value: Any) -> Any:

@@ -8,13 +8,12 @@ from typing import Any
 
 from rmsjit.optimizers.arguments import (
     checked_factor,
-    checked_nonnegative,
     checked_rate,
     checked_weight_decay,
 )
 from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.fixed import fixed_at_construction
-from rmsjit.rule.checks import as_number, is_used, positive
+from rmsjit.rule.checks import as_number, is_used, nonnegative_number, positive
 from rmsjit.rule.form import Form
 from rmsjit.rule.presets import has_plain_rule
 
@@ -76,7 +75,7 @@ class KerasHyperparameters(Core):
         "weight_decay", checked_weight_decay, "Weight decay; 0 for forms without it."
     )
     decay: Any = _hyperparameter(
-        "decay", checked_nonnegative, "The learning rate is divided by ``1 + decay*iterations``."
+        "decay", nonnegative_number, "The learning rate is divided by ``1 + decay*iterations``."
     )
     clipvalue: float | None = _clipping_bound(
         "clipvalue", "Bound on each element of a gradient, or None."

@@ -24,7 +24,6 @@ from rmsjit.optimizers.arguments import (
     checked_functions,
     checked_gradient_scale,
     checked_nonfinite,
-    checked_nonnegative,
     checked_rate,
     checked_reduction,
     checked_settings,
@@ -44,7 +43,7 @@ from rmsjit.optimizers.keras_hyperparameters import (
 )
 from rmsjit.optimizers.losses import Losses
 from rmsjit.rule.averaging import Averaging
-from rmsjit.rule.checks import is_used
+from rmsjit.rule.checks import is_used, nonnegative_number
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
@@ -259,7 +258,7 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
             "rho": checked_factor("rho", rho),
             "momentum": checked_factor("momentum", momentum),
             "epsilon": checked_keras_epsilon("epsilon", epsilon),
-            "decay": checked_nonnegative("decay", decay),
+            "decay": nonnegative_number("decay", decay),
             "weight_decay": checked_weight_decay("weight_decay", weight_decay),
             "clip_weights": checked_clip_weights("clip_weights", clip_weights),
         }

@@ -101,6 +101,24 @@ def nonnegative(name: str, value: float) -> float:
     return value
 
 
+def positive_number(name: str, value: Any) -> float:
+    """`value` as a finite float above zero."""
+    return positive(name, as_number(name, value))
+
+
+def nonnegative_number(name: str, value: Any) -> float:
+    """`value` as a finite float that is not negative."""
+    return nonnegative(name, as_number(name, value))
+
+
+def choice(name: str, value: Any, *allowed: str) -> str:
+    """`value`, checked to be one of some words."""
+    if not isinstance(value, str) or value not in allowed:
+        *first, last = (f'"{word}"' for word in allowed)
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
+    return value
+
+
 def integer(name: str, value: Any, kind: str = "an integer") -> int:
     """`value`, checked to be an integer; `kind` says in errors what else the caller accepts."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):

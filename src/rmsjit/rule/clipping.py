@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.rule.checks import as_number
+from rmsjit.rule.checks import nonnegative_number
 from rmsjit.rule.form import Form
 from rmsjit.rule.loss_scale import LossScale
 
@@ -109,12 +109,7 @@ class Clipping:
 
 def _bound(name: str, value: Any) -> float | None:
     """A plain float, which JSON can hold."""
-    if value is None:
-        return None
-    number = as_number(name, value)
-    if number < 0:
-        raise ValueError(f"{name} must not be negative, got {value}")
-    return number
+    return None if value is None else nonnegative_number(name, value)
 
 
 def refuse_complex(dtype: str, clipping: Clipping, form: Form) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from rmsjit.rule.checks import as_number, positive, positive_integer
+from rmsjit.rule.checks import positive_integer, positive_number
 
 
 class LossScale(Protocol):
@@ -101,9 +101,9 @@ class DynamicLossScale:
         backoff_factor: float = 0.5,
         growth_interval: int = 2000,
     ) -> None:
-        self.initial: float = _checked("initial", initial)
-        self.growth_factor: float = _checked("growth_factor", growth_factor)
-        self.backoff_factor: float = _checked("backoff_factor", backoff_factor)
+        self.initial: float = positive_number("initial", initial)
+        self.growth_factor: float = positive_number("growth_factor", growth_factor)
+        self.backoff_factor: float = positive_number("backoff_factor", backoff_factor)
         self.growth_interval: int = positive_integer("growth_interval", growth_interval)
         if not 0 < _in_float32(self.initial) < np.inf:
             raise ValueError(f"initial must be in the range of float32, got {initial}")
@@ -153,10 +153,6 @@ class DynamicLossScale:
         }
 
 
-def _checked(name: str, value: Any) -> float:
-    return positive(name, as_number(name, value))
-
-
 @np.errstate(over="ignore")
 def _in_float32(value: float) -> float:
     """A number as PyTorch keeps it, infinite if it is too large."""
@@ -183,4 +179,4 @@ def checked_loss_scale(value: Any) -> LossScale | None:
         if value != "dynamic":
             raise ValueError(f'loss_scale must be "dynamic" or a number, got {value!r}')
         return DynamicLossScale()
-    return FixedLossScale(positive("loss_scale", as_number("loss_scale", value)))
+    return FixedLossScale(positive_number("loss_scale", value))

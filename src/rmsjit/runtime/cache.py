@@ -91,89 +91,82 @@ def compile_kernel(
     identity = (name, key, arguments, *flags.items())
     with forks.undisturbed(), _lock.lock:
         if identity not in _kernels:
-            parallel = flags.get("parallel", False)
             # A parallel kernel starts Numba's threads; by starting them first, we choose the layer.
             with compilable():
-                if parallel:
+                if flags.get("parallel", False):
                     threads.start()
-                _kernels[identity] = _obtain_somehow(name, str(identity), make, arguments, flags)
+                recipe = _Recipe(make, arguments, flags)
+                _kernels[identity] = _obtained(name, str(identity), recipe)
         return _kernels[identity][0]
 
 
-def _obtain_somehow(
-    name: str,
-    key: str,
-    make: Callable[[], Callable[..., Any]],
-    arguments: int,
-    flags: Mapping[str, Any],
-) -> tuple[Kernel, Any]:
-    """The kernel, also with a version of Numba that lacks what its fast calls need."""
+class _Recipe(NamedTuple):
+    """How a kernel is compiled; see `compile_kernel`."""
+
+    make: Callable[[], Callable[..., Any]]
+    arguments: int
+    flags: Mapping[str, Any]
+
+    def compiled(self) -> Any:
+        """Numba's result."""
+        from numba import int64, njit
+
+        notice.compiling()
+        signature = (int64,) * self.arguments
+        dispatcher = njit(**self.flags)(self.make())
+        dispatcher.compile(int64(*signature))
+        return numba_internals.result_of(dispatcher, signature)
+
+    def public(self) -> tuple[Kernel, Any]:
+        """The kernel from documented functions of Numba only; its calls from Python are slower."""
+        from numba import cfunc, int64
+
+        function = cfunc(int64(*(int64,) * self.arguments), **self.flags)(self.make())
+        prototype = ctypes.CFUNCTYPE if self.flags["nogil"] else ctypes.PYFUNCTYPE
+        call = prototype(ctypes.c_int64, *(ctypes.c_int64,) * self.arguments)(function.address)
+        return Kernel(call, function.address), function
+
+
+def _obtained(name: str, key: str, recipe: _Recipe) -> tuple[Kernel, Any]:
+    """The kernel, and what keeps its machine code alive."""
+    place, found = _stored(name, key)
     try:
-        return _obtain(name, key, make, arguments, flags)
+        result = recipe.compiled() if found is None else found
+        kernel = Kernel(*numba_internals.entry(result)), result
     except numba_internals.MissingNameError as error:
         store.warn_once(None, error)
-        return _public(make, arguments, flags)
+        return recipe.public()
+    if place is not None and found is None:
+        _store(*place, result)
+    return kernel
 
 
-def _obtain(
-    name: str,
-    key: str,
-    make: Callable[[], Callable[..., Any]],
-    arguments: int,
-    flags: Mapping[str, Any],
-) -> tuple[Kernel, Any]:
-    """The kernel, and what keeps its machine code alive."""
+def _stored(name: str, key: str) -> tuple[tuple[Path, str] | None, Any]:
+    """Where a kernel is stored, with its identity, and the result that is there.
+
+    None for the place if it can't be stored, and for the result if there is none.
+    """
     folder = cache_folder()
     if folder is None:
-        return _as_kernel(_compiled(make, arguments, flags))
+        return None, None
     try:
         identity = _identity(key)
     except Exception as error:  # a module has neither a source nor code
         store.warn_once(None, error)
-        return _as_kernel(_compiled(make, arguments, flags))
+        return None, None
     try:
         path = store.path_for(folder, name, identity)
-        found = _loaded(path, identity)
+        return (path, identity), _loaded(path, identity)
     except Exception as error:  # nothing in the folder may prevent training
         store.warn_once(folder, error)
-        return _as_kernel(_compiled(make, arguments, flags))
-    if found is not None:
-        return _as_kernel(found)
-    result = _compiled(make, arguments, flags)
-    kernel = _as_kernel(result)  # first, as its warning says all that is lost
+        return None, None
+
+
+def _store(path: Path, identity: str, result: Any) -> None:
     try:
         store.write(path, identity, numba_internals.packed(result))
     except Exception as error:  # such as a full disk or a read-only folder
-        store.warn_once(folder, error)
-    return kernel
-
-
-def _as_kernel(result: Any) -> tuple[Kernel, Any]:
-    return Kernel(*numba_internals.entry(result)), result
-
-
-def _compiled(
-    make: Callable[[], Callable[..., Any]], arguments: int, flags: Mapping[str, Any]
-) -> Any:
-    from numba import int64, njit
-
-    notice.compiling()
-    signature = (int64,) * arguments
-    dispatcher = njit(**flags)(make())
-    dispatcher.compile(int64(*signature))
-    return numba_internals.result_of(dispatcher, signature)
-
-
-def _public(
-    make: Callable[[], Callable[..., Any]], arguments: int, flags: Mapping[str, Any]
-) -> tuple[Kernel, Any]:
-    """The kernel from documented functions of Numba only; its calls from Python are slower."""
-    from numba import cfunc, int64
-
-    function = cfunc(int64(*(int64,) * arguments), **flags)(make())
-    prototype = ctypes.CFUNCTYPE if flags["nogil"] else ctypes.PYFUNCTYPE
-    call = prototype(ctypes.c_int64, *(ctypes.c_int64,) * arguments)(function.address)
-    return Kernel(call, function.address), function
+        store.warn_once(path.parent, error)
 
 
 def _loaded(path: Path, identity: str) -> Any:

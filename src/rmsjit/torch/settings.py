@@ -9,7 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from rmsjit.forms.table import BY_NAME
-from rmsjit.rule.checks import as_number, in_unit_interval, nonnegative, positive
+from rmsjit.rule.checks import (
+    as_number,
+    in_unit_interval,
+    nonnegative,
+    nonnegative_number,
+    positive_number,
+)
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
 
@@ -56,8 +62,8 @@ def _checked(
         as_number("lr", lr),
         in_unit_interval("alpha", as_number("alpha", alpha)),
         in_unit_interval("momentum", as_number("momentum", momentum)),
-        positive("eps", as_number("eps", eps)),
-        nonnegative("weight_decay", as_number("weight_decay", weight_decay)),
+        positive_number("eps", eps),
+        nonnegative_number("weight_decay", weight_decay),
     )
 
 
