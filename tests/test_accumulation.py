@@ -3,6 +3,7 @@
 import copy
 import pickle
 import threading
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -664,3 +665,34 @@ def test_setting_the_iterations_within_a_round_is_refused():
     assert (int(opt.iterations), opt.accumulated_calls) == (8, 0)
     opt.iterations = 5
     assert int(opt.iterations) == 5
+
+
+def test_a_call_without_a_gradient_of_a_variable_adds_zero_for_it():
+    """Without a warning, unless no call of the round has one."""
+    opt, a, b = rmsjit.RMSprop(0.1, gradient_accumulation_steps=2), np.zeros(2), np.zeros(3)
+    alone, expected = rmsjit.RMSprop(0.1), [a.copy(), b.copy()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        opt.apply_gradients([(None, a), (np.ones(3), b)])
+        opt.apply_gradients([(np.ones(2), a), (None, b)])
+    alone.apply_gradients([(np.full(2, 0.5), expected[0]), (np.full(3, 0.5), expected[1])])
+    for got, wanted in zip((a, b), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    opt.apply_gradients([(None, a), (np.ones(3), b)])
+    with pytest.warns(RuntimeWarning, match="no gradient for variable 0: left unchanged"):
+        opt.apply_gradients([(None, a), (np.ones(3), b)])
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_call_with_gradients_of_frozen_variables_alone_counts(trainable):
+    opt = rmsjit.RMSprop(0.1, gradient_accumulation_steps=2)
+    w, f = np.zeros(1), rmsjit.Variable(np.zeros(1), trainable=trainable)
+    if trainable:
+        opt.add_group([f], frozen=True)
+    opt.apply_gradients([(None, w), (np.ones(1), f)])
+    assert opt.accumulated_calls == 1
+    opt.apply_gradients([(np.ones(1), w), (np.ones(1), f)])
+    assert int(opt.iterations) == 1
+    assert w[0] < 0 == f.numpy()[0]
+    with pytest.raises(ValueError, match="no gradient was given for any variable: variable 0"):
+        opt.apply_gradients([(None, w)])

@@ -1079,3 +1079,20 @@ def test_a_negative_count_of_steps_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match="iterations must not be negative, got -1"):
         rmsjit.save(tmp_path / "run.npz", opt, {"w": w})
     assert not (tmp_path / "run.npz").exists()
+
+
+def test_what_shares_memory_with_itself_is_saved_and_not_restored_in_place(path):
+    w, constant = np.ones(2), np.broadcast_to(np.full(1, 3.0), 3)
+    optimizer = rmsjit.RMSprop(0.1)
+    optimizer.apply_gradients([(np.ones(2), w)])
+    save(path, optimizer, {"w": w, "scale": constant})
+    _, variables = load(path)
+    assert variables["scale"].tolist() == [3.0, 3.0, 3.0]
+    with pytest.raises(ValueError, match=r"'scale' is (read-only|a view)"):
+        load(path, optimizer, {"w": w, "scale": constant})
+
+
+def test_masked_arrays_are_not_saved(path):
+    masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    with pytest.raises(TypeError, match=r"variables\['m'\] must not be a masked array"):
+        save(path, rmsjit.RMSprop(0.1), {"m": masked})

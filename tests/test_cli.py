@@ -103,6 +103,66 @@ def test_an_image_needs_a_name_of_its_own(name, tmp_path, monkeypatch, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [(["--text"], None), (["--output", "own.png"], "own.png"), ([], "cosine.png")],
+)
+def test_options_before_the_schedule_count(options, drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--initial-learning-rate", "0.1", "--decay-steps", "100"]
+    assert main(["schedule", *options, "cosine", *arguments]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ([] if drawn is None else [drawn])
+    assert (drawn or "CosineDecay") in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.slow
+def test_a_full_disk_is_told_in_one_line():
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(
+            [sys.executable, "-m", "rmsjit", "forms"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert process.returncode == 1
+    assert re.fullmatch(r"rmsjit forms: .*No space left on device\n", process.stderr)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["bench", "--sizes", "1e400"], "must be a positive whole number, got '1e400'"),
+        (["bench", "--sizes", "nan"], "must be a positive whole number, got 'nan'"),
+        (["demo", "--seed", str(2**32)], "must be below 2**32, got '4294967296'"),
+        (["demo", "--epochs", "9" * 5000], "must be a whole number of at least 1, got '999"),
+        (["demo", "--output", "missing/x.png"], "can't be written: 'missing/x.png' (No such"),
+        (["demo", "--output", "n" * 300 + ".png"], "File name too long)"),
+    ],
+)
+def test_odd_values_are_refused(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_of_a_form_are_given_once(capsys):
+    assert main(["forms", "torch", "momentum=1", "momentum=0"]) == 2
+    assert "momentum must be given once, got 1 and 0" in capsys.readouterr().err
+    assert main(["forms", "torch", "lr=" + "-" * 100_000 + "1"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_too_little_memory_is_told_in_one_line(capsys, monkeypatch):
+    def fail(*arguments, seed):
+        raise MemoryError
+
+    monkeypatch.setattr(bench, "values", fail)
+    assert main(["bench", "--sizes", "10", "--variants", "plain", "--rounds", "1"]) == 1
+    assert capsys.readouterr().err == "rmsjit bench: there is not enough memory\n"
+
+
 def test_a_name_may_look_like_a_formula(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "rates.png"

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -453,3 +454,29 @@ def test_a_header_fits_where_no_message_begins():
     from rmsjit.distributed import agreement, shared
 
     assert agreement._WORDS * np.dtype(np.int64).itemsize <= shared._HEADER_BYTES
+
+
+NOT_RUNNING = {
+    "must be started first": """
+        import mpi4py
+        mpi4py.rc.initialize = False
+        MPIStrategy()
+    """,
+    "has been finalized": """
+        from mpi4py import MPI
+        opt, w = rmsjit.RMSprop(0.1, strategy=MPIStrategy()), np.ones(3)
+        opt.apply_gradients([(np.ones(3), w)])
+        MPI.Finalize()
+        opt.apply_gradients([(np.ones(3), w)])
+    """,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("message", NOT_RUNNING)
+def test_without_mpi_running_an_error_says_so(message):
+    imports = "import numpy as np, rmsjit\nfrom rmsjit.distributed import MPIStrategy\n"
+    code = imports + textwrap.dedent(NOT_RUNNING[message])
+    end = launch(1, "-c", code, timeout=60)
+    assert end.returncode == 1
+    assert f"RuntimeError: MPI {message}" in end.stderr

@@ -284,6 +284,11 @@ REFUSED = {
     "negative": ({"maxiter": -1}, ValueError, "maxiter must not be negative, got -1"),
     "gtol": ({"gtol": -1.0}, ValueError, "gtol must not be negative, got -1.0"),
     "xtol": ({"xtol": "small"}, TypeError, "xtol must be a number, got 'small'"),
+    "ascent": (
+        {"optimizer": rmsjit.RMSprop(maximize=True)},
+        ValueError,
+        "optimizer must not maximize, got .*: negate the function",
+    ),
     "optimizer": ({"optimizer": 0.1}, TypeError, "optimizer must be an rmsjit.RMSprop or None"),
     "x0": ({"x0": [1j]}, TypeError, "x0 must be real numbers, got dtype complex128"),
     "value": ({"fun": lambda x: x, "jac": bowl_der}, TypeError, r"real number, got .*\(2,\)"),

@@ -312,3 +312,13 @@ def test_groups_with_a_rate_of_their_own_are_tested_and_get_it_back():
     assert group.learning_rate == 0.5
     optimizer.apply_gradients([(np.ones(2), b)])
     assert 1.0 - b[0] > 1.0
+
+
+def test_it_is_not_for_a_block_of_calls():
+    """Whose step would come after all was restored."""
+    problem = Problem(steps=1)
+    before = problem.w.copy()
+    refused = pytest.raises(RuntimeError, match="must not be within one_step")
+    with refused, problem.optimizer.one_step():
+        problem.test()
+    np.testing.assert_array_equal(problem.w, before)

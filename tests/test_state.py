@@ -14,7 +14,7 @@ import pytest
 import rmsjit
 from rmsjit.arrays import overlap
 from rmsjit.arrays.overlap import Overlaps
-from rmsjit.state.slots import entry_of
+from rmsjit.state.entries import entry_of
 from strategies import BOTH, KERAS, same_bits, state_of
 
 PLAIN = KERAS[0]

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 for success, 2 for an error the user must fix, 130 after Ctrl-C.
+        The exit status: 0 for success, 2 for wrong arguments, 1 for other errors, 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -45,10 +45,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(end="", flush=True)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # e.g. `| head`; Python's final flush needs a valid file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # e.g. `| head`
+        _drop_output()
         return BROKEN_PIPE
+    except OSError as error:  # e.g. a full disk
+        _drop_output()
+        print(f"rmsjit {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(f"rmsjit {arguments.command}: there is not enough memory", file=sys.stderr)
+        return 1
     return status
+
+
+def _drop_output() -> None:
+    """Let Python's final flush of what could not be written succeed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

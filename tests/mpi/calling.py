@@ -1,5 +1,7 @@
 """What must hold on every number of ranks for blocks of calls and for untrained variables."""
 
+import functools
+
 import numpy as np
 from ranks import dense_of, raised, rows_of, same, same_everywhere, start, total
 
@@ -70,6 +72,73 @@ def check_variables_that_are_not_trainable(comm, folder):
     assert "shard_state=False" in raised(
         lambda: sharded.apply_gradients([(w.copy(), w), (w.copy(), fixed)]), ValueError
     )
+
+
+def check_calls_of_a_round_in_any_order_are_summed_by_variable(comm, folder):
+    """Each call has a gradient of one variable only, and ranks make the calls in other orders."""
+    for shapes, shard in (((2, 2), False), ((2, 3), False), ((2, 3), True)):
+        a, b = map(np.zeros, shapes)
+        strategy = MPIStrategy(comm, shard_state=shard)
+        opt = rmsjit.RMSprop(0.125, gradient_accumulation_steps=2, strategy=strategy)
+        alone, expected = rmsjit.RMSprop(0.125), [a.copy(), b.copy()]
+        of_a, of_b = np.full(shapes[0], 1.0), np.full(shapes[1], -9.0)
+        calls = [[(of_a, a), (None, b)], [(None, a), (of_b, b)]]
+        for _ in range(2):
+            for pairs in calls[:: -1 if comm.rank % 2 else 1]:
+                opt.apply_gradients(pairs)
+            sums = [of_a * comm.size / 2, of_b * comm.size / 2]
+            alone.apply_gradients(zip(sums, expected, strict=True))
+        for got, wanted in zip((a, b), expected, strict=True):
+            same(got, wanted, 1e-12)
+        same_everywhere(comm, [a, b])
+
+
+def check_a_round_is_reduced_as_its_calls_say(comm, folder):
+    for ends in ("call", "flush"):
+        w, gradient = np.zeros(2), np.array([3.0, 4.0])
+        steps = 2 if ends == "call" else 3
+        opt = rmsjit.RMSprop(
+            0.125,
+            gradient_accumulation_steps=steps,
+            track_norms=True,
+            strategy=MPIStrategy(comm),
+        )
+        for _ in range(2):
+            opt.apply_gradients([(gradient, w)], experimental_aggregate_gradients=False)
+        opt.flush()
+        assert (opt.iterations, opt.last_gradient_norm) == (1, 5.0)
+        opt.apply_gradients([(gradient, w)])
+        mixed = functools.partial(opt.apply_gradients, experimental_aggregate_gradients=False)
+        text = raised(functools.partial(mixed, [(gradient, w)]), ValueError)
+        assert "experimental_aggregate_gradients must be the same in all calls" in text
+        assert opt.accumulated_calls == 1
+
+
+def check_groups_that_are_frozen_later(comm, folder):
+    for shard, steps in ((False, 2), (True, 2), (True, None)):
+        a, b = np.ones(40), np.ones(40)
+        given = []
+
+        def aggregator(pairs, given=given):
+            given.append(len(pairs))
+            return [(comm.allreduce(gradient), variable) for gradient, variable in pairs]
+
+        opt = rmsjit.RMSprop(
+            0.125,
+            gradient_accumulation_steps=steps,
+            gradient_aggregator=None if steps else aggregator,
+            strategy=MPIStrategy(comm, shard_state=shard),
+        )
+        group = opt.add_group([b])
+        for step in range(3):
+            for _ in range(steps or 1):
+                opt.apply_gradients([(np.ones(40), a), (np.ones(40), b)])
+            if step == 0:
+                frozen, group.frozen = b.copy(), True
+        same(b, frozen)
+        assert (a < b).all()
+        assert given == ([] if steps else [2, 1, 1])
+        same_everywhere(comm, [a, b])
 
 
 CHECKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("check_")}

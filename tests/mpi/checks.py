@@ -836,4 +836,23 @@ def check_engines_are_not_kept_alive(comm, folder):
     assert len(strategy._sessions) == 0
 
 
+def check_norms_and_finiteness_are_those_of_sums_of_rows(comm, folder):
+    for shard, aggregate in itertools.product((False, True), (False, True)):
+        if shard and not aggregate:
+            continue  # it divides sums, so it must make them
+        strategy = MPIStrategy(comm, shard_state=shard)
+        count = comm.size if aggregate else 1
+        table = np.ones((8, 2))
+        opt = rmsjit.RMSprop(0.125, track_norms=True, strategy=strategy)
+        slices = rmsjit.IndexedSlices(np.full((2, 2), 2.5), [3, 3])
+        opt.apply_gradients([(slices, table)], experimental_aggregate_gradients=aggregate)
+        assert np.isclose(opt.last_gradient_norm, np.sqrt(2 * (5.0 * count) ** 2))
+        table = np.ones((8, 2), np.float32)
+        opt = rmsjit.RMSprop(0.125, nonfinite="skip", strategy=strategy)
+        slices = rmsjit.IndexedSlices(np.full((2, 2), 3e38, np.float32), [3, 3])
+        opt.apply_gradients([(slices, table)], experimental_aggregate_gradients=aggregate)
+        assert (opt.skipped_steps, opt.iterations) == (1, 0)
+        same(table, np.ones((8, 2), np.float32))
+
+
 CHECKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("check_")}

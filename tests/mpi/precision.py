@@ -5,6 +5,7 @@ from ranks import compare, dense_of, raised, rows_of, same, same_everywhere, sta
 
 import rmsjit
 from rmsjit.distributed import MPIStrategy
+from rmsjit.rule.loss_scale import ScaleState
 
 SHAPES = [(5,), (40, 3)]
 
@@ -214,6 +215,27 @@ def check_a_rank_without_batches_follows_the_scale(comm, folder):
             opt.apply_gradients([(gradient, variable)])
     assert comm.allgather(opt.loss_scale) == [opt.loss_scale] * comm.size
     same_everywhere(comm, [variable])
+
+
+def check_scales_start_from_rank_0_or_are_refused(comm, folder):
+    def make(initial=8.0):
+        scale = rmsjit.DynamicLossScale(8.0, growth_interval=3)
+        opt = rmsjit.RMSprop(0.125, loss_scale=scale, track_norms=True, strategy=MPIStrategy(comm))
+        opt._clipping.loss_scale.set_state(ScaleState(initial, 2 if comm.rank == 0 else 0))
+        opt.skipped_steps = comm.rank
+        return opt
+
+    w = np.zeros(2)
+    opt = make()
+    for _ in range(2):
+        opt.apply_gradients([(opt.scale_loss(np.array([3.0, 4.0])), w)])
+        assert opt.last_gradient_norm == 5.0 * comm.size
+    assert (opt.loss_scale, opt.skipped_steps) == (16.0, 0)  # it has grown on all ranks
+    if comm.size > 1:
+        odd = make(initial=4.0 if comm.rank == 0 else 8.0)
+        text = raised(lambda: odd.apply_gradients([(np.ones(2), w)]), RuntimeError)
+        assert "now 4.0" in text
+        assert "now 8.0" in text
 
 
 CHECKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("check_")}

@@ -202,4 +202,27 @@ def check_plateaus_resume_on_all_ranks(comm, folder):
             same(got, wanted)
 
 
+def check_arrays_in_any_layout_are_loaded_on_all_ranks(comm, folder):
+    """Also those that no step has used."""
+
+    def layouts(value):
+        return {
+            "fortran": np.asfortranarray(np.full((3, 2), value)),
+            "reversed": np.full(5, value)[::-1],
+            "column": np.full((4, 2), value)[:, 0],
+            "plain": np.full(3, value),
+        }
+
+    for shard in (False, True):
+        strategy, path = MPIStrategy(comm, shard_state=shard), folder / f"layouts-{shard}.npz"
+        saved = layouts(7.0)
+        opt = optimizer("rows", strategy)
+        opt.apply_gradients([(np.ones((3, 2)), saved["fortran"])])
+        strategy.save(path, opt, saved)
+        loaded = layouts(0.0)
+        strategy.load(path, optimizer("rows", strategy), loaded)
+        for name, value in saved.items():
+            same(loaded[name], value)
+
+
 CHECKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("check_")}

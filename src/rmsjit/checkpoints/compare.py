@@ -9,7 +9,8 @@ import numpy as np
 
 from rmsjit.arrays.blocks import LEAST_PACKED, length_in_bytes, shape_in_bytes
 from rmsjit.arrays.dtypes import dtype_named, precision_of, slot_precision
-from rmsjit.arrays.layout import Key, array_key, canonical_view, layout_of, overlaps_itself
+from rmsjit.arrays.layout import Key, canonical_view, layout_of, overlaps_itself
+from rmsjit.arrays.masked import refuse_masked
 from rmsjit.arrays.overlap import refuse_overlap
 from rmsjit.checkpoints.array_file import DTYPES
 from rmsjit.checkpoints.content import Checkpoint, SavedOptimizer, SavedVariable, SavedWeight
@@ -19,7 +20,7 @@ from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
 from rmsjit.rule.slot import Slot, is_packed
-from rmsjit.state.slots import entry_of
+from rmsjit.state.entries import entry_of, key_of
 from rmsjit.variables import Variable, array_of
 
 Variables = Mapping[str, Any]
@@ -50,18 +51,20 @@ def check_variables(variables: Any) -> None:
             )
         if array.dtype.name not in DTYPES:
             raise TypeError(f"variables[{name!r}] must hold numbers, got dtype {array.dtype}")
-    titles = {entry_of(v): repr(name) for name, v in variables.items() if precision_of(v.dtype)}
+        refuse_masked(array, f"variables[{name!r}]")
+    titles = {entry_of(v): repr(name) for name, v in variables.items() if _can_be_trained(v)}
     refuse_overlap([], titles, titles.__getitem__)
+
+
+def _can_be_trained(variable: Any) -> bool:
+    """Whether a variable has a dtype of steps, and an element of its own at every index."""
+    array = array_of(variable)
+    return precision_of(array.dtype) is not None and not overlaps_itself(canonical_view(array))
 
 
 def class_of(optimizer: Optimizer) -> type[Optimizer]:
     """The class of rmsjit that an optimizer is an instance of."""
     return RMSprop if isinstance(optimizer, RMSprop) else RMSPropOptimizer
-
-
-def key_of(variable: Any) -> Key:
-    """The key of a variable's memory."""
-    return array_key(array_of(variable))
 
 
 def sharing_of(variables: Variables) -> dict[str, str | None]:

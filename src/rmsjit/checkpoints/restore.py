@@ -27,7 +27,6 @@ from rmsjit.checkpoints.compare import (
     Variables,
     differences,
     is_rules_slot,
-    key_of,
     own_weights,
 )
 from rmsjit.checkpoints.content import Checkpoint, SavedWeight, fits
@@ -38,8 +37,8 @@ from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.uninterrupted import completed, copying
 from rmsjit.rule.slot import is_packed
+from rmsjit.state.entries import Entry, entry_of, key_of
 from rmsjit.state.making import memory_for
-from rmsjit.state.slots import Entry, entry_of
 from rmsjit.variables import array_of
 
 _DIFFERENCES_LISTED = 10

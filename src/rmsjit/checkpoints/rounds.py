@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit.arrays.layout import Key, array_key
+from rmsjit.arrays.layout import Key
 from rmsjit.checkpoints.array_file import read_arrays
 from rmsjit.checkpoints.content import Checkpoint, SavedRound, SavedWeight, decoded
 from rmsjit.indexed_slices import IndexedSlices
@@ -16,7 +16,7 @@ from rmsjit.optimizers.accumulator import Accumulator, Round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.sums import dtype_of_sum
-from rmsjit.state.entries import Entry
+from rmsjit.state.entries import Entry, key_of
 from rmsjit.variables import array_of
 
 GRADIENT, ROWS = "gradient", "rows"
@@ -45,7 +45,7 @@ def saved_round(optimizer: Optimizer, variables: Mapping[str, Any]) -> SavedRoun
     if found is None:
         return None
     _, current = found
-    named = {array_key(array_of(v)): name for name, v in reversed(list(variables.items()))}
+    named = {key_of(v): name for name, v in reversed(list(variables.items()))}
     sums = []
     for key, entry in summed_variables(optimizer).items():
         name = named[key]

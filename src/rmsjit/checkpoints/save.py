@@ -17,7 +17,6 @@ from rmsjit.checkpoints.compare import (
     check_optimizer,
     check_variables,
     class_of,
-    key_of,
     saved_variables,
 )
 from rmsjit.checkpoints.content import (
@@ -36,6 +35,7 @@ from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_config import own_config_of
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
+from rmsjit.state.entries import key_of
 from rmsjit.state.packed_slot import PackedSlot
 from rmsjit.variables import array_of
 

@@ -29,10 +29,14 @@ def restoring(optimizer: Optimizer, variables: Variables) -> Iterator[None]:
     ------
     TypeError, ValueError
         At the beginning, if `rmsjit.save` could not save them.
+    RuntimeError
+        Within `one_step`, whose step would be taken after all was restored.
     """
     check_optimizer(optimizer)
     check_variables(variables)
     optimizer._refuse_divided("a run that is taken back")
+    if optimizer._takes_calls_together:
+        raise RuntimeError("a run that is taken back must not be within one_step")
     store = optimizer._store
     known = set(store.entries)
     checkpoint = _copied(taken(optimizer, variables))

@@ -127,7 +127,7 @@ def _count(text: str) -> int:
         number = float(text)
     except ValueError:
         number = 0.0
-    if number < 1 or number != int(number):
+    if not number >= 1 or not number.is_integer():
         raise argparse.ArgumentTypeError(f"must be a positive whole number, got {text!r}")
     return int(number)
 

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import importlib
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from rmsjit.demo import digits, words
 
 FIRST_DEMO = "digits"  # what `demo` runs without a name
+_MOST_DIGITS = 30
 PICTURE_FORMATS = (".png", ".pdf", ".svg")
 
 _Settings = TypeVar("_Settings", digits.Settings, words.Settings)
@@ -158,13 +158,16 @@ def _positive_integer(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    return _integer(text, least=0)
+    seed = _integer(text, least=0)
+    if seed >= 2**32:  # as for scikit-learn
+        raise argparse.ArgumentTypeError(f"must be below 2**32, got {text!r}")
+    return seed
 
 
 def _integer(text: str, least: int) -> int:
-    if not text.isdecimal() or int(text) < least:
+    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < least:
         raise argparse.ArgumentTypeError(
-            f"must be a whole number of at least {least}, got {text!r}"
+            f"must be a whole number of at least {least}, got {text[:_MOST_DIGITS]!r}"
         )
     return int(text)
 
@@ -186,7 +189,12 @@ def _picture(text: str) -> Path:
         raise argparse.ArgumentTypeError(
             f"must end in {', '.join(PICTURE_FORMATS[:-1])} or {PICTURE_FORMATS[-1]}, got {text!r}"
         )
-    target = path if path.exists() else path.parent
-    if path.is_dir() or not os.access(target, os.W_OK):
-        raise argparse.ArgumentTypeError(f"can't be written: {text!r}")
+    try:
+        is_new = not path.exists()
+        with path.open("ab"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"can't be written: {text!r} ({error.strerror})") from None
     return path

@@ -112,14 +112,16 @@ def _library(name: str) -> Library:
 
 def _given(texts: Iterable[str]) -> dict[str, Any]:
     """``ARGUMENT=VALUE`` texts as a dictionary."""
-    given = {}
+    given: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise ValueError(f"an argument must be given as NAME=VALUE, got {text!r}")
+        if name in given:
+            raise ValueError(f"{name} must be given once, got {given[name]!r} and {value}")
         try:
             given[name] = ast.literal_eval(value)
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, MemoryError, RecursionError):  # also of deep nesting
             given[name] = value
     return given
 

@@ -58,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         )
         _add_arguments(leaf, cls)
         leaf.add_argument("--steps", type=_step_count, metavar="N", help="steps to draw")
-        _add_target(leaf, f"{kind}.png")
+        _add_target(leaf, f"{kind}.png", default=argparse.SUPPRESS)  # or it would hide the parser's
         leaf.set_defaults(run=run)
 
 
@@ -113,10 +113,13 @@ def _print_all() -> None:
 # --- arguments ------------------------------------------------------------------------------
 
 
-def _add_target(parser: argparse.ArgumentParser, default: str) -> None:
+def _add_target(parser: argparse.ArgumentParser, name: str, **default: Any) -> None:
+    """The options for where to draw; by default, an image of this name."""
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--output", type=_image, help=f"image to write (default: {default})")
-    target.add_argument("--text", action="store_true", help="draw in the terminal instead")
+    image = f"image to write (default: {name})"
+    target.add_argument("--output", type=_image, help=image, **default)
+    text = "draw in the terminal instead"
+    target.add_argument("--text", action="store_true", help=text, **default)
 
 
 def _image(text: str) -> Path:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.distributed.comm import all_reduce, gathered_objects
+from rmsjit.distributed.comm import all_reduce, check_is_running, gathered_objects
 from rmsjit.distributed.differences import differences
 from rmsjit.distributed.intent import FOLLOWED, NO_FLAGS, TEXTS, Act, Flags, Intent, Place, Progress
 from rmsjit.distributed.meeting import NOTHING, meeting_of
@@ -179,6 +179,7 @@ class Agreement:
         """
         if self.ended:
             raise error or RuntimeError(self.ended)
+        check_is_running()
         if self._underway is not None:
             self._finish_sending(self._underway)
         largest = self._largest(own, error, flags, words)

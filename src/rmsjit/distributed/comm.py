@@ -40,6 +40,18 @@ def load_mpi() -> Any:
     return MPI
 
 
+def check_is_running() -> None:
+    """Raise `RuntimeError` unless MPI has been started and has not ended.
+
+    MPI itself ends the process at a call outside of this time.
+    """
+    mpi = load_mpi()
+    if not mpi.Is_initialized():
+        raise RuntimeError("MPI must be started first: call mpi4py.MPI.Init()")
+    if mpi.Is_finalized():
+        raise RuntimeError("MPI has been finalized, so ranks can't act together any more")
+
+
 def check_message(
     comm: Any, act: str, array: NDArray[Any], dtype: np.dtype[Any], count: int
 ) -> None:

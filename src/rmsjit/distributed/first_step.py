@@ -17,6 +17,7 @@ from rmsjit.distributed.stage import Fresh, StagePlan
 from rmsjit.distributed.starting import Overwriting
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.rule.loss_scale import DynamicLossScale, LossScale
 from rmsjit.state.numbering import agree_on, numbers_of
 
 if TYPE_CHECKING:
@@ -70,10 +71,19 @@ def load(engine: Engine, plan: StagePlan, clipping: Clipping) -> None:
 
 
 def send_from_rank_0(
-    comm: Any, engine: Engine, plan: StagePlan, start: Start, fresh: Fresh
+    comm: Any,
+    engine: Engine,
+    plan: StagePlan,
+    start: Start,
+    fresh: Fresh,
+    loss_scale: LossScale | None,
 ) -> None:
-    """Overwrite new variables, their slots, all numbers and the counter with those of rank 0."""
+    """Overwrite new variables, their slots, all numbers and counts with those of rank 0."""
     start.values.run(comm)
     plan.share_slots(engine, fresh)
-    numbers = broadcast_object(comm, start.numbers)
+    dynamic = loss_scale if isinstance(loss_scale, DynamicLossScale) else None
+    own = start.numbers, engine.store.skipped_steps, None if dynamic is None else dynamic.state
+    numbers, engine.store.skipped_steps, scale = broadcast_object(comm, own)
     agree_on(engine.store, dict(zip(plan.incoming.distinct, numbers, strict=True)))
+    if dynamic is not None:
+        dynamic.set_state(scale)

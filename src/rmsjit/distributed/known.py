@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from rmsjit.arrays.layout import Key, array_key
+from rmsjit.arrays.layout import Key
 from rmsjit.distributed.intent import Claim, claim
 from rmsjit.distributed.shards import Shards
 from rmsjit.distributed.stage import Fresh, StagePlan
-from rmsjit.state.entries import stem_of
+from rmsjit.state.entries import key_of, stem_of
 from rmsjit.state.slots import SlotStore
 from rmsjit.variables import array_of
 
@@ -70,7 +70,7 @@ class Known:
 
     def numbers_of(self, variables: Iterable[Any]) -> list[str]:
         """What is known of variables, in words, for acts other than steps."""
-        numbers = (self._number(array_key(array_of(variable))) for variable in variables)
+        numbers = (self._number(key_of(variable)) for variable in variables)
         return ["new" if number is None else f"number {number}" for number in numbers]
 
     def _number(self, key: Key) -> int | None:
@@ -81,7 +81,9 @@ class Known:
         """What must be the same on all ranks for a step."""
         store, incoming = engine.store, plan.incoming
         counted = None if request.counter is None else request.counter.dtype
-        now = (self._epoch, int(store.epoch[0]), counted, is_underway)
+        scale = request.clipping.loss_scale
+        value = None if scale is None else scale.value
+        now = (self._epoch, int(store.epoch[0]), counted, is_underway, value)
         made_at, made = plan.claimed
         if made_at != now:
             lines = [
@@ -89,7 +91,7 @@ class Known:
             ]
             header = (
                 f"{incoming.header}, counter={counted}, groups={len(store.grouping.groups)}, "
-                f"sums={is_underway}, loss_scale={request.clipping.loss_scale}"
+                f"sums={is_underway}, loss_scale={scale}, now {value}"
             )
             made = claim(header, incoming.names, lines)
             plan.claimed = (now, made)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from rmsjit.arrays.layout import array_key
 from rmsjit.distributed.agreement import Agreed, Agreement, shared_errors
 from rmsjit.distributed.intent import Act, Claim, Intent, Progress
 from rmsjit.distributed.sending import Sending
-from rmsjit.variables import array_of
+from rmsjit.state.entries import key_of
 
 if TYPE_CHECKING:
     from rmsjit.distributed.session import Session
@@ -125,7 +124,7 @@ class Outbox:
 
     def _session_for(self, variable: Any) -> Session | None:
         """The optimizer whose last step sent the gradient of a variable first."""
-        key = array_key(array_of(variable))
+        key = key_of(variable)
         for session, route in reversed(list(self._routes.items())):
             incoming = route.plan.incoming
             if incoming.keys[route.plan.terms.sent[0]] == key:

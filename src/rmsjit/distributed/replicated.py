@@ -20,7 +20,6 @@ from rmsjit.distributed.sparse import SparseTable, finished, needs_merging, trav
 from rmsjit.distributed.stage import Fresh, Outgoing, Stage, StagePlan, Step, Terms
 from rmsjit.distributed.starting import Overwriting
 from rmsjit.indexed_slices import IndexedSlices
-from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import build
@@ -128,11 +127,12 @@ class ReplicatedPlan(StagePlan):
 
     def reduced(self, checked: Checked, outgoing: Outgoing, step: Step) -> Stage:
         if not self.terms.aggregate:
-            own = {} if step.clipping.is_none else self._combined_rows(outgoing.rows)
+            merges = step.needs_norms or not step.clipping.is_none
+            own = self._combined_rows(outgoing.rows) if merges else {}
             return self._stage(self._pairs(checked, own), step, combine=self._agreed_norms)
         for buffer in self._waiting if outgoing.is_underway else self._buffers:
             buffer.start(outgoing.flats)
-        tables = self._reduced_tables(outgoing.rows, step.clipping) if self._tables else {}
+        tables = self._reduced_tables(outgoing.rows, step) if self._tables else {}
         for buffer in self._buffers:
             buffer.finish(self._scales.of_sums)
         pairs = self._pairs(checked, tables)
@@ -158,12 +158,12 @@ class ReplicatedPlan(StagePlan):
         arrays = self.incoming.arrays
         return {k: IndexedSlices(*finished(own, 1.0, arrays[k].dtype)) for k, own in rows.items()}
 
-    def _reduced_tables(self, own: dict[int, Rows], clipping: Clipping) -> dict[int, IndexedSlices]:
+    def _reduced_tables(self, own: dict[int, Rows], step: Step) -> dict[int, IndexedSlices]:
         precisions = self.incoming.precisions
         counts = gathered_counts(self._comm, [len(rows.indices) for rows in own.values()])
         reduced = {}
         for (k, rows), column in zip(own.items(), counts.T, strict=True):
-            merge = needs_merging(clipping, precisions[k])
+            merge = needs_merging(step.clipping, step.needs_norms, precisions[k])
             result = self._tables[k].reduce(self._comm, rows, column, self._scales.of_sums, merge)
             reduced[k] = IndexedSlices(*result)
         return reduced

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rmsjit.arrays.layout import array_key
 from rmsjit.distributed.traffic import Traffic
+from rmsjit.state.entries import key_of
 from rmsjit.steps.pairs import Pairs, checked_pairs, dense_gradient
 from rmsjit.variables import Variable, array_of
 
@@ -122,8 +122,8 @@ class Sending:
             if position is None:
                 raise RuntimeError(
                     f"gradients that were sent must be those of the next step, got another one, or "
-                    f"none, of {_described(variable)} (gradients that are accumulated, or changed "
-                    f"by a hook of the optimizer, can't be sent)"
+                    f"none, of {_described(variable)} (gradients that are accumulated, given "
+                    f"within one_step, or changed by a hook of the optimizer, can't be sent)"
                 )
             found[position] = None
         return tuple(found)
@@ -138,7 +138,7 @@ class Sending:
 
 def _is_same(one: Any, other: Any) -> bool:
     """Whether two objects are the same variable."""
-    return one is other or array_key(array_of(one)) == array_key(array_of(other))
+    return one is other or key_of(one) == key_of(other)
 
 
 def _described(variable: Any) -> str:

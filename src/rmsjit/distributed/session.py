@@ -339,7 +339,7 @@ class Session:
             self._group.memory.make_room()
             with shared_errors(self.comm, "load kernels"):
                 self._group.node.compile_first(lambda: load(engine, plan, clipping))
-            send_from_rank_0(self.comm, engine, plan, start, fresh)
+            send_from_rank_0(self.comm, engine, plan, start, fresh, request.clipping.loss_scale)
         if isinstance(plan, ShardedPlan):
             self.shards.keep({plan.incoming.keys[k]: cut for k, cut in plan.cuts.items()})
         self.known.add(plan, fresh)

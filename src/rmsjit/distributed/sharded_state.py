@@ -14,7 +14,7 @@ from rmsjit.checkpoints.array_file import read_arrays
 from rmsjit.checkpoints.content import decoded
 from rmsjit.distributed.comm import receive, send
 from rmsjit.distributed.shards import Cut
-from rmsjit.state.entries import Entry, entry_of
+from rmsjit.state.entries import Entry, entry_of, key_of
 from rmsjit.state.making import missing_slots
 from rmsjit.state.numbering import numbers_of
 from rmsjit.state.slots import SlotStore
@@ -90,7 +90,7 @@ class Joined:
     def __init__(
         self, cuts: Mapping[Key, Cut], store: SlotStore, variables: Mapping[str, Any], rank: int
     ) -> None:
-        owners = {array_key(array_of(variable)): variable for variable in variables.values()}
+        owners = {key_of(variable): variable for variable in variables.values()}
         missing = sum(key not in owners for key in cuts)
         if missing:
             raise ValueError(

@@ -74,12 +74,12 @@ def finished(rows: Rows, scale: float, dtype: np.dtype[Any]) -> Rows:
     return Rows(values.astype(dtype, copy=False), rows.indices)
 
 
-def needs_merging(clipping: Clipping, precision: Precision) -> bool:
+def needs_merging(clipping: Clipping, needs_norms: bool, precision: Precision) -> bool:
     """Whether ranks' slices must be summed before the update, which otherwise adds them itself.
 
-    Clipping applies to sums, and half types are rounded once, after the sum.
+    Clipping applies to sums, norms are those of sums, and half types are rounded once, after them.
     """
-    return not clipping.is_none or precision.is_half
+    return needs_norms or not clipping.is_none or precision.is_half
 
 
 def short(indices: NDArray[np.int64], rows: int) -> NDArray[Any]:

@@ -25,8 +25,10 @@ class Overwriting:
                 raise ValueError("arrays must be writeable to be set to the values of rank 0")
 
     def run(self, comm: Any) -> None:
-        """Overwrite the arrays."""
+        """Overwrite the arrays with what rank 0 has in them now."""
         for array, contiguous in self._copies:
+            if comm.rank == 0 and contiguous is not array:
+                contiguous[...] = array
             broadcast(comm, contiguous, array.dtype, array.shape)
             if comm.rank != 0 and not array.flags.c_contiguous:
                 array[...] = contiguous

@@ -12,7 +12,7 @@ import numpy as np
 
 from rmsjit.checkpoints.compare import check_optimizer
 from rmsjit.distributed import checkpoints
-from rmsjit.distributed.comm import load_mpi
+from rmsjit.distributed.comm import check_is_running, load_mpi
 from rmsjit.distributed.group import group_of
 from rmsjit.distributed.intent import Act, Place
 from rmsjit.distributed.join import Join
@@ -395,8 +395,11 @@ def checked_communicator(comm: Any) -> Any:
     ------
     TypeError, ValueError
         If it is none.
+    RuntimeError
+        If MPI has not been started, or has ended.
     """
     mpi = load_mpi()
+    check_is_running()
     if comm is None:
         return mpi.COMM_WORLD
     if not isinstance(comm, mpi.Comm):

@@ -197,6 +197,8 @@ def _own(optimizer: RMSprop | None) -> RMSprop:
         return RMSprop(_RATE)
     if not isinstance(optimizer, RMSprop):
         raise TypeError(f"optimizer must be an rmsjit.RMSprop or None, got {optimizer!r}")
+    if optimizer.maximize:
+        raise ValueError(f"optimizer must not maximize, got {optimizer!r}: negate the function")
     return _begun_again(copy.deepcopy(optimizer))
 
 

@@ -15,12 +15,12 @@ from rmsjit.arrays.layout import Key, array_key
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.optimizers.sums import Sum
 from rmsjit.rule.form import Form
-from rmsjit.state.entries import Entry
+from rmsjit.state.entries import Entry, key_of
 from rmsjit.state.meeting import held_homes
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import known_or_new
 from rmsjit.steps.nonfinite import PROPAGATE, RAISE, accepts, finite_gradients
-from rmsjit.steps.pairs import Pairs, check_indices, naming, present_pairs
+from rmsjit.steps.pairs import Pairs, check_indices, naming, no_gradient, split_pairs
 from rmsjit.variables import Variable, array_of
 
 
@@ -59,12 +59,19 @@ class Round(NamedTuple):
         By the name of the variable in the store.
     still : tuple of (gradient, variable)
         Those of the last call that are of variables that do not move.
+    met : dict of Key to variable
+        The variables of all calls, with or without a gradient, in the order of their first calls:
+        the order of the step.  Empty in a copy.
+    aggregate : bool or None
+        Whether a strategy reduces the sums; None before the first call.
     """
 
     step: int = 0
     calls: int = 0
     summed: Mapping[str, Summed] = {}
     still: Pairs = ()
+    met: Mapping[Key, Any] = {}
+    aggregate: bool | None = None
 
 
 class Accumulator:
@@ -98,7 +105,9 @@ class Accumulator:
         """The round that the next step ends, where `step` steps have been taken."""
         return self._round if self._round.step == step else Round(step)
 
-    def add(self, pairs: Pairs, still: Pairs, counter: NDArray[Any]) -> Pairs | None:
+    def add(
+        self, pairs: Pairs, still: Pairs, counter: NDArray[Any], aggregate: bool
+    ) -> Pairs | None:
         """Add the gradients of one call.
 
         Parameters
@@ -108,6 +117,8 @@ class Accumulator:
             Those of variables that do not move, whose gradients are not read.
         counter : integer 0-d array
             How many steps have been taken.
+        aggregate : bool
+            Whether a strategy is to reduce the sums; the same in all calls of a round.
 
         Returns
         -------
@@ -120,11 +131,19 @@ class Accumulator:
         TypeError, ValueError, RuntimeError, IndexError
             As a step with these pairs would; see `rmsjit.steps.pairs`.
         """
-        checked = self._checked(pairs) if pairs else []  # here other Python code may run
+        checked, missing = self._checked(pairs)  # here other Python code may run
+        if missing and not checked and not still:
+            raise no_gradient(missing)
         while True:
             known, step = self._round, int(counter)
             before = self.current(step)
-            after = Round(step, before.calls + 1, self._added(before.summed, checked), still)
+            if before.aggregate not in (None, aggregate):
+                raise ValueError(
+                    "experimental_aggregate_gradients must be the same in all calls of one step, "
+                    "got both values"
+                )
+            summed, met = self._added(before.summed, checked), _with_met(before.met, pairs)
+            after = Round(step, before.calls + 1, summed, still, met, aggregate)
             if self._round is known and counter == step:  # nothing has come between
                 break
         if after.calls >= self.calls_per_step:
@@ -158,16 +177,16 @@ class Accumulator:
 
     # --- sums -------------------------------------------------------------------------------
 
-    def _checked(self, given: Pairs) -> list[tuple[Any, Any]]:
-        """The pairs of a call that have a gradient."""
-        pairs = present_pairs(given)
+    def _checked(self, given: Pairs) -> tuple[list[tuple[Any, Any]], list[str]]:
+        """The pairs of a call that have a gradient, and the names of the other variables."""
+        pairs, missing = split_pairs(given)
         for position, (gradient, variable) in enumerate(pairs):
             if isinstance(gradient, IndexedSlices):
                 check_indices(gradient, variable, position)
         if self._nonfinite == RAISE:
             finite = finite_gradients([gradient for gradient, _ in pairs])
             accepts(RAISE, finite, lambda k: naming(pairs[k][1], k))
-        return pairs
+        return pairs, missing
 
     def _added(
         self, summed: Mapping[str, Summed], pairs: Sequence[tuple[Any, Any]]
@@ -210,7 +229,7 @@ class Accumulator:
             if self.reduction == "mean":
                 total = total.divided(current.calls)
             pairs.append((total.for_view(array_of(variable)), variable))
-        return tuple(pairs) or current.still
+        return _in_order(pairs, current.met) if pairs else current.still
 
     def entries_of(self, current: Round) -> dict[str, Entry]:
         """The entries of the variables with a sum, by name."""
@@ -222,28 +241,42 @@ class Accumulator:
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy, in which variables are found by the store."""
-        step, calls, summed, _ = self._round
+        step, calls, summed, _, _, aggregate = self._round
         entries = {entry.name: entry for entry in list(self._store.entries.values())}
         sums = {n: _original(one, entries[n]) for n, one in summed.items() if n in entries}
-        return {**vars(self), "_round": (step, calls, sums)}
+        return {**vars(self), "_round": (step, calls, sums, aggregate)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        step, calls, sums = state["_round"]
+        step, calls, sums, aggregate = state["_round"]
         homes = {entry.name: entry.homes for entry in self._store.entries.values()}
         summed = {
             name: Summed(None, {home.key: one.in_copy(home) for home in homes[name]} or {(): one})
             for name, one in sums.items()
             if name in homes
         }
-        self._round = Round(step, calls, summed)
+        self._round = Round(step, calls, summed, aggregate=aggregate)
 
     def forget(self, key: Key) -> None:
         """Drop the sum of a variable."""
         entry = self._store.entries.get(key)
         if entry is not None:
             kept = {name: one for name, one in self._round.summed.items() if name != entry.name}
-            self._round = self._round._replace(summed=kept)
+            met = {other: one for other, one in self._round.met.items() if other != key}
+            self._round = self._round._replace(summed=kept, met=met)
+
+
+def _with_met(met: Mapping[Key, Any], pairs: Pairs) -> Mapping[Key, Any]:
+    """The variables of a round, those of one more call included."""
+    given = {key_of(variable): variable for _, variable in pairs}
+    return {**met, **given}
+
+
+def _in_order(pairs: Sequence[tuple[Any, Any]], met: Mapping[Key, Any]) -> Pairs:
+    """The pairs of a step, and those of variables without a gradient, in the order of the calls."""
+    known = {key_of(variable): (gradient, variable) for gradient, variable in pairs}
+    ordered = [known.pop(key, (None, variable)) for key, variable in met.items()]
+    return (*known.values(), *ordered)
 
 
 def _original(summed: Summed, entry: Entry) -> Sum:

@@ -96,6 +96,10 @@ class Calls(Hooks, KerasWeights):
 
     # --- one step for the calls of a block --------------------------------------------------
 
+    @property
+    def _takes_calls_together(self) -> bool:
+        return self._blocks.current() is not None
+
     @contextmanager
     def one_step(self) -> Iterator[None]:
         """A context in which all calls of `apply_gradients` make one step, taken at its end.
@@ -127,7 +131,7 @@ class Calls(Hooks, KerasWeights):
         >>> opt.iterations.numpy(), opt.last_gradient_norm
         (np.int64(1), 5.0)
         """
-        if self._blocks.current() is not None:
+        if self._takes_calls_together:
             raise RuntimeError("one_step must not be within another one_step of the same optimizer")
         block = Block()
         try:
@@ -187,7 +191,8 @@ class Calls(Hooks, KerasWeights):
             with self._store.lock.lock:
                 pairs = self._accumulator.partial(int(self._counter))
                 if pairs is not None:
-                    self._step_of_round(pairs, aggregate=True)
+                    aggregate = self._accumulator.latest.aggregate is not False
+                    self._step_of_round(pairs, aggregate)
         return self._iterations
 
     def _accumulate(self, accumulator: Accumulator, pairs: Pairs, aggregate: bool) -> None:
@@ -198,7 +203,9 @@ class Calls(Hooks, KerasWeights):
                 pairs = checked_pairs(pairs)
                 still = [self._is_still(variable) for _, variable in pairs]
                 moving = tuple(compress(pairs, map(not_, still)))
-                total = accumulator.add(moving, tuple(compress(pairs, still)), self._counter)
+                total = accumulator.add(
+                    moving, tuple(compress(pairs, still)), self._counter, aggregate
+                )
             except BaseException as error:
                 self._refuse(error)
             if total is not None:

@@ -45,6 +45,11 @@ class Core(ForeignNames):
             self._engine.refuse(error)
         raise error
 
+    @property
+    def _takes_calls_together(self) -> bool:
+        """Whether this thread is within `one_step`."""
+        return False
+
     def _refuse_to_move(self, what: str) -> None:
         """Raise `RuntimeError` if state can't be moved now; by default it always can."""
 

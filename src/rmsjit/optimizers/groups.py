@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from rmsjit.arrays.layout import array_key
 from rmsjit.optimizers.core import Core
 from rmsjit.optimizers.parameter_group import Members, ParameterGroup, members_of
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.divided import Divided
-from rmsjit.state.entries import Entry
+from rmsjit.state.entries import Entry, key_of
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import entries_of
-from rmsjit.variables import array_of
 
 
 class Groups(Core):
@@ -143,7 +141,7 @@ def _added(
 
 
 def _divided(store: SlotStore, variable: Any) -> Divided | None:
-    return store.divided.get(array_key(array_of(variable)))
+    return store.divided.get(key_of(variable))
 
 
 def _entries_of(store: SlotStore, members: Members, group: ParameterGroup) -> list[Entry]:

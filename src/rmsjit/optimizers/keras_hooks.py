@@ -157,7 +157,7 @@ class Hooks(Groups):
             self._engine.last_norm, self._engine.last_norms = math.hypot(*norms), norms
 
     def _is_frozen(self, variable: Any) -> bool:
-        return self._store.grouping.freezes(self._store.find(variable), stem_of(variable))
+        return self._store.grouping.freezes(self._store.whole(variable), stem_of(variable))
 
     def _are_finite(self, pairs: PairList) -> bool:
         """Whether all gradients are finite; an error names those that must be and are not."""

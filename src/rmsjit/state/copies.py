@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import dtype_named
-from rmsjit.arrays.layout import Key, Layout, address_of, array_key, canonical_view, layout_of
+from rmsjit.arrays.layout import Key, Layout, address_of, canonical_view, layout_of
 from rmsjit.arrays.owners import anchor_of, held_elsewhere, private_view
-from rmsjit.state.entries import Entry, Home, entry_of
+from rmsjit.state.entries import Entry, Home, entry_of, key_of
 from rmsjit.state.index import NO_VARIABLE
 from rmsjit.variables import Variable, array_of
 
@@ -144,7 +144,7 @@ def _objects_at_homes(entry: Entry) -> list[tuple[Any, Layout]]:
     An unpickled array may be a view of another array, which is not the one that the user has.
     """
     layouts = {home.key: home.layout for home in entry.homes}
-    things = {array_key(array_of(thing)): thing for thing in entry.remembered()}
+    things = {key_of(thing): thing for thing in entry.remembered()}
     return [(thing, layouts[key]) for key, thing in things.items() if key in layouts]
 
 

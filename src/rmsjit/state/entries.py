@@ -27,6 +27,11 @@ from rmsjit.variables import Variable, array_of
 _MOST_GIVEN = 8  # objects remembered per variable
 
 
+def key_of(variable: Any) -> Key:
+    """The key of a variable's memory."""
+    return array_key(array_of(variable))
+
+
 class Home(NamedTuple):
     """An array that was copied along with an entry and may be its variable."""
 
@@ -166,7 +171,7 @@ class Entry:
 
     def objects(self) -> list[Any]:
         """The remembered objects that are alive and still refer to this memory."""
-        return [thing for thing in self.remembered() if array_key(array_of(thing)) == self.key]
+        return [thing for thing in self.remembered() if key_of(thing) == self.key]
 
     def follow(self, other: Entry) -> None:
         """Become the successor of another entry."""

@@ -21,10 +21,7 @@ from rmsjit.rule.slot import Slot
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.runtime.warning import warn
 from rmsjit.state.divided import Divided
-from rmsjit.state.entries import Entry as Entry
-from rmsjit.state.entries import Member as Member
-from rmsjit.state.entries import SlotMemory, stem_of
-from rmsjit.state.entries import entry_of as entry_of
+from rmsjit.state.entries import Entry, SlotMemory, entry_of, key_of, stem_of
 from rmsjit.state.grouping import Grouping
 from rmsjit.state.index import NO_VARIABLE, Index
 from rmsjit.state.making import checked_allocation, refuse_shared
@@ -135,7 +132,7 @@ class SlotStore:
 
     def whole(self, variable: Any) -> Entry | None:
         """The entry of a variable, even if it is divided; None if it is not known."""
-        divided = self.divided.get(array_key(array_of(variable)))
+        divided = self.divided.get(key_of(variable))
         return self.find(variable) if divided is None else divided.whole
 
     def known(self, fresh: Entry, name: str) -> Entry | None:

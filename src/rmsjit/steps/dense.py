@@ -12,7 +12,7 @@ from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import dense, loader
 from rmsjit.rule.form import Form
 from rmsjit.runtime.threads import Launch
-from rmsjit.state.slots import Member
+from rmsjit.state.entries import Member
 from rmsjit.steps.act import Call
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.copies import copy_call

@@ -17,7 +17,8 @@ from rmsjit.runtime import threads
 from rmsjit.runtime.threads import ONE_THREAD
 from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.clock import Clock
-from rmsjit.state.slots import Entry, Member, SlotStore
+from rmsjit.state.entries import Entry, Member
+from rmsjit.state.slots import SlotStore
 from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.pairs import naming
 from rmsjit.steps.sparse import SparseGroup, Table, reset_call

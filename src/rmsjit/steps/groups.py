@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rmsjit.rule.form import Form
+from rmsjit.state.entries import Member
 from rmsjit.state.grouping import Assignment
-from rmsjit.state.slots import Member
 from rmsjit.steps.dense import DenseGroup
 from rmsjit.steps.pairs import is_sparse
 from rmsjit.steps.place import turns_of

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.state.entries import Entry
 from rmsjit.state.numbering import numbers_of
-from rmsjit.state.slots import Entry, SlotStore
+from rmsjit.state.slots import SlotStore
 
 NO_NOISE = np.zeros(1, np.int64)  # where nothing is rounded by random bits
 

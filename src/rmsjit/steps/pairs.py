@@ -75,6 +75,22 @@ def present_pairs(given: Pairs) -> list[tuple[Any, Any]]:
     ValueError
         If no variable has a gradient.
     """
+    pairs, missing = split_pairs(given)
+    if not pairs:
+        raise no_gradient(missing)
+    if missing:
+        warn_of_missing(missing)
+    return pairs
+
+
+def split_pairs(given: Pairs) -> tuple[list[tuple[Any, Any]], list[str]]:
+    """The pairs with a gradient, and the names of the other variables; all are checked.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As `check_variable`, `dense_gradient` and `sparse_gradient` do.
+    """
     pairs: list[tuple[Any, Any]] = []
     missing: list[str] = []
     for position, (gradient, variable) in enumerate(checked_pairs(given)):
@@ -89,11 +105,7 @@ def present_pairs(given: Pairs) -> list[tuple[Any, Any]]:
         else:
             array = dense_gradient(gradient, variable, position)
             pairs.append((converted(array, array_of(variable).dtype), variable))
-    if not pairs:
-        raise no_gradient(missing)
-    if missing:
-        warn_of_missing(missing)
-    return pairs
+    return pairs, missing
 
 
 def no_gradient(names: Sequence[str]) -> ValueError:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from rmsjit.rule.form import Form
 from rmsjit.runtime import trials
+from rmsjit.state.entries import Member
 from rmsjit.state.grouping import Assignment
-from rmsjit.state.slots import Member
 from rmsjit.steps.act import Validity
 from rmsjit.steps.bindings import Bindings
 from rmsjit.steps.exact import refuse_other_views

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.runtime.processors import thread_limit
-from rmsjit.state.entries import Entry
+from rmsjit.state.entries import Entry, Member
 from rmsjit.state.making import missing_slots
-from rmsjit.state.slots import Member, SlotStore
+from rmsjit.state.slots import SlotStore
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.entering import entries_of, first_epsilon
 from rmsjit.steps.first_touch import touch_first

@@ -16,7 +16,7 @@ from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.kernels import loader, rows
 from rmsjit.rule.form import Form
 from rmsjit.state.clock import Clock
-from rmsjit.state.slots import Entry, Member
+from rmsjit.state.entries import Entry, Member
 from rmsjit.steps.act import Call
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.copies import copy_call
