@@ -696,3 +696,19 @@ def test_a_call_with_gradients_of_frozen_variables_alone_counts(trainable):
     assert w[0] < 0 == f.numpy()[0]
     with pytest.raises(ValueError, match="no gradient was given for any variable: variable 0"):
         opt.apply_gradients([(None, w)])
+
+
+@pytest.mark.parametrize("layout", [(..., slice(None, None, 2)), (slice(None, None, -1),), (...,)])
+def test_copies_of_a_round_name_the_same_rows(layout):
+    """So rows that no call has named keep their values, whatever the strides."""
+    results = []
+    for duplicate in (lambda both: both, copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))):
+        table = np.ones((4, 4))[layout]
+        opt = rmsjit.RMSprop(0.1, weight_decay=0.5, gradient_accumulation_steps=2)
+        values = np.ones((1, table.shape[1]))
+        opt.apply_gradients([(rmsjit.IndexedSlices(values, [1]), table)])
+        opt, table = duplicate((opt, table))
+        opt.apply_gradients([(rmsjit.IndexedSlices(values, [2]), table)])
+        results.append(table.tolist())
+    assert results[0][0][0] == results[0][3][0] == 1.0
+    assert results[1:] == results[:1] * 2

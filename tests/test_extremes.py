@@ -456,3 +456,22 @@ def test_norms_of_denormal_gradients_clip_nothing(clip, dtype):
         optimizer.apply_gradients([(gradient, variable)])
         results.append(variable)
     assert same_bits(*results)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [({"grad_scale": 1e39}, "float32"), ({"loss_scale": 1e46}, "float32"),
+     ({"grad_scale": 1e-46}, "float32"), ({"grad_scale": 1e300, "loss_scale": 1e-20}, "float64")],
+)  # fmt: skip
+def test_scales_beyond_the_dtype_are_refused(settings, dtype):
+    w, opt = np.zeros(1, dtype), rmsjit.RMSprop(**settings)
+    with pytest.raises(ValueError, match=f"loss_scale must be in the range of {dtype}, got"):
+        opt.apply_gradients([(np.ones(1, dtype), w)])
+    assert (int(opt.iterations), w[0]) == (0, 0.0)
+
+
+def test_small_loss_scales_are_clipped_by_norm():
+    w, opt = np.zeros(1), rmsjit.RMSprop(0.1, loss_scale=1e-100, global_clipnorm=1.0)
+    opt.apply_gradients([(np.full(1, 1e-100), w)])
+    assert opt.last_gradient_norm == pytest.approx(1.0)
+    assert np.isfinite(w).all()

@@ -783,3 +783,52 @@ def test_a_group_gets_momentum_that_came_later():
         for _ in range(3):
             one.apply_gradients([(np.full(2, 0.3), x)])
     np.testing.assert_array_equal(v, twin)
+
+
+def test_functions_of_the_step_get_the_step():
+    w, opt = np.zeros(2), rmsjit.RMSprop(0.1, rho=0.0, epsilon=1e-30)
+    opt.add_group([w], lr_multiplier=lambda step: float(step))
+    moves = []
+    for _ in range(3):
+        opt.apply_gradients([(np.ones(2), w)])
+        moves.append(w[0])
+    np.testing.assert_allclose(moves, [0.0, -0.1, -0.3])
+    assert opt.get_config()["groups"][0]["lr_multiplier"] == 2.0
+
+
+def test_a_multiplier_counts_calls_as_the_learning_rate_does():
+    seen = []
+    w, opt = np.zeros(2), rmsjit.RMSprop(lambda step: seen.append(step) or 0.1,
+                                         gradient_accumulation_steps=3)  # fmt: skip
+    opt.add_group([w], lr_multiplier=lambda step: seen.append(step) or 1.0)
+    for _ in range(6):
+        opt.apply_gradients([(np.ones(2), w)])
+    assert seen == [2, 2, 5, 5]
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "lr_multiplier", "rho", "momentum"])
+def test_functions_of_the_step_need_a_count_of_steps(name):
+    w, opt = np.zeros(2), rmsjit.train.RMSPropOptimizer(0.1, momentum=0.5)
+    opt.add_group([w], **{name: lambda step: 1 / (step + 2.0)})
+    with pytest.raises(ValueError, match=f"{name} of a group must not be a function of the step"):
+        opt.apply_gradients([(np.ones(2), w)])
+    assert not w.any()
+    opt.apply_gradients([(np.ones(2), w)], global_step=np.array(0))
+    assert w.all()
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
+@pytest.mark.parametrize("gradient", [4.0, np.nan])
+def test_hooks_do_not_meet_what_is_not_trainable(nonfinite, gradient):
+    results = []
+    for transformers in ([], [lambda pairs: pairs]):
+        w = rmsjit.Variable(np.zeros(1), name="w")
+        fixed = rmsjit.Variable(np.zeros(1), name="fixed", trainable=False)
+        opt = rmsjit.RMSprop(
+            0.1, epsilon=1.0, global_clipnorm=1.0, gradient_transformers=transformers,
+            nonfinite=nonfinite,
+        )  # fmt: skip
+        opt.apply_gradients([(np.array([3.0]), w), (np.array([gradient]), fixed)])
+        results.append((w.numpy().item(), opt.last_gradient_norm, opt.skipped_steps))
+    assert results[0] == results[1]
+    assert results[0][1:] == (3.0, 0)

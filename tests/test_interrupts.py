@@ -1,5 +1,6 @@
 """Exceptions and signals at any moment of a step or a save: it is done whole, or not begun."""
 
+import copy
 import os
 import signal
 import sys
@@ -147,6 +148,79 @@ def test_a_step_with_constraints_interrupted_at_every_line():
         assert int(optimizer.iterations) in ((0, 1) if moved[0] else (0,))
     assert moved == [True, True]
     assert (first.numpy() == 0.5).all()
+
+
+def started(**settings):
+    """An optimizer that knows the first of two variables."""
+    optimizer, variables = RMSprop(0.1, **{"momentum": 0.5, **settings}), [np.ones(2), np.ones(3)]
+    for _ in range(2):
+        optimizer.apply_gradients([(np.ones(2), variables[0])])
+    return optimizer, variables
+
+
+def copied():
+    optimizer, variables = started()
+    optimizer.build(variables)
+    return copy.deepcopy((optimizer, variables))
+
+
+def step_both(optimizer, variables):
+    optimizer.apply_gradients([(np.full(v.shape, 0.5), v) for v in variables])
+
+
+CHANGES = {
+    "first step": (started, step_both),
+    "round": (lambda: started(gradient_accumulation_steps=2), step_both),
+    "build": (started, lambda optimizer, variables: optimizer.build(variables)),
+    "forget": (started, lambda optimizer, variables: optimizer.forget(variables[0])),
+    "copy": (copied, step_both),
+    "momentum": (started, lambda optimizer, variables: setattr(optimizer, "momentum", 0.9)),
+    "late momentum": (
+        lambda: started(momentum=0.0),
+        lambda optimizer, variables: setattr(optimizer, "momentum", 0.9),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_is_known_of_variables_after_an_interrupt_at_every_line(name, tmp_path):
+    """All slots are listed and saved, so that a run that is loaded goes on as this one."""
+    make, change = CHANGES[name]
+    files = ("slots.py", "meeting.py", "uninterrupted.py", "entries.py", "hyperparameters.py")
+    line, came = 0, True
+    while came:
+        line += 1
+        optimizer, variables = make()
+        came = interrupted_at(line, lambda: change(optimizer, variables), files)  # noqa: B023
+        optimizer.flush()
+        for _ in range(4):
+            step_both(optimizer, variables)
+        slots = [(slot, id(v)) for v in variables for slot in optimizer.get_slot_names()]
+        assert len(optimizer.weights) == 1 + len(slots), line
+        path, named = tmp_path / "run.npz", dict(zip("wv", variables, strict=True))
+        rmsjit.save(path, optimizer, named)
+        other, loaded = rmsjit.load(path)
+        for one, arrays in ((optimizer, variables), (other, [loaded["w"], loaded["v"]])):
+            for _ in range(2):
+                step_both(one, arrays)
+        assert all(map(np.array_equal, variables, loaded.values())), line
+    assert line > 10
+
+
+@pytest.mark.slow
+def test_a_scale_that_an_interrupt_meets_has_learned_of_what_is_counted():
+    line, came, found = 0, True, set()
+    while came:
+        line += 1
+        scale, w = rmsjit.DynamicLossScale(8.0), np.ones(2)
+        optimizer = RMSprop(0.1, loss_scale=scale)
+        optimizer.apply_gradients([(np.ones(2), w)])
+        pairs = [(np.full(2, np.inf), w)]
+        files = ("engine.py", "loss_scale.py")
+        came = interrupted_at(line, lambda: optimizer.apply_gradients(pairs), files)  # noqa: B023
+        found.add((optimizer.skipped_steps, optimizer.loss_scale))
+    assert found - {(1, 8.0)} == {(0, 8.0), (1, 4.0)}
 
 
 @pytest.mark.slow

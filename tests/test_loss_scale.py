@@ -293,5 +293,5 @@ def test_wrong_scales(arguments, error, message):
 def test_a_scale_never_vanishes():
     scale = DynamicLossScale(initial=2.0**-148)
     for _ in range(4):
-        scale.update(taken=False)
+        scale.state = scale.after(taken=False)
     assert scale.value == 2.0**-149

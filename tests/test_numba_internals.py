@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import textwrap
 import tomllib
 import warnings
 from contextlib import contextmanager
@@ -199,3 +200,23 @@ def test_compilations_are_not_counted_without_it(private, fresh, hide):
     with numba_internals.compilations() as compiled:
         first_outside()
     assert compiled == []
+
+
+def test_another_number_of_threads_for_children_does_not_disturb_steps():
+    """Once its threads run, Numba refuses to read the settings again."""
+    code = """
+    import os, numpy as np, rmsjit
+    w = np.ones(300_000, np.float32)
+    opt = rmsjit.RMSprop(0.01, num_threads=2)
+    for _ in range(40):
+        opt.apply_gradients([(np.ones_like(w), w)])
+    from rmsjit.runtime import threads
+    threads.start()
+    os.environ["NUMBA_NUM_THREADS"] = str(1 + (os.cpu_count() or 1))
+    v = np.ones(10)
+    for _ in range(2):
+        opt.apply_gradients([(np.ones_like(v), v)])
+    import numba
+    print(numba.njit(lambda x: x + 1)(1), v[0] < 1, os.environ["NUMBA_NUM_THREADS"] != "2")
+    """
+    assert run_python(textwrap.dedent(code)).split()[:2] == ["2", "True"]

@@ -728,3 +728,26 @@ def test_the_whole_table_is_brought_up_where_it_must(event, updated, monkeypatch
     assert updated == [1, 1, 1]
     optimizer.apply_gradients([(slices if event == "longest" else np.ones((1000, 3)), table)])
     assert updated == [1, 1, 1, 999] + [1] * (event == "longest")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_new_table_with_a_sparse_and_a_dense_gradient(order):
+    table, dense = np.zeros((3, 2)), np.zeros((3, 2))
+    opt, alone = rmsjit.RMSprop(0.1, sparse="exact"), rmsjit.RMSprop(0.1)
+    whole = np.zeros((3, 2))
+    whole[1] = 1.0
+    pairs = [(IndexedSlices(np.ones((1, 2)), [1]), table), (np.ones((3, 2)), table)][::order]
+    opt.apply_gradients(pairs)
+    opt.sync()
+    alone.apply_gradients([(whole, dense), (np.ones((3, 2)), dense)][::order])
+    np.testing.assert_allclose(table, dense, rtol=1e-12)
+
+
+def test_a_table_without_rows_gets_some():
+    table, opt = np.zeros((0, 2)), rmsjit.RMSprop(0.1, sparse="exact")
+    opt.apply_gradients([(IndexedSlices(np.zeros((0, 2)), np.zeros(0, int)), table)])
+    larger = np.zeros((3, 2))
+    opt.resize_rows(table, larger)
+    opt.apply_gradients([(IndexedSlices(np.ones((1, 2)), [1]), larger)])
+    assert (larger != 0).sum() == 2
+    assert opt.get_slot(larger, "rms").shape == (3, 2)

@@ -221,7 +221,7 @@ def check_scales_start_from_rank_0_or_are_refused(comm, folder):
     def make(initial=8.0):
         scale = rmsjit.DynamicLossScale(8.0, growth_interval=3)
         opt = rmsjit.RMSprop(0.125, loss_scale=scale, track_norms=True, strategy=MPIStrategy(comm))
-        opt._clipping.loss_scale.set_state(ScaleState(initial, 2 if comm.rank == 0 else 0))
+        opt._clipping.loss_scale.state = ScaleState(initial, 2 if comm.rank == 0 else 0)
         opt.skipped_steps = comm.rank
         return opt
 

@@ -19,7 +19,7 @@ def set_scale_state(optimizer: Optimizer, state: ScaleState | None) -> None:
     """Go on with a former state; an optimizer with another kind of loss scale keeps its own."""
     scale = optimizer._clipping.loss_scale
     if state is not None and isinstance(scale, DynamicLossScale):
-        scale.set_state(state)
+        scale.state = state
 
 
 def scale_writes(optimizer: Optimizer, state: ScaleState | None) -> list[Callable[[], None]]:

@@ -35,8 +35,8 @@ from rmsjit.checkpoints.plateaus import plateau_differences, plateau_writes
 from rmsjit.checkpoints.rounds import restore_round
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_legacy import RMSprop
-from rmsjit.optimizers.uninterrupted import completed, copying
 from rmsjit.rule.slot import is_packed
+from rmsjit.runtime.uninterrupted import completed, copying
 from rmsjit.state.entries import Entry, entry_of, key_of
 from rmsjit.state.making import memory_for
 from rmsjit.variables import array_of

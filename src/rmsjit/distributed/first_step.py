@@ -86,4 +86,4 @@ def send_from_rank_0(
     numbers, engine.store.skipped_steps, scale = broadcast_object(comm, own)
     agree_on(engine.store, dict(zip(plan.incoming.distinct, numbers, strict=True)))
     if dynamic is not None:
-        dynamic.set_state(scale)
+        dynamic.state = scale

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from rmsjit.distributed import comm as messages
 from rmsjit.distributed.comm import load_mpi
-from rmsjit.optimizers.uninterrupted import run
+from rmsjit.runtime.uninterrupted import run
 
 # Every rank reads the parts of all.  With more ranks or larger parts than these, MPI was as fast,
 # which lets each rank add up only its share.  The bounds are fixed, not measured in each job: the

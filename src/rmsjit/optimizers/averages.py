@@ -14,9 +14,9 @@ from rmsjit.arrays.layout import array_key
 from rmsjit.autodiff import hooks
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.keras_weights import KerasWeights
-from rmsjit.optimizers.uninterrupted import copying, run
 from rmsjit.rule.averaging import Averaging
 from rmsjit.rule.slot import AVERAGE, MASTER
+from rmsjit.runtime.uninterrupted import copying, run
 from rmsjit.steps.pairs import naming
 from rmsjit.variables import array_of
 

@@ -16,7 +16,7 @@ from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.keras_hooks import Hooks
 from rmsjit.optimizers.keras_weights import KerasWeights
 from rmsjit.steps.pairs import Pairs, check_counter, checked_pairs, pairs_of
-from rmsjit.variables import Variable, is_trainable
+from rmsjit.variables import Variable
 
 if TYPE_CHECKING:
     from rmsjit.optimizers.accumulator import Accumulator
@@ -210,10 +210,6 @@ class Calls(Hooks, KerasWeights):
                 self._refuse(error)
             if total is not None:
                 self._step_of_round(total, aggregate)
-
-    def _is_still(self, variable: Any) -> bool:
-        """Whether a step does not change a variable, and so does not read its gradient."""
-        return not is_trainable(variable) or (bool(self.groups) and self._is_frozen(variable))
 
     def _step_of_round(self, pairs: Pairs, aggregate: bool) -> None:
         """Take a step, and begin a new round unless it fails."""

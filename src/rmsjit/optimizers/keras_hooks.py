@@ -13,6 +13,7 @@ from rmsjit.rule.clipping import NO_CLIPPING, Clipping
 from rmsjit.state.entries import stem_of
 from rmsjit.steps.nonfinite import PROPAGATE, accepts, finite_gradients
 from rmsjit.steps.pairs import Pairs, naming, pairs_of, present_pairs
+from rmsjit.variables import is_trainable
 
 PairList = list[tuple[Any, Any]]
 PairsTransform = Callable[[PairList], Iterable[tuple[Any, Any]]]
@@ -114,11 +115,10 @@ class Hooks(Groups):
     def _through_hooks(self, given: tuple[Any, ...], aggregate: bool) -> _Prepared | None:
         """What is left to do after the hooks; None if the step is to be skipped."""
         pairs = present_pairs(given)
-        if self.groups:
-            moving = [pair for pair in pairs if not self._is_frozen(pair[1])]
-            if not moving:  # the step counts all the same
-                return _Prepared(pairs_of(pairs), self._clipping, aggregate)
-            pairs = moving
+        moving = [pair for pair in pairs if not self._is_still(pair[1])]
+        if not moving:  # the step counts all the same
+            return _Prepared(pairs_of(pairs), self._clipping, aggregate)
+        pairs = moving
         replaced = self.gradient_aggregator is not None or _overrides(
             type(self), "_aggregate_gradients"
         )
@@ -155,6 +155,10 @@ class Hooks(Groups):
         """Report norms by group, if the step has not found others."""
         if norms is not None:
             self._engine.last_norm, self._engine.last_norms = math.hypot(*norms), norms
+
+    def _is_still(self, variable: Any) -> bool:
+        """Whether a step does not change a variable, and so does not read its gradient."""
+        return not is_trainable(variable) or (bool(self.groups) and self._is_frozen(variable))
 
     def _is_frozen(self, variable: Any) -> bool:
         return self._store.grouping.freezes(self._store.whole(variable), stem_of(variable))

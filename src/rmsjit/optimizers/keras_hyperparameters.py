@@ -98,10 +98,10 @@ class KerasHyperparameters(Core):
                 f"momentum is not for a form without it, got {form}; such a form has momentum "
                 f"from construction or not at all"
             )
-        self._hyperparameters[name] = value
-        if adds_slot:
-            self._store.form = form.with_momentum().with_state(self._state_dtype)
+        if adds_slot:  # first, as a slot that is not used yet does no harm
             self._momentum_came_later = True
+            self._store.form = form.with_momentum().with_state(self._state_dtype)
+        self._hyperparameters[name] = value
 
     @fixed_at_construction
     def clip_weights(self) -> float | None:

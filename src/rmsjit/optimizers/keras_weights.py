@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rmsjit.optimizers.arguments import Initializer, initial_value, is_integer_scalar
 from rmsjit.optimizers.slots import Slots
-from rmsjit.optimizers.uninterrupted import copying, run
+from rmsjit.runtime.uninterrupted import copying, run
 from rmsjit.state.packed_slot import memory_of, stored
 from rmsjit.steps.pairs import check_variable
 from rmsjit.variables import Variable, array_of

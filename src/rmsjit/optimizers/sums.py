@@ -53,7 +53,7 @@ class Sum(NamedTuple):
         """The sum of two sums in new memory; dense unless both name rows of the same view."""
         ours, theirs = self.total, other.total
         if isinstance(theirs, IndexedSlices):
-            if isinstance(ours, IndexedSlices) and self._has_rows_of(other):
+            if isinstance(ours, IndexedSlices) and self._is_of(*other[1:]):
                 values = np.concatenate([ours.values, theirs.values])
                 rows = np.concatenate([ours.indices, theirs.indices])
                 total = IndexedSlices(values, rows, theirs.dense_shape).coalesce()
@@ -81,7 +81,7 @@ class Sum(NamedTuple):
     def for_view(self, array: NDArray[Any]) -> Gradient:
         """The sum as the gradient of a view of the variable."""
         layout = layout_of(array)
-        if isinstance(self.total, IndexedSlices) and (array.shape, layout) == self[1:]:
+        if isinstance(self.total, IndexedSlices) and self._is_of(array.shape, layout):
             return self.total
         return layout.logical(self.elements(), array.shape)
 
@@ -90,7 +90,7 @@ class Sum(NamedTuple):
         shape, layout = home.view.shape, layout_of(home.view)
         if home.layout.orders_like(layout):  # so any view of either is one of the other
             return self
-        if isinstance(self.total, IndexedSlices) and (shape, home.layout) == self[1:]:
+        if isinstance(self.total, IndexedSlices) and self._is_of(shape, home.layout):
             return Sum(self.total, shape, layout)
         return Sum(home.from_original(self.elements()), shape, layout)
 
@@ -111,8 +111,9 @@ class Sum(NamedTuple):
             return Sum(self.total, self.shape, layout_of(array))
         return Sum.of(self.layout.logical(self.total, self.shape), array)
 
-    def _has_rows_of(self, other: Sum) -> bool:
-        return self[1:] == other[1:]
+    def _is_of(self, shape: tuple[int, ...], layout: Layout) -> bool:
+        """Whether a view of this layout has the same rows."""
+        return self.shape == shape and self.layout.orders_like(layout)
 
     def _added_to(self, elements: NDArray[Any]) -> NDArray[Any]:
         """Add the rows to all elements of the variable, in place."""

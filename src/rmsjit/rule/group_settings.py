@@ -60,11 +60,25 @@ class GroupSettings:
 
         return read
 
-    def multiplied(self, numbers: StepNumbers, last: bool) -> StepNumbers:
-        """Numbers with the learning rate times the multiplier of the group."""
+    @property
+    def of_step(self) -> list[str]:
+        """The names of settings that are functions of the step."""
+        return sorted(self._own.of_step)
+
+    def multiplied(self, numbers: StepNumbers, last: bool, calls: int) -> StepNumbers:
+        """Numbers with the learning rate times the multiplier of the group.
+
+        Parameters
+        ----------
+        numbers : StepNumbers
+        last : bool
+            Whether to use what a function last returned, instead of calling it.
+        calls : int
+            What functions of the step are given, as for the learning rate.
+        """
         if MULTIPLIER not in self._set:
             return numbers
-        factor = (self._own.last if last else self._own.now)(MULTIPLIER)
+        factor = (self._own.last if last else self._own.now)(MULTIPLIER, calls)
         rate = numbers.learning_rate * nonnegative(MULTIPLIER, factor)
         return numbers._replace(learning_rate=rate)
 

@@ -82,11 +82,16 @@ class Hyperparameters:
         return self._given[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        of_step = {name} if is_of_step(name, value) else set()
-        self._of_step = self._of_step - {name} | of_step
-        self._given = {**self._given, name: value}
+        of_step = self._of_step - {name} | ({name} if is_of_step(name, value) else set())
+        given = {**self._given, name: value}
         self._used.pop(name, None)
-        self.changed()
+        # In one line, in which no signal handler runs.
+        self._of_step, self._given, self._version, self.constant = of_step, given, object(), None
+
+    @property
+    def of_step(self) -> Collection[str]:
+        """The names of those that are functions of the step."""
+        return self._of_step
 
     @property
     def groups(self) -> tuple[GroupSettings, ...]:
@@ -100,8 +105,7 @@ class Hyperparameters:
 
     def changed(self) -> None:
         """Compute the numbers again, since a setting has changed."""
-        self._version = object()
-        self.constant = None
+        self._version, self.constant = object(), None
 
     def at(self, counter: NDArray[Any] | None) -> Numbers:
         """The numbers of the next step, where `counter` is the number of steps taken.
@@ -152,7 +156,8 @@ class Hyperparameters:
         numbers = [self._numbers(counter, inherited)]
         for group in self.groups:
             own = self._numbers(counter, group.over(inherited, last))
-            numbers.append(group.multiplied(own, last))
+            calls = self._calls(0 if counter is None else int(counter))
+            numbers.append(group.multiplied(own, last, calls))
         return tuple(numbers)
 
     def _numbers(
@@ -172,8 +177,12 @@ class Hyperparameters:
         )
 
     def _rate(self, iterations: int, read: Callable[[str, int], float]) -> float:
-        calls = (iterations + 1) * self._calls_per_step - 1
-        return read("learning_rate", calls) / (1.0 + read("decay", iterations) * iterations)
+        rate = read("learning_rate", self._calls(iterations))
+        return rate / (1.0 + read("decay", iterations) * iterations)
+
+    def _calls(self, iterations: int) -> int:
+        """The number of calls before the one that ends the next step."""
+        return (iterations + 1) * self._calls_per_step - 1
 
     def current_rate(self, counter: NDArray[Any] | None) -> float | None:
         """The learning rate of the next step, without calling a function that takes no step.
@@ -249,10 +258,16 @@ class Hyperparameters:
             raise TypeError(f"{name} can't be serialised: {error}") from error
 
     def _refuse_functions_of_the_step(self) -> None:
-        for name in sorted(self._of_step):
+        own = [(self._name(name), self._given[name]) for name in sorted(self._of_step)]
+        of_groups = [
+            (f"{name} of a group", group.get(name))
+            for group in self._groups
+            for name in group.of_step
+        ]
+        for title, given in own + of_groups:
             raise ValueError(
-                f"{self._name(name)} must not be a function of the step where steps are not "
-                f"counted, got {self._given[name]!r}: pass a global_step"
+                f"{title} must not be a function of the step where steps are not counted, got "
+                f"{given!r}: pass a global_step"
             )
 
     def _rounding(self, value_of: Callable[[str, int], float]) -> Callable[[str, int], float]:

@@ -21,8 +21,8 @@ class LossScale(Protocol):
         """What the loss is multiplied by now."""
         ...
 
-    def update(self, taken: bool) -> None:
-        """Learn whether a step was taken, or skipped because a gradient was not finite."""
+    def after(self, taken: bool) -> Any:
+        """The state after a step was taken, or skipped for a gradient that was not finite."""
         ...
 
     def to_config(self) -> Any:
@@ -35,8 +35,8 @@ class FixedLossScale(NamedTuple):
 
     value: float
 
-    def update(self, taken: bool) -> None:
-        """Do nothing."""
+    def after(self, taken: bool) -> None:
+        """None, since it does not change."""
 
     def to_config(self) -> float:
         """The argument that makes such a scale, as a value for JSON."""
@@ -72,6 +72,11 @@ class DynamicLossScale:
     backoff_factor : float, default 0.5
         Between 0 and 1.
     growth_interval : int, default 2000
+
+    Attributes
+    ----------
+    state : ScaleState
+        What it knows; may be set, to go on from a former state.
 
     Raises
     ------
@@ -111,7 +116,7 @@ class DynamicLossScale:
             raise ValueError(f"growth_factor must be above 1, got {growth_factor}")
         if not self.backoff_factor < 1:
             raise ValueError(f"backoff_factor must be below 1, got {backoff_factor}")
-        self._state = ScaleState(_in_float32(self.initial), 0)
+        self.state: ScaleState = ScaleState(_in_float32(self.initial), 0)
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.to_config().items())
@@ -120,28 +125,18 @@ class DynamicLossScale:
     @property
     def value(self) -> float:
         """What the loss is multiplied by now."""
-        return self._state.value
+        return self.state.value
 
-    @property
-    def state(self) -> ScaleState:
-        """What it knows, to be given to `set_state`."""
-        return self._state
-
-    def set_state(self, state: ScaleState) -> None:
-        """Go on from a former state."""
-        self._state = state
-
-    def update(self, taken: bool) -> None:
-        """Learn whether a step was taken, or skipped because a gradient was not finite."""
-        value, good_steps = self._state
+    def after(self, taken: bool) -> ScaleState:
+        """The state after a step was taken, or skipped for a gradient that was not finite."""
+        value, good_steps = self.state
         if not taken:
             smaller = _in_float32(value * self.backoff_factor)
-            self._state = ScaleState(smaller or value, 0)  # steps divide by it
-        elif good_steps + 1 < self.growth_interval:
-            self._state = ScaleState(value, good_steps + 1)
-        else:
-            grown = _in_float32(value * self.growth_factor)
-            self._state = ScaleState(grown if np.isfinite(grown) else value, 0)
+            return ScaleState(smaller or value, 0)  # steps divide by it
+        if good_steps + 1 < self.growth_interval:
+            return ScaleState(value, good_steps + 1)
+        grown = _in_float32(value * self.growth_factor)
+        return ScaleState(grown if np.isfinite(grown) else value, 0)
 
     def to_config(self) -> dict[str, Any]:
         """The arguments, as values for JSON."""

@@ -21,6 +21,7 @@ The options ``forceinline``, ``no_cpython_wrapper`` and ``no_cfunc_wrapper`` of 
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,7 @@ THREADING = (
     PrivateName("numba.np.ufunc.omppool", "openmp_vendor", "whether OpenMP is GNU's"),
     PrivateName("numba.np.ufunc.tbbpool", "", "kept in a child that can't shut TBB down"),
     PrivateName("numba.core.config", "reload_config", "reads the environment again"),
+    PrivateName("numba.core.config", "_env_reloader", "remembers the environment"),
 )
 OBSERVING = (
     PrivateName("numba.core.event", "install_recorder", "reports compilations"),
@@ -271,10 +273,23 @@ def tbb_module() -> Any:
 
 
 def reload_settings() -> None:
-    """Read Numba's settings from the environment again, as its compiler does when it starts."""
-    reload_config = getattr(import_module("numba.core.config"), "reload_config", None)
-    if reload_config is not None:
+    """Read Numba's settings from the environment again, as its compiler does when it starts.
+
+    Once its threads run, Numba refuses another number of them, and with it all that has changed.
+    Then the settings stay as they are, also for the compiler.
+    """
+    config = import_module("numba.core.config")
+    reload_config = getattr(config, "reload_config", None)
+    if reload_config is None:
+        return
+    try:
         reload_config()
+    except RuntimeError:
+        reloader = getattr(config, "_env_reloader", None)
+        if reloader is None:
+            raise
+        own = {name: value for name, value in os.environ.items() if name.startswith("NUMBA_")}
+        reloader.old_environ = own
 
 
 @contextmanager

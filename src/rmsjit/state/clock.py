@@ -17,6 +17,8 @@ code sees one ahead of the other.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -71,10 +73,20 @@ class Clock:
 
     def of_rows(self, rows: NDArray[np.int64]) -> Clock:
         """A clock for copies of some rows, at the same step; it shares all but `done`."""
+        return self._of(self.done[rows])
+
+    def resized(self, count: int) -> Clock:
+        """A clock for so many rows: known ones as they are, new ones at the last step."""
+        done = np.full(count, self.now, self.done.dtype)
+        known = min(count, len(self.done))
+        done[:known] = self.done[:known]
+        return self._of(done)
+
+    def _of(self, done: NDArray[Any]) -> Clock:
         part = Clock.__new__(Clock)
         part.rows_key = ()
-        part.done = self.done[rows]
+        part.done = done
         part._limit, part._lapses = self._limit, self._lapses
         part.words = self.words.copy()
-        part.words[DONE], part.words[ROWS] = address_of(part.done), len(rows)
+        part.words[DONE], part.words[ROWS] = address_of(done), len(done)
         return part

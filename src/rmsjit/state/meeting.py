@@ -6,6 +6,7 @@ See `rmsjit.state.copies`: an entry of a copy has several homes, arrays that wer
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, canonical_view
 from rmsjit.arrays.owners import held_elsewhere
+from rmsjit.runtime.uninterrupted import run
 from rmsjit.state.entries import Entry, Home, entry_of
 
 if TYPE_CHECKING:
@@ -34,13 +36,13 @@ def settle(store: SlotStore) -> None:
     """Settle, once, each entry with exactly one home that somebody else holds and may train."""
     if not store.unsettled:
         return
-    store.unsettled = False
     found: dict[Key, dict[Key, Any]] = {}  # the homes of each entry, by their memory
     for entry, home in held_homes(_distinct(store.unmet.values())):
         found.setdefault(entry.key, {})[home.key] = entry, home
     store.apart = not found
     alone = {key: places for key, places in found.items() if len(places) == 1}
     _settle_at(store, {key: next(iter(places.values())) for key, places in alone.items()})
+    store.unsettled = False
 
 
 def held_homes(unmet: Sequence[Entry]) -> list[tuple[Entry, Home]]:
@@ -65,9 +67,10 @@ def held_homes(unmet: Sequence[Entry]) -> list[tuple[Entry, Home]]:
 def _settle_at(store: SlotStore, places: Mapping[Key, tuple[Entry, Home]]) -> None:
     """Make the given homes the variables of their entries."""
     changes: dict[Key, Entry | None] = {}
+    stay: list[Entry] = []
     for key, (entry, home) in places.items():
         if home is entry.homes[0]:
-            entry.homes = ()
+            stay.append(entry)
             continue
         changes[key] = new = entry_of(home.view)
         new.follow(entry)
@@ -77,7 +80,10 @@ def _settle_at(store: SlotStore, places: Mapping[Key, tuple[Entry, Home]]) -> No
             new.slots[slot] = store.placed(home.from_original(original), new)
     if changes:
         store.replace(changes)
-    store.unmet = {home: entry for home, entry in store.unmet.items() if entry.homes}
+    unmet = {home: e for home, e in store.unmet.items() if e.homes and e not in stay}
+    # As one, since an unmet entry must have homes.
+    homeless = [partial(setattr, entry, "homes", ()) for entry in stay]
+    run([*homeless, partial(setattr, store, "unmet", unmet)])
 
 
 def _meet_stranger(store: SlotStore, array: NDArray[Any], name: str) -> None:

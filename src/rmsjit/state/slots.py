@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -19,6 +20,7 @@ from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
 from rmsjit.rule.form import Form
 from rmsjit.rule.slot import Slot
 from rmsjit.runtime.forks import RenewedLock
+from rmsjit.runtime.uninterrupted import completed, run
 from rmsjit.runtime.warning import warn
 from rmsjit.state.divided import Divided
 from rmsjit.state.entries import Entry, SlotMemory, entry_of, key_of, stem_of
@@ -95,18 +97,16 @@ class SlotStore:
 
     @form.setter
     def form(self, form: Form) -> None:
-        self._form = form
         for group in self.grouping.groups:
             group.form = form
-        self.changed()
+        self._change(_form=form)
 
     def changed(self) -> None:
         """Invalidate all plans of steps, since something has changed for a known variable.
 
         Adding variables does not change anything for known ones.
         """
-        self._index = None
-        self.epoch[0] += 1
+        self._change()
 
     # --- finding ----------------------------------------------------------------------------
 
@@ -222,17 +222,21 @@ class SlotStore:
             return False
         if any(entry.slots.get(slot, value) is not value for entry, slot, value in fresh):
             return False
-        wrapped = {}
         for entry in entries:
             if entry.key not in self.entries:
                 entry.name = entry.name or self._name_for(entry.stem or "Variable")
+        # Whoever is interrupted here would never add what is missing.
+        completed([], partial(self._add, entries, fresh))
+        return all(self.entries[entry.key] is entry for entry in entries)
+
+    def _add(self, entries: list[Entry], fresh: list[tuple[Entry, str, Any]]) -> None:
+        """Add entries and slots, unless another entry has come first."""
+        wrapped = {}
         for entry, slot, value in fresh:
             entry.slots = {**entry.slots, slot: value}
             wrapped[entry.key, slot] = self.seen(entry, slot)
-        known = all(self.entries.setdefault(entry.key, entry) is entry for entry in entries)
-        if known:
+        if all(self.entries.setdefault(entry.key, entry) is entry for entry in entries):
             self.created.update(wrapped)
-        return known
 
     # --- removing and moving ----------------------------------------------------------------
 
@@ -271,9 +275,12 @@ class SlotStore:
             for home, entry in self.unmet.items()
             if entries.get(entry.key) is entry and entry.homes
         }
-        # In one call, so that a signal handler sees all of the change or nothing.
-        vars(self).update(entries=entries, created=created, unmet=unmet, _index=None)
-        self.changed()
+        self._change(entries=entries, created=created, unmet=unmet)
+
+    def _change(self, **attributes: Any) -> None:
+        """Set attributes and invalidate all plans; a signal handler finds both done or neither."""
+        changes = partial(vars(self).update, **attributes, _index=None)
+        run([changes, partial(np.add, self.epoch, 1, self.epoch)])
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
@@ -284,18 +291,19 @@ class SlotStore:
         try:
             yield
         except BaseException:
-            for entry, held in slots:
-                entry.slots = held
-            vars(self).update(before)
-            self.changed()
+            completed([], partial(self._take_back, before, slots))
             raise
+
+    def _take_back(self, before: Mapping[str, Any], slots: list[tuple[Entry, Any]]) -> None:
+        for entry, held in slots:
+            entry.slots = held
+        self._change(**before)
 
     def take_over(self, other: SlotStore) -> None:
         """Know what another store knows."""
         with self.lock.lock:
-            self.entries = {**self.entries, **other.entries}
-            self.created = {**self.created, **other.created}
-            self.changed()
+            entries = {**self.entries, **other.entries}
+            self._change(entries=entries, created={**self.created, **other.created})
 
     @property
     def is_due_for_a_sweep(self) -> bool:

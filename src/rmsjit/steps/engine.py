@@ -9,7 +9,7 @@ the act, so an error changes nothing, and a signal never sees a step half done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,17 @@ def _full(counter: Any) -> OverflowError:
 def _check_room(counter: NDArray[Any] | None) -> None:
     if counter is not None and counter == np.iinfo(counter.dtype).max:
         raise _full(counter)
+
+
+def _check_scale(scale: float, computing: Iterable[str]) -> None:
+    """Raise `ValueError` if the factor of all gradients vanishes or overflows in a dtype."""
+    for name in computing:
+        with np.errstate(all="ignore"):
+            factor = np.dtype(name).type(scale)
+        if factor == 0 or not np.isfinite(factor):
+            raise ValueError(
+                f"grad_scale divided by loss_scale must be in the range of {name}, got {scale}"
+            )
 
 
 class Engine:
@@ -126,10 +137,13 @@ class Engine:
 
     def _note(self, taken: bool, clipping: Clipping) -> None:
         """Count a step that was skipped, and let a loss scale learn of it."""
-        if not taken:
-            self.store.skipped_steps += 1
-        if clipping.loss_scale is not None:
-            clipping.loss_scale.update(taken)
+        scale: Any = clipping.loss_scale
+        after = None if scale is None else scale.after(taken)
+        skipped = self.store.skipped_steps + (not taken)
+        # Without a call in between, at which a signal handler might run.
+        self.store.skipped_steps = skipped
+        if after is not None:
+            scale.state = after
 
     def complete(
         self, request: Request, reduce: Callable[[Engine, Request], Reduction | None]
@@ -271,7 +285,10 @@ class Engine:
         scale: float,
     ) -> tuple[bool, NDArray[Any] | None]:
         """Whether the step is taken, and what to multiply each gradient by."""
-        factors: NDArray[Any] | None = None if scale == 1.0 else np.full(plan.count, scale)
+        factors: NDArray[Any] | None = None
+        if scale != 1.0:
+            _check_scale(scale, plan.layout.computing)
+            factors = np.full(plan.count, scale)
         if not clipping.by_norm and not self.reads_norms:
             return True, factors
         limit = clipping.limit / abs(scale) if clipping.by_norm else math.inf
@@ -288,7 +305,7 @@ class Engine:
             return False, None
         if clipping.by_norm:
             finite = bool(norms.finite.all())
-            factors = scale * clipping.factors(scale**2 * norms.squares, finite)
+            factors = scale * clipping.factors(scale * (scale * norms.squares), finite)
             if stage is not None:
                 factors = stage.own(factors)
         return True, factors

@@ -75,7 +75,7 @@ def settling_calls(members: Sequence[Member], form: Form, bins: int) -> list[Cal
     for member in members:
         clock = member.entry.clock
         if clock is not None:
-            table = _table_of(member.entry, form)
+            table = _table_of(member, form)
             calls += [*table.catch_up_calls(clock, None, bins), reset_call(clock)]
     return calls
 
@@ -95,7 +95,7 @@ def catch_up(entry: Entry, form: Form, rows: NDArray[np.int64] | None, limit: in
     clock = entry.clock
     if clock is None or clock.now == 0:
         return
-    table = _table_of(entry, form)
+    table = _table_of(Member(entry, entry.slots), form)
     pieces = [None] if rows is None and table.in_place else _behind(clock, rows)
     for piece in pieces:
         count = table.rows if piece is None else len(piece)
@@ -121,10 +121,10 @@ def _run(calls: Callable[[int], list[Call]], nbytes: int, limit: int) -> None:
         Act(calls(1)).run()
 
 
-def _table_of(entry: Entry, form: Form) -> Table:
+def _table_of(member: Member, form: Form) -> Table:
     # If momentum has just been switched on, its slot does not exist yet.
-    slots = tuple(slot for slot in form.slots if slot.name in entry.slots)
-    return Table(entry.table, Member(entry, entry.slots), replace(form, slots=slots))
+    slots = tuple(slot for slot in form.slots if slot.name in member.slots)
+    return Table(member.entry.table, member, replace(form, slots=slots))
 
 
 def checked_rows(indices: Any, variable: Any) -> NDArray[np.int64] | None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from rmsjit.arrays.blocks import as_stored, record_length
 from rmsjit.arrays.layout import array_key, layout_of, rows_key
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
-from rmsjit.state.clock import Clock
 from rmsjit.state.entries import Entry
 from rmsjit.state.making import memory_for
 from rmsjit.state.slots import SlotStore
@@ -196,18 +195,8 @@ def _catch_up_rows(entry: Entry, view: NDArray[Any], resized: Entry, catch_up: C
     clock = entry.clock
     if clock is None or not _has_missed_steps(entry, view):
         return
-    rows = _up_to_date(clock, resized.shape[0])
+    rows = clock.resized(resized.shape[0])
     rows.rows_key = rows_key(resized.owner)
     resized.clock = rows
     catch_up(resized)
     resized.clock = None
-
-
-def _up_to_date(clock: Clock, count: int) -> Clock:
-    """A clock of `count` rows: known ones as they are, new ones at the last step."""
-    own = np.arange(min(count, len(clock.done)))
-    part: NDArray[np.int64] = np.zeros(count, np.int64)
-    part[: len(own)] = own
-    rows = clock.of_rows(part)
-    rows.done[len(own) :] = clock.now
-    return rows
