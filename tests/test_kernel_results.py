@@ -26,7 +26,7 @@ from rmsjit.kernels import (
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers, packed
 from rmsjit.rule.presets import keras_legacy
-from rmsjit.runtime import cache
+from rmsjit.runtime import cache, forks
 from rmsjit.state import clock as clocks
 from strategies import COMPLEX, DTYPES, HALF, every_dtype, wide
 
@@ -569,7 +569,7 @@ def test_acts_at_the_gate(fresh):
     if leave.threads == 1:
         pytest.skip("there are no threads to be had")
     calls, clock, alive = tick_calls(1)
-    gate = np.zeros(act.GATE_WORDS, np.int64)
+    gate = np.zeros_like(forks.gate)
     words = {
         act.KERNELS: 1,
         act.THREADS: 2,

@@ -416,8 +416,13 @@ def _signature(function: Any) -> inspect.Signature | None:
         return None
 
 
+def _is_watched(value: Any) -> bool:
+    """Whether a tape records what is computed from a variable."""
+    return isinstance(value, Variable) and hooks.read(value) is not value.array
+
+
 def _check_unwatched(target: Any) -> None:
-    if isinstance(target, Variable) and hooks.read(target) is not target.array:
+    if _is_watched(target):
         raise TypeError(
             f"an operator can't write to {target.name} while a tape watches it: use `v = v + x` "
             f"for a new value, or `v.assign` to overwrite it without recording"
@@ -425,7 +430,7 @@ def _check_unwatched(target: Any) -> None:
 
 
 def _check_unrecorded(operand: Any) -> None:
-    if isinstance(operand, Variable) and hooks.read(operand) is not operand.array:
+    if _is_watched(operand):
         raise TypeError(
             f"{operand.name} can't be computed into an array while a tape watches it: use "
             f"`x = x + v` in place of `x += v`"

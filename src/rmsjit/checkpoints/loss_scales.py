@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.loss_scale import DynamicLossScale, ScaleState
 
@@ -20,8 +17,3 @@ def set_scale_state(optimizer: Optimizer, state: ScaleState | None) -> None:
     scale = optimizer._clipping.loss_scale
     if state is not None and isinstance(scale, DynamicLossScale):
         scale.state = state
-
-
-def scale_writes(optimizer: Optimizer, state: ScaleState | None) -> list[Callable[[], None]]:
-    """The call that restores a saved state."""
-    return [partial(set_scale_state, optimizer, state)]

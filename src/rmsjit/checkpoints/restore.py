@@ -30,7 +30,7 @@ from rmsjit.checkpoints.compare import (
     own_weights,
 )
 from rmsjit.checkpoints.content import Checkpoint, SavedWeight, fits
-from rmsjit.checkpoints.loss_scales import scale_writes
+from rmsjit.checkpoints.loss_scales import set_scale_state
 from rmsjit.checkpoints.plateaus import plateau_differences, plateau_writes
 from rmsjit.checkpoints.rounds import restore_round
 from rmsjit.optimizers.base import Optimizer
@@ -125,8 +125,8 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) 
         restore_round(checkpoint, optimizer, variables)
 
     plateaus = plateau_writes(checkpoint.optimizer, optimizer)
-    scale = scale_writes(optimizer, checkpoint.optimizer.loss_scale)
-    completed([*copies, *clocks, *plateaus, *scale, skipped], finish)
+    scale = partial(set_scale_state, optimizer, checkpoint.optimizer.loss_scale)
+    completed([*copies, *clocks, *plateaus, scale, skipped], finish)
 
 
 def refuse_differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> None:

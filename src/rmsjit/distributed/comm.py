@@ -124,13 +124,11 @@ def start_exchanging_shards(
     return comm.Ialltoallv([array.view(np.uint8), gives], [arrived.view(np.uint8), takes])
 
 
-def broadcast(
-    comm: Any, array: NDArray[Any], dtype: Any, shape: tuple[int, ...], source: int = 0
-) -> None:
+def broadcast(comm: Any, array: NDArray[Any], dtype: Any, shape: tuple[int, ...]) -> None:
     """Overwrite a C-contiguous array on every rank with that of one rank."""
     check_message(comm, "broadcast", array, np.dtype(dtype), math.prod(shape))
     for piece in _bytes_of(array):
-        comm.Bcast(piece, source)
+        comm.Bcast(piece, 0)
 
 
 # --- small objects --------------------------------------------------------------------------
@@ -144,9 +142,9 @@ def gathered_objects(comm: Any, own: Any) -> list[Any]:
     return [pickle.loads(part.tobytes()) for part in np.split(everything, np.cumsum(counts)[:-1])]
 
 
-def broadcast_object(comm: Any, own: Any, source: int = 0) -> Any:
+def broadcast_object(comm: Any, own: Any) -> Any:
     """The object of one rank, on all ranks."""
-    return gathered_objects(comm, own if comm.rank == source else None)[source]
+    return gathered_objects(comm, own if comm.rank == 0 else None)[0]
 
 
 # --- from one rank to another ---------------------------------------------------------------

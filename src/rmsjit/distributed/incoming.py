@@ -97,9 +97,7 @@ class Incoming:
         self.arrays: list[NDArray[Any]] = [array_of(variable) for variable in variables]
         self.layouts: list[Layout] = [layout_of(array) for array in self.arrays]
         self.keys: list[Key] = [array_key(array) for array in self.arrays]
-        self.distinct: dict[Key, int] = {}
-        for k in self.present:
-            self.distinct.setdefault(self.keys[k], k)
+        self.distinct: dict[Key, int] = _firsts((self.keys[k], k) for k in self.present)
         refuse_overlap(
             (),
             [Entry(variables[k], precision) for k, precision in self.precisions.items()],
@@ -114,23 +112,25 @@ class Incoming:
         self.constrained: list[Variable] = [
             v for v in given if isinstance(v, Variable) and v.constraint
         ]
+        firsts = _firsts((key, k) for k, key in enumerate(self.keys))
+        self.header: str = header
+        self.lines: list[str] = [
+            self._line(k, kind, firsts[self.keys[k]]) for k, kind in enumerate(kinds)
+        ]
+        self._prepare_reading(kinds)
+
+    def _prepare_reading(self, kinds: Sequence[type]) -> None:
+        """Prepare the compiled check of the gradients of a step."""
         # Whether elements can be packed as they are, in the order of the variables' rows.
         self._sent_in_place = not self.sparse and all(
             self.arrays[k].flags.c_contiguous and wire_dtype(p) == self.arrays[k].dtype
             for k, p in self.precisions.items()
         )
         own = [None if kind is type(None) else 0 for kind in kinds]
-        self._reader = HeaderReader(variables, kinds, own, merged_spans(()))
+        self._reader = HeaderReader(self.variables, kinds, own, merged_spans(()))
         self._addresses = np.empty(len(kinds), np.int64)
         self._call = self._reader.call_for(self._addresses)
         self._call_address = address_of(self._call)
-        firsts: dict[Key, int] = {}
-        for k, key in enumerate(self.keys):
-            firsts.setdefault(key, k)
-        self.header: str = header
-        self.lines: list[str] = [
-            self._line(k, kind, firsts[self.keys[k]]) for k, kind in enumerate(kinds)
-        ]
 
     def _line(self, k: int, kind: type, first: int) -> str:
         """The properties of a pair that must be the same on all ranks."""
@@ -190,3 +190,11 @@ class Incoming:
         if outside >= 0:
             raise index_error(gradient, outside, self.variables[k], k)
         return Rows(values, indices)
+
+
+def _firsts(keys: Iterable[tuple[Key, int]]) -> dict[Key, int]:
+    """The first position of each key."""
+    firsts: dict[Key, int] = {}
+    for key, position in keys:
+        firsts.setdefault(key, position)
+    return firsts

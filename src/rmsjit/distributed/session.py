@@ -301,7 +301,8 @@ class Session:
             checked = plan.incoming.checked(pairs)
         if checked is None:
             raise RuntimeError("variables must not be changed by others while a step reads them")
-        self._plans.keep(plan)
+        self._plans.last = plan
+        self._plans.add(plan)
         return plan, checked
 
     def _header(self, engine: Engine, terms: Terms) -> str:

@@ -146,8 +146,8 @@ def default_of(library: Library, number: str) -> str:
 
 def facts(library: Library, arguments: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Everything about a form, by name; by default, or for the arguments of a call."""
-    numbers = {name: default_of(library, name) for name in ("learning_rate", "rho", "epsilon")}
-    numbers["momentum"] = default_of(library, "momentum")
+    names = "learning_rate", "rho", "epsilon", "momentum"
+    numbers = {name: default_of(library, name) for name in names}
     found = {f"default of {name}": value for name, value in numbers.items()}
     if arguments is None:
         return found | {name: aspect(library, say) for name, say in (ASPECTS | ROUNDING).items()}

@@ -12,6 +12,7 @@ from numba.extending import intrinsic
 
 from rmsjit.kernels.views import WORD_BYTES, words
 from rmsjit.runtime.flags import INLINED
+from rmsjit.runtime.forks import BUSY, EXCLUSIVE, FORKING, IN_FLIGHT
 
 # Words of an act; they are followed by the address of each kernel and of its call.
 (
@@ -27,9 +28,6 @@ from rmsjit.runtime.flags import INLINED
     GATE,
 ) = range(10)
 WORDS = 10
-# Words of the gate, which is shared by all threads.
-IN_FLIGHT, FORKING, EXCLUSIVE, BUSY = range(4)
-GATE_WORDS = 4
 DONE, CLOSED, FULL, STALE = range(4)  # what an act returns
 
 

@@ -56,6 +56,24 @@ from rmsjit.steps.strategy import Strategy
 from rmsjit.variables import Variable
 
 
+def _checked_form(
+    form: Form | None, centered: Any, decoupled: Any, numbers: dict[str, Any]
+) -> Form:
+    """The form that was given, or tf-keras's with what the numbers use."""
+    uses_momentum, centered = is_used(numbers["momentum"]), checked_flag("centered", centered)
+    if form is None:
+        form = with_terms(
+            keras_legacy(centered=centered, momentum=uses_momentum),
+            decays=is_used(numbers["weight_decay"]),
+            decoupled=checked_flag("decoupled_weight_decay", decoupled),
+            clips=not math.isinf(numbers["clip_weights"]),
+        )
+    elif not isinstance(form, Form):
+        raise TypeError(f"form must be a Form or None, got {form!r}")
+    _check_form(form, centered, uses_momentum, numbers)
+    return form
+
+
 def _check_form(form: Form, centered: bool, uses_momentum: bool, numbers: dict[str, Any]) -> None:
     """Raise `ValueError` if other arguments need a setting that the form does not have."""
     decays = is_used(numbers["weight_decay"])
@@ -130,8 +148,8 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
     gradient_transformers : sequence of callable, optional
         Each takes a list of (gradient, variable) pairs, already clipped, and returns a new list.
     gradient_aggregator : callable, optional
-        Takes the list of (gradient, variable) pairs and returns the gradients summed over all
-        replicas, instead of the strategy.
+        Takes the list of (gradient, variable) pairs and returns one with gradients that are summed
+        over all replicas, instead of the strategy.
     form : Form, optional
         A form of the rule other than Keras's, such as that of another library.  It uses the
         `epsilon`, `momentum` and other numbers given here, and says how weights decay.
@@ -262,17 +280,7 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
             "weight_decay": checked_weight_decay("weight_decay", weight_decay),
             "clip_weights": checked_clip_weights("clip_weights", clip_weights),
         }
-        uses_momentum, centered = is_used(numbers["momentum"]), checked_flag("centered", centered)
-        if form is None:
-            form = with_terms(
-                keras_legacy(centered=centered, momentum=uses_momentum),
-                decays=is_used(numbers["weight_decay"]),
-                decoupled=checked_flag("decoupled_weight_decay", decoupled_weight_decay),
-                clips=not math.isinf(numbers["clip_weights"]),
-            )
-        elif not isinstance(form, Form):
-            raise TypeError(f"form must be a Form or None, got {form!r}")
-        _check_form(form, centered, uses_momentum, numbers)
+        form = _checked_form(form, centered, decoupled_weight_decay, numbers)
         averaging = Averaging(ema_momentum, ema_overwrite_frequency)
         if checked_flag("use_ema", use_ema):
             form = form.with_average()

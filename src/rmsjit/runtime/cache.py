@@ -34,6 +34,7 @@ _OTHER_SOURCES = (  # that kernels depend on
     "rule/values.py",
     "runtime/cache.py",
     "runtime/flags.py",
+    "runtime/forks.py",
     "runtime/numba_internals.py",
     "state/clock.py",
 )

@@ -24,8 +24,8 @@ _POLL = 0.0002
 
 # The gate of launches, read and written by compiled code (`kernels.act`): the number in flight,
 # whether a fork is pending, whether only one launch may run at a time, and whether one does.
+IN_FLIGHT, FORKING, EXCLUSIVE, BUSY = range(4)
 gate = np.zeros(4, np.int64)
-_IN_FLIGHT, _FORKING, _EXCLUSIVE, _BUSY = range(4)
 
 _busy: dict[int, int] = {}  # the nesting depth of `undisturbed` in each thread
 _forking: set[int] = set()  # the threads that are about to fork
@@ -86,7 +86,7 @@ def _put_back(thread: int, depth: int) -> None:
 
 def one_launch_at_a_time(only_one: bool) -> None:
     """Set whether a launch is refused while another is in flight."""
-    gate[_EXCLUSIVE] = only_one
+    gate[EXCLUSIVE] = only_one
 
 
 def is_child() -> bool:
@@ -111,13 +111,13 @@ def _before() -> None:
 
 
 def _others_busy(me: int) -> bool:
-    return bool(gate[_IN_FLIGHT]) or any(thread != me for thread in tuple(_busy))
+    return bool(gate[IN_FLIGHT]) or any(thread != me for thread in tuple(_busy))
 
 
 def _close_or_open_gate() -> None:
     """Close the gate while any fork is pending; several threads may change `_forking` at once."""
-    while bool(gate[_FORKING]) != bool(_forking):
-        gate[_FORKING] = bool(_forking)
+    while bool(gate[FORKING]) != bool(_forking):
+        gate[FORKING] = bool(_forking)
 
 
 def _in_parent() -> None:
@@ -129,7 +129,7 @@ def _in_child() -> None:
     global _is_child
     _is_child = True
     _forking.clear()
-    gate[[_IN_FLIGHT, _FORKING, _BUSY]] = 0
+    gate[[IN_FLIGHT, FORKING, BUSY]] = 0
     me = threading.get_ident()
     for thread in tuple(_busy):
         if thread != me:

@@ -115,7 +115,7 @@ def norms_by_group(
     """
     scale = abs(clipping.factor)
     limit = clipping.limit / scale if clipping.by_norm else math.inf
-    values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
+    values = _values_of(pairs)
     squares = [_square(v, g, x, limit) for v, (g, x) in zip(values, pairs, strict=True)]
     norms: list[float] = (scale * np.sqrt(np.bincount(rows, squares, groups))).tolist()
     return tuple(norms)
@@ -130,7 +130,7 @@ def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[
         Gradients of their variables' dtypes.
     clipping : Clipping
     """
-    values = [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
+    values = _values_of(pairs)
     with np.errstate(all="ignore"):  # NaN and infinity are handled elsewhere
         if clipping.factor != 1.0:
             values = [np.asarray(v * v.real.dtype.type(clipping.factor)) for v in values]
@@ -147,6 +147,10 @@ def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[
         (IndexedSlices(v, g.indices, g.dense_shape) if isinstance(g, IndexedSlices) else v, x)
         for v, (g, x) in zip(values, pairs, strict=True)
     ]
+
+
+def _values_of(pairs: Sequence[tuple[Any, Any]]) -> list[NDArray[Any]]:
+    return [g.values if isinstance(g, IndexedSlices) else np.asarray(g) for g, _ in pairs]
 
 
 def _clipped_by_value(value: NDArray[Any], limit: float) -> NDArray[Any]:

@@ -59,11 +59,6 @@ class Plans(Generic[P]):
         """Whether a plan can be added without dropping another one's objects."""
         return len(self._by_identity) < MOST
 
-    def keep(self, plan: P) -> None:
-        """Add a plan and make it the last one."""
-        self.last = plan
-        self.add(plan)
-
     def add(self, plan: P) -> None:
         """Add a plan; drop the oldest if there are too many."""
         _put(self._by_identity, plan.identity, plan)
