@@ -1,5 +1,6 @@
 """Optimizers and variables in the files and messages of other programs go on, or warn."""
 
+import copy
 import gc
 import io
 import json
@@ -313,3 +314,20 @@ def test_workers_of_joblib():
     parallel = joblib.Parallel(n_jobs=2)
     for state in parallel(joblib.delayed(trained)(2, trained(3)) for _ in range(2)):
         assert everything(state) == everything(trained(5))
+
+
+@pytest.mark.parametrize("which", ["the variable", "the view"])
+def test_a_copy_is_saved_by_the_names_of_any_of_its_views(which, tmp_path):
+    """As where a strategy keeps a view of an earlier step alive."""
+    w, opt = np.ones(3), rmsjit.RMSprop(0.1)
+    view = w[...]
+    for one in (w, view):
+        opt.apply_gradients([(np.ones(3), one)])
+    opt, w, view = copy.deepcopy((opt, w, view))
+    named = {"w": w if which == "the variable" else view}
+    rmsjit.save(tmp_path / "run.npz", opt, named)
+    loaded, variables = rmsjit.load(tmp_path / "run.npz")
+    for one, variable in ((opt, named["w"]), (loaded, variables["w"])):
+        one.apply_gradients([(np.ones(3), variable)])
+    np.testing.assert_array_equal(named["w"], variables["w"])
+    assert len(loaded.weights) == 2

@@ -100,6 +100,8 @@ def check_all_named(optimizer: Optimizer, variables: Variables) -> None:
 
 def unnamed(optimizer: Optimizer, variables: Variables) -> list[str]:
     """The variables that the optimizer has state for and `variables` lacks."""
+    for variable in variables.values():
+        optimizer._store.find(variable)  # a copy learns that it is the one
     named = {key_of(variable) for variable in variables.values()}
     summed = summed_variables(optimizer)  # it may find out where the variables of a copy are
     entries = optimizer._store.entries | summed
