@@ -126,7 +126,7 @@ def restore(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) 
 
     plateaus = plateau_writes(checkpoint.optimizer, optimizer)
     scale = partial(set_scale_state, optimizer, checkpoint.optimizer.loss_scale)
-    completed([*copies, *clocks, *plateaus, scale, skipped], finish)
+    completed(finish, [*copies, *clocks, *plateaus, scale, skipped])
 
 
 def refuse_differences(checkpoint: Checkpoint, optimizer: Optimizer, variables: Variables) -> None:

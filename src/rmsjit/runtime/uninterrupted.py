@@ -31,7 +31,7 @@ def run(calls: Calls) -> None:
     deque(map(operator.call, calls), maxlen=0)
 
 
-def completed(calls: Calls, finish: Callable[[], None]) -> None:
+def completed(finish: Callable[[], None], calls: Calls = ()) -> None:
     """`run` calls, then `finish`, which is Python code; raise an interrupt only after that.
 
     An interrupt repeats everything from the start, so the calls must be repeatable, and `finish`

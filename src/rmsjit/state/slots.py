@@ -226,7 +226,7 @@ class SlotStore:
             if entry.key not in self.entries:
                 entry.name = entry.name or self._name_for(entry.stem or "Variable")
         # Whoever is interrupted here would never add what is missing.
-        completed([], partial(self._add, entries, fresh))
+        completed(partial(self._add, entries, fresh))
         return all(self.entries[entry.key] is entry for entry in entries)
 
     def _add(self, entries: list[Entry], fresh: list[tuple[Entry, str, Any]]) -> None:
@@ -291,7 +291,7 @@ class SlotStore:
         try:
             yield
         except BaseException:
-            completed([], partial(self._take_back, before, slots))
+            completed(partial(self._take_back, before, slots))
             raise
 
     def _take_back(self, before: Mapping[str, Any], slots: list[tuple[Entry, Any]]) -> None:
