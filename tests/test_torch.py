@@ -5,6 +5,7 @@ import ctypes
 import io
 import itertools
 import pickle
+import re
 import weakref
 
 import numpy as np
@@ -231,6 +232,33 @@ def test_a_gradient_that_is_the_parameter_or_another_one():
         params[1].grad = torch.zeros(6) + params[0].detach()
         optimizer.step()
     assert_same_parameters(ours[:1], theirs[:1])
+
+
+@in_both_ways
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_a_gradient_of_zeros_without_memory(shape):
+    """As derivatives of higher order can be."""
+    theirs = parameters(shapes=[shape, (0,)])
+    ours = twins(theirs)
+    for params, cls in ((theirs, Theirs), (ours, RMSprop)):
+        optimizer = cls(params, momentum=0.9)
+        optimizer.step()
+        params[0].grad = torch._efficientzerotensor(shape)
+        optimizer.step()
+    assert_same_parameters(ours, theirs)
+
+
+@in_both_ways
+def test_the_result_of_a_collective_operation():
+    collectives = pytest.importorskip("torch.distributed._functional_collectives")
+    theirs = parameters(shapes=[(3,), (2,)])
+    ours = twins(theirs)
+    for params, cls in ((theirs, Theirs), (ours, RMSprop)):
+        optimizer = cls(params)
+        for _ in range(2):
+            params[0].grad = collectives.AsyncCollectiveTensor(torch.full((3,), 2.0))
+            optimizer.step()
+    assert_same_parameters(ours, theirs)
 
 
 LAYOUTS = {
@@ -1036,6 +1064,157 @@ def test_a_parameter_that_has_got_another_dtype():
     assert torch.equal(params[0], before)
 
 
+def freed(tensor):
+    """A tensor after its memory was freed, as programs do that gather parameters when needed."""
+    tensor = tensor.clone()
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def fake(tensor):
+    with torch._subclasses.FakeTensorMode():
+        return torch.ones(tensor.shape)
+
+
+def wrapped(tensor):
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    return TwoTensor(tensor, tensor)
+
+
+WITHOUT_MEMORY = {
+    "freed": freed,
+    "fake": fake,
+    "wrapped": wrapped,
+    "functional": torch._to_functional_tensor,
+}
+
+
+@in_both_ways
+@pytest.mark.parametrize("taken", [False, True], ids=["at first", "later"])
+@pytest.mark.parametrize("change", WITHOUT_MEMORY.values(), ids=WITHOUT_MEMORY)
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_gradients_without_memory_are_refused(change, taken):
+    params = parameters(shapes=[(3,), (2,)])
+    optimizer = RMSprop([("a", params[0]), ("b", params[1])])
+    if taken:
+        optimizer.step()
+    params[1].grad = change(params[1].grad)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(
+        TypeError,
+        match=r"gradient of parameter 1 \(b\) of group 0 must be an ordinary dense .* memory",
+    ):
+        optimizer.step()
+    assert_same_parameters(params, before)
+    assert sum(int(state["step"]) for state in optimizer.state.values()) == (2 if taken else 0)
+
+
+@in_both_ways
+@pytest.mark.parametrize("change", WITHOUT_MEMORY.values(), ids=WITHOUT_MEMORY)
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_state_without_memory_is_refused(change):
+    params = parameters(shapes=[(3,)])
+    optimizer = RMSprop(params)
+    optimizer.step()
+    for key, value in list(optimizer.state[params[0]].items()):
+        optimizer.state[params[0]][key] = change(value)
+        with pytest.raises(TypeError, match=f"the state '{key}' of parameter 0 .* with memory"):
+            optimizer.step()
+        optimizer.state[params[0]][key] = value
+
+
+@in_both_ways
+def test_a_parameter_whose_memory_was_freed_is_refused():
+    params = parameters(shapes=[(3,), (2,)])
+    optimizer = RMSprop(params)
+    optimizer.step()
+    params[1].data = freed(params[1].data)
+    before = params[0].detach().clone()
+    with pytest.raises(TypeError, match=r"parameter 1 of group 0 must be .* with memory"):
+        optimizer.step()
+    assert_same_parameters(params[:1], [before])
+
+
+@in_both_ways
+def test_a_gradient_of_the_shape_that_its_parameter_had_is_refused():
+    (p,) = parameters(shapes=[(2, 3)])
+    p.data = torch.ones(3, 2)
+    with pytest.raises(RuntimeError, match="must match"):
+        Theirs([p]).step()
+    with pytest.raises(ValueError, match=r"must have its shape \(3, 2\), got \(2, 3\)"):
+        RMSprop([p]).step()
+    assert (p == 1).all()
+
+
+SHAPES = {
+    "one to many": ((1,), (3,)),
+    "many to one": ((3,), (1,)),
+    "another number": ((3,), (2,)),
+    "none to one": ((), (1,)),
+    "another axis": ((3,), (2, 3)),
+}
+
+
+@in_both_ways
+@pytest.mark.parametrize(("old", "new"), SHAPES.values(), ids=SHAPES)
+def test_state_of_another_shape_is_refused(old, new):
+    """Where torch raises an error as well, after a part of the step."""
+    for cls in CLASSES:
+        (p,) = parameters(shapes=[old])
+        optimizer = cls([("w", p)])
+        optimizer.step()
+        p.grad = None
+        p.data, p.grad = torch.ones(new), torch.ones(new)
+        error = RuntimeError if cls is Theirs else ValueError
+        shapes = re.escape(f"shape {new}, got {old}")
+        match = "shape|size" if cls is Theirs else f"'square_avg' of parameter 0 .w. .*{shapes}"
+        with pytest.raises(error, match=match):
+            optimizer.step()
+    assert (p == 1).all()
+    assert optimizer.state[p]["step"] == 1
+
+
+STATES = {
+    "complex": ("square_avg", torch.tensor([1 + 5j, 2 - 1j, 0]), TypeError, "must be real"),
+    "complex momentum": ("momentum_buffer", torch.ones(3) * 1j, TypeError, "must be real"),
+    "none": ("square_avg", None, TypeError, "must be a tensor, got None"),
+    "array": ("square_avg", np.ones(3), TypeError, "must be a tensor, got array"),
+    "sparse": ("square_avg", torch.ones(3).to_sparse(), TypeError, "must be an ordinary dense"),
+    "meta": ("square_avg", torch.ones(3, device="meta"), TypeError, "must be an ordinary dense"),
+    "integer count": ("step", 5, TypeError, "must be a tensor, got 5"),
+    "counts": ("step", torch.ones(2), ValueError, "must have one element, got"),
+    "complex count": ("step", torch.tensor(5j), TypeError, "must be a number, got 5j"),
+    "flag": ("step", torch.tensor(True), TypeError, "must be a number, got True"),
+}
+
+
+@in_both_ways
+@pytest.mark.parametrize(("key", "value", "error", "message"), STATES.values(), ids=STATES)
+def test_state_that_is_not_for_its_parameter_is_refused(key, value, error, message):
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p], momentum=0.9)
+    optimizer.step()
+    before, held = p.detach().clone(), optimizer.state[p][key]
+    optimizer.state[p][key] = value
+    with pytest.raises(error, match=f"the state '{key}' of parameter 0 of group 0 {message}"):
+        optimizer.step()
+    assert_same_parameters([p], [before])
+    optimizer.state[p][key] = held
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
+def test_real_state_of_a_complex_parameter_is_refused():
+    for cls in CLASSES:
+        (p,) = parameters(shapes=[(3,)], dtype=torch.complex64)
+        optimizer = cls([p])
+        optimizer.step()
+        optimizer.state[p]["square_avg"] = torch.ones(3)
+        with pytest.raises((RuntimeError, TypeError), match="complex"):
+            optimizer.step()
+
+
 def test_an_error_changes_nothing():
     """Not even in a group that comes before the one with the fault."""
     params = parameters(shapes=[(3,), (2,)])
@@ -1086,6 +1265,115 @@ def test_state_of_other_groups_is_refused():
     optimizer = RMSprop(parameters())
     with pytest.raises(ValueError, match="doesn't match the size"):
         optimizer.load_state_dict(RMSprop(parameters()[:2]).state_dict())
+
+
+def put(key, value):
+    """A change of the state of the first parameter."""
+    return lambda saved: saved["state"][0].update({key: value})
+
+
+def set_in_group(name, value):
+    return lambda saved: saved["param_groups"][0].update({name: value})
+
+
+def of_another(cls):
+    def change(saved):
+        (p,) = parameters(shapes=[(3,)])
+        other = cls([p])
+        other.step()
+        saved.update(other.state_dict())
+
+    return change
+
+
+SAVED = {
+    "counts": (put("step", torch.ones(2)), ValueError, "'step' of .*must have one element, got"),
+    "text": (put("step", "one"), TypeError, "'step' of .*must be a number, got 'one'"),
+    "no count": (put("step", None), TypeError, "'step' of .*must be a number, got None"),
+    "shape": (put("square_avg", torch.ones(2)), ValueError, r"'square_avg' of .*got \(2,\)"),
+    "complex": (put("square_avg", torch.ones(3) * 1j), TypeError, "'square_avg' of .*be real"),
+    "no tensor": (put("square_avg", None), TypeError, "'square_avg' of .*be a tensor, got None"),
+    "no state": (lambda saved: saved["state"].update({0: 5}), TypeError, "must be a dict, got 5"),
+    "no groups": (lambda saved: saved.pop("param_groups"), ValueError, "must have 'param_groups'"),
+    "Adam": (of_another(torch.optim.Adam), ValueError, "settings of RMSprop, got .* alpha: lr, be"),
+    "SGD": (of_another(torch.optim.SGD), ValueError, "settings of RMSprop, .* without alpha, eps"),
+    "alpha": (set_in_group("alpha", 7.0), ValueError, "alpha must be between 0 and 1, got 7.0"),
+    "lr": (set_in_group("lr", "fast"), TypeError, "lr must be a number, got 'fast'"),
+    "differentiable": (
+        set_in_group("differentiable", True),
+        ValueError,
+        "differentiable must be False",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex")
+@pytest.mark.parametrize(("change", "error", "message"), SAVED.values(), ids=SAVED)
+def test_a_state_dict_is_refused_before_anything_is_changed(change, error, message):
+    (p,) = parameters(shapes=[(3,)])
+    optimizer, other = RMSprop([p], lr=0.5), RMSprop([p], lr=0.25)
+    optimizer.step()
+    other.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    change(saved)
+    groups, held = copy.deepcopy(other.param_groups), dict(other.state[p])
+    with pytest.raises(error, match=message):
+        other.load_state_dict(saved)
+    assert [{**g, "params": None} for g in other.param_groups] == [
+        {**g, "params": None} for g in groups
+    ]
+    assert all(other.state[p][key] is value for key, value in held.items())
+    assert not other._optimizer_load_state_dict_pre_hooks
+
+
+def test_a_state_dict_is_checked_as_hooks_have_made_it():
+    params = parameters(shapes=[(3,)])
+    optimizer = RMSprop(params)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    optimizer.register_load_state_dict_pre_hook(lambda _, given: given["of a program"])
+    optimizer.load_state_dict({"of a program": saved})
+    assert optimizer.state[params[0]]["step"] == 1
+
+
+def test_a_count_that_is_a_number_is_loaded():
+    """As older versions of torch have saved it."""
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p])
+    optimizer.step()
+    saved = optimizer.state_dict()
+    put("step", 5)(saved)
+    optimizer.load_state_dict(saved)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_state_that_was_loaded_in_inference_mode_goes_on_with_the_other_class(dtype):
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = RMSprop([p])
+    optimizer.step()
+    saved = optimizer.state_dict()
+    put("square_avg", torch.ones(3, dtype=dtype))(saved)
+    with torch.inference_mode():
+        optimizer.load_state_dict(saved)
+    other = Theirs([p])
+    other.load_state_dict(optimizer.state_dict())
+    other.step()
+    assert other.state[p]["step"] == 2
+
+
+def test_state_of_a_module_that_is_still_lazy():
+    module = torch.nn.LazyLinear(2)
+    first = torch.nn.Linear(3, 2)
+    optimizer = RMSprop(first.parameters())
+    first(torch.ones(4, 3)).sum().backward()
+    optimizer.step()
+    other = RMSprop(module.parameters())
+    other.load_state_dict(optimizer.state_dict())
+    module(torch.ones(4, 3)).sum().backward()
+    other.step()
+    assert other.state[module.weight]["step"] == 2
 
 
 # --- the class --------------------------------------------------------------------------------

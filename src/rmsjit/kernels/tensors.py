@@ -64,7 +64,7 @@ def _clear_error(typing_context, function):
 
 @njit(**INLINED)
 def _is_like(description, expected):
-    """Whether a tensor has the expected device, dtype, shape and strides."""
+    """Whether a tensor has the expected device, dtype, shape and strides, and memory."""
     if description[DEVICE] != expected[EXPECTED_DEVICE]:
         return False
     if description[KIND] != expected[EXPECTED_KIND] or description[BYTE_OFFSET] != 0:
@@ -77,7 +77,16 @@ def _is_like(description, expected):
         # The stride of an axis of length 1 has no meaning.
         if size > 1 and strides[axis] != expected[FIRST_DIMENSION + ndim + axis]:
             return False
-    return True
+    return description[DATA] != 0 or _is_empty(expected)
+
+
+@njit(**INLINED)
+def _is_empty(expected):
+    """Whether a tensor as expected has no elements, and so needs no memory."""
+    count = 1
+    for axis in range(expected[NDIM]):
+        count *= expected[FIRST_DIMENSION + axis]
+    return count == 0
 
 
 def read_tensors(tensors, call_address, addresses):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
@@ -17,10 +17,16 @@ from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
 from rmsjit.rule.slot import MG, MOMENTUM, RMS
 from rmsjit.steps.fixed import FixedStep, ReadyStep
-from rmsjit.torch.counts import fresh_counts, merged
-from rmsjit.torch.tensors import KnownMemory, Layouts, array_of, gradient_of, ordinary_tensors
+from rmsjit.torch.counts import STEP, check_count, fresh_counts, merged
+from rmsjit.torch.tensors import (
+    KnownMemory,
+    Layouts,
+    array_of,
+    check_memory,
+    gradient_of,
+    ordinary_tensors,
+)
 
-STEP = "step"
 _KEYS = {RMS.name: "square_avg", MOMENTUM.name: "momentum_buffer", MG.name: "grad_avg"}
 
 State = Mapping[str, Any]
@@ -36,6 +42,8 @@ class BoundParameters:
         The state of each parameter; kept, so that changes are noticed.
     added : sequence of dict
         What is to be added to each state (`lacking`).
+    names : sequence of str
+        What errors call each parameter.
     form : Form
     num_threads : int or None
 
@@ -51,12 +59,13 @@ class BoundParameters:
         params: Sequence[Tensor],
         states: Sequence[State],
         added: Sequence[State],
+        names: Sequence[str],
         form: Form,
         num_threads: int | None,
     ) -> None:
         self.form = form
         self.layouts = Layouts(params)
-        self._params, self._states = list(params), list(states)
+        self._params, self._states, self._names = list(params), list(states), list(names)
         self._slots_of = [itemgetter(_KEYS[name]) for name in form.slot_names]
         whole = [{**state, **more} for state, more in zip(states, added, strict=True)]
         self._counts = [state[STEP] for state in whole]
@@ -118,7 +127,7 @@ class BoundParameters:
             step = self._step.at(addresses, gradients, numbers, scale)
         if step is None:
             with ordinary_tensors():
-                arrays = [gradient_of(gradient) for gradient in gradients]
+                arrays = list(map(gradient_of, gradients, self._names))
             step = self._step.of(arrays, numbers, scale)
         return ReadyUpdate(step, self._params, self._count_arrays)
 
@@ -139,14 +148,30 @@ class ReadyUpdate:
         increment_version(self._params)
 
 
-def lacking(params: Sequence[Tensor], states: Sequence[State], form: Form) -> list[dict[str, Any]]:
+def lacking(
+    params: Sequence[Tensor], states: Sequence[State], names: Sequence[str], form: Form
+) -> list[dict[str, Any]]:
     """What the states of parameters lack for a form, or have in another order in memory.
+
+    Parameters
+    ----------
+    params : sequence of Tensor
+    states : sequence of dict
+    names : sequence of str
+        What errors call each parameter.
+    form : Form
 
     Returns
     -------
     list of dict
         The tensors to put into each state; nothing is put there yet.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a state has something that is not for its parameter.
     """
+    _check_states(params, states, names, form)
     lists: list[dict[str, Any]] = []
     counts = iter(fresh_counts([0.0] * sum(STEP not in state for state in states)))
     for parameter, state in zip(params, states, strict=True):
@@ -159,6 +184,60 @@ def lacking(params: Sequence[Tensor], states: Sequence[State], form: Form) -> li
                 added[key] = torch.empty_like(parameter).copy_(state[key])
         lists.append(added)
     return lists
+
+
+def _check_states(
+    params: Sequence[Tensor], states: Sequence[State], names: Sequence[str], form: Form
+) -> None:
+    keys = [_KEYS[name] for name in form.slot_names]
+    for parameter, state, owner in zip(params, states, names, strict=True):
+        if STEP in state:
+            check_count(state[STEP], owner)
+        check_slots(parameter, state, owner, keys)
+        for key in state.keys() & keys:
+            check_memory(state[key], _slot_name(key, owner))
+
+
+def check_slots(
+    parameter: Tensor, state: State, owner: str, keys: Iterable[str] = tuple(_KEYS.values())
+) -> None:
+    """Check that the averages in a state can be those of a parameter.
+
+    Parameters
+    ----------
+    parameter : Tensor
+    state : dict
+    owner : str
+        What errors call the parameter.
+    keys : iterable of str, optional
+        Of the averages to be checked, if they are there; by default of all.
+
+    Raises
+    ------
+    TypeError
+        If one is not a tensor, or is real where the parameter is complex, or the reverse.
+    ValueError
+        If one has not the shape of the parameter.
+    """
+    for key in keys:
+        if key in state:
+            _check_slot(state[key], parameter, _slot_name(key, owner))
+
+
+def _slot_name(key: str, owner: str) -> str:
+    return f"the state {key!r} of {owner}"
+
+
+def _check_slot(slot: Any, parameter: Tensor, name: str) -> None:
+    if not isinstance(slot, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {slot!r}")
+    if slot.shape != parameter.shape:
+        raise ValueError(
+            f"{name} must have the parameter's shape {(*parameter.shape,)}, got {(*slot.shape,)}"
+        )
+    if slot.is_complex() != parameter.is_complex():
+        kind = "complex" if parameter.is_complex() else "real"
+        raise TypeError(f"{name} must be {kind} as the parameter is, got the dtype {slot.dtype}")
 
 
 def _lies_like(slot: Tensor, parameter: Tensor) -> bool:

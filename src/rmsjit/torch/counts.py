@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmsjit.torch.settings import number_of
+from rmsjit.torch.tensors import check_memory
+
+STEP = "step"  # the key of a count in the state of a parameter
 _TOGETHER = 64  # few enough that pickle, which writes all of them with each, stays small
 
 
@@ -29,6 +33,39 @@ def _dtype() -> Any:
     """The dtype in which torch counts."""
     wide = torch.get_default_dtype() == torch.float64
     return torch.float64 if wide else torch.float32
+
+
+def check_count(count: Any, owner: str) -> None:
+    """Raise an error if a step can't add 1 to a count.
+
+    Raises
+    ------
+    TypeError
+        If it is not an ordinary tensor of a real number.
+    ValueError
+        If it has not one element.
+    """
+    if not isinstance(count, Tensor):
+        raise TypeError(f"{_name(owner)} must be a tensor, got {count!r}")
+    check_memory(count, _name(owner))
+    loaded_count(count, owner)
+
+
+def loaded_count(count: Any, owner: str) -> float:
+    """The value of a count from a file: a number, or a tensor of one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is something else.
+    """
+    if isinstance(count, Tensor) and count.is_meta:
+        check_memory(count, _name(owner))
+    return number_of(_name(owner), count)
+
+
+def _name(owner: str) -> str:
+    return f"the state {STEP!r} of {owner}"
 
 
 def merged(counts: Sequence[Tensor]) -> list[Tensor]:

@@ -13,20 +13,19 @@ from torch import Tensor
 from rmsjit.optimizers.arguments import checked_threads
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
-from rmsjit.torch.bound import STEP, BoundParameters, ReadyUpdate, lacking
-from rmsjit.torch.counts import fresh_counts
-from rmsjit.torch.settings import check_rate, form_of, numbers_of, refuse_differentiable
+from rmsjit.torch.bound import BoundParameters, ReadyUpdate, lacking
+from rmsjit.torch.saved import prepared
+from rmsjit.torch.settings import (
+    LATER_SETTINGS,
+    check_rate,
+    form_of,
+    name_of,
+    numbers_of,
+    refuse_differentiable,
+)
 from rmsjit.torch.tensors import check_parameter, ordinary_tensors
 
 _MOST_BOUND = 8  # lists of parameters of a group that are kept, as when some are frozen in turn
-_LATER_SETTINGS = {  # that states of older versions of torch do not have
-    "momentum": 0.0,
-    "centered": False,
-    "capturable": False,
-    "foreach": None,
-    "maximize": False,
-    "differentiable": False,
-}
 
 _Addition = tuple[Tensor, dict[str, Any], dict[str, Any]]  # a parameter, its state, what it lacks
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
@@ -236,12 +235,13 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> BoundParameters:
         """Bind parameters that are new, or whose memory or state has changed."""
         group = self.param_groups[number]
-        _check_parameters(params, group, number)
+        names = _names(params, group, number)
+        _check_parameters(params, names)
         form = form_of(numbers, group["centered"])
         states = [self.state.get(p, {}) for p in params]
         with ordinary_tensors():
-            added = lacking(params, states, form)
-            bound = BoundParameters(params, states, added, form, self._num_threads)
+            added = lacking(params, states, names, form)
+            bound = BoundParameters(params, states, added, names, form, self._num_threads)
         additions += [one for one in zip(params, states, added, strict=True) if one[2]]
         self._keep(number, bound)
         return bound
@@ -272,14 +272,18 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
 
         Raises
         ------
-        ValueError
-            If its groups do not have the numbers of parameters of these.
+        TypeError, ValueError
+            If its groups do not have the numbers of parameters of these, or lack a setting, as
+            those of another optimizer do, or if a setting or a part of the state is not valid.
+            Nothing is changed then.
         """
-        super().load_state_dict(state_dict)
-        counted = [state for state in self.state.values() if STEP in state]
-        counts = fresh_counts([float(state[STEP]) for state in counted])
-        for state, count in zip(counted, counts, strict=True):
-            state[STEP] = count
+        # The last of such hooks, so that it sees what those of the user make of `state_dict`.
+        handle = self.register_load_state_dict_pre_hook(prepared)
+        try:
+            with ordinary_tensors():
+                super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a copy or pickle: torch's, and the number of threads."""
@@ -289,7 +293,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         super().__setstate__(state)
         self._bound, self._states = {}, []
         for group in self.param_groups:
-            for name, value in _LATER_SETTINGS.items():
+            for name, value in LATER_SETTINGS.items():
                 group.setdefault(name, value)
 
 
@@ -301,13 +305,16 @@ def _check_group(group: Mapping[str, Any], number: int) -> None:
     params = group["params"]
     if len(set(params)) < len(params):
         raise ValueError(f"group {number} must have each parameter once, got one of them twice")
-    _check_parameters(params, group, number)
+    _check_parameters(params, _names(params, group, number))
 
 
-def _check_parameters(params: Sequence[Tensor], group: Mapping[str, Any], number: int) -> None:
-    """Raise an error if some parameters of a group can't be updated."""
+def _names(params: Sequence[Tensor], group: Mapping[str, Any], number: int) -> list[str]:
+    """What errors call some parameters of a group."""
     positions = {id(parameter): k for k, parameter in enumerate(group["params"])}
-    for parameter in params:
-        position = positions[id(parameter)]
-        name = f" ({group['param_names'][position]})" if "param_names" in group else ""
-        check_parameter(parameter, f"parameter {position}{name} of group {number}")
+    return [name_of(positions[id(parameter)], group, number) for parameter in params]
+
+
+def _check_parameters(params: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raise an error if some parameters can't be updated."""
+    for parameter, name in zip(params, names, strict=True):
+        check_parameter(parameter, name)

@@ -63,8 +63,8 @@ class Reader:
         Returns
         -------
         int64 array, shape (tensors,), or None
-            None if some tensor lies in memory otherwise, is of a subclass, or is not dense.  After
-            one that is not dense `is_useful` is False, as torch takes long to say so.
+            None if some tensor lies in memory otherwise or has none, is of a subclass, or is not
+            dense.  After one that is not dense `is_useful` is False, as torch takes long to say so.
         """
         found = np.empty(self._count, np.int64)
         together = tuple(others)

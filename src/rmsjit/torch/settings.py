@@ -20,6 +20,39 @@ from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
 
 _NAMES = ("lr", "alpha", "momentum", "eps", "weight_decay")
+LATER_SETTINGS = {  # that states of older versions of torch do not have
+    "momentum": 0.0,
+    "centered": False,
+    "capturable": False,
+    "foreach": None,
+    "maximize": False,
+    "differentiable": False,
+}
+
+
+def name_of(position: int, group: Mapping[str, Any], number: int) -> str:
+    """What errors call a parameter of a group."""
+    name = f" ({group['param_names'][position]})" if "param_names" in group else ""
+    return f"parameter {position}{name} of group {number}"
+
+
+def check_saved(group: Mapping[str, Any], number: int) -> None:
+    """Check the settings of a saved group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one is not there, as in the state of another optimizer, or is not valid.
+    """
+    whole = {**LATER_SETTINGS, **group}
+    missing = [name for name in _NAMES if name not in whole]
+    if missing:
+        raise ValueError(
+            f"group {number} of state_dict must have the settings of RMSprop, got one without "
+            f"{', '.join(missing)}: {', '.join(map(str, group))}"
+        )
+    numbers_of(whole)
+    refuse_differentiable(whole)
 
 
 def numbers_of(group: Mapping[str, Any]) -> StepNumbers:
@@ -34,16 +67,22 @@ def numbers_of(group: Mapping[str, Any]) -> StepNumbers:
     ValueError
         If one is out of its range.
     """
-    return _checked(*[_number(name, group[name]) for name in _NAMES])
+    return _checked(*[number_of(name, group[name]) for name in _NAMES])
 
 
 def check_rate(group: Mapping[str, Any]) -> None:
     """Raise `ValueError` if the learning rate that a group begins with is negative."""
-    nonnegative("lr", _number("lr", group["lr"]))
+    nonnegative("lr", number_of("lr", group["lr"]))
 
 
-def _number(name: str, value: Any) -> float:
-    """The current number, also of a tensor or an array."""
+def number_of(name: str, value: Any) -> float:
+    """The current number, also of a tensor or an array.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not one finite real number.
+    """
     if type(value) is float or type(value) is int:
         return value
     if isinstance(value, Tensor):

@@ -62,6 +62,31 @@ def check_parameter(parameter: Tensor, name: str) -> None:
         )
     if parameter.is_inference():
         raise TypeError(f"{name} must not be an inference tensor, which torch can't train")
+    check_memory(parameter, name)
+
+
+def check_memory(tensor: Tensor, name: str) -> None:
+    """Raise `TypeError` if the elements of a tensor are nowhere in memory.
+
+    So it is with the wrappers of other tensors, and where memory was freed.
+    """
+    if not _has_memory(tensor):
+        raise TypeError(
+            f"{name} must be an ordinary dense tensor with memory on the CPU, got a "
+            f"{type(tensor).__name__} of the shape {(*tensor.shape,)}, the layout {tensor.layout} "
+            f"and the device {str(tensor.device)!r} without it"
+        )
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    if is_traceable_wrapper_subclass(tensor):
+        return False
+    try:
+        return bool(tensor.data_ptr() != 0 or tensor.numel() == 0)
+    except RuntimeError:  # the answer of some kinds that have none
+        return False
 
 
 @contextmanager
@@ -83,15 +108,30 @@ def array_of(tensor: Tensor) -> NDArray[Any]:
     return array_of_tensor(torch.view_as_real(tensor) if tensor.is_complex() else tensor)
 
 
-def gradient_of(gradient: Tensor) -> NDArray[Any] | IndexedSlices:
-    """A gradient of any layout, for the array of its parameter; copied only if it must be."""
+def gradient_of(gradient: Tensor, parameter_name: str) -> NDArray[Any] | IndexedSlices:
+    """A gradient of any layout, for the array of its parameter; copied only if it must be.
+
+    Raises
+    ------
+    TypeError
+        If it has no memory that can be read.
+    """
     if gradient.layout == torch.strided:
+        gradient = _in_memory(gradient)
+        check_memory(gradient, f"the gradient of {parameter_name}")
         return _as_real(array_of_tensor(gradient))
     rows = IndexedSlices.from_torch(gradient)
     if not gradient.is_complex():
         return rows
     shape = None if rows.dense_shape is None else (*rows.dense_shape, 2)
     return IndexedSlices(_as_real(rows.values), rows.indices, shape)
+
+
+def _in_memory(gradient: Tensor) -> Tensor:
+    """A gradient whose elements are not in memory yet, but can be."""
+    if hasattr(gradient, "wait"):  # the result of a collective operation that may still run
+        gradient = gradient.wait()
+    return gradient.clone() if gradient._is_zerotensor() else gradient
 
 
 def _as_real(array: NDArray[Any]) -> NDArray[Any]:
@@ -107,7 +147,8 @@ class Layouts:
     """How tensors lie in memory, to be compared with others."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._sizes = list(map(Tensor.numel, tensors))
+        self._shapes = list(map(Tensor.size, tensors))
+        self._filled = np.array(list(map(Tensor.numel, tensors))) > 0
         self._dtypes = [tensor.dtype for tensor in tensors]
         self._strides = [(t.shape, t.stride()) for t in tensors]
         self._contiguous = all(map(Tensor.is_contiguous, tensors))
@@ -126,7 +167,8 @@ class Layouts:
         Returns
         -------
         int64 array, shape (tensors,), or None
-            None if one has not.  Never for complex ones, which may still have to be conjugated.
+            None if one has not, or has no memory.  Never for complex ones, which may still have to
+            be conjugated.
         """
         if self._has_complex or any(map(Tensor.is_neg, gradients)):
             return None
@@ -136,21 +178,27 @@ class Layouts:
                 self._reader = None
             if found is not None:
                 return found
-        return addresses(gradients) if self._fit(gradients) else None
+        return self._addresses_by_methods(gradients)
+
+    def _addresses_by_methods(self, gradients: Sequence[Tensor]) -> NDArray[np.int64] | None:
+        try:
+            if not self._fit(gradients):
+                return None
+            found = addresses(gradients)
+        except RuntimeError:  # a sparse tensor has no strides, and some have no address
+            return None
+        return found if (found[self._filled] != 0).all() else None
 
     def _fit(self, gradients: Sequence[Tensor]) -> bool:
         """Whether gradients lie in memory as these tensors do, by their methods."""
-        try:
-            if not self._contiguous:
-                return self.are_those_of(gradients)
-            # torch sees to it that gradients have the shapes of their parameters.
-            return (
-                all(map(Tensor.is_contiguous, gradients))
-                and list(map(Tensor.numel, gradients)) == self._sizes
-                and [gradient.dtype for gradient in gradients] == self._dtypes
-            )
-        except RuntimeError:  # a sparse tensor has no strides
-            return False
+        if not self._contiguous:
+            return self.are_those_of(gradients)
+        return (
+            all(map(Tensor.is_contiguous, gradients))
+            # A parameter that has got other memory may have another shape than its gradient.
+            and list(map(Tensor.size, gradients)) == self._shapes
+            and [gradient.dtype for gradient in gradients] == self._dtypes
+        )
 
 
 class KnownMemory:
@@ -162,7 +210,10 @@ class KnownMemory:
 
     def is_that_of(self, tensors: Sequence[Tensor]) -> bool:
         """Whether tensors are in this memory."""
-        found = self._reader.addresses(tensors) if self._reader else addresses(tensors)
+        try:
+            found = self._reader.addresses(tensors) if self._reader else addresses(tensors)
+        except (RuntimeError, TypeError):  # something else, or a tensor without an address
+            return False
         return found is not None and found.tobytes() == self._addresses
 
 
