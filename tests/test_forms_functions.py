@@ -4,6 +4,7 @@ import copy
 import doctest
 import inspect
 import json
+import math
 import pickle
 from dataclasses import replace
 
@@ -137,6 +138,11 @@ def test_importing_forms_imports_no_library():
         (lambda: forms.torch(0.1, lr=0.1), r"torch\(\): multiple values for argument 'lr'"),
         (lambda: forms.torch(lr="0.1"), "lr must be a number, got '0.1'"),
         (lambda: forms.chainer(eps="small"), "eps must be a number, got 'small'"),
+        (lambda: forms.optax(None), "learning_rate must be a number, got None"),
+        (lambda: forms.timm(eps=None), "eps must be a number, got None"),
+        (lambda: forms.chainer_graves(momentum=None), "momentum must be a number, got None"),
+        (lambda: forms.torch(weight_decay=None), "weight_decay must be a number, got None"),
+        (lambda: forms.caffe(0.1, clip_gradients=None), "clip_gradients must be a number, got"),
     ],
 )
 def test_wrong_arguments_are_type_errors_that_help(call, match):
@@ -161,6 +167,14 @@ def test_wrong_arguments_are_type_errors_that_help(call, match):
         (lambda: forms.caffe(0.1, regularization_type="L1"), "regularization_type must be 'L2'"),
         (lambda: forms.torch(weight_decay=0.1, sparse="exact"), 'sparse="exact" is not for'),
         (lambda: forms.torch(clipnorm=1, global_clipnorm=1), "can't both be set"),
+        (lambda: forms.torch(differentiable=True), "differentiable must be False, got True: steps"),
+        (
+            lambda: forms.keras(use_ema=True, gradient_accumulation_steps=2),
+            "use_ema and gradient_accumulation_steps can't both be set, got use_ema=True and "
+            "gradient_accumulation_steps=2: Keras moves averages at every call",
+        ),
+        (lambda: forms.keras(epsilon=0), "epsilon must be positive, got 0.0"),
+        (lambda: forms.keras(clipnorm=math.inf), "clipnorm must be finite, got inf"),
     ],
 )
 def test_values_that_may_not_be_are_refused_by_the_librarys_names(call, match):
@@ -175,6 +189,18 @@ def test_arguments_for_which_there_is_one_value_take_it(library):
             optimizer_of(library, **{argument.name: argument.default})
             with pytest.raises(ValueError, match=f"{argument.name} must be "):
                 optimizer_of(library, **{argument.name: "another"})
+
+
+@EVERY
+def test_none_is_a_number_only_where_the_library_says_what_it_means(library):
+    """Elsewhere it would stand for a default, but of rmsjit.RMSprop and not of the library."""
+    own = {"learning_rate", "rho", "momentum", "epsilon", "weight_decay", "clipvalue", "decay"}
+    for number, argument in library.numbers.items():
+        if argument.default is None or argument.zero_is_default:
+            optimizer_of(library, **{argument.name: None})
+        elif number in own:
+            with pytest.raises(TypeError, match=f"{argument.name} must be a number, got None"):
+                optimizer_of(library, **{argument.name: None})
 
 
 # --- What a call stands for ------------------------------------------------------------------
@@ -215,7 +241,8 @@ def test_a_few_forms_in_full():
         fused=True,
     )
     assert forms.optax(0.1, nesterov=True).form == forms.optax(0.1).form  # without momentum
-    assert forms.optax(0.1, momentum=0.0).form == forms.optax(0.1).form
+    assert forms.optax(0.1).form.slot_names == forms.optax(0.1, momentum=None).form.slot_names
+    assert forms.optax(0.1, momentum=0.0).form.slot_names == ("rms", "momentum")
     assert forms.optax(0.1, momentum=0.9, nesterov=True).form.nesterov
     assert forms.mxnet(momentum=0.9).form.has_momentum is False
     assert forms.mxnet(clip_weights=1.0).form.clip_weights
@@ -223,6 +250,46 @@ def test_a_few_forms_in_full():
     assert forms.caffe(0.1, clip_gradients=5).global_clipnorm == 5.0
     assert forms.tf1(0.1).form.slot_names == ("rms", "momentum")
     assert forms.dl4j().form.slot("rms").start == "epsilon"
+
+
+OFF = {  # what no clipping is called, and by whom
+    "clipnorm": (0, 0.0),
+    "global_clipnorm": (0, 0.0),
+    "clipvalue": (0, 0.0, math.inf, np.float32(np.inf)),
+}
+NO_CLIPPING = [
+    (form, {name: value})
+    for form in ("keras", "tf_keras")
+    for name, values in OFF.items()
+    for value in values
+] + [("tf_keras_legacy", {"clipvalue": math.inf}), ("caffe", {"clip_gradients": -1})]
+
+
+@pytest.mark.parametrize(("form", "settings"), NO_CLIPPING)
+def test_bounds_by_which_a_library_does_not_clip(form, settings):
+    optimizer = optimizer_of(BY_NAME[form], **settings)
+    assert optimizer.get_config() == optimizer_of(BY_NAME[form]).get_config()
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_a_bound_of_zero_stops_the_legacy_optimizer(name):
+    variable = np.ones(2)
+    forms.tf_keras_legacy(0.1, **{name: 0}).apply_gradients([(np.ones(2), variable)])
+    assert (variable == 1).all()
+
+
+@pytest.mark.parametrize("value", [0, 0.0, None])
+def test_no_epsilon_is_the_default_of_the_legacy_optimizer(value):
+    assert (
+        forms.tf_keras_legacy(epsilon=value).epsilon
+        == 1e-7
+        == rmsjit.RMSprop(epsilon=value).epsilon
+    )
+
+
+@pytest.mark.parametrize("name", ["ema_overwrite_frequency", "gradient_accumulation_steps"])
+def test_a_count_of_zero_is_none_in_keras(name):
+    assert getattr(forms.keras(use_ema=name[0] == "e", **{name: 0}), name) is None
 
 
 @EVERY
@@ -341,6 +408,14 @@ def test_from_config(config, made):
         assert optimizer.get_config() == made().get_config()
 
 
+def test_what_schedulers_put_into_a_group_of_torch():
+    left = dict.fromkeys(
+        ["initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"], 0.5
+    )
+    optimizer = forms.from_config(TORCH | left)
+    assert optimizer.get_config() == forms.from_config(TORCH).get_config()
+
+
 @pytest.mark.parametrize("config", [{}, {"config": None}, {"config": [1]}])
 def test_a_class_without_its_arguments_is_refused(config):
     with pytest.raises(TypeError, match="config must have the arguments under 'config', got"):
@@ -367,6 +442,12 @@ def test_the_loss_scale_of_keras():
         ({"beta_1": 0.9}, TypeError, r"no form .* has all of the arguments \['beta_1'\]"),
         ([("lr", 0.1)], TypeError, "config must be a mapping, got list"),
         (KERAS_3 | {"loss_scale_factor": -8}, ValueError, "loss_scale_factor must be positive"),
+        (
+            KERAS_3 | {"use_ema": True, "gradient_accumulation_steps": 2},
+            ValueError,
+            "use_ema and gradient_accumulation_steps can't both be set",
+        ),
+        (TORCH | {"differentiable": True}, ValueError, "differentiable must be False, got True"),
     ],
 )
 def test_from_config_says_what_is_wrong(config, error, match):
@@ -384,3 +465,60 @@ def test_a_variable_that_holds_zero_is_followed():
         optimizer.apply_gradients([(v * 2, v)])
         twin.apply_gradients([(w * 2, w)])
     assert np.array_equal(v, w)
+
+
+# --- live ------------------------------------------------------------------------------------
+
+
+def after_two_steps(optimizer, variable, gradient):
+    for _ in range(2):
+        optimizer.apply_gradients([(gradient, variable)])
+    return np.array(variable)
+
+
+CLIPPED = [
+    ("keras", {"clipnorm": 0.0}),
+    ("keras", {"clipvalue": math.inf}),
+    ("keras", {"gradient_accumulation_steps": 0}),
+    ("keras", {"use_ema": True, "ema_overwrite_frequency": 0}),
+    ("tf_keras", {"global_clipnorm": 0.0}),
+    ("tf_keras", {"clipvalue": 0}),
+    ("tf_keras_legacy", {"clipnorm": 0.0}),
+    ("tf_keras_legacy", {"clipvalue": math.inf}),
+    ("tf_keras_legacy", {"epsilon": 0}),
+]
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("form", "settings"), CLIPPED)
+def test_live_keras_with_settings_that_mean_none(form, settings):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    module = pytest.importorskip(form.removesuffix("_legacy"), reason="Keras is not installed")
+    classes = module.optimizers.legacy if form == "tf_keras_legacy" else module.optimizers
+    start, gradient = np.ones(2, np.float32), np.array([3, -4], np.float32)
+    variable = module.Variable(start) if form == "keras" else tf.Variable(start)
+    theirs = after_two_steps(classes.RMSprop(0.1, **settings), variable, tf.constant(gradient))
+    ours = after_two_steps(getattr(forms, form)(0.1, **settings), start.copy(), gradient)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+TORCH_SCHEDULERS = {
+    "OneCycleLR": {"max_lr": 0.1, "total_steps": 5},
+    "CyclicLR": {"base_lr": 0.1, "max_lr": 0.2},
+    "StepLR": {"step_size": 2},
+}
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", [*TORCH_SCHEDULERS, "SWALR"])
+def test_live_groups_of_torch_under_schedulers(name):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    optimizer = torch.optim.RMSprop([torch.nn.Parameter(torch.ones(1))], momentum=0.9)
+    if name == "SWALR":
+        torch.optim.swa_utils.SWALR(optimizer, 0.1)
+    else:
+        getattr(torch.optim.lr_scheduler, name)(optimizer, **TORCH_SCHEDULERS[name])
+    (group,) = optimizer.param_groups
+    ours = forms.from_config(group)
+    assert (ours.learning_rate, ours.momentum) == (group["lr"], group["momentum"])

@@ -209,6 +209,22 @@ def train_optax(optax, rule, params, state, steps):
 
 
 @pytest.mark.live
+@pytest.mark.parametrize("momentum", [None, 0.0, 0.9])
+def test_the_form_of_a_momentum_has_the_slots_of_its_state(optax, momentum):
+    params = new_variables("float32")
+    rule = optax.rmsprop(LEARNING_RATE, momentum=momentum)
+    params, state = train_optax(optax, rule, params, rule.init(params), STEPS)
+    variables = {name: np.array(value) for name, value in params.items()}
+    optimizer = rmsjit.forms.optax(LEARNING_RATE, momentum=momentum)
+    from_optax_state(state, variables, optimizer)
+    again = to_optax_state(optimizer, variables, rule.init(params))
+    assert len(again) == len(state)
+    params, _ = train_optax(optax, rule, params, state, MORE)
+    train(optimizer, variables, MORE)
+    assert_close(params.values(), variables)
+
+
+@pytest.mark.live
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_runs_travel_both_ways(optax, settings):
     rule = optax.chain(optax.clip(10.0), optax.rmsprop(LEARNING_RATE, **settings))

@@ -40,6 +40,7 @@ LIVE = {
     "optax": (
         *NO_DECAY,
         {"eps_in_sqrt": False},
+        {"eps_in_sqrt": False, "momentum": 0.0},
         {"eps_in_sqrt": False, **MOMENTUM},
         {"eps_in_sqrt": False, **MOMENTUM, **CENTERED},
         {"eps_in_sqrt": False, "initial_scale": 1.0},

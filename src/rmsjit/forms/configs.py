@@ -11,6 +11,16 @@ from rmsjit.forms.table import BY_NAME, LIBRARIES
 from rmsjit.optimizers.keras_legacy import RMSprop
 
 _KNOWN_CLASSES = ("RMSprop", "RMSProp", "Keras>RMSprop", "Custom>RMSprop")
+_OF_NO_RULE = {  # what else a group of PyTorch has: its parameters, and what schedulers put there
+    "params",
+    "param_names",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "base_momentum",
+    "max_momentum",
+    "swa_lr",
+}
 
 
 def from_config(
@@ -86,7 +96,7 @@ def library_of(arguments: Mapping[str, Any]) -> Library:
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments within a configuration, without what names its class or its parameters."""
+    """The arguments within a configuration, without what names its class and is of no rule."""
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a mapping, got {type(config).__name__}")
     name = config.get("class_name")
@@ -96,7 +106,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(config.get("config"), Mapping):
             raise TypeError(f"config must have the arguments under 'config', got {config!r}")
         config = config["config"]
-    return {k: v for k, v in config.items() if k not in ("params", "param_names", "initial_lr")}
+    return {k: v for k, v in config.items() if k not in _OF_NO_RULE}
 
 
 def _fits(library: Library, arguments: Mapping[str, Any]) -> bool:

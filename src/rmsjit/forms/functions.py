@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from rmsjit.forms.formula import formula
@@ -51,18 +51,13 @@ def function_of(library: Library) -> FormFunction:
         own = {argument.name for argument in library.arguments}
         options = {name: value for name, value in given.items() if name not in own}
         form, numbers = library.chosen({k: v for k, v in given.items() if k in own})
-        return RMSprop(**_given(numbers), **options, form=form)
+        return RMSprop(**numbers, **options, form=form)
 
     make.__name__ = make.__qualname__ = library.name
     make.__module__ = "rmsjit.forms"
     make.__signature__ = signature  # type: ignore[attr-defined]
     make.__doc__ = documentation(library)
     return make
-
-
-def _given(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers that are there; None stands for what `RMSprop` does without."""
-    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def signature_of(library: Library) -> inspect.Signature:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rmsjit.optimizers.arguments import (
     checked_clip_weights,
     checked_factor,
@@ -23,7 +25,8 @@ from rmsjit.rule.checks import is_used, nonnegative_number, positive_number
 from rmsjit.rule.form import Form
 
 REQUIRED = inspect.Parameter.empty
-ALWAYS, WHEN_USED, NEVER = "always", "when used", "never"  # whether there is a momentum slot
+# Whether there is a momentum slot.  "when given" means unless the argument is None.
+ALWAYS, WHEN_GIVEN, WHEN_USED, NEVER = "always", "when given", "when used", "never"
 SLOT_ORDER = ("rms", "momentum", "mg")
 _NEED_MOMENTUM = ("learning_rate", "nesterov")  # settings of a form
 
@@ -41,8 +44,10 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "loss_scale": positive_number,
     "decay": nonnegative_number,
     "clip_weights": checked_clip_weights,
+    "clipvalue": nonnegative_number,
+    "clipnorm": nonnegative_number,
+    "global_clipnorm": nonnegative_number,
 }
-_NONE_MEANS = {"momentum": 0.0, "weight_decay": 0.0}  # where a library writes None for nothing
 
 
 class Chosen(NamedTuple):
@@ -95,16 +100,21 @@ class Argument:
 class Number(Argument):
     """An argument that is a number of the rule.
 
+    None is a value of those only whose default it is, and says that there is no such term.
+
     Parameters
     ----------
     number : str
         The argument of `rmsjit.RMSprop`; the same name if left out.
-    off : object
-        A value, besides None, by which the library says that there is no such bound.
+    off : tuple
+        Numbers by which the library says, too, that there is no such term.
+    zero_is_default : bool
+        Whether 0 and None stand for the default there.
     """
 
     number: str = ""
-    off: Any = None
+    off: tuple[float, ...] = ()
+    zero_is_default: bool = False
 
     @property
     def of(self) -> str:
@@ -116,11 +126,17 @@ class Number(Argument):
         return f"`{self.of}` of `rmsjit.RMSprop`."
 
     def read(self, value: Any, numbers: dict[str, Any], settings: dict[str, Any]) -> None:
-        if value is None or (self.off is not None and value == self.off):
-            value = _NONE_MEANS.get(self.of)
-        if value is not None:
-            _CHECKS.get(self.of, _unchecked)(self.name, value)
+        if self.zero_is_default and (value is None or not is_used(value)):
+            value = self.default
+        if (value is None and self.default is None) or _is_one_of(value, self.off):
+            return
+        _CHECKS.get(self.of, _unchecked)(self.name, value)
         numbers[self.of] = value
+
+
+def _is_one_of(value: Any, numbers: Iterable[float]) -> bool:
+    """Whether a value is a plain number, and among some."""
+    return isinstance(value, (int, float, np.number)) and value in tuple(numbers)
 
 
 @dataclass(frozen=True)
@@ -231,9 +247,12 @@ class Library:
         In the library's order.
     settings : mapping
         Settings of `Form`, and "centered", "rms_start", "slots" (their order of creation) and
-        "momentum": whether the momentum slot is there "when used", "always" or "never".
+        "momentum": whether the momentum slot is there "when used", "when given", "always" or
+        "never".
     with_momentum : mapping
         Settings that hold where there is a momentum slot.
+    apart : mapping of (str, str) to str
+        Numbers that may not be used together, and why.
     note : str
         What else a user should know.
     """
@@ -244,6 +263,7 @@ class Library:
     arguments: tuple[Argument, ...]
     settings: Mapping[str, Any]
     with_momentum: Mapping[str, Any] = field(default_factory=dict)
+    apart: Mapping[tuple[str, str], str] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -274,13 +294,25 @@ class Library:
         values = {**self.defaults, **given}
         for argument in self.arguments:
             argument.read(values[argument.name], numbers, settings)
+        self._refuse_together(numbers)
         return self._put_together(numbers, settings)
+
+    def _refuse_together(self, numbers: Mapping[str, Any]) -> None:
+        for (one, other), reason in self.apart.items():
+            if numbers.get(one) and numbers.get(other):
+                raise ValueError(
+                    f"{one} and {other} can't both be set, got {one}={numbers[one]!r} and "
+                    f"{other}={numbers[other]!r}: {reason}"
+                )
 
     def _put_together(self, numbers: dict[str, Any], settings: dict[str, Any]) -> Chosen:
         kept = settings.pop("momentum", WHEN_USED)
-        has_momentum = kept == ALWAYS or (
-            kept == WHEN_USED and is_used(numbers.get("momentum", 0.0))
-        )
+        has_momentum = {
+            ALWAYS: True,
+            WHEN_GIVEN: "momentum" in numbers,
+            WHEN_USED: is_used(numbers.get("momentum", 0.0)),
+            NEVER: False,
+        }[kept]
         if has_momentum:
             settings.update(self.with_momentum)
         else:

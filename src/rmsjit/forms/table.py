@@ -6,9 +6,12 @@ command line follow.  The settings are those of `rmsjit.Form`.
 
 from __future__ import annotations
 
+import math
+
 from rmsjit.forms.library import (
     ALWAYS,
     NEVER,
+    WHEN_GIVEN,
     Argument,
     Choice,
     Library,
@@ -20,6 +23,7 @@ from rmsjit.forms.library import (
 )
 
 _ALL_FLOAT32 = ("learning_rate", "rho", "momentum", "epsilon")
+_NO_DERIVATIVE = "steps of compiled code have no derivative"
 _SCALE = "scale the loss or the gradients before"
 _OWN_VARIABLES = "variables come with their gradients, in apply_gradients"
 
@@ -55,9 +59,9 @@ _KERAS_NUMBERS = (
 )
 _KERAS_BASE = (
     Number("weight_decay", None),
-    Number("clipnorm", None),
-    Number("clipvalue", None),
-    Number("global_clipnorm", None),
+    Number("clipnorm", None, off=(0.0,)),
+    Number("clipvalue", None, off=(0.0, math.inf)),
+    Number("global_clipnorm", None, off=(0.0,)),
 )
 
 LIBRARIES = (
@@ -70,7 +74,7 @@ LIBRARIES = (
             Argument("capturable", False),
             Argument("foreach", None),
             Switch("maximize", False),
-            Argument("differentiable", False),
+            Unsupported("differentiable", False, instead=_NO_DERIVATIVE),
         ),
         _TORCH | {"mg_average": "difference"},
         note="Complex variables are trained as pairs of real numbers there: pass `z.view(float)`.",
@@ -84,12 +88,16 @@ LIBRARIES = (
             *_KERAS_BASE,
             Number("use_ema", False),
             Number("ema_momentum", 0.99),
-            Number("ema_overwrite_frequency", None),
+            Number("ema_overwrite_frequency", None, off=(0,)),
             Number("loss_scale_factor", None, number="loss_scale"),
-            Number("gradient_accumulation_steps", None),
+            Number("gradient_accumulation_steps", None, off=(0,)),
             Number("name", None),
         ),
         _KERAS,
+        apart={
+            ("use_ema", "gradient_accumulation_steps"): "Keras moves averages at every call, "
+            "rmsjit once in a step; rmsjit.RMSprop takes both, with the form of rmsjit.forms.keras"
+        },
         note="Sparse gradients there change all rows, and duplicate indices are not summed.",
     ),
     Library(
@@ -113,11 +121,13 @@ LIBRARIES = (
         "tf-keras until 2.10, `tf_keras.optimizers.legacy.RMSprop`",
         "tf_keras 2.21, tf_keras/src/optimizers/legacy/rmsprop.py; TensorFlow's ApplyRMSProp",
         (
-            *_KERAS_NUMBERS,
+            *_KERAS_NUMBERS[:3],
+            Number("epsilon", 1e-7, zero_is_default=True),
+            *_KERAS_NUMBERS[4:],
             Number("name", "RMSprop"),
             Number("decay", 0.0, keyword_only=True),
             Number("clipnorm", None, keyword_only=True),
-            Number("clipvalue", None, keyword_only=True),
+            Number("clipvalue", None, keyword_only=True, off=(math.inf,)),
             Number("global_clipnorm", None, keyword_only=True),
         ),
         {
@@ -180,6 +190,7 @@ LIBRARIES = (
             Setting("bias_correction", False),
         ),
         {
+            "momentum": WHEN_GIVEN,
             "one_minus_rho": "exact",
             "square": "first",
             "quotient": "reciprocal",
@@ -484,7 +495,7 @@ LIBRARIES = (
             Number("delta", 1e-8, number="epsilon"),
             Number("weight_decay", 0.0),
             Unsupported("regularization_type", "L2", instead="add the sign yourself for L1"),
-            Number("clip_gradients", -1, number="global_clipnorm", off=-1),
+            Number("clip_gradients", -1, number="global_clipnorm", off=(-1.0,)),
             Unsupported("iter_size", 1, instead="add gradients up before"),
         ),
         {
