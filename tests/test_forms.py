@@ -975,6 +975,70 @@ def test_gradients_whose_squares_overflow_give_no_nan(settings, slots):
     assert np.isfinite(variable).all()
 
 
+def after_an_overflow(name, steps=600, **arguments):
+    """The variable and rms after an infinite mean of squares, then gradients of 1."""
+    optimizer, variable = getattr(rmsjit.forms, name)(0.1, **arguments), np.ones(1, np.float32)
+    yield step_with(optimizer, variable, 3e20)
+    for _ in range(steps):
+        yield step_with(optimizer, variable, 1.0)
+
+
+def step_with(optimizer, variable, gradient):
+    optimizer.apply_gradients([(np.full_like(variable, gradient), variable)])
+    return variable.item(), optimizer.get_slot(variable, "rms").numpy().item()
+
+
+@pytest.mark.parametrize("name", ["torch", "keras", "tf_keras_legacy", "optax"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_weighted_mean_of_squares_stays_infinite(name, centered):
+    found = list(after_an_overflow(name, 20, centered=centered))
+    assert found == [(1.0, np.inf)] * 21
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("tf1", {}), ("timm", {}), ("tf_keras_legacy", {"momentum": 0.9})],
+    ids=["tf1", "timm", "tf_keras_legacy"],
+)
+def test_a_mean_of_squares_with_differences_decays_from_the_largest_number(name, arguments):
+    """The number of steps in TensorFlow 1's form is in docs/forms.md."""
+    (first, *others) = after_an_overflow(name, **arguments)
+    assert first == (1.0, np.inf)
+    assert 3e38 < others[0][1] < np.finfo(np.float32).max
+    moved = 1 + [variable != 1 for variable, _ in others].index(True)
+    assert 500 < moved < 600
+    assert moved == 557 or name != "tf1"
+
+
+def test_centered_differences_after_an_overflow_take_large_steps():
+    (_, second, *_) = after_an_overflow("tf1", 2, centered=True)
+    assert second[0] == pytest.approx(1 - 0.1 / np.sqrt(1e-10))
+
+
+@pytest.mark.live
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "arguments", "finite"),
+    [
+        ("tf1", {}, False),
+        ("tf_keras_legacy", {}, True),
+        ("tf_keras_legacy", {"momentum": 0.9}, False),
+        ("tf_keras_legacy", {"centered": True}, False),
+    ],
+)
+def test_live_tensorflow_after_an_overflow(name, arguments, finite):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
+    if name == "tf1":
+        optimizer = tf.compat.v1.train.RMSPropOptimizer(0.1, **arguments)
+    else:
+        keras = pytest.importorskip("tf_keras", reason="tf_keras is not installed")
+        optimizer = keras.optimizers.legacy.RMSprop(0.1, **arguments)
+    variable = tf.Variable(np.ones(1, np.float32))
+    for gradient in (3e20, 1.0, 1.0):
+        optimizer.apply_gradients([(tf.constant([gradient], tf.float32), variable)])
+    assert np.array_equal(variable.numpy(), [1.0 if finite else np.nan], equal_nan=True)
+
+
 def test_duplicates_whose_sum_overflows_give_no_nan_beside_a_wider_slot():
     table = np.ones((2, 1), np.float32)
     optimizer = rmsjit.RMSprop(form=form_with("rms", dtype="float64"))
