@@ -18,7 +18,7 @@ try:
     from autograd.numpy.numpy_boxes import ArrayBox
     from autograd.numpy.numpy_vjps import untake
     from autograd.numpy.numpy_vspaces import ArrayVSpace
-    from autograd.tracer import Box, Node, isbox, new_box, notrace_primitives
+    from autograd.tracer import Box, Node, getval, isbox, new_box, notrace_primitives
     from autograd.util import subvals
 except ImportError as error:
     raise ImportError(
@@ -37,6 +37,7 @@ __all__ = [
     "call_ufunc",
     "defjvp",
     "defvjp",
+    "getval",
     "isbox",
     "new_box",
     "notrace_primitives",
@@ -58,7 +59,9 @@ def _recordable_functions() -> dict[Any, Callable[..., Any]]:
         return tracer.trace_primitives_map  # type: ignore[no-any-return]
     namespaces = map(vars, (anp, anp.linalg, anp.fft))
     functions = (value for names in namespaces for value in names.values())
-    return {function.fun: function for function in functions if hasattr(function, "fun")}
+    versions = [function for function in functions if hasattr(function, "fun")]
+    versions.sort(key=primitive_vjps.__contains__)  # 1.8 has no derivatives of aliases, as np.atan2
+    return {function.fun: function for function in versions}
 
 
 _RECORDABLE = _recordable_functions()

@@ -28,6 +28,7 @@ from rmsjit.autodiff.autograd_names import (
     subvals,
 )
 from rmsjit.autodiff.gather import Rows, conjugate, rows_pulled_back, slices_of, take_rows
+from rmsjit.autodiff.rules import check_shape, derivative, name_of, pulled_back
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.variables import Variable
 
@@ -119,14 +120,13 @@ def is_differentiable(dtype: np.dtype[Any]) -> bool:
 class Step:
     """A recorded operation: its parents, and its derivative or the call to make it from."""
 
-    __slots__ = ("_call", "_function", "_pull", "_versions", "parents")
+    __slots__ = ("_call", "_pull", "_versions", "function", "parents")
 
     def __init__(self, function: Any, call: tuple[Any, ...], parents: tuple[TapeNode, ...]) -> None:
         if function not in primitive_vjps:
-            name = getattr(function, "__name__", function)
-            raise NotImplementedError(f"autograd has no derivative of {name}")
+            raise NotImplementedError(f"autograd has no derivative of {name_of(function)}")
         self.parents = parents
-        self._function = function
+        self.function = function
         self._call: Any = call  # the arguments of autograd's rules
         self._pull: Any = None
         # `take_rows` copies the rows, so later writes to the table don't matter.
@@ -137,11 +137,11 @@ class Step:
 
         After that, it can't be differentiated again.
         """
-        if self._function is not take_rows:  # its derivative depends on `again`
-            self._pull = primitive_vjps[self._function](*self._call)
+        if self.function is not take_rows:  # its derivative depends on `again`
+            self._pull = derivative(self.function, self._call)
             self._call = None
 
-    def pull(self, node: TapeNode, gradient: Any, again: bool) -> Any:
+    def pull(self, node: TapeNode, gradient: Any, again: bool) -> tuple[Any, ...]:
         """The gradients of the parents, given the gradient of `node`, the result of this step.
 
         If `again` is true, tapes record the computation.
@@ -152,17 +152,18 @@ class Step:
                 "with it, and the derivative needs its old value: take all gradients before "
                 "changing variables, or compute with a copy, v.numpy()"
             )
-        if self._pull is not None:
-            return self._pull(gradient)
-        if self._function is take_rows and not again:
-            return rows_pulled_back(*self._call)(gradient)
+        return pulled_back(self.function, self._pull or self._derivative(node, again), gradient)
+
+    def _derivative(self, node: TapeNode, again: bool) -> Any:
+        if self.function is take_rows and not again:
+            return rows_pulled_back(*self._call)
         positions, value, arguments, keywords = self._call
         if again:
             followed = zip(positions, self.parents, strict=True)
             boxes = [(i, new_box(arguments[i], TRACE, parent)) for i, parent in followed]
             arguments = subvals(arguments, boxes)
             value = new_box(value, TRACE, node)
-        return primitive_vjps[self._function](positions, value, arguments, keywords)(gradient)
+        return derivative(self.function, (positions, value, arguments, keywords))
 
 
 class Record:
@@ -237,6 +238,8 @@ class Record:
             parts = step.pull(node, gradient, again)
             for parent, part in zip(step.parents, parts, strict=True):
                 if parent in useful:
+                    if parent.dtype is not None:  # else it is a tuple
+                        check_shape(part, parent.shape, step.function)
                     sums.add(parent, part)
         return [None if node is None else sums.total(node) for node in sources]
 

@@ -57,6 +57,11 @@ class GradientTape:
       a variable only through these, the gradient is None.  Everything else that would convert a
       watched variable or a result to a plain array raises `TypeError`: ``np.asarray``,
       ``array.dot(v)``, ``np.array([v, w])`` (not ``anp.array``), C code, linear operators.
+    - Where autograd's derivatives are known to be wrong, NumPy functions and methods have right
+      ones, or are refused with a `TypeError` that names the argument.  ``autograd.numpy`` functions
+      have only autograd's: `gradient` raises `ValueError` if the shape is wrong, but can't notice
+      wrong numbers.  If a derivative fails, the error is `NotImplementedError` and names the
+      function.
     - ``A @ v`` and ``v @ A`` are recorded for ``scipy.sparse`` matrices and arrays in all formats.
       The matrix is a constant; the gradients for ``v`` are ``A.T @ g`` and ``g @ A.T``.
     - Values are stored without copying.  `gradient` raises `RuntimeError` if a `Variable` was
@@ -259,7 +264,10 @@ class GradientTape:
             If the tape can't know a target or source, such as a plain array that is not watched,
             or whose stand-in was never used.
         ValueError
-            If `output_gradients` does not match the target, or `unconnected_gradients` is invalid.
+            If `output_gradients` does not match the target, or `unconnected_gradients` is invalid,
+            or the derivative of a function has a wrong shape.
+        NotImplementedError
+            If autograd can't differentiate a function for the arguments that it had.
         """
         if unconnected_gradients not in ("none", "zero"):
             raise ValueError(

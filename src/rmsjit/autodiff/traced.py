@@ -22,9 +22,12 @@ from rmsjit.autodiff.autograd_names import (
     anp,
     call_ufunc,
     isbox,
+    notrace_primitives,
     recordable,
 )
+from rmsjit.autodiff.corrected import VERSIONS, power, refuse_out, refused
 from rmsjit.autodiff.record import TapeNode, is_differentiable
+from rmsjit.autodiff.rules import name_of
 from rmsjit.variables import UNTRACED, Variable, arrays_of, mapped
 
 
@@ -78,6 +81,26 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
             return ArrayBox.astype(self + 0j, dtype, **options)
         return super().astype(dtype, **options)
 
+    def reshape(self, *shape: Any, **options: Any) -> Any:
+        """The same as ``np.reshape``, whose shape may also be given as several arguments."""
+        return VERSIONS[np.reshape](self, shape[0] if len(shape) == 1 else shape, **options)
+
+    def transpose(self, *axes: Any) -> Any:
+        """The same as ``np.transpose``, whose axes may also be given as several arguments."""
+        return VERSIONS[np.transpose](self, axes[0] if len(axes) == 1 else axes or None)
+
+    clip = VERSIONS[np.clip]
+    flatten = VERSIONS[np.ravel]
+    max = VERSIONS[np.max]
+    mean = VERSIONS[np.mean]
+    min = VERSIONS[np.min]
+    prod = VERSIONS[np.prod]
+    ravel = VERSIONS[np.ravel]
+    repeat = VERSIONS[np.repeat]
+    std = VERSIONS[np.std]
+    sum = VERSIONS[np.sum]
+    var = VERSIONS[np.var]
+
     def conj(self) -> Any:
         """The complex conjugates."""
         return anp.conj(self)
@@ -109,6 +132,9 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
                 f"a tape can record `matrix @ x` and `x @ matrix` for a sparse matrix, but not "
                 f"{ufunc.__name__}: use matrix.toarray()"
             )
+        if kwargs and "out" not in kwargs and not _is_constant(recordable(ufunc)):
+            raise refused(ufunc, f"{next(iter(kwargs))}=", "use astype or np.where on the result")
+        inputs = tuple(np.asarray(x) if isinstance(x, (list, tuple)) else x for x in inputs)
         result = call_ufunc(self, ufunc, method, inputs, kwargs)
         if result is NotImplemented and all(isinstance(value, _OURS) for value in inputs):
             raise TypeError(
@@ -124,7 +150,15 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
             return function(*arrays_of(args), **arrays_of(kwargs))
         if not self.is_recorded:
             return function(*_with_constants(args), **_with_constants(kwargs))
-        return _recordable(function, args)(*args, **kwargs)
+        version = _recordable(function, args)
+        if not _is_constant(version):
+            refuse_out(function, kwargs)
+        return version(*args, **kwargs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, list):  # autograd's derivative would take booleans for integers
+            index = np.asarray(index, None if index else np.intp)
+        return super().__getitem__(index)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
@@ -147,6 +181,12 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
         if hooks.is_sparse(other):
             return sparse.from_left(other, self)
         return super().__rmatmul__(other)
+
+    def __pow__(self, other: Any) -> Any:
+        return power(self, other)
+
+    def __rpow__(self, other: Any) -> Any:
+        return power(other, self)
 
     def __pos__(self) -> Any:
         return self
@@ -178,7 +218,7 @@ _WITHOUT_VALUES = frozenset({np.ndim, np.shape, np.size, np.iscomplexobj, np.res
 _OF_LISTS: dict[Any, Callable[..., Any]] = {
     np.append: anp.append,
     np.column_stack: anp.column_stack,
-    np.concatenate: anp.concatenate,
+    np.concatenate: VERSIONS[np.concatenate],
     np.hstack: anp.hstack,
     np.stack: anp.stack,
     np.vstack: anp.vstack,
@@ -194,12 +234,17 @@ def _with_constants(arguments: Any) -> Any:
     return mapped(plain, arguments)
 
 
+def _is_constant(version: Any) -> bool:
+    """Whether tapes take the result for a constant, as that of a comparison."""
+    return version in notrace_primitives[TapeNode]
+
+
 def _recordable(function: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
     """autograd's version of a NumPy function called with these positional arguments."""
     if function in _OF_LISTS:
         return _OF_LISTS[function]
-    version = recordable(function)
-    name = f"{function.__module__}.{function.__name__}"
+    version = VERSIONS.get(function) or recordable(function)
+    name = name_of(function)
     if version is None:
         raise TypeError(f"autograd has no version of {name} that a tape could record")
     if not any(isbox(argument) and argument._trace != UNTRACED for argument in args):
