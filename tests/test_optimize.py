@@ -304,6 +304,21 @@ def test_arguments_that_are_refused(changes, error, message):
         rmsjit.optimize(**{"fun": bowl, "x0": np.zeros(2), **changes})
 
 
+def test_the_gradient_of_gathered_elements_is_made_dense():
+    points = {}
+    for take in (rmsjit.gather, lambda x, ids: x[ids]):
+        found = rmsjit.optimize(
+            lambda x, take=take: bowl(take(x, [0, 2, 2])),
+            [1.0, 2.0, 5.0],
+            optimizer=rmsjit.RMSprop(0.1),
+            maxiter=5,
+        )
+        points[take] = found.x
+    first, second = points.values()
+    np.testing.assert_array_equal(first, second)
+    assert first[1] == 2.0
+
+
 def test_a_function_that_autograd_cannot_differentiate_says_so():
     with pytest.raises(TypeError) as caught:
         rmsjit.optimize(so.rosen, np.zeros(2))

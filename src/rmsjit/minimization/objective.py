@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.indexed_slices import IndexedSlices
+
 
 class Objective:
     """A function of an array, and its gradient.
@@ -79,7 +81,7 @@ class Objective:
                 "fun does not depend on x in a way that autograd can differentiate: compute it "
                 "with autograd.numpy, or pass jac"
             )
-        return value, gradient
+        return value, gradient.to_dense() if isinstance(gradient, IndexedSlices) else gradient
 
 
 def _as_value(value: Any) -> float:
