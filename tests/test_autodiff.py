@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from differences import check_gradients, cplx, positive, real
+from rmsjit import RMSprop
 from rmsjit.autodiff import hooks
 from rmsjit.autodiff.gather import gather
 from rmsjit.autodiff.losses import gradients_of, gradients_of_arguments, gradients_of_touched
@@ -585,6 +586,46 @@ def test_a_change_of_a_variable_before_the_gradient_is_an_error():
         change()
         with pytest.raises(RuntimeError, match="assigned or updated"):
             tape.gradient(target, v)
+
+
+VIEWS = {
+    "flat": lambda w: w.reshape(-1),
+    "transposed": lambda w: w.T,
+    "backwards": lambda w: w[::-1],
+    "a column": lambda w: w[:, 1],
+    "a row": lambda w: w[1:],
+    "the whole": lambda w: w[...],
+    "the base": lambda w: w.base,
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_step_of_another_view_of_the_memory_is_noticed(name):
+    w = np.ones(6).reshape(2, 3)
+    v, view, unused = Variable(w), VIEWS[name](w), Variable(np.ones(6))
+    with GradientTape(persistent=True) as tape:
+        target = (v**3).sum()
+        other = (unused**3).sum()
+    RMSprop(0.1).apply_gradients([(np.ones_like(view), view)])
+    with pytest.raises(RuntimeError, match="assigned or updated"):
+        tape.gradient(target, v)
+    assert tape.gradient(other, unused).tolist() == [3] * 6
+    with tape:
+        target = (v**3).sum()
+    Variable(view).assign_add(np.ones_like(view))
+    with pytest.raises(RuntimeError, match="assigned or updated"):
+        tape.gradient(target, v)
+
+
+def test_a_step_of_other_elements_of_the_same_array_is_none_of_the_variable():
+    w = np.ones((2, 3))
+    v, empty = Variable(w[:, 0]), Variable(w[:0])
+    with GradientTape(persistent=True) as tape:
+        target = (v**3).sum() + (empty**3).sum()
+    RMSprop(0.1).apply_gradients([(np.ones(2), w[:, 1]), (np.ones(2), w[:, 2])])
+    assert (w[:, 1:] < 1).all()
+    assert tape.gradient(target, v).tolist() == [3, 3]
+    assert tape.gradient(target, empty).shape == (0, 3)
 
 
 def test_an_operator_does_not_write_to_a_variable_that_is_recorded():

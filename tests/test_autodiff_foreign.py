@@ -1,6 +1,7 @@
 """Code that tapes know nothing of: it is differentiated or refused, never taken for a constant."""
 
 import array
+import copy
 import ctypes
 import pickle
 
@@ -321,3 +322,90 @@ def test_results_that_are_python_objects_are_refused():
     with GradientTape(), pytest.raises(TypeError):
         anp.multiply(v, np.array([object(), None]))
     assert special.expit(v.array).shape == (2,)
+
+
+# --- elements, copies, pickles ---------------------------------------------------------------
+
+
+def store(y, value):
+    y[1] = value
+
+
+def store_in_a_slice(y, value):
+    y[0:1] = value
+
+
+def add_to_an_element(y, value):
+    y[1] += value
+
+
+RECORDED = {
+    "an element": lambda v: v[1],
+    "a result": lambda v: v[0] * 2,
+    "a variable": lambda v: Variable(np.array(2.0), name="weights"),
+}
+ARRAYS = {
+    "float64": np.zeros(3),
+    "float32": np.zeros(3, "f4"),
+    "int64": np.zeros(3, int),
+    "complex": np.zeros(3, complex),
+    "bfloat16": np.zeros(3, ml_dtypes.bfloat16),
+    "array.array": array.array("d", [0.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("write", [store, store_in_a_slice, add_to_an_element])
+@pytest.mark.parametrize("recorded", RECORDED)
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_element_does_not_become_a_constant_in_silence(name, recorded, write):
+    v, y = Variable(np.array([1.0, 2.0])), ARRAYS[name]
+    for _ in range(20):  # Python specialises the instruction
+        write(np.zeros(3), 1.0)
+    with GradientTape() as tape:
+        value = RECORDED[recorded](v)
+        # NumPy makes a ValueError of the TypeError.
+        with pytest.raises((TypeError, ValueError)) as caught:
+            write(y, value)
+        error = caught.value.__cause__ or caught.value
+        assert name in ("array.array", "bfloat16") or "unasked" in str(error)
+        y[0] = complex(value) if name == "complex" else int(value)
+        np.zeros(3)[int(value)] = float(value)
+        loss = anp.sum(v**2)
+    assert y[0] == value.numpy()
+    assert tape.gradient(loss, v).tolist() == [2, 4]
+    if name == "float64":
+        write(y, value)  # once no tape records
+
+
+def test_an_element_of_what_no_tape_watches_is_stored():
+    v, y = Variable(np.array(2.0), trainable=False), np.zeros(3)
+    with GradientTape() as tape:
+        y[0] = v
+        y[1] = v * 3
+        with tape.stop_recording():
+            y[2] = Variable(np.array(5.0))
+    assert y.tolist() == [2.0, 6.0, 5.0]
+    assert tape.watched_variables() == ()
+
+
+def test_a_copy_of_a_result_is_the_result():
+    v = Variable(np.array([1.0, 2.0]))
+    with GradientTape() as tape:
+        result = v * 2
+        assert copy.copy(result) is result
+        (kept,) = copy.deepcopy([result])
+        loss = anp.sum(kept**2)
+    assert tape.gradient(loss, v).tolist() == [8, 16]
+    assert copy.deepcopy(result) is result
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickled_result_is_a_plain_array(protocol):
+    v = Variable(np.array([1.0, 2.0]))
+    with GradientTape():
+        result = v * 2
+        with pytest.raises(TypeError, match="unasked"):
+            pickle.dumps(result, protocol)
+    restored = pickle.loads(pickle.dumps(result, protocol))
+    assert type(restored) is np.ndarray
+    assert restored.tolist() == [2.0, 4.0]

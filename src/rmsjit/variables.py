@@ -9,6 +9,7 @@ import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator, ValuesView
+from types import FrameType
 from typing import Any, Self, SupportsIndex
 
 import numpy as np
@@ -323,9 +324,11 @@ class Variable(NDArrayOperatorsMixin):
         return array_of(value) in self._array
 
     def __float__(self) -> float:
+        self._check_not_stored(sys._getframe(1))
         return float(self._array)
 
     def __int__(self) -> int:
+        self._check_not_stored(sys._getframe(1))
         return int(self._array)
 
     def __index__(self) -> int:
@@ -335,7 +338,12 @@ class Variable(NDArrayOperatorsMixin):
         return bool(self._array)
 
     def __complex__(self) -> complex:
+        self._check_not_stored(sys._getframe(1))
         return complex(self._array)
+
+    def _check_not_stored(self, caller: FrameType) -> None:
+        if hooks.records() and hooks.is_stored(caller) and hooks.read(self) is not self._array:
+            hooks.refuse_conversion(self.name, caller)
 
     # `==` compares elements, as for arrays, but variables are hashed by identity: TensorFlow code
     # relies on this through `Variable.ref()`.

@@ -8,11 +8,12 @@ distinguished by their start addresses modulo their common stride.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, address_of
@@ -232,8 +233,12 @@ def _hint(one: tuple[int, ...], other: tuple[int, ...]) -> str:
 
 def _share(one: Memory, other: Memory) -> bool:
     """Whether two memories share an element; also true if NumPy gives up."""
+    return _shares(one.canonical, other.canonical)
+
+
+def _shares(one: NDArray[Any], other: NDArray[Any]) -> bool:
     try:
-        return bool(np.shares_memory(one.canonical, other.canonical, max_work=_OVERLAP_WORK))
+        return bool(np.shares_memory(one, other, max_work=_OVERLAP_WORK))
     except np.exceptions.TooHardError:
         return True
 
@@ -262,6 +267,19 @@ def merged_spans(spans: Iterable[Span]) -> NDArray[np.int64]:
             starts.append(start)
             ends.append(end)
     return np.array((starts, ends), np.int64)
+
+
+def overlapping(arrays: Sequence[NDArray[Any]], written: Sequence[NDArray[Any]]) -> list[int]:
+    """The positions of those `arrays` that share an element with one of `written`."""
+    if not arrays:
+        return []
+    spans = merged_spans(map(byte_bounds, written))
+    if not spans.size:
+        return []
+    starts, ends = np.array([byte_bounds(array) for array in arrays], np.int64).T
+    last = np.searchsorted(spans[0], ends - 1, side="right") - 1
+    near = np.flatnonzero((last >= 0) & (spans[1, last] > starts)).tolist()
+    return [k for k in near if any(_shares(arrays[k], array) for array in written)]
 
 
 def span_that_meets(spans: NDArray[np.int64], contiguous: NDArray[Any]) -> Span | None:

@@ -13,11 +13,14 @@ import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from opcode import opmap
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rmsjit.arrays.overlap import overlapping
 
 if TYPE_CHECKING:
     from rmsjit.autodiff.record import Record
@@ -100,6 +103,14 @@ def refuse_conversion(name: str, caller: FrameType) -> Any:
     )
 
 
+_STORES = {opmap[name] for name in ("STORE_SUBSCR", "STORE_SLICE") if name in opmap}
+
+
+def is_stored(caller: FrameType) -> bool:
+    """Whether `caller` converts a value to a number unasked, to store it: ``array[i] = value``."""
+    return caller.f_code.co_code[caller.f_lasti] in _STORES
+
+
 def is_sparse(value: Any) -> bool:
     """Whether a value is a matrix or array of scipy.sparse, in any format."""
     sparse = sys.modules.get("scipy.sparse")
@@ -121,14 +132,21 @@ def wrote(arrays: Iterable[NDArray[Any]]) -> None:
     """Tell tapes that the arrays were overwritten.
 
     A tape refuses to differentiate an operation whose variable has changed since, because the
-    derivative would use the new values.  Almost free while no tape is alive.
+    derivative would use the new values.  Views of the same memory count too.  Almost free while no
+    tape is alive.
     """
     if not live:
         return
-    for array in arrays:
-        source = sources.get(id(array))
-        if source is not None:
-            source.written()
+    written = {id(array): array for array in arrays}
+    others = []
+    for node in (ref() for ref in sources.valuerefs()):
+        if node is not None:
+            if id(node.array) in written:
+                node.written()
+            else:
+                others.append(node)
+    for k in overlapping([node.array for node in others], list(written.values())):
+        others[k].written()
 
 
 def before_gather(callback: Callable[[NDArray[Any], NDArray[np.intp]], object]) -> None:

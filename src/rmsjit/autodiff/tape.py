@@ -56,7 +56,9 @@ class GradientTape:
     - ``v.numpy()``, ``v.array``, ``float(v)`` and the like are constants.  If the target depends on
       a variable only through these, the gradient is None.  Everything else that would convert a
       watched variable or a result to a plain array raises `TypeError`: ``np.asarray``,
-      ``array.dot(v)``, ``np.array([v, w])`` (not ``anp.array``), C code, linear operators.
+      ``array.dot(v)``, ``np.array([v, w])`` (not ``anp.array``), C code, linear operators.  So does
+      ``array[i] = v``, for which NumPy makes it a `ValueError`.  What calls ``float(v)`` itself,
+      such as ``array.fill(v)``, ``np.fromiter`` and ``math.exp(v)``, gets a constant.
     - Where autograd's derivatives are known to be wrong, NumPy functions and methods have right
       ones, or are refused with a `TypeError` that names the argument.  ``autograd.numpy`` functions
       have only autograd's: `gradient` raises `ValueError` if the shape is wrong, but can't notice
@@ -65,8 +67,9 @@ class GradientTape:
     - ``A @ v`` and ``v @ A`` are recorded for ``scipy.sparse`` matrices and arrays in all formats.
       The matrix is a constant; the gradients for ``v`` are ``A.T @ g`` and ``g @ A.T``.
     - Values are stored without copying.  `gradient` raises `RuntimeError` if a `Variable` was
-      assigned or updated since a step that must be differentiated.  The tape does not notice when
-      the array of a variable is changed directly, or when an unwatched variable changes.
+      assigned or updated since a step that must be differentiated, also through another view of
+      its memory.  The tape does not notice when the array of a variable is changed directly, or
+      when an unwatched variable changes.
     - A tape belongs to the thread that entered it.
 
     Examples

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import FrameType
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -164,13 +165,32 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
         return (self[i] for i in range(len(self)))
 
     def __float__(self) -> float:
+        self._check_not_stored(sys._getframe(1))
         return float(self._value)
 
     def __int__(self) -> int:
+        self._check_not_stored(sys._getframe(1))
         return int(self._value)
 
     def __complex__(self) -> complex:
+        self._check_not_stored(sys._getframe(1))
         return complex(self._value)
+
+    def _check_not_stored(self, caller: FrameType) -> None:
+        if hooks.is_stored(caller) and self.is_recorded:
+            hooks.refuse_conversion("a result", caller)
+
+    # Results do not change, and a copy would be unknown to tapes.
+    def __copy__(self) -> Traced:
+        return self
+
+    def __deepcopy__(self, known: dict[int, Any]) -> Traced:
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        if self.is_recorded:
+            hooks.refuse_conversion("a result", sys._getframe(1))
+        return np.asarray, (self._value,)
 
     def __matmul__(self, other: Any) -> Any:
         if hooks.is_sparse(other):
