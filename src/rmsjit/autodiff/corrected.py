@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from rmsjit.autodiff.autograd_names import anp, getval, recordable
+from rmsjit.autodiff.autograd_names import anp, getval, isbox, recordable
 from rmsjit.autodiff.rules import name_of
 
 _Function = Callable[..., Any]
@@ -220,6 +220,30 @@ def _triangle(version: _Function) -> _Function:
     return triangle
 
 
+def _full_like(a: Any, fill_value: Any, *args: Any, **keywords: Any) -> Any:
+    """autograd takes the result for a constant, whatever fills it."""
+    if not isbox(fill_value):
+        return anp.full_like(a, fill_value, *args, **keywords)
+    if args or keywords:
+        raise refused(np.full_like, "dtype= or other options", "use astype")
+    return _spread(fill_value, _shape(a)).astype(getval(a).dtype)
+
+
+def _linspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True, **keywords: Any) -> Any:
+    """autograd expects numbers, and the end point."""
+    for name in keywords:
+        raise refused(np.linspace, f"{name}=", "use astype or np.moveaxis on the result")
+    if _shape(start) == _shape(stop) == () and endpoint:
+        return anp.linspace(start, stop, num)
+    slope = (stop - start) / max(num - bool(endpoint), 1)
+    steps = np.arange(num, dtype=slope.dtype).reshape(-1, *(1,) * len(_shape(slope)))
+    points = steps * slope + start
+    if not endpoint or num < 2:
+        return points
+    end = stop if isbox(stop) else np.asarray(stop, slope.dtype)
+    return anp.concatenate([points[:-1], _spread(end, _shape(slope))[None]])
+
+
 # Shapes and axes --------------------------------------------------------------------------------
 
 
@@ -344,9 +368,17 @@ def _real_fft(function: Any) -> _Function:
 
 def _cholesky(a: Any, **keywords: Any) -> Any:
     """autograd has no rule for complex numbers, but computes one."""
-    if np.iscomplexobj(a):
+    if np.iscomplexobj(getval(a)):
         raise refused(np.linalg.cholesky, "complex numbers", "autograd has only the real rule")
     return anp.linalg.cholesky(a, **keywords)
+
+
+def _pinv(a: Any, *args: Any, **keywords: Any) -> Any:
+    """autograd has no rule for complex numbers, but the one for real ones holds for inverses."""
+    height, width = _shape(a)[-2:]
+    if height != width and np.iscomplexobj(getval(a)):
+        raise refused(np.linalg.pinv, "complex numbers", "use inv of a.conj().T @ a")
+    return anp.linalg.pinv(a, *args, **keywords)
 
 
 def _kron(a: Any, b: Any) -> Any:
@@ -408,7 +440,9 @@ VERSIONS: dict[Any, _Function] = {
     np.broadcast_to: _broadcast_to,
     np.clip: _clip,
     np.cross: _cross,
+    np.full_like: _full_like,
     np.linalg.solve: _solve,
+    np.linspace: _linspace,
     np.outer: _outer,
     np.tril: _triangle(anp.tril),
     np.triu: _triangle(anp.triu),
@@ -433,6 +467,7 @@ VERSIONS: dict[Any, _Function] = {
     np.linalg.cholesky: _cholesky,
     np.linalg.eig: _named_parts(np.linalg.eig),
     np.linalg.eigh: _named_parts(np.linalg.eigh),
+    np.linalg.pinv: _pinv,
     np.linalg.slogdet: _named_parts(np.linalg.slogdet),
     np.linalg.svd: _named_parts(np.linalg.svd),
     np.sinc: _sinc,
