@@ -157,11 +157,7 @@ def _common_shape(*values: Any) -> tuple[int, ...]:
 def _where(condition: Any, *choices: Any) -> Any:
     """autograd does not sum over the axes along which a choice was repeated."""
     shape = _common_shape(condition, *choices)
-    return anp.where(condition, *(_spread_if_array(choice, shape) for choice in choices))
-
-
-def _spread_if_array(value: Any, shape: tuple[int, ...]) -> Any:
-    return _spread(value, shape) if hasattr(value, "dtype") else value  # numbers have none
+    return anp.where(condition, *[_spread(x, shape) if isbox(x) else x for x in choices])
 
 
 def _clip(

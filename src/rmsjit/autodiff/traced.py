@@ -264,14 +264,13 @@ def _recordable(function: Any, args: tuple[Any, ...]) -> Callable[..., Any]:
     if function in _OF_LISTS:
         return _OF_LISTS[function]
     version = VERSIONS.get(function) or recordable(function)
-    name = name_of(function)
     if version is None:
-        raise TypeError(f"autograd has no version of {name} that a tape could record")
+        raise TypeError(f"autograd has no version of {name_of(function)} that a tape could record")
     if not any(isbox(argument) and argument._trace != UNTRACED for argument in args):
         # autograd would not see the box and would call NumPy's function, which called us.
         raise TypeError(
-            f"a tape can record {name} only if variables and results are positional arguments, "
-            f"not inside lists or given by keyword"
+            f"a tape can record {name_of(function)} only if variables and results are positional "
+            f"arguments, not inside lists or given by keyword"
         )
     return version
 
