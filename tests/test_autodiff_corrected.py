@@ -174,6 +174,8 @@ REFUSED = {
     "rfft forward": (lambda v: np.fft.rfft(v, norm="forward"), 'rfft with norm="forward"'),
     "irfft forward": (lambda v: np.fft.irfft(v, 4, norm="forward"), 'irfft with norm="forward"'),
     "exp dtype": (lambda v: np.exp(v, dtype="f4"), "numpy.exp with dtype=.*astype"),
+    "complex sign": (lambda v: np.sign(v * 1j), r"numpy.sign with complex .* z / np.abs\(z\)"),
+    "reduce": (lambda v: np.add.reduce(v, axis=0), "record add as reduce"),
     "add where": (lambda v: np.add(v, 1.0, where=MASK3), "numpy.add with where="),
     "cholesky": (lambda v: np.linalg.cholesky(np.diag(v + 0j)), "cholesky with complex"),
     "pinv": (lambda v: np.linalg.pinv(v[None] + 0j), "pinv with complex"),

@@ -133,7 +133,10 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
                 f"a tape can record `matrix @ x` and `x @ matrix` for a sparse matrix, but not "
                 f"{ufunc.__name__}: use matrix.toarray()"
             )
-        if kwargs and "out" not in kwargs and not _is_constant(recordable(ufunc)):
+        if ufunc is np.sign and self.dtype.kind == "c":  # autograd takes it for a constant
+            raise refused(ufunc, "complex numbers", "use z / np.abs(z)")
+        is_refused = kwargs and "out" not in kwargs and method == "__call__"
+        if is_refused and not _is_constant(recordable(ufunc)):
             raise refused(ufunc, f"{next(iter(kwargs))}=", "use astype or np.where on the result")
         inputs = tuple(np.asarray(x) if isinstance(x, (list, tuple)) else x for x in inputs)
         result = call_ufunc(self, ufunc, method, inputs, kwargs)
