@@ -409,7 +409,7 @@ def _written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def _by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a function of NumPy by the names of its parameters."""
-    signature = _signature(function)
+    signature = signature_of(function)
     if signature is not None:
         with contextlib.suppress(TypeError):  # wrong arguments, which the function refuses itself
             return signature.bind(*args, **kwargs).arguments
@@ -417,10 +417,11 @@ def _by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
 
 
 @functools.cache
-def _signature(function: Any) -> inspect.Signature | None:
+def signature_of(function: Any) -> inspect.Signature | None:
+    """The parameters of a function; None for compiled ones that do not tell."""
     try:
         return inspect.signature(function)
-    except ValueError:  # some compiled functions do not tell
+    except ValueError:
         return None
 
 

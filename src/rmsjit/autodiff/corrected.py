@@ -6,7 +6,6 @@ NumPy's function.  Arguments that it has no version for are refused.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from rmsjit.autodiff.autograd_names import anp, getval, isbox, recordable
 from rmsjit.autodiff.rules import name_of
+from rmsjit.variables import signature_of
 
 _Function = Callable[..., Any]
 _shape, _ndim = anp.shape, anp.ndim  # which know boxes
@@ -47,9 +47,10 @@ def refuse_out(function: Any, keywords: dict[str, Any]) -> None:
         raise refused(function, "out=", _INSTEAD["out"])
 
 
-@functools.cache
 def _signature(function: Any) -> inspect.Signature:
-    return inspect.signature(function)
+    signature = signature_of(function)
+    assert signature is not None
+    return signature
 
 
 def _given(function: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
