@@ -281,10 +281,11 @@ def test_new_rows_start_from_their_own_values():
 
 def test_the_configuration_of_keras_is_read():
     config = {"learning_rate": 0.01, "use_ema": True, "ema_momentum": 0.8, "clipnorm": None}
-    config |= {"ema_overwrite_frequency": 5, "gradient_accumulation_steps": 2}
+    config |= {"ema_overwrite_frequency": 5, "gradient_accumulation_steps": None}
     opt = rmsjit.forms.from_config(config | {"loss_scale_factor": None})
     assert (opt.use_ema, opt.ema_momentum, opt.ema_overwrite_frequency) == (True, 0.8, 5)
-    assert opt.gradient_accumulation_steps == 2
+    with pytest.raises(ValueError, match=r"can't both be set.*RMSprop takes both"):
+        rmsjit.forms.from_config(config | {"gradient_accumulation_steps": 2})
 
 
 @pytest.mark.live

@@ -285,14 +285,14 @@ def test_a_fork_waits_for_a_compilation():
     code = """
 from rmsjit.runtime import cache
 
-obtain, begun = cache._obtain, threading.Event()
+obtain, begun = cache._obtained, threading.Event()
 
 def slowly(*arguments):
     begun.set()
     time.sleep(0.5)
     return obtain(*arguments)
 
-cache._obtain = slowly
+cache._obtained = slowly
 worker = threading.Thread(target=halfway)
 worker.start()
 begun.wait()
