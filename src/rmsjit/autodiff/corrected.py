@@ -42,7 +42,7 @@ def refused(function: Any, argument: str, instead: str) -> TypeError:
 
 
 def refuse_out(function: Any, keywords: dict[str, Any]) -> None:
-    """Refuse to write a result to an array, of which a tape would know nothing."""
+    """Refuse to write a result to an array, since a tape would not know of it."""
     if keywords.get("out") is not None:
         raise refused(function, "out=", _INSTEAD["out"])
 
@@ -261,6 +261,7 @@ def _repeat(a: Any, repeats: Any, axis: Any = None) -> Any:
 
 
 def _tile(A: Any, reps: Any) -> Any:  # noqa: N803  # NumPy's name
+    """autograd aligns `reps` with the first axes and not with the last."""
     reps = (reps,) if _ndim(reps) == 0 else tuple(reps)
     ndim = max(len(reps), _ndim(A))
     shape = (1,) * (ndim - _ndim(A)) + _shape(A)
@@ -269,7 +270,6 @@ def _tile(A: Any, reps: Any) -> Any:  # noqa: N803  # NumPy's name
 
 def _roll(a: Any, shift: Any, axis: Any = None) -> Any:
     """autograd knows no tuples."""
-    """autograd aligns `reps` with the first axes and not with the last."""
     if axis is None:
         return anp.roll(a, int(np.sum(shift)))
     for one, along in np.broadcast(shift, axis):
@@ -406,7 +406,7 @@ def _sinc(x: Any) -> Any:
     at_zero = getval(x) == 0
     if not np.any(at_zero):
         return anp.sinc(x)
-    squared = (np.pi * x) ** 2  # of which the series is exact at zero, with its derivatives
+    squared = (np.pi * x) ** 2  # the series is exact at zero, with its derivatives
     series = 1 - squared / 6 + squared**2 / 120
     return _where(at_zero, series, anp.sinc(_where(at_zero, 1.0, x)))
 

@@ -231,7 +231,7 @@ def _variance_estimate(form: Form):
 
     @njit(**INLINED)
     def variance(i, g, slots, h, noise):
-        # An average or a square that has overflowed, times a factor of 0, would be NaN.
+        # An average that has overflowed, times a factor of 0, would be NaN.
         mean_square = average_square(at_most(load(slots[RMS], i), h.rms_bound), g, h)
         store_rms(slots[RMS], i, mean_square, noise)
         if CORRECTED:
@@ -340,9 +340,10 @@ def _average(kind: str, fused: bool):
 
     @njit(**INLINED)
     def difference(old, new, h):
+        change = new - at_most(old, h.largest)  # so that what has overflowed stays infinite
         if fused:
-            return multiply_add(h.one_minus_rho, new - old, old)
-        return old + (new - old) * h.one_minus_rho
+            return multiply_add(h.one_minus_rho, change, old)
+        return old + change * h.one_minus_rho
 
     return weighted if kind == "weighted" else difference
 

@@ -7,8 +7,10 @@ call.  So clipping, weight decay and strategies see only sums.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, array_key
@@ -188,6 +190,7 @@ class Accumulator:
             accepts(RAISE, finite, lambda k: naming(pairs[k][1], k))
         return pairs, missing
 
+    @np.errstate(all="ignore")  # sums that are not finite are for the step to judge
     def _added(
         self, summed: Mapping[str, Summed], pairs: Sequence[tuple[Any, Any]]
     ) -> dict[str, Summed]:
@@ -208,11 +211,30 @@ class Accumulator:
         variables = [variable for _, variable in pairs]
         kinds = [type(gradient) for gradient, _ in pairs]
         with self._store.lock.lock:
+            known = self._known(variables, kinds)
+            if known is not None:
+                return known
             while True:
                 found = known_or_new(self._store, variables, kinds)
                 entries = [entry for entry in found if entry is not None]
                 if self._store.enter(entries, []):  # no signal handler has entered others
                     return entries
+
+    def _known(self, variables: Sequence[Any], kinds: Sequence[type]) -> list[Entry] | None:
+        """The entries of known variables with dense gradients, which need no further check.
+
+        None if there are others, or in a copy that has not met all of its variables.
+        """
+        if self._store.unmet or IndexedSlices in kinds:
+            return None
+        entries = []
+        for variable in variables:
+            entry = self._store.find(variable)
+            if entry is None:
+                return None
+            entry.saw(variable)
+            entries.append(entry)
+        return entries
 
     def _reduced(self, current: Round) -> Pairs:
         """The pairs for the step that ends a round."""
@@ -268,8 +290,10 @@ class Accumulator:
 
 def _with_met(met: Mapping[Key, Any], pairs: Pairs) -> Mapping[Key, Any]:
     """The variables of a round, those of one more call included."""
-    given = {key_of(variable): variable for _, variable in pairs}
-    return {**met, **given}
+    variables = [variable for _, variable in pairs]
+    if len(variables) == len(met) and all(map(is_, variables, met.values())):
+        return met
+    return {**met, **{key_of(variable): variable for variable in variables}}
 
 
 def _in_order(pairs: Sequence[tuple[Any, Any]], met: Mapping[Key, Any]) -> Pairs:

@@ -48,7 +48,6 @@ class Sum(NamedTuple):
         layout.logical(total, array.shape)[...] = gradient
         return cls(total, array.shape, layout)
 
-    @np.errstate(all="ignore")  # sums that are not finite are for the step to judge
     def plus(self, other: Sum) -> Sum:
         """The sum of two sums in new memory; dense unless both name rows of the same view."""
         ours, theirs = self.total, other.total

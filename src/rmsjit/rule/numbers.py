@@ -133,7 +133,7 @@ def packed(numbers: StepNumbers, clipvalue: float, computing: str, form: Form) -
             decay=numbers.weight_decay,
             correction=1 - numbers.rho**numbers.step if form.bias_correction else 1.0,
             largest=np.finfo(dtype).max,
-            rms_bound=np.inf if rho and form.rms_average == "weighted" else np.finfo(dtype).max,
+            rms_bound=np.inf if rho else np.finfo(dtype).max,
             clipvalue=clipvalue,
             clip_weights=numbers.clip_weights,
             ema_momentum=numbers.ema_momentum,
