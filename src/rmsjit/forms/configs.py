@@ -11,7 +11,7 @@ from rmsjit.forms.table import BY_NAME, LIBRARIES
 from rmsjit.optimizers.keras_legacy import RMSprop
 
 _KNOWN_CLASSES = ("RMSprop", "RMSProp", "Keras>RMSprop", "Custom>RMSprop")
-_OF_NO_RULE = {  # what else a group of PyTorch has: its parameters, and what schedulers put there
+_NOT_OF_THE_RULE = {  # its parameters, and what schedulers of PyTorch put into a group
     "params",
     "param_names",
     "initial_lr",
@@ -96,7 +96,7 @@ def library_of(arguments: Mapping[str, Any]) -> Library:
 
 
 def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments within a configuration, without what names its class and is of no rule."""
+    """The arguments within a configuration, without those that are not of the rule."""
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a mapping, got {type(config).__name__}")
     name = config.get("class_name")
@@ -106,7 +106,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(config.get("config"), Mapping):
             raise TypeError(f"config must have the arguments under 'config', got {config!r}")
         config = config["config"]
-    return {k: v for k, v in config.items() if k not in _OF_NO_RULE}
+    return {k: v for k, v in config.items() if k not in _NOT_OF_THE_RULE}
 
 
 def _fits(library: Library, arguments: Mapping[str, Any]) -> bool:

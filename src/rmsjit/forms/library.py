@@ -100,7 +100,7 @@ class Argument:
 class Number(Argument):
     """An argument that is a number of the rule.
 
-    None is a value of those only whose default it is, and says that there is no such term.
+    None is accepted only where it is the default, and means that there is no such term.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ class Number(Argument):
 
 
 def _is_one_of(value: Any, numbers: Iterable[float]) -> bool:
-    """Whether a value is a plain number, and among some."""
+    """Whether a value is a plain number that is one of some."""
     return isinstance(value, (int, float, np.number)) and value in tuple(numbers)
 
 

@@ -218,7 +218,7 @@ def _decay(kind: str | None, fused: bool):
 
 @functools.cache
 def _variance_estimate(form: Form):
-    """The function that moves the averages of an element and returns what the root is of."""
+    """The function that moves the averages of an element and returns the variance."""
     RMS, CENTERED = form.index("rms"), form.centered
     MG = form.index("mg") if CENTERED else -1
     CORRECTED, CLAMPED = form.bias_correction, form.clamp

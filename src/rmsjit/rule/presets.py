@@ -22,9 +22,9 @@ def tf1(*, centered: bool) -> Form:
 
 
 def has_plain_rule(form: Form) -> bool:
-    """Whether a form is tf-keras's without momentum, whatever it keeps besides, and in what dtypes.
+    """Whether a form is tf-keras's without momentum, with any dtypes and any slots of averages.
 
-    It can get momentum later.
+    Such a form can get momentum later.
     """
     form = form.without_additions.with_state(dict.fromkeys(form.slot_names))
     return form == keras_legacy(centered=form.centered, momentum=False)

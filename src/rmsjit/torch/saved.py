@@ -44,7 +44,7 @@ def _sizes(groups: _Groups) -> list[int]:
 
 
 def _owners(ours: _Groups, saved: _Groups) -> _Owners:
-    """Whose each saved state is."""
+    """The parameter of each saved state, and its name in errors."""
     return {
         key: (parameter, name_of(position, our, number))
         for number, (our, group) in enumerate(zip(ours, saved, strict=True))
