@@ -712,3 +712,42 @@ def test_copies_of_a_round_name_the_same_rows(layout):
         results.append(table.tolist())
     assert results[0][0][0] == results[0][3][0] == 1.0
     assert results[1:] == results[:1] * 2
+
+
+@pytest.mark.parametrize("how", ["save", "copy", "pickle"])
+@pytest.mark.parametrize("first", [(1, 0), (1,)])
+def test_the_order_of_a_step_is_kept(how, first, tmp_path):
+    """On which random bits and the order of weights depend."""
+
+    def run(resumes):
+        rng, variables = np.random.default_rng(0), [np.ones(30, "f2"), np.ones(20, "f2")]
+        opt = rmsjit.RMSprop(0.001, gradient_accumulation_steps=2, rounding="stochastic", seed=1)
+        for call in range(4):
+            for_call = first if call == 0 else (0, 1)
+            opt.apply_gradients(
+                [(rng.normal(size=variables[k].size).astype("f2"), variables[k]) for k in for_call]
+            )
+            if call == 0 and resumes:
+                if how == "save":
+                    rmsjit.save(tmp_path / "run.npz", opt, dict(zip("ab", variables, strict=True)))
+                    opt, loaded = rmsjit.load(tmp_path / "run.npz")
+                    variables = list(loaded.values())
+                elif how == "copy":
+                    opt, variables = copy.deepcopy((opt, variables))
+                else:
+                    opt, variables = pickle.loads(pickle.dumps((opt, variables)))
+        return [v.tobytes() for v in variables], [w.shape for w in opt.get_weights()]
+
+    assert run(True) == run(False)
+
+
+def test_a_gradient_of_a_frozen_variable_is_never_read():
+    w, gradient = np.zeros(3), np.ones(3)
+    opt = rmsjit.RMSprop(0.01, gradient_accumulation_steps=3)
+    group = opt.add_group([w], frozen=True)
+    opt.apply_gradients([(gradient, w)])
+    group.frozen = False
+    gradient[:] = np.nan
+    opt.flush()
+    assert w.tolist() == [0.0, 0.0, 0.0]
+    assert int(opt.iterations) == 1

@@ -133,7 +133,7 @@ def test_a_full_disk_is_told_in_one_line():
         (["bench", "--sizes", "1e400"], "must be a positive whole number, got '1e400'"),
         (["bench", "--sizes", "nan"], "must be a positive whole number, got 'nan'"),
         (["demo", "--seed", str(2**32)], "must be below 2**32, got '4294967296'"),
-        (["demo", "--epochs", "9" * 5000], "must be a whole number of at least 1, got '999"),
+        (["demo", "--epochs", "9" * 5000], "must have at most 30 digits"),
         (["demo", "--output", "missing/x.png"], "can't be written: 'missing/x.png' (No such"),
         (["demo", "--output", "n" * 300 + ".png"], "File name too long)"),
     ],
@@ -144,6 +144,16 @@ def test_odd_values_are_refused(argv, message, tmp_path, monkeypatch, capsys):
         main(argv)
     assert end.value.code == 2
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [["--text"], ["--output", "a.png"]])
+def test_text_and_an_image_are_not_drawn_at_once(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["cosine", "--initial-learning-rate", "0.1", "--decay-steps", "100"]
+    others = ["--output", "b.png"] if options == ["--text"] else ["--text"]
+    assert main(["schedule", *options, *arguments, *others]) == 2
+    assert "--text and --output can't both be given" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

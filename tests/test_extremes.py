@@ -463,8 +463,11 @@ def test_norms_of_denormal_gradients_clip_nothing(clip, dtype):
     [({"grad_scale": 1e39}, "float32"), ({"loss_scale": 1e46}, "float32"),
      ({"grad_scale": 1e-46}, "float32"), ({"grad_scale": 1e300, "loss_scale": 1e-20}, "float64")],
 )  # fmt: skip
-def test_scales_beyond_the_dtype_are_refused(settings, dtype):
-    w, opt = np.zeros(1, dtype), rmsjit.RMSprop(**settings)
+@pytest.mark.parametrize("hooks", [None, [lambda pairs: pairs]])
+def test_scales_beyond_the_dtype_are_refused(settings, dtype, hooks):
+    if hooks and "loss_scale" in settings:
+        pytest.skip("hooks are not for a loss scale")
+    w, opt = np.zeros(1, dtype), rmsjit.RMSprop(gradient_transformers=hooks, **settings)
     with pytest.raises(ValueError, match=f"loss_scale must be in the range of {dtype}, got"):
         opt.apply_gradients([(np.ones(1, dtype), w)])
     assert (int(opt.iterations), w[0]) == (0, 0.0)

@@ -5,6 +5,7 @@ second twin below writes every order of operations down in float32, and must giv
 """
 
 import copy
+import enum
 import hashlib
 import inspect
 import itertools
@@ -1190,3 +1191,20 @@ def test_to_add_a_slot_is_to_name_it_and_to_write_its_arithmetic(peak_form, tmp_
     load(tmp_path / "run.npz", *in_place)
     copied, pickled = copy.deepcopy(run), pickle.loads(pickle.dumps(run))
     assert_go_on_alike(run, load(tmp_path / "run.npz"), in_place, copied, pickled)
+
+
+class Word(enum.StrEnum):
+    INSIDE, STOCHASTIC, EXACT = "inside", "stochastic", "exact"
+
+
+@pytest.mark.parametrize("text", [np.str_, lambda word: Word(word)], ids=["numpy", "enum"])
+def test_settings_may_be_other_kinds_of_text(text):
+    form = Form.with_slots("rms", "momentum", epsilon=text("inside"), nesterov=np.True_)
+    assert repr(form) == repr(Form.with_slots("rms", "momentum", epsilon="inside", nesterov=True))
+    opt = rmsjit.RMSprop(rounding=text("stochastic"), state_dtype=np.str_("bfloat16"))
+    plain = rmsjit.RMSprop(rounding="stochastic", state_dtype="bfloat16")
+    assert repr(opt.form) == repr(plain.form)
+    assert repr(opt.get_config()) == repr(plain.get_config())
+    assert rmsjit.RMSprop(sparse=text("exact")).get_config() == (
+        rmsjit.RMSprop(sparse="exact").get_config()
+    )

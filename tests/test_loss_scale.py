@@ -290,8 +290,19 @@ def test_wrong_scales(arguments, error, message):
         DynamicLossScale(**arguments)
 
 
-def test_a_scale_never_vanishes():
-    scale = DynamicLossScale(initial=2.0**-148)
+def test_the_inverse_of_a_scale_never_overflows():
+    scale = DynamicLossScale(initial=2.0**-126)
     for _ in range(4):
         scale.state = scale.after(taken=False)
-    assert scale.value == 2.0**-149
+    assert scale.value == 2.0**-127
+
+
+def test_steps_go_on_after_any_number_of_skipped_ones():
+    opt = rmsjit.RMSprop(0.1, nonfinite="skip", loss_scale="dynamic")
+    v = np.ones(2, np.float32)
+    for _ in range(400):
+        opt.apply_gradients([(np.array([np.nan, 1.0], np.float32), v)])
+    assert opt.skipped_steps == 400
+    opt.apply_gradients([(np.full(2, opt.loss_scale, np.float32), v)])
+    assert np.isfinite(v).all()
+    assert (v < 1).all()

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import threading
 from collections import deque
 
 import autograd
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import rmsjit
 from rmsjit.autodiff.tape import GradientTape
 from rmsjit.variables import Variable, array_of, arrays_of
 
@@ -232,6 +234,38 @@ def test_copies_of_a_subclass_are_of_it(protocol):
     twin.assign([0.0, 0.0])
     twin.count.append(4)
     assert (v.tolist(), v.count) == ([1, 2], [3])
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_copies_share_their_constraint(duplicate):
+    """Which may be a method of a large object, or of one that can't be copied."""
+
+    class Model:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def clip(self, value):
+            return value
+
+    model = Model()
+    v = Variable([1.0], constraint=model.clip)
+    assert duplicate(v).constraint.__self__ is model
+    opt = rmsjit.RMSprop(0.1)
+    opt.apply_gradients([(np.ones(1), v)])
+    opt, twin = copy.deepcopy((opt, v))
+    assert twin.constraint.__self__ is model
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, lambda v: pickle.loads(pickle.dumps(v))])
+def test_a_copy_of_a_slot_in_8_bits_is_a_variable(duplicate):
+    opt, w = rmsjit.RMSprop(0.1, state_dtype="8bit"), np.ones(4096, np.float32)
+    opt.apply_gradients([(np.ones_like(w), w)])
+    slot = opt.get_slot(w, "rms")
+    twin = duplicate(slot)
+    assert type(twin) is Variable
+    np.testing.assert_array_equal(twin, slot.numpy())
+    twin.assign(np.zeros_like(w))
+    assert slot.numpy().all()
 
 
 def test_a_subclass_is_recorded_like_a_variable():

@@ -44,7 +44,7 @@ _NARROWER = {
     "complex128": np.complex64,
 }
 
-# Functions that write to an argument, which is their first one.
+# Functions that write to their first argument, and its name.
 _WRITERS = {
     np.copyto: "dst",
     np.fill_diagonal: "a",
@@ -357,6 +357,17 @@ class Variable(NDArrayOperatorsMixin):
     def __copy__(self) -> Self:
         return copy.deepcopy(self)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with an array of its own; both have the same constraint."""
+        state = super().__reduce_ex__(2)[2]
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in {**(attributes or {}), **(slots or {})}.items():
+            is_shared = name == "_constraint"
+            setattr(copied, name, value if is_shared else copy.deepcopy(value, memo))
+        return copied
+
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return super().__reduce_ex__(max(2, operator.index(protocol)))  # older ones know no slots
 
@@ -418,7 +429,7 @@ def _by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
 
 @functools.cache
 def signature_of(function: Any) -> inspect.Signature | None:
-    """The parameters of a function; None for compiled ones that do not tell."""
+    """The parameters of a function; None for some compiled ones."""
     try:
         return inspect.signature(function)
     except ValueError:

@@ -196,6 +196,20 @@ def _solve(a: Any, b: Any) -> Any:
 _linsolve = anp.linalg.solve
 
 
+def _einsum(subscripts: Any, *operands: Any, **keywords: Any) -> Any:
+    """autograd does not sum over the axes along which an operand was repeated."""
+    refuse_out(np.einsum, keywords)
+    if isinstance(subscripts, str) and "." not in subscripts:
+        labels = subscripts.replace(" ", "").split("->")[0].split(",")
+        sizes: dict[str, int] = {}
+        for names, operand in zip(labels, operands, strict=True):
+            for name, size in zip(names, _shape(operand), strict=True):
+                sizes[name] = max(size, sizes.get(name, size))
+        whole = [tuple(sizes[name] for name in names) for names in labels]
+        operands = tuple(map(_spread, operands, whole))
+    return anp.einsum(subscripts, *operands, **keywords)
+
+
 def _cross(a: Any, b: Any, *axes: Any, **keywords: Any) -> Any:
     """autograd does not sum over repeated vectors."""
     if _shape(a) != _shape(b) and not axes and not keywords:
@@ -226,9 +240,11 @@ def _full_like(a: Any, fill_value: Any, *args: Any, **keywords: Any) -> Any:
     return _spread(fill_value, _shape(a)).astype(getval(a).dtype)
 
 
-def _linspace(start: Any, stop: Any, num: int = 50, endpoint: bool = True, **keywords: Any) -> Any:
+def _linspace(start: Any, stop: Any, *args: Any, **keywords: Any) -> Any:
     """autograd expects numbers, and the end point."""
-    for name in keywords:
+    given = _given(np.linspace, (start, stop, *args), keywords)
+    num, endpoint = given.get("num", 50), given.get("endpoint", True)
+    for name in given.keys() - {"stop", "num", "endpoint"}:
         raise refused(np.linspace, f"{name}=", "use astype or np.moveaxis on the result")
     if _shape(start) == _shape(stop) == () and endpoint:
         return anp.linspace(start, stop, num)
@@ -406,7 +422,8 @@ def _sinc(x: Any) -> Any:
     at_zero = getval(x) == 0
     if not np.any(at_zero):
         return anp.sinc(x)
-    squared = (np.pi * x) ** 2  # the series is exact at zero, with its derivatives
+    # The series is exact at zero, with its derivatives.
+    squared = (np.pi * _where(at_zero, x, 0.0)) ** 2
     series = 1 - squared / 6 + squared**2 / 120
     return _where(at_zero, series, anp.sinc(_where(at_zero, 1.0, x)))
 
@@ -437,6 +454,7 @@ VERSIONS: dict[Any, _Function] = {
     np.broadcast_to: _broadcast_to,
     np.clip: _clip,
     np.cross: _cross,
+    np.einsum: _einsum,
     np.full_like: _full_like,
     np.linalg.solve: _solve,
     np.linspace: _linspace,

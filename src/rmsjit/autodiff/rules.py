@@ -74,7 +74,7 @@ def check_shape(part: Any, shape: tuple[int, ...], function: Any) -> None:
     """
     if isinstance(part, Rows) or type(part) in sparse_object_types:
         return
-    got = getattr(part, "shape", ())
+    got = part.shape if hasattr(part, "shape") else np.shape(part)
     if got != shape:
         name = name_of(function)
         whose = "autograd's" if _is_of_autograd(name) else "the"

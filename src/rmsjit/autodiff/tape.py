@@ -57,7 +57,7 @@ class GradientTape:
       a variable only through these, the gradient is None.  Everything else that would convert a
       watched variable or a result to a plain array raises `TypeError`: ``np.asarray``,
       ``array.dot(v)``, ``np.array([v, w])`` (not ``anp.array``), C code, linear operators.  So does
-      ``array[i] = v``, for which NumPy makes it a `ValueError`.  What calls ``float(v)`` itself,
+      ``array[i] = v``, where NumPy turns it into a `ValueError`.  What calls ``float(v)`` itself,
       such as ``array.fill(v)``, ``np.fromiter`` and ``math.exp(v)``, gets a constant.
     - Where autograd's derivatives are known to be wrong, NumPy functions and methods have right
       ones, or are refused with a `TypeError` that names the argument.  ``autograd.numpy`` functions

@@ -32,6 +32,18 @@ from rmsjit.autodiff.rules import name_of
 from rmsjit.variables import UNTRACED, Variable, arrays_of, mapped
 
 
+def _method(name: str, function: Any) -> Callable[..., Any]:
+    """The method of a result that does the same as a function of NumPy."""
+    version = VERSIONS[function]
+
+    def method(self: Traced, *args: Any, **keywords: Any) -> Any:
+        if self.is_recorded:
+            return version(self, *args, **keywords)
+        return getattr(self.array, name)(*_with_constants(args), **_with_constants(keywords))
+
+    return method
+
+
 class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no types
     """The result of a computation with variables while a tape records.
 
@@ -90,17 +102,17 @@ class Traced(ArrayBox, hooks.Recorded):  # type: ignore[misc]  # autograd has no
         """The same as ``np.transpose``, whose axes may also be given as several arguments."""
         return VERSIONS[np.transpose](self, axes[0] if len(axes) == 1 else axes or None)
 
-    clip = VERSIONS[np.clip]
-    flatten = VERSIONS[np.ravel]
-    max = VERSIONS[np.max]
-    mean = VERSIONS[np.mean]
-    min = VERSIONS[np.min]
-    prod = VERSIONS[np.prod]
-    ravel = VERSIONS[np.ravel]
-    repeat = VERSIONS[np.repeat]
-    std = VERSIONS[np.std]
-    sum = VERSIONS[np.sum]
-    var = VERSIONS[np.var]
+    clip = _method("clip", np.clip)
+    flatten = _method("flatten", np.ravel)
+    max = _method("max", np.max)
+    mean = _method("mean", np.mean)
+    min = _method("min", np.min)
+    prod = _method("prod", np.prod)
+    ravel = _method("ravel", np.ravel)
+    repeat = _method("repeat", np.repeat)
+    std = _method("std", np.std)
+    sum = _method("sum", np.sum)
+    var = _method("var", np.var)
 
     def conj(self) -> Any:
         """The complex conjugates."""

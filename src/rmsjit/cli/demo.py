@@ -165,9 +165,11 @@ def _seed(text: str) -> int:
 
 
 def _integer(text: str, least: int) -> int:
-    if not text.isdecimal() or len(text) > _MOST_DIGITS or int(text) < least:
+    if len(text) > _MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"must have at most {_MOST_DIGITS} digits")
+    if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(
-            f"must be a whole number of at least {least}, got {text[:_MOST_DIGITS]!r}"
+            f"must be a whole number of at least {least}, got {text!r}"
         )
     return int(text)
 

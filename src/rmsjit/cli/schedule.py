@@ -65,6 +65,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 def run(args: argparse.Namespace) -> int:
     """Draw the schedule that the arguments describe; return the exit status."""
     cls = SCHEDULES[args.kind]
+    if args.text and args.output:  # one before the name of the schedule
+        return _fail("--text and --output can't both be given", status=2)
     try:
         schedule = cls(**{name: getattr(args, name) for name in inspect.signature(cls).parameters})
         steps = spread(args.steps or natural_span(schedule))

@@ -22,7 +22,14 @@ from rmsjit.state.meeting import held_homes
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.entering import known_or_new
 from rmsjit.steps.nonfinite import PROPAGATE, RAISE, accepts, finite_gradients
-from rmsjit.steps.pairs import Pairs, check_indices, naming, no_gradient, split_pairs
+from rmsjit.steps.pairs import (
+    Pairs,
+    check_indices,
+    naming,
+    no_gradient,
+    split_pairs,
+    warn_of_missing,
+)
 from rmsjit.variables import Variable, array_of
 
 
@@ -62,8 +69,8 @@ class Round(NamedTuple):
     still : tuple of (gradient, variable)
         Those of the last call that are of variables that do not move.
     met : dict of Key to variable
-        The variables of all calls, with or without a gradient, in the order of their first calls:
-        the order of the step.  Empty in a copy.
+        The variables of all calls, with or without a gradient, in the order of their first calls.
+        Empty in a copy.
     aggregate : bool or None
         Whether a strategy reduces the sums; None before the first call.
     """
@@ -98,7 +105,7 @@ class Accumulator:
         nonfinite: str = PROPAGATE,
     ) -> None:
         self._store = store or SlotStore("accumulator", Form())
-        self._sweeps = store is None
+        self._shares = store is None  # its steps with other ranks
         self.calls_per_step, self.reduction = calls_per_step, reduction
         self._nonfinite = nonfinite
         self._round = Round()
@@ -195,7 +202,7 @@ class Accumulator:
         self, summed: Mapping[str, Summed], pairs: Sequence[tuple[Any, Any]]
     ) -> dict[str, Summed]:
         """Sums with the gradients of one call, in new memory where they change."""
-        if self._sweeps and not summed and self._store.is_due_for_a_sweep:
+        if self._shares and not summed and self._store.is_due_for_a_sweep:
             self._store.sweep()
         new = dict(summed)
         for entry, (gradient, variable) in zip(self._entered(pairs), pairs, strict=True):
@@ -251,7 +258,15 @@ class Accumulator:
             if self.reduction == "mean":
                 total = total.divided(current.calls)
             pairs.append((total.for_view(array_of(variable)), variable))
-        return _in_order(pairs, current.met) if pairs else current.still
+        if not pairs:
+            return tuple((_zeros_of(variable), variable) for _, variable in current.still)
+        missing = _without_sums(pairs, current.met)
+        if self._shares:
+            others = ((None, variable) for variable in missing.values())
+            return _in_order([*pairs, *others], current.met)
+        if missing:
+            warn_of_missing([naming(variable, place) for place, variable in missing.items()])
+        return tuple(pairs)
 
     def entries_of(self, current: Round) -> dict[str, Entry]:
         """The entries of the variables with a sum, by name."""
@@ -296,11 +311,22 @@ def _with_met(met: Mapping[Key, Any], pairs: Pairs) -> Mapping[Key, Any]:
     return {**met, **{key_of(variable): variable for variable in variables}}
 
 
+def _without_sums(pairs: Sequence[tuple[Any, Any]], met: Mapping[Key, Any]) -> dict[int, Any]:
+    """The variables without a gradient in any call, by their places among all."""
+    known = {key_of(variable) for _, variable in pairs}
+    return {k: variable for k, (key, variable) in enumerate(met.items()) if key not in known}
+
+
 def _in_order(pairs: Sequence[tuple[Any, Any]], met: Mapping[Key, Any]) -> Pairs:
-    """The pairs of a step, and those of variables without a gradient, in the order of the calls."""
-    known = {key_of(variable): (gradient, variable) for gradient, variable in pairs}
-    ordered = [known.pop(key, (None, variable)) for key, variable in met.items()]
-    return (*known.values(), *ordered)
+    """The pairs of a step in the order of the calls, which is the same on all ranks."""
+    places = {key: place for place, key in enumerate(met)}
+    return tuple(sorted(pairs, key=lambda pair: places.get(key_of(pair[1]), -1)))
+
+
+def _zeros_of(variable: Any) -> NDArray[Any]:
+    """In place of the gradient of a variable that does not move."""
+    array = array_of(variable)
+    return np.zeros(array.shape, array.dtype)
 
 
 def _original(summed: Summed, entry: Entry) -> Sum:

@@ -146,6 +146,7 @@ def _state_dtype(name: str, value: Any) -> str:
         raise TypeError(f"{name} must be a dtype, got {value!r}") from None
     if found not in STATE_DTYPES:
         raise ValueError(f"{name} must be one of {', '.join(STATE_DTYPES)}, got {value!r}")
+    found = STATE_DTYPES[STATE_DTYPES.index(found)]  # not one of a subclass
     if found == "bfloat16":
         dtype_named(found)
     return found

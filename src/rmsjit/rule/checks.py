@@ -116,7 +116,7 @@ def choice(name: str, value: Any, *allowed: str) -> str:
     if not isinstance(value, str) or value not in allowed:
         *first, last = (f'"{word}"' for word in allowed)
         raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
-    return value
+    return allowed[allowed.index(value)]  # not one of a subclass
 
 
 def integer(name: str, value: Any, kind: str = "an integer") -> int:

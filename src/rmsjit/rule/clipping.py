@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,17 @@ class Clipping:
 def _bound(name: str, value: Any) -> float | None:
     """A plain float, which JSON can hold."""
     return None if value is None else nonnegative_number(name, value)
+
+
+def check_scale(scale: float, computing: Iterable[str]) -> None:
+    """Raise `ValueError` if the factor of all gradients vanishes or overflows in a dtype."""
+    for name in computing:
+        with np.errstate(all="ignore"):
+            factor = np.dtype(name).type(scale)
+        if factor == 0 or not np.isfinite(factor):
+            raise ValueError(
+                f"grad_scale divided by loss_scale must be in the range of {name}, got {scale}"
+            )
 
 
 def refuse_complex(dtype: str, clipping: Clipping, form: Form) -> None:

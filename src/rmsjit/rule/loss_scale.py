@@ -132,7 +132,9 @@ class DynamicLossScale:
         value, good_steps = self.state
         if not taken:
             smaller = _in_float32(value * self.backoff_factor)
-            return ScaleState(smaller or value, 0)  # steps divide by it
+            # Steps multiply by the inverse.
+            is_usable = smaller > 0 and np.isfinite(_in_float32(1 / smaller))
+            return ScaleState(smaller if is_usable else value, 0)
         if good_steps + 1 < self.growth_interval:
             return ScaleState(value, good_steps + 1)
         grown = _in_float32(value * self.growth_factor)

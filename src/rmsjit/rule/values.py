@@ -6,12 +6,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
+_NONE = object()
+
 
 def check_choice(holder: Any, name: str, allowed: tuple[Any, ...]) -> None:
-    """Raise `ValueError` if a setting does not have one of the allowed values."""
+    """Raise `ValueError` if a frozen setting does not have one of the allowed values."""
     value = getattr(holder, name)
-    if not any(value == one and type(value) is type(one) for one in allowed):
+    known = next((one for one in allowed if _is_same(value, one)), _NONE)
+    if known is _NONE:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    object.__setattr__(holder, name, known)  # not one of a subclass, which is shown otherwise
+
+
+def _is_same(value: Any, one: Any) -> bool:
+    kinds = (bool, np.bool_) if isinstance(one, bool) else type(one)
+    return isinstance(value, kinds) and bool(value == one)
 
 
 def changed_settings(value: Any, without: str) -> dict[str, Any]:

@@ -275,7 +275,7 @@ def tbb_module() -> Any:
 def reload_settings() -> None:
     """Read Numba's settings from the environment again, as its compiler does when it starts.
 
-    Once its threads run, Numba refuses another number of them, and with it all that has changed.
+    Once its threads run, Numba refuses to change their number, and then reads no setting at all.
     Then the settings stay as they are, also for the compiler.
     """
     config = import_module("numba.core.config")

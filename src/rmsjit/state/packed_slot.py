@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,6 +42,14 @@ class PackedSlot(Variable):
         array = self._layout.logical(flat, self._shape)
         array.flags.writeable = False
         return array
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:  # type: ignore[override]
+        """A plain variable with the values."""
+        copied = memo[id(self)] = Variable(self._array.copy(), self._name, trainable=False)
+        return copied
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return Variable, (self._array, self._name, None, False)
 
     def packed(self, value: ArrayLike) -> NDArray[Any]:
         """The memory that the slot would have with this value."""

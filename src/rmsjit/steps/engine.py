@@ -9,7 +9,7 @@ the act, so an error changes nothing, and a signal never sees a step half done.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import rows_key
 from rmsjit.autodiff import hooks
-from rmsjit.rule.clipping import Clipping, refuse_complex
+from rmsjit.rule.clipping import Clipping, check_scale, refuse_complex
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.runtime.threads import ONE_THREAD, Launch
 from rmsjit.runtime.trials import TrialsBySize
@@ -46,17 +46,6 @@ def _full(counter: Any) -> OverflowError:
 def _check_room(counter: NDArray[Any] | None) -> None:
     if counter is not None and counter == np.iinfo(counter.dtype).max:
         raise _full(counter)
-
-
-def _check_scale(scale: float, computing: Iterable[str]) -> None:
-    """Raise `ValueError` if the factor of all gradients vanishes or overflows in a dtype."""
-    for name in computing:
-        with np.errstate(all="ignore"):
-            factor = np.dtype(name).type(scale)
-        if factor == 0 or not np.isfinite(factor):
-            raise ValueError(
-                f"grad_scale divided by loss_scale must be in the range of {name}, got {scale}"
-            )
 
 
 class Engine:
@@ -287,7 +276,7 @@ class Engine:
         """Whether the step is taken, and what to multiply each gradient by."""
         factors: NDArray[Any] | None = None
         if scale != 1.0:
-            _check_scale(scale, plan.layout.computing)
+            check_scale(scale, plan.layout.computing)
             factors = np.full(plan.count, scale)
         if not clipping.by_norm and not self.reads_norms:
             return True, factors

@@ -114,7 +114,7 @@ def _behind(clock: Clock, rows: NDArray[np.int64] | None) -> Iterator[NDArray[np
 
 
 def _run(calls: Callable[[int], list[Call]], nbytes: int, limit: int) -> None:
-    """Run calls on the number of threads that has proved fastest, or on one if it must be so."""
+    """Run calls on the number of threads that has proved fastest; on one if threads can't start."""
     tried = _trials.of(limit, nbytes, "catch up")
     launch = ONE_THREAD if tried is None else threads.launch(tried.choose().threads)
     if Act(calls(launch.threads), launch=launch, nbytes=nbytes, trials=tried).run() != DONE:

@@ -13,7 +13,7 @@ from rmsjit.arrays.dtypes import Precision, converted, precision_of
 from rmsjit.arrays.layout import address_of, layout_of
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.kernels import loader, norms
-from rmsjit.rule.clipping import Clipping
+from rmsjit.rule.clipping import Clipping, check_scale
 from rmsjit.steps.act import Act, Call
 from rmsjit.steps.partition import Partition, cut_by_length, pieces_of
 from rmsjit.variables import array_of
@@ -133,6 +133,8 @@ def clipped(pairs: Sequence[tuple[Any, Any]], clipping: Clipping) -> list[tuple[
     values = _values_of(pairs)
     with np.errstate(all="ignore"):  # NaN and infinity are handled elsewhere
         if clipping.factor != 1.0:
+            precisions = [precision_of(value.dtype) for value in values]
+            check_scale(clipping.factor, {p.computing for p in precisions if p is not None})
             values = [np.asarray(v * v.real.dtype.type(clipping.factor)) for v in values]
         if clipping.clipvalue is not None:
             values = [_clipped_by_value(value, clipping.limit) for value in values]

@@ -217,7 +217,7 @@ def check_slots(
     TypeError
         If one is not a tensor, or is real where the parameter is complex, or the reverse.
     ValueError
-        If one has not the shape of the parameter.
+        If one does not have the shape of the parameter.
     """
     for key in keys:
         if key in state:

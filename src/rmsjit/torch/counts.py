@@ -43,7 +43,7 @@ def check_count(count: Any, owner: str) -> None:
     TypeError
         If it is not an ordinary tensor of a real number.
     ValueError
-        If it has not one element.
+        If it does not have one element.
     """
     if not isinstance(count, Tensor):
         raise TypeError(f"{_name(owner)} must be a tensor, got {count!r}")

@@ -68,7 +68,7 @@ def check_parameter(parameter: Tensor, name: str) -> None:
 def check_memory(tensor: Tensor, name: str) -> None:
     """Raise `TypeError` if the elements of a tensor are nowhere in memory.
 
-    So it is with the wrappers of other tensors, and where memory was freed.
+    This is so for wrappers of other tensors, and where memory has been freed.
     """
     if not _has_memory(tensor):
         raise TypeError(
