@@ -362,3 +362,30 @@ def test_einsum_sums_over_repeated_axes(subscripts):
         same = (np.einsum(subscripts, a + np.zeros((3, 4)), b) ** 2).sum()
     for one, other in zip(tape.gradient(target, [a, b]), tape.gradient(same, [a, b]), strict=True):
         np.testing.assert_allclose(one, other)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 2, 2)])
+def test_the_sign_of_a_complex_determinant_is_differentiated(shape):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=shape) + 1j * rng.normal(size=shape)
+    v, step = Variable(a), 1e-6
+    with GradientTape(persistent=True) as tape:
+        sign, logarithm = np.linalg.slogdet(v)
+        target = np.real(sign).sum() + logarithm.sum()
+    np.testing.assert_allclose(sign.array, np.linalg.slogdet(a).sign)
+    gradient = tape.gradient(target, v)
+
+    def value(x):
+        sign, logarithm = np.linalg.slogdet(x)
+        return np.real(sign).sum() + logarithm.sum()
+
+    for index in np.ndindex(*shape):
+        unit = np.zeros(shape)
+        unit[index] = step
+        by_real = (value(a + unit) - value(a - unit)) / (2 * step)
+        by_imaginary = (value(a + 1j * unit) - value(a - 1j * unit)) / (2 * step)
+        np.testing.assert_allclose(
+            [gradient[index].real, abs(gradient[index].imag)],
+            [by_real, abs(by_imaginary)],
+            rtol=1e-5,
+        )

@@ -417,6 +417,19 @@ def _named_parts(function: Any) -> _Function:
     return parts
 
 
+_parts_of_slogdet = _named_parts(np.linalg.slogdet)
+
+
+def _slogdet(a: Any) -> Any:
+    """autograd takes the sign for a constant, which it is for real numbers only."""
+    parts = _parts_of_slogdet(a)
+    if not np.iscomplexobj(getval(a)):
+        return parts
+    size = _shape(a)[-1]
+    unit = anp.linalg.det(a * np.exp(-getval(parts[1]) / size)[..., None, None])  # of modulus 1
+    return type(parts)(unit / anp.abs(unit), parts[1])
+
+
 def _sinc(x: Any) -> Any:
     """autograd divides by the argument, which may be zero."""
     at_zero = getval(x) == 0
@@ -483,7 +496,7 @@ VERSIONS: dict[Any, _Function] = {
     np.linalg.eig: _named_parts(np.linalg.eig),
     np.linalg.eigh: _named_parts(np.linalg.eigh),
     np.linalg.pinv: _pinv,
-    np.linalg.slogdet: _named_parts(np.linalg.slogdet),
+    np.linalg.slogdet: _slogdet,
     np.linalg.svd: _named_parts(np.linalg.svd),
     np.sinc: _sinc,
 }
