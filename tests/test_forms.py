@@ -1008,11 +1008,10 @@ def test_a_mean_of_squares_that_overflows_stays_infinite(name, arguments, center
     assert found == [(1.0, np.inf)] * 21
 
 
-@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("sparse", ["rows", "exact"])
-def test_a_table_of_differences_stays_at_rest_after_an_overflow(sparse, fused):
+def test_a_table_of_differences_stays_at_rest_after_an_overflow(sparse):
     """Also over the steps that a row has missed."""
-    form = Form.with_slots("rms", "mg", rms_average="difference", fused=fused)
+    form = Form.with_slots("rms", "mg", rms_average="difference")
     table, optimizer = np.ones((4, 2), np.float32), rmsjit.RMSprop(0.1, form=form, sparse=sparse)
     for gradient, row in ((3e20, 1), (1.0, 2), (1.0, 2), (1.0, 1)):
         values = np.full((1, 2), gradient, np.float32)
