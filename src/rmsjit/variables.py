@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import functools
-import inspect
 import operator
 import sys
 from collections.abc import Callable, Iterator, ValuesView
@@ -18,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from rmsjit.arrays.masked import refuse_masked
 from rmsjit.arrays.tensors import new_array
+from rmsjit.arrays.written import written_arguments
 from rmsjit.autodiff import hooks
 
 _Method = Callable[..., Any]
@@ -42,16 +40,6 @@ _NARROWER = {
     "int64": np.int32,
     "uint64": np.int32,
     "complex128": np.complex64,
-}
-
-# Functions that write to their first argument, and its name.
-_WRITERS = {
-    np.copyto: "dst",
-    np.fill_diagonal: "a",
-    np.place: "arr",
-    np.put: "a",
-    np.put_along_axis: "arr",
-    np.putmask: "a",
 }
 
 
@@ -236,7 +224,10 @@ class Variable(NDArrayOperatorsMixin):
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        written = _written_by(function, args, kwargs) if hooks.are_used() else []
+        written: list[Variable] = []
+        if hooks.are_used():
+            targets = written_arguments(function, args, kwargs)
+            written = [target for target in targets if isinstance(target, Variable)]
         for target in written:
             _check_unwatched(target)
         result = function(*mapped(_read, args), **mapped(_read, kwargs))
@@ -406,34 +397,6 @@ def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
     if isinstance(arguments, dict):
         return {key: mapped(change, argument) for key, argument in arguments.items()}
     return change(arguments)
-
-
-def _written_by(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Variable]:
-    """The variables that a function of NumPy writes to."""
-    given = _by_name(function, args, kwargs)
-    out = given.get("out", ())
-    targets = [*(out if isinstance(out, tuple) else (out,)), given.get(_WRITERS.get(function, ""))]
-    if function is np.nan_to_num and not given.get("copy", True):
-        targets.append(given["x"])
-    return [target for target in targets if isinstance(target, Variable)]
-
-
-def _by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a function of NumPy by the names of its parameters."""
-    signature = signature_of(function)
-    if signature is not None:
-        with contextlib.suppress(TypeError):  # wrong arguments, which the function refuses itself
-            return signature.bind(*args, **kwargs).arguments
-    return dict(zip([_WRITERS.get(function, "")], args, strict=False)) | kwargs
-
-
-@functools.cache
-def signature_of(function: Any) -> inspect.Signature | None:
-    """The parameters of a function; None for some compiled ones."""
-    try:
-        return inspect.signature(function)
-    except ValueError:
-        return None
 
 
 def _is_watched(value: Any) -> bool:

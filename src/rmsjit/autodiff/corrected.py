@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
+from rmsjit.arrays.written import signature_of
 from rmsjit.autodiff.autograd_names import anp, getval, isbox, recordable
 from rmsjit.autodiff.rules import name_of
-from rmsjit.variables import signature_of
 
 _Function = Callable[..., Any]
 _shape, _ndim = anp.shape, anp.ndim  # which know boxes
