@@ -2,6 +2,7 @@
 
 import dis
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -252,6 +253,36 @@ def run_python(code, *arguments, **environment):
     return done.stdout
 
 
+def watched(kind, watch, call, *arguments):
+    """Call with ``sys.setprofile`` or ``sys.settrace`` set to `watch`, and no collection meanwhile.
+
+    It would run callbacks of other libraries (Hypothesis times collections) and finalizers of
+    whatever earlier tests left.
+    """
+    before, collecting = getattr(sys, f"get{kind}")(), gc.isenabled()
+    begin = getattr(sys, f"set{kind}")
+    gc.disable()
+    begin(watch)
+    try:
+        call(*arguments)
+    finally:
+        begin(before)
+        if collecting:
+            gc.enable()
+
+
+def frames_of(call, *arguments):
+    """The code of every Python function that is entered, in order."""
+    entered = []
+
+    def note(frame, event, argument):
+        if event == "call":
+            entered.append(frame.f_code)
+
+    watched("profile", note, call, *arguments)
+    return entered
+
+
 class Interrupted(BaseException):
     """As KeyboardInterrupt, but nobody else raises it."""
 
@@ -293,12 +324,8 @@ def interrupted_at(line, function, files=(".py",)):
 
         return lines
 
-    before = sys.gettrace()
-    sys.settrace(calls)
     try:
-        function()
+        watched("trace", calls, function)
     except Interrupted:
         return True
-    finally:
-        sys.settrace(before)
     return False

@@ -1,6 +1,6 @@
 """How many Python functions a small step of known variables enters, and whose they are."""
 
-import sys
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import rmsjit
 from rmsjit.autodiff import hooks
 from rmsjit.steps.engine import Engine
-from strategies import run_python
+from strategies import frames_of, run_python
 
 PACKAGE = Path(rmsjit.__file__).parent
 MOST = 9
@@ -25,23 +25,6 @@ VARIABLES = {
     "several": lambda: [np.ones((2, 3)), np.ones(5, np.float16), np.ones(())],
     "Variable": lambda: [rmsjit.Variable(np.ones(8, np.float32))],
 }
-
-
-def frames_of(call, *arguments):
-    """The code of every Python function that is entered, in order."""
-    entered = []
-
-    def note(frame, event, argument):
-        if event == "call":
-            entered.append(frame.f_code)
-
-    before = sys.getprofile()
-    sys.setprofile(note)
-    try:
-        call(*arguments)
-    finally:
-        sys.setprofile(before)
-    return entered
 
 
 def frames_of_known_step(optimizer, variables):
@@ -78,6 +61,23 @@ def test_every_function_is_counted():
         return [inner() for _ in range(2)]
 
     assert [code.co_name for code in frames_of(outer)].count("inner") == 2
+
+
+def test_a_garbage_collection_is_not_counted():
+    """Nor what libraries have it call."""
+
+    def collecting(phase, info):
+        pass
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    gc.callbacks.append(collecting)
+    try:
+        frames = frames_of(lambda: [[] for _ in range(1000)])
+    finally:
+        gc.callbacks.remove(collecting)
+        gc.set_threshold(*before)
+    assert collecting.__code__ not in frames
 
 
 READ_BY_STEPS = """

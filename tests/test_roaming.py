@@ -12,6 +12,7 @@ from rmsjit.kernels import loader
 from rmsjit.steps import plan as plans
 from rmsjit.steps.planner import Planner
 from rmsjit.steps.roaming import Locator
+from strategies import frames_of, watched
 
 ROWS, WIDTH = 12, 5
 LEARNING_RATE, RHO, EPSILON = 0.1, 0.9, 1e-7
@@ -104,14 +105,7 @@ def test_the_last_view_is_known(known):
     view = table[3]
     pairs = [(np.ones(WIDTH), view)]
     optimizer.apply_gradients(pairs)
-    before = sys.getprofile()
-    entered = []
-    sys.setprofile(lambda frame, event, _: entered.append(frame.f_code) if event == "call" else 0)
-    try:
-        optimizer.apply_gradients(pairs)
-    finally:
-        sys.setprofile(before)
-    assert Planner.bound.__code__ not in entered
+    assert Planner.bound.__code__ not in frames_of(optimizer.apply_gradients, pairs)
 
 
 @pytest.mark.usefixtures("reader")
@@ -273,12 +267,7 @@ def run_with_interruption(step, moment, interrupt):
                 interrupt()
         return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        step()
-    finally:
-        sys.settrace(before)
+    watched("trace", trace, step)
     return lines >= moment
 
 
