@@ -79,12 +79,18 @@ PROBLEMS = {
     "word vectors": (train_words, 0.003),
     "badly scaled regression": (train_regression, CosineDecay(0.01, 4000)),
 }
+REGRESSION = list(PROBLEMS)[-1]
+OTHER_SETTINGS = {
+    "rho=0.9": {"rho": 0.9},
+    "rho=0.999": {"rho": 0.999},
+    "centered=True": {"centered": True},
+}
 
 
-def losses_of(problem, state):
+def losses_of(problem, state, **others):
     """The losses of every step, a row for each seed."""
     train, rate = PROBLEMS[problem]
-    settings = {"rho": RHO, "momentum": 0.9, **STATES[state]}
+    settings = {"rho": RHO, "momentum": 0.9, **STATES[state], **others}
     runs = [list(train(RMSprop(rate, **settings), seed)) for seed in SEEDS]
     shortest = min(map(len, runs))  # the pairs of words in a text are drawn at random
     return np.array([run[:shortest] for run in runs])
@@ -101,9 +107,25 @@ def training_table(runs):
         reference = final(runs[problem, "float32"])
         cells = [f"{reference.mean():.4g}"]
         for state in list(STATES)[1:]:
-            ratios = final(runs[problem, state]) / reference
-            cells.append(f"{ratios.mean():.4f} ({ratios.min():.3f} to {ratios.max():.3f})")
+            cells.append(cell_of(final(runs[problem, state]) / reference))
         rows.append(f"| {problem} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def cell_of(ratios):
+    return f"{ratios.mean():.4f} ({ratios.min():.3f} to {ratios.max():.3f})"
+
+
+def settings_table():
+    """The regression again, with other settings of the optimizer."""
+    states = ("bfloat16", "8 bits")
+    rows = ["| | " + " | ".join(states) + " |", "| --- " * (1 + len(states)) + "|"]
+    for name, settings in OTHER_SETTINGS.items():
+        reference = final(losses_of(REGRESSION, "float32", **settings))
+        cells = [
+            cell_of(final(losses_of(REGRESSION, state, **settings)) / reference) for state in states
+        ]
+        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
@@ -175,6 +197,7 @@ def main():
     runs = {(p, state): losses_of(p, state) for p in PROBLEMS for state in STATES}
     page = PAGE.read_text(encoding="utf-8")
     page = written(page, "training", training_table(runs))
+    page = written(page, "settings", settings_table())
     page = written(page, "errors", error_table())
     PAGE.write_text(page, encoding="utf-8")
     draw(runs)

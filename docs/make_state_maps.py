@@ -1,10 +1,12 @@
-"""Write the table of maps in reduced-state.md: what 8 bits could hold instead.
+"""Write the table of maps in reduced-state.md: what other maps and roundings would do.
 
     python docs/make_state_maps.py            takes some minutes
 
 The slots of the badly scaled regression are kept in float32 and rounded after each step, by chance,
 to the numbers that a map of a row would have.  So a map needs no kernel to be tried.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from make_reduced_state import PAGE, PROBLEMS, RHO, SEEDS, final, train_regression, written
@@ -13,25 +15,37 @@ from rmsjit import RMSprop
 
 FRACTION = 23  # bits of a float32
 
-# The bits of the fraction, and how many numbers there are below the largest one, 0 included where
-# numbers have signs: for rms, and for momentum.
-NOW = (3, 256), (3, 128)
+
+class Map(NamedTuple):
+    """The numbers of a row: the bits of their fraction, and how many there are, 0 included."""
+
+    fraction: int
+    count: int
+    raised: float = 0  # how often the larger one of two chances decides
+
+
+RMS, MOMENTUM = Map(3, 256, 1 / 32), Map(4, 128)
+MEAN_RMS, WIDE_MOMENTUM = Map(3, 256), Map(3, 128)
 MAPS = {
-    "both in 8 bits, as they are": NOW,
-    "rms alone": (NOW[0], None),
-    "momentum alone": (None, NOW[1]),
-    "rms with a bit more of fraction, and half the range": ((4, 256), None),
-    "rms with a bit more of fraction, in 9 bits": ((4, 512), None),
-    "momentum with a bit more of fraction, and half the range": (None, (4, 128)),
-    "both with a bit more of fraction, in 9 bits": ((4, 512), (4, 256)),
+    "both in 8 bits, as they are": (RMS, MOMENTUM),
+    "rms alone": (RMS, None),
+    "momentum alone": (None, MOMENTUM),
+    "rms with the right mean": (MEAN_RMS, None),
+    "momentum with a bit less of fraction, and twice the range": (None, WIDE_MOMENTUM),
+    "both of these": (MEAN_RMS, WIDE_MOMENTUM),
+    "rms with a bit more of fraction, and half the range": (Map(4, 256, 1 / 64), None),
+    "both with a bit more, in 9 bits": (Map(4, 512, 1 / 64), Map(5, 256)),
 }
 
 
-def rounded(values, fraction, count, signed, rng):
+def rounded(values, one, signed, rng):
     """Numbers rounded by chance to those of a map whose largest number each row decides."""
-    dropped = FRACTION - fraction
+    dropped, count = FRACTION - one.fraction, one.count
     sizes = np.abs(values).view(np.int32)
-    levels = (sizes + rng.integers(0, 1 << dropped, values.shape, np.int32)) >> dropped
+    chances = rng.random((2, *values.shape))
+    is_raised = rng.random((len(values), 1)) < one.raised
+    chance = np.where(is_raised, chances.max(axis=0), chances[0])
+    levels = (sizes + (chance * (1 << dropped)).astype(np.int32)) >> dropped
     largest = sizes.max(axis=1, keepdims=True) >> dropped
     least = np.maximum(largest - (count - 2), 0)
     levels = np.where(levels > least, levels, 0 if signed else least)
@@ -53,7 +67,7 @@ class Rounding:
         for name, one in self._maps.items():
             if one is not None:
                 slot = self._optimizer.get_slot(variable, name).array
-                slot[...] = rounded(slot, *one, name == "momentum", self._rng)
+                slot[...] = rounded(slot, one, name == "momentum", self._rng)
 
 
 def losses_of(maps):

@@ -6,9 +6,11 @@ a sixteenth to an eighth.  The offset is the smallest with which the largest ele
 after steps up to 8 more, so that it rarely has to change.  Numbers reach down to 2**-30 of the
 largest one of their block.
 
-Where numbers have signs, bytes have them too, and reach to 2**-14.  Then the byte 0 is 0, also for
-smaller numbers; without signs, these become the smallest number of their block.  An infinity
-becomes the largest finite number of its block, and a NaN any number.
+Where numbers have signs, bytes have them too, and give 4 bits of the fraction: neighbours differ by
+half as much, and numbers reach down to 2**-7.  Elements of a momentum are of similar size, as each
+is divided by its own root mean square.  Then the byte 0 is 0, also for smaller numbers; without
+signs, these become the smallest number of their block.  An infinity becomes the largest finite
+number of its block, and a NaN any number.
 
 A packed array consists of records, which hold the offsets of some blocks and then their bytes.  The
 record of a table is a row, so that rows have no block in common; other arrays have a block in each.
@@ -29,7 +31,6 @@ BLOCK = 256  # elements, or fewer at the end of a row
 LEAST_PACKED = 4096  # elements of an array that is worth packing
 LEAST_ROW = 16  # elements of a row that is worth blocks of its own
 OFFSET_BYTES = 4
-DROPPED = 20  # bits of a float32 that no byte holds
 INFINITY = 0x7F800000  # as the bits of a float32
 MAGNITUDE = 0x7FFFFFFF
 SIGN = 0x80000000
@@ -100,6 +101,11 @@ def most_of(signed: bool) -> int:
     return 127 if signed else 255
 
 
+def dropped_bits(signed: bool) -> int:
+    """How many bits of a float32 no code holds."""
+    return 19 if signed else 20
+
+
 def records_for(size: int, length: int) -> int:
     """How many records of this length hold so many elements."""
     return -(-size // length)
@@ -122,6 +128,7 @@ def packed(values: Array, record: np.dtype[Any]) -> Array:
     ndarray of `record`, shape (records,)
     """
     signed, length = is_signed(record), length_of(record)
+    dropped = dropped_bits(signed)
     records = np.zeros(records_for(len(values), length), record)
     step = min(BLOCK, length)
     whole = np.zeros((len(records), _blocks_in(length) * step), np.float32)
@@ -134,9 +141,11 @@ def packed(values: Array, record: np.dtype[Any]) -> Array:
             whole[:, :length] = padded.reshape(-1, length)
     bits = whole.view(np.int32).reshape(len(records), -1, step)
     sizes = bits & MAGNITUDE if signed else np.maximum(bits, 0)
-    largest = np.max(np.where(sizes < INFINITY, sizes, 0), axis=2, initial=0)
-    offsets = np.maximum((largest >> DROPPED) - (most_of(signed) - 1), 0)  # one more by rounding
-    levels = ((sizes.view(np.uint32) + (1 << DROPPED - 1)) >> DROPPED).astype(np.int32)
+    levels = ((sizes.view(np.uint32) + (1 << dropped - 1)) >> dropped).astype(np.int32)
+    levels = np.where(sizes < INFINITY, np.minimum(levels, (INFINITY >> dropped) - 1), -1)
+    largest = levels.max(axis=2, initial=0)
+    offsets = np.maximum(largest - most_of(signed), 0)
+    levels = np.where(levels < 0, largest[..., np.newaxis], levels)  # of what is not finite
     codes = np.clip(levels - offsets[..., np.newaxis], 0, most_of(signed))
     records["offsets"] = offsets
     codes = np.where(bits < 0, -codes, codes) if signed else codes
@@ -146,11 +155,12 @@ def packed(values: Array, record: np.dtype[Any]) -> Array:
 
 def unpacked(records: Array, size: int) -> NDArray[np.float32]:
     """The first `size` numbers of records."""
-    length = length_of(records.dtype)
+    signed, length = is_signed(records.dtype), length_of(records.dtype)
     codes = records["codes"].astype(np.int32)
     offsets = np.repeat(records["offsets"], min(BLOCK, length), axis=1)[:, :length]
-    values: NDArray[np.float32] = ((np.abs(codes) + offsets) << DROPPED).view(np.float32)
-    if is_signed(records.dtype):
+    levels = np.abs(codes) + offsets
+    values: NDArray[np.float32] = (levels << dropped_bits(signed)).view(np.float32)
+    if signed:
         values = np.sign(codes).astype(np.float32) * values
     return values.reshape(-1)[:size]
 

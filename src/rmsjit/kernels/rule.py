@@ -21,6 +21,7 @@ common, which is compiled only once.
 
 import functools
 
+import numpy as np
 from numba import njit
 
 from rmsjit.kernels.rounding import (
@@ -53,6 +54,9 @@ from rmsjit.runtime.flags import INLINED
 
 FIELDS = len(RuleNumbers._fields)
 read_numbers = fields_of(RuleNumbers)  # into scalars, which loops keep in registers
+
+# Of rms, for the variance: differences of numbers in 8 bits that are smaller are only rounding.
+_LEAST_OF_CODES = np.float32(1 / 16)
 
 
 @functools.cache
@@ -221,12 +225,10 @@ def _variance_estimate(form: Form):
     """The function that moves the averages of an element and returns the variance."""
     RMS, CENTERED = form.index("rms"), form.centered
     MG = form.index("mg") if CENTERED else -1
-    CORRECTED, CLAMPED = form.bias_correction, form.clamp
-    MODULUS = form.complex_square == "modulus"
+    CORRECTED, MODULUS = form.bias_correction, form.complex_square == "modulus"
     average_square = _square_average(form.rms_average, form.square, MODULUS, form.fused)
     average = _average(form.mg_average, form.fused)
-    variance_of = _variance(MODULUS, form.fused)
-    clamped = real_nonnegative if MODULUS else nonnegative
+    variance_of, at_least = _variance(MODULUS, form.fused), _least_variance(form)
     store_rms, store_mg = _slot_writer(form, "rms"), _slot_writer(form, "mg")
 
     @njit(**INLINED)
@@ -241,12 +243,32 @@ def _variance_estimate(form: Form):
             store_mg(slots[MG], i, mean, noise)
             if CORRECTED:
                 mean = mean / h.correction
-            mean_square = variance_of(mean_square, mean, h)
-            if CLAMPED:
-                mean_square = clamped(mean_square)  # rounding can leave it below zero
+            mean_square = at_least(variance_of(mean_square, mean, h), mean_square)
         return mean_square
 
     return variance
+
+
+@functools.cache
+def _least_variance(form: Form):
+    """The function that bounds a variance from below, as rounding can leave it too small."""
+    clamped = real_nonnegative if form.complex_square == "modulus" else nonnegative
+
+    @njit(**INLINED)
+    def above_noise(variance, mean_square):
+        return max(variance, mean_square * _LEAST_OF_CODES)
+
+    @njit(**INLINED)
+    def not_negative(variance, mean_square):
+        return clamped(variance)
+
+    @njit(**INLINED)
+    def unchanged(variance, mean_square):
+        return variance
+
+    if any(is_packed(slot.dtype) for slot in form.slots if slot.name in ("rms", "mg")):
+        return above_noise
+    return not_negative if form.clamp else unchanged
 
 
 @functools.cache
