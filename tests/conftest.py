@@ -86,20 +86,31 @@ def no_lock_is_kept():
 
 @pytest.fixture
 def loaded(monkeypatch):
-    """Whether each update, dense or sparse, that is loaded from now on runs on threads."""
+    """Whether each update, dense or sparse, that is prepared from now on runs on threads."""
     from rmsjit.kernels import loader
+    from rmsjit.steps import dense, sparse
+    from rmsjit.steps.act import Call
 
-    parallel = []
+    updates, parallel = set(), []
 
     def noting(load):
         def noting_load(*arguments):
-            parallel.append(arguments[-1])
-            return load(*arguments)
+            kernel = load(*arguments)
+            updates.add(kernel.address)
+            return kernel
 
         return noting_load
 
     for name in ("update_dense", "update_rows"):
         monkeypatch.setattr(loader, name, noting(getattr(loader, name)))
+
+    def noting_call(kernel, words, *alive):
+        if kernel.address in updates:
+            parallel.append(bool(words[0] > 1))
+        return Call(kernel, words, *alive)
+
+    for module in (dense, sparse):
+        monkeypatch.setattr(module, "Call", noting_call)
     return parallel
 
 

@@ -267,16 +267,16 @@ def file_of(load, form, *arguments):
     return asked[0]
 
 
-LOADS = [("update_dense", False, False), ("update_rows", True, False), ("catch_up_rows", False)]
+LOADS = [("update_dense", False), ("update_rows", True), ("catch_up_rows",)]
 
 
 @pytest.mark.parametrize(("load", "flags"), [(load, flags) for load, *flags in LOADS])
 def test_two_forms_never_share_a_file(folder, load, flags):
     files = {file_of(load, form, *flags) for form in DIFFERENT}
     assert len(files) == len(DIFFERENT)
-    assert len({*files, *(file_of(load, form, *flags[:-1], True) for form in DIFFERENT)}) == (
-        2 * len(DIFFERENT)
-    )
+    for flag in flags:
+        files |= {file_of(load, form, not flag) for form in DIFFERENT}
+        assert len(files) == 2 * len(DIFFERENT)
 
 
 @pytest.mark.parametrize(("one", "other"), ALIKE)
@@ -635,8 +635,8 @@ sys.exit(arguments.run(arguments))
 def test_warmup_leaves_nothing_to_compile():
     """In the cache of all tests, where most of it is there already."""
     said = run_python(WARMUP, "--dtypes", "float32,float64", "--variants", "both", "--sparse")
-    assert "both, float64, parallel" in said
-    assert "sparse both, float32, serial" in said
+    assert "both, float64 " in said
+    assert "sparse both, float32 " in said
     assert str(store.cache_folder()) in said.splitlines()[-1]
     steps = """
 w, table = np.ones(1_100_000), np.ones((20, 3), np.float32)

@@ -96,7 +96,7 @@ def test_a_byte_of_each_page_is_written():
     words[touching.BINS], words[touching.PAGE_BYTES] = 2, PAGE
     words[touching.CUTS], words[touching.SPANS] = address_of(cuts), address_of(spans)
     threads.prepare()
-    loader.touch_pages().call(address_of(words))
+    loader.run_on_threads().call(loader.touch_pages().address, address_of(words))
     pages = [address - address % PAGE - start for address in range(start, start + 6 * PAGE, PAGE)]
     expected = [5, *(page + PAGE for page in pages if page + PAGE < 5 * PAGE + 1), 20 * PAGE - 1]
     assert np.flatnonzero(memory == 0).tolist() == expected

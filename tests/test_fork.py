@@ -200,14 +200,13 @@ forked(lambda: say(warned(lambda: goes_on(*halfway()))))
 def test_a_child_loads_parallel_kernels_that_it_may_not_launch(layer):
     """Such as one that compiles ahead for others."""
     code = """
-from rmsjit.arrays.dtypes import kinds_of, precision_of
 from rmsjit.kernels import loader
-from rmsjit.rule.presets import keras_legacy
+from rmsjit.runtime import cache
 
-form = keras_legacy(centered=False, momentum=False).arithmetic
-kinds = kinds_of(precision_of(np.dtype(np.float64)), (None,))
 halfway()
-forked(lambda: loader.update_dense(form, kinds, False, True))
+loader.run_on_threads.cache_clear()
+cache._kernels.clear()
+forked(loader.run_on_threads)
 say("fine")
 """
     assert run(code, NUMBA_THREADING_LAYER=layer) == ["fine"]

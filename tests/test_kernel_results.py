@@ -3,6 +3,7 @@
 import ast
 import ctypes
 import inspect
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from rmsjit.kernels import (
     act,
     copies,
     dense,
+    driver,
     following,
     headers,
     loader,
@@ -91,9 +93,20 @@ def fresh(monkeypatch):
 
 def called(kernel, *words):
     """Call a kernel with a block of words, which it must not change."""
+    return with_block(kernel.call, words)
+
+
+def all_bins(kernel, *words):
+    """Have all bins done, on one thread or, if there are several, on as many."""
+    if words[0] > 1:
+        return with_block(partial(loader.run_on_threads().call, kernel.address), words)
+    return with_block(lambda address: kernel.call(address, driver.ALL), words)
+
+
+def with_block(call, words):
     block = np.array([*words], np.int64)
     before = block.copy()
-    result = kernel.call(address_of(block))
+    result = call(address_of(block))
     assert np.array_equal(block, before)
     return result
 
@@ -181,7 +194,7 @@ def assert_updates_whole_variables(kernel, form, dtype, clipped, bins):
         dense.NUMBERS: address_of(numbers),
         dense.SCALES: address_of(scales),
     }
-    assert called(kernel, *in_order(words, dense.WORDS)) == 0
+    assert all_bins(kernel, *in_order(words, dense.WORDS)) == 0
     for state, wanted in zip(states, expected, strict=True):
         assert_agree(state, wanted)
 
@@ -196,13 +209,13 @@ def in_order(words, count):
 @every_form
 @every_dtype
 def test_dense(fresh, dtype, form, clipped):
-    kernel = fresh("update_dense", form.arithmetic, kinds_for(form, dtype), clipped, False)
+    kernel = fresh("update_dense", form.arithmetic, kinds_for(form, dtype), clipped)
     assert_updates_whole_variables(kernel, form, dtype, clipped, 1)
 
 
 @every_dtype
 def test_dense_in_parallel(fresh, dtype):
-    kernel = fresh("update_dense", BOTH.arithmetic, kinds_for(BOTH, dtype), True, True)
+    kernel = fresh("update_dense", BOTH.arithmetic, kinds_for(BOTH, dtype), True)
     assert_updates_whole_variables(kernel, BOTH, dtype, True, 2)
 
 
@@ -210,7 +223,7 @@ def test_slots_of_another_dtype(fresh):
     """As the averages of a half type in single precision."""
     kinds = kinds_of(precision_of(np.dtype(np.float16)), ("float32",))
     form = FORMS["plain"]
-    kernel = fresh("update_dense", form.arithmetic, kinds, True, False)
+    kernel = fresh("update_dense", form.arithmetic, kinds, True)
     state, g = state_of(form, "float16"), wave(11, "float16")
     state["rms"] = (state["rms"] + 1 / 4096).astype(np.float32)  # no float16
     expected = updated(form, state, in_range(g, "float16") * FACTOR, LEARNING_RATES[0])
@@ -227,7 +240,7 @@ def test_slots_of_another_dtype(fresh):
     }
     words = {word: address_of(array) for word, array in memory.items()}
     words |= {dense.BINS: 1, dense.COLUMNS: len(table)}
-    called(kernel, *in_order(words, dense.WORDS))
+    all_bins(kernel, *in_order(words, dense.WORDS))
     assert np.allclose(state["rms"], expected["rms"], 1e-6)
     assert np.allclose(wide(state["variable"]), expected["variable"], 1e-3)
 
@@ -242,7 +255,7 @@ def rows_of(array, width):
 def test_rows(fresh, dtype, form, exact, bins):
     """A gradient of the rows 2, 0, 2 of three; in step 2, which row 0 comes to from step 0."""
     kinds, width = kinds_for(form, dtype), COUNT // 3
-    kernel = fresh("update_rows", form.arithmetic, kinds, exact, bins > 1)
+    kernel = fresh("update_rows", form.arithmetic, kinds, exact)
     state, g = state_of(form, dtype), wave(11, dtype)
     first, second, third = rows_of(in_range(g, dtype) * FACTOR, width)
     clock, done = clock_of(3, [0, 0, 1])
@@ -276,7 +289,7 @@ def test_rows(fresh, dtype, form, exact, bins):
         rows.TOTAL_WIDTH: width + 1,
         rows.CLOCK: address_of(clock) if exact else 0,
     }
-    assert called(kernel, *in_order(words, rows.WORDS)) == 0
+    assert all_bins(kernel, *in_order(words, rows.WORDS)) == 0
     assert_agree(state, {name: array.reshape(-1) for name, array in expected.items()})
     assert done.tolist() == ([2, 0, 2] if exact else [0, 0, 1])
     assert cuts[0] == 0
@@ -325,7 +338,7 @@ def lapsed(form, state, kept=1.0):
 @every_dtype
 def test_catching_up(fresh, dtype, form, bins, named):
     width = COUNT // 3
-    kernel = fresh("catch_up_rows", form.arithmetic, kinds_for(form, dtype), bins > 1)
+    kernel = fresh("catch_up_rows", form.arithmetic, kinds_for(form, dtype))
     state = state_of(form, dtype)
     before = {name: rows_of(array, width).copy() for name, array in state.items()}
     clock, done = clock_of(3, [0, 0, 1])
@@ -343,7 +356,7 @@ def test_catching_up(fresh, dtype, form, bins, named):
         rows.CATCH_WIDTH: width,
         rows.CATCH_CLOCK: address_of(clock),
     }
-    assert called(kernel, *in_order(words, rows.CATCH_UP_WORDS)) == 0
+    assert all_bins(kernel, *in_order(words, rows.CATCH_UP_WORDS)) == 0
     assert_agree(state, {name: array.reshape(-1) for name, array in expected.items()})
     assert done.tolist() == ([0, 1, 1] if named else [1, 1, 1])
 
@@ -351,13 +364,13 @@ def test_catching_up(fresh, dtype, form, bins, named):
 @every_dtype
 def test_catching_up_with_weight_decay(fresh, dtype):
     form = Form.with_slots("rms", "momentum", weight_decay="decoupled")
-    kernel = fresh("catch_up_rows", form.arithmetic, kinds_for(form, dtype), False)
+    kernel = fresh("catch_up_rows", form.arithmetic, kinds_for(form, dtype))
     state = state_of(form, dtype)
     clock, done = clock_of(1, [0])
     lapse_arrays[0][rows.KEPT, 0] = KEPT
     expected = lapsed(form, state, KEPT)
     table = np.array([*map(address_of, state.values())])
-    called(kernel, 1, 0, 1, address_of(table), COUNT, address_of(clock))
+    all_bins(kernel, 1, 0, 1, address_of(table), COUNT, address_of(clock))
     assert_agree(state, expected)
     assert done[0] == 1
 
@@ -367,7 +380,7 @@ def test_ticking(fresh):
     (lapses,) = lapse_arrays
     lapses[rows.KEPT, 0] = KEPT
     rho, momentum, keep, move = numbers = np.array([0.75, 0.125, 0.875, 0.5])
-    called(fresh("tick"), 1, address_of(clock), address_of(numbers))
+    all_bins(fresh("tick"), 1, address_of(clock), address_of(numbers))
     assert clock[clocks.NOW] == 2
     carry = CARRY * momentum
     assert lapses[:, 0].tolist() == [DECAY * rho, carry, DRIFT * keep + carry * move, KEPT * keep]
@@ -379,7 +392,7 @@ def test_ticking(fresh):
 def test_what_is_negligible_is_forgotten(fresh):
     clock, _ = clock_of(3, [0, 0, 1])
     numbers = np.array([1e-301, 1e-301, 1.0, 1.0])
-    called(fresh("tick"), 1, address_of(clock), address_of(numbers))
+    all_bins(fresh("tick"), 1, address_of(clock), address_of(numbers))
     assert lapse_arrays[0][: rows.DRIFT, 0].tolist() == [0.0, 0.0]
 
 
@@ -388,7 +401,7 @@ def test_resetting(fresh, behind):
     """Unless a row is behind."""
     clock, done = clock_of(3, [1, 1, 0 if behind else 1])
     before = lapse_arrays[0].copy()
-    called(fresh("reset"), 1, address_of(clock), 0)
+    all_bins(fresh("reset"), 1, address_of(clock), 0)
     if behind:
         assert (clock[clocks.NOW], done.tolist()) == (1, [1, 1, 0])
         assert np.array_equal(lapse_arrays[0], before)
@@ -405,7 +418,7 @@ def test_resetting(fresh, behind):
 def test_norms(fresh, dtype, bins):
     """Of three gradients, one of them in two pieces and one with an infinity."""
     precision = precision_of(np.dtype(dtype))
-    kernel = fresh("sums_of_squares", precision.real, precision.computing, bins > 1)
+    kernel = fresh("sums_of_squares", precision.real, precision.computing)
     gradients = [wave(11, dtype, 100), wave(9, dtype), np.append(wave(5, dtype), np.inf)]
     gradients[2] = gradients[2].astype(dtype)
     pieces = np.array([[0, 0, 64, 0], [0, 64, 36, 0], [1, 0, COUNT, 0], [2, 0, COUNT + 1, 0]])
@@ -424,7 +437,7 @@ def test_norms(fresh, dtype, bins):
         norms.SUMS: address_of(sums),
         norms.TOTALS: address_of(totals),
     }
-    assert called(kernel, *in_order(words, norms.WORDS)) == 0
+    assert all_bins(kernel, *in_order(words, norms.WORDS)) == 0
     squares = [np.sum(np.clip(wide(g), -CLIP, CLIP) ** 2) for g in gradients]
     assert totals[:, 0].tolist() == squares  # quarters squared are exact
     assert totals[:2, 1].tolist() == [0.0, 0.0]
@@ -452,14 +465,14 @@ def test_strided_copies(fresh, dtype):
             copies.ROW_NUMBERS: 0 if named is None else address_of(named),
         }
         places = (*chosen.shape, *array.strides)
-        called(kernel, *in_order(words, copies.STRIDED_WORDS), *places)
+        all_bins(kernel, *in_order(words, copies.STRIDED_WORDS), *places)
         assert np.array_equal(contiguous, chosen)
         contiguous[:] = contiguous[::-1].copy()
         expected = whole.copy()
         view = expected[::-1, 1::2].transpose(2, 0, 1)
         view[slice(None) if named is None else named] = contiguous
         words[copies.SOURCE_IS_STRIDED] = 0
-        called(kernel, *in_order(words, copies.STRIDED_WORDS), *places)
+        all_bins(kernel, *in_order(words, copies.STRIDED_WORDS), *places)
         assert np.array_equal(whole, expected)
 
 
@@ -560,6 +573,24 @@ def test_acts(fresh, dtype):
     del alive
 
 
+@pytest.mark.parametrize("bins", [1, 2, 7])
+def test_threads_do_the_bins(fresh, bins):
+    """Each one once, after what comes before and before what comes after."""
+    seen = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+    def kernel(call_address, part):
+        seen.append((call_address, part))
+        return 0
+
+    words, address = np.array([bins]), ctypes.cast(kernel, ctypes.c_void_p).value
+    fresh("run_on_threads").call(address, address_of(words))
+    assert {call_address for call_address, _ in seen} == {address_of(words)}
+    parts = [part for _, part in seen]
+    assert (parts[0], parts[-1]) == (driver.BEFORE, driver.AFTER)
+    assert sorted(parts[1:-1]) == list(range(bins))
+
+
 def test_acts_at_the_gate(fresh):
     """On several threads only where no fork is coming, and one at a time where that must be."""
     from rmsjit.runtime import threads
@@ -575,6 +606,7 @@ def test_acts_at_the_gate(fresh):
         act.THREADS: 2,
         act.GET_THREADS: leave.get_threads,
         act.SET_THREADS: leave.set_threads,
+        act.ON_THREADS: loader.run_on_threads().address,
         act.GATE: address_of(gate),
     }
     block = [*in_order(words, act.WORDS), *calls]
@@ -812,7 +844,7 @@ def test_touching_pages(fresh):
     cuts, words = np.array([0, 1, 2]), np.zeros(touching.WORDS, np.int64)
     words[touching.BINS], words[touching.PAGE_BYTES] = 2, page
     words[touching.CUTS], words[touching.SPANS] = address_of(cuts), address_of(spans)
-    fresh("touch_pages").call(address_of(words))
+    fresh("touch_pages").call(address_of(words), driver.ALL)
     assert (np.flatnonzero(memory == 0) - first).tolist() == [5, page, 2 * page]
 
 

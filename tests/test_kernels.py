@@ -12,6 +12,7 @@ import rmsjit
 from pairs import every_pair
 from rmsjit.arrays.dtypes import dtype_named, kinds_of, precision_of
 from rmsjit.rule import presets
+from rmsjit.runtime.flags import FLAGS
 from rmsjit.steps.partition import backwards, cut_by_length, cut_evenly
 from strategies import BOTH, COMPLEX, DTYPES, HALF, random_array, run_python
 from test_kernel_results import public_loaders
@@ -32,7 +33,7 @@ def assembly(name, *arguments):
     class AskedError(Exception):
         pass
 
-    def note(name, key, make, arguments=1, flags=loader.FLAGS):
+    def note(name, key, make, arguments=1, flags=FLAGS):
         asked.append((make, arguments, flags))
         raise AskedError
 
@@ -88,13 +89,10 @@ OTHERS = [
 ]
 slow = pytest.mark.slow
 OF_THE_RULE = [
-    ("update_dense", FULL, "float32", False, True),
-    ("update_dense", FULL, "float32", True, True),
-    *(("update_dense", form, "float32", False, False) for form in OTHERS),
-    ("update_rows", FULL, "float32", True, False),
-    ("update_rows", FULL, "float32", False, False),
-    ("update_rows", FULL, "float64", True, False),
-    ("update_rows", FULL, "float32", True, True),
+    *(("update_dense", form, "float32", False) for form in OTHERS),
+    ("update_rows", FULL, "float32", True),
+    ("update_rows", FULL, "float32", False),
+    ("update_rows", FULL, "float64", True),
 ]
 
 
@@ -102,20 +100,19 @@ OF_THE_RULE = [
 @x86
 @every_pair(form=PRESETS, dtype=["float32", "float64"], clipped=[False, True])
 def test_roots_of_each_form_are_packed_and_nothing_is_allocated(form, dtype, clipped):
-    assert_roots_are_packed("update_dense", form, dtype, clipped, False)
+    assert_roots_are_packed("update_dense", form, dtype, clipped)
 
 
 @slow
 @x86
-@pytest.mark.parametrize(("name", "form", "dtype", "flag", "parallel"), OF_THE_RULE)
-def test_roots_are_packed_and_nothing_is_allocated(name, form, dtype, flag, parallel):
-    assert_roots_are_packed(name, form, dtype, flag, parallel)
+@pytest.mark.parametrize(("name", "form", "dtype", "flag"), OF_THE_RULE)
+def test_roots_are_packed_and_nothing_is_allocated(name, form, dtype, flag):
+    assert_roots_are_packed(name, form, dtype, flag)
 
 
-def assert_roots_are_packed(name, form, dtype, flag, parallel):
+def assert_roots_are_packed(name, form, dtype, flag):
     """And nothing is allocated, nor converted to another width."""
-    text, flags = assembly(name, *of_form(form, dtype), flag, parallel)
-    assert flags.get("parallel", False) == parallel
+    text, _ = assembly(name, *of_form(form, dtype), flag)
     packed, other = ("v?sqrtps", "v?sqrtpd") if dtype == "float32" else ("v?sqrtpd", "v?sqrtps")
     loops = packed_loops(text, packed)
     assert loops
@@ -129,11 +126,10 @@ def assert_roots_are_packed(name, form, dtype, flag, parallel):
 
 @slow
 @x86
-@pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_rows_catch_up_in_packed_loops(dtype, parallel):
+def test_rows_catch_up_in_packed_loops(dtype):
     """The powers are in double precision; the loop has only what is rounded to its own."""
-    text, _ = assembly("catch_up_rows", *of_form(FULL, dtype), parallel)
+    text, _ = assembly("catch_up_rows", *of_form(FULL, dtype))
     packed = "v?mulps" if dtype == "float32" else "v?mulpd"
     loops = packed_loops(text, packed)
     assert loops
@@ -145,11 +141,10 @@ def test_rows_catch_up_in_packed_loops(dtype, parallel):
 
 @x86
 @slow
-@pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("dtype", [*HALF, "float32", "float64"])
-def test_squares_are_packed(dtype, parallel):
+def test_squares_are_packed(dtype):
     precision = precision_of(np.dtype(dtype))
-    text, _ = assembly("sums_of_squares", precision.real, precision.computing, parallel)
+    text, _ = assembly("sums_of_squares", precision.real, precision.computing)
     loops = packed_loops(text, "v?mulpd|v?fmadd\\d+pd")
     assert loops
     assert_nothing_is_allocated(text)
@@ -164,6 +159,7 @@ SHIPPED_ONCE = [
     "first_outside",
     "find_rows",
     "run_act",
+    "run_on_threads",
     "meets_written",
     "touch_pages",
     *READING_OBJECTS,
@@ -188,9 +184,9 @@ def test_no_shipped_kernel_is_left_out():
 @x86
 @slow
 @pytest.mark.parametrize("dtype", [*HALF, *COMPLEX])
-@pytest.mark.parametrize(("name", "parallel"), [("update_dense", True), ("update_rows", False)])
-def test_kernels_of_other_dtypes_allocate_nothing(name, parallel, dtype):
-    text, _ = assembly(name, *of_form(FULL, dtype), True, parallel)
+@pytest.mark.parametrize("name", ["update_dense", "update_rows"])
+def test_kernels_of_other_dtypes_allocate_nothing(name, dtype):
+    text, _ = assembly(name, *of_form(FULL, dtype), True)
     assert_nothing_is_allocated(text)
 
 
@@ -204,7 +200,7 @@ def test_kernels_of_other_dtypes_allocate_nothing(name, parallel, dtype):
 def test_master_weights_and_their_rounding_are_packed(name, dtype, rounding):
     """In float32, without a call; random bits are products of words, packed as well."""
     form = presets.with_precision(FULL, master_weights=True, rounding=rounding, state_dtype={})
-    text, _ = assembly(name, *form.compiled_for(precision_of(dtype_named(dtype))), False, False)
+    text, _ = assembly(name, *form.compiled_for(precision_of(dtype_named(dtype))), False)
     loops = packed_loops(text, "v?sqrtps")
     assert loops
     assert not any(re.search(r"\bcall", loop) for loop in loops)
@@ -219,7 +215,7 @@ def test_master_weights_and_their_rounding_are_packed(name, dtype, rounding):
 @pytest.mark.parametrize("name", ["update_dense", "update_rows"])
 def test_reduced_state_is_packed(name):
     form = FULL.with_state(dict.fromkeys(("rms", "mg", "momentum"), "bfloat16"))
-    text, _ = assembly(name, *form.compiled_for(precision_of(np.dtype("f4"))), False, False)
+    text, _ = assembly(name, *form.compiled_for(precision_of(np.dtype("f4"))), False)
     loops = packed_loops(text, "v?sqrtps")
     assert loops
     assert not any(re.search(r"\bcall", loop) for loop in loops)
@@ -233,7 +229,7 @@ def test_reduced_state_is_packed(name):
 def test_slots_in_8_bits_are_packed(name):
     """The rule and the bytes in one loop, without a call."""
     form = FULL.with_state(dict.fromkeys(("rms", "mg", "momentum"), "8bit"))
-    text, _ = assembly(name, *form.compiled_for(precision_of(np.dtype("f4"))), False, False)
+    text, _ = assembly(name, *form.compiled_for(precision_of(np.dtype("f4"))), False)
     loops = packed_loops(text, "v?sqrtps")
     assert loops
     assert not any(re.search(r"\bcall", loop) for loop in loops)
@@ -334,14 +330,14 @@ def test_a_fresh_process_loads_what_another_compiled(tmp_path):
     assert files() == made
     assert {path.suffix for path in made} == {".kernel"}
     kernels = sorted(path.name.partition("-")[0] for path in made)
-    assert kernels == ["read_pairs", "run_act", *["update_dense"] * 3]
+    assert kernels == ["read_pairs", "run_act", "run_on_threads", *["update_dense"] * 2]
 
 
 @pytest.mark.parametrize("form", PRESETS, ids=str)
 def test_a_kernel_belongs_to_one_form_and_one_dtype(form):
     from rmsjit.kernels import loader
 
-    kernels = {loader.update_dense(*of_form(form, dtype), False, False) for dtype in DTYPES}
+    kernels = {loader.update_dense(*of_form(form, dtype), False) for dtype in DTYPES}
     assert len(kernels) == len(DTYPES)
     assert len({kernel.address for kernel in kernels}) == len(DTYPES)
 

@@ -289,13 +289,8 @@ assert before == (config.THREADING_LAYER, config.THREADING_LAYER_PRIORITY)
 def test_a_parallel_kernel_that_is_loaded_ahead_starts_the_same_layer():
     """Numba would start its threads by itself then, without TBB, or spinning."""
     code = """
-from rmsjit.arrays.dtypes import kinds_of, precision_of
 from rmsjit.kernels import loader
-from rmsjit.rule.presets import keras_legacy
-
-form = keras_legacy(centered=True, momentum=True).arithmetic
-kinds = kinds_of(precision_of(np.dtype(np.float32)), (None,) * 3)
-loader.update_dense(form, kinds, False, True)
+loader.run_on_threads()
 print(threads._layer.name, threads._layer.started_before, threads._layer.spins)
 """
     assert run(code, NUMBA_THREADING_LAYER="omp") == ["omp", "False", "False"]

@@ -27,7 +27,7 @@ from rmsjit.kernels.views import WORD_BYTES, number_type, pointers_to
 from rmsjit.kernels.views import words as words_at
 from rmsjit.runtime import threads
 from rmsjit.runtime.cache import Kernel, compile_kernel
-from rmsjit.runtime.flags import FLAGS, INLINED, PARALLEL
+from rmsjit.runtime.flags import INLINED
 from rmsjit.steps.act import DONE, Act, Call
 from rmsjit.steps.partition import cut_evenly, pieces_of
 
@@ -98,18 +98,18 @@ def call_over(arrays: Sequence[Array], bins: int) -> Call:
     words[BINS], words[ZERO] = bins, 0
     words[CUTS], words[PIECES] = address_of(part.bins), address_of(part.pieces)
     words[ADDRESSES:] = [address_of(array) for array in arrays]
-    kernel = _kernel(tuple(array.dtype.name for array in arrays), bins > 1)
+    kernel = _kernel(tuple(array.dtype.name for array in arrays))
     return Call(kernel, words, (part, arrays))
 
 
-def _kernel(kinds: tuple[str, ...], parallel: bool) -> Kernel:
+def _kernel(kinds: tuple[str, ...]) -> Kernel:
     """The loop for arrays of these dtypes, the gradient's first."""
     key = f"{kinds} {_digest_of_source()}"
     return compile_kernel(
         "floor",
         key,
         lambda: driver.over_bins(_pass_over_pieces(kinds)),
-        flags=PARALLEL if parallel else FLAGS,
+        arguments=2,
     )
 
 

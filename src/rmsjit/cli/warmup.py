@@ -6,7 +6,6 @@ On a cluster, run it once for each type of processor, on a cache folder that all
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
 import time
 import warnings
@@ -81,28 +80,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def jobs(precisions: Iterable[Precision], variants: Sequence[str], sparse: bool) -> Iterator[Job]:
-    """Names and load functions of all requested kernels, serial and parallel."""
+    """Names and load functions of all requested kernels."""
     from rmsjit.kernels import loader
 
     yield "every step", [loader.run_act, loader.read_pairs, loader.copy_strided]
+    yield "threads", [loader.run_on_threads]
     yield "views of known arrays", [loader.follow]
     if sparse:
         yield "search of rows", [loader.first_outside, loader.find_rows]
         yield "clock of rows", [loader.tick, loader.reset]
-    for p, parallel in itertools.product(precisions, (False, True)):
-        how = f"{p.name}, {'parallel' if parallel else 'serial'}"
-        yield f"norms, {how}", [partial(loader.sums_of_squares, p.real, p.computing, parallel)]
+    for p in precisions:
+        yield f"norms, {p.name}", [partial(loader.sums_of_squares, p.real, p.computing)]
         for name in variants:
             momentum, centered = VARIANTS[name]
             form = keras_legacy(centered=centered, momentum=momentum > 0).arithmetic
             kinds = kinds_of(p, tuple(slot.dtype for slot in form.slots))
             dense = partial(loader.update_dense, form, kinds)
-            yield f"{name}, {how}", [partial(dense, clipped, parallel) for clipped in (False, True)]
+            yield f"{name}, {p.name}", [partial(dense, clipped) for clipped in (False, True)]
             if sparse:
                 rows = partial(loader.update_rows, form, kinds)
-                loads: Loads = [partial(rows, exact, parallel) for exact in (False, True)]
-                loads.append(partial(loader.catch_up_rows, form, kinds, parallel))
-                yield f"sparse {name}, {how}", loads
+                loads: Loads = [partial(rows, exact) for exact in (False, True)]
+                loads.append(partial(loader.catch_up_rows, form, kinds))
+                yield f"sparse {name}, {p.name}", loads
 
 
 def _work_off(work: Iterable[Job]) -> None:

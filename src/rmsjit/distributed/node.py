@@ -87,16 +87,17 @@ def load_kernels(
         {form.compiled_for(precisions[k], incoming.is_small(k)) for k in positions}
         for positions in (incoming.dense, incoming.sparse)
     )
-    for parallel in (False, True) if threads > 1 and written >= LEAST_BYTES else (False,):
-        for made in dense:
-            loader.update_dense(*made, clipped, parallel)
-        for made in sparse:
-            loader.update_rows(*made, exact, parallel)
-            if exact:
-                loader.catch_up_rows(*made, parallel)
-        if norms:
-            for precision in set(precisions.values()):
-                loader.sums_of_squares(precision.real, precision.computing, parallel)
+    for made in dense:
+        loader.update_dense(*made, clipped)
+    for made in sparse:
+        loader.update_rows(*made, exact)
+        if exact:
+            loader.catch_up_rows(*made)
+    if norms:
+        for precision in set(precisions.values()):
+            loader.sums_of_squares(precision.real, precision.computing)
+    if threads > 1 and written >= LEAST_BYTES:
+        loader.run_on_threads()
     if not all(arrays[k].flags.c_contiguous for k in incoming.present):
         loader.copy_strided()
     if exact and incoming.sparse:

@@ -10,11 +10,13 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+from rmsjit.kernels.driver import ALL, call_kernel
 from rmsjit.kernels.views import WORD_BYTES, words
 from rmsjit.runtime.flags import INLINED
 from rmsjit.runtime.forks import BUSY, EXCLUSIVE, FORKING, IN_FLIGHT
 
-# Words of an act; they are followed by the address of each kernel and of its call.
+# Words of an act; they are followed by the address of each kernel and of its call.  ON_THREADS is
+# the address of `rmsjit.kernels.driver.run_on_threads`, read only if there are threads.
 (
     KERNELS,
     EPOCH,
@@ -25,22 +27,11 @@ from rmsjit.runtime.forks import BUSY, EXCLUSIVE, FORKING, IN_FLIGHT
     THREADS,
     GET_THREADS,
     SET_THREADS,
+    ON_THREADS,
     GATE,
-) = range(10)
-WORDS = 10
+) = range(11)
+WORDS = 11
 DONE, CLOSED, FULL, STALE = range(4)  # what an act returns
-
-
-@intrinsic
-def _call(typing_context, function, argument):
-    """Call a C function ``int64 (int64)`` by its address."""
-
-    def codegen(context, builder, signature, args):
-        word = ir.IntType(64)
-        kind = ir.FunctionType(word, [word]).as_pointer()
-        return builder.call(builder.inttoptr(args[0], kind), [args[1]])
-
-    return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -140,7 +131,11 @@ def run_act(act_address):
         before = _get_threads(act[GET_THREADS])
         _set_threads(act[SET_THREADS], threads)
     for k in range(act[KERNELS]):
-        _call(act[WORDS + 2 * k], act[WORDS + 2 * k + 1])
+        kernel, call_address = act[WORDS + 2 * k], act[WORDS + 2 * k + 1]
+        if threads > 1 and words(call_address)[0] > 1:  # bins
+            call_kernel(act[ON_THREADS], kernel, call_address)
+        else:
+            call_kernel(kernel, call_address, ALL)
     if counter:
         _count(counter, act[COUNTER_BYTES], 1)
     if threads > 1:

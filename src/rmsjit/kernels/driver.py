@@ -1,14 +1,19 @@
-"""The frame of every kernel: bins of work, distributed to threads.
+"""The frame of every kernel: bins of work, done one after the other or by threads.
 
 A kernel is called with the address of its call, a block of words that begins with the number of
-bins.  Serial and parallel kernels are the same function, compiled without and with threads; only
-the address is passed from thread to thread.
+bins, and with the part of the work that is to be done: all of it, one bin, or what comes before or
+after the bins.  On one thread all of it is done.  `run_on_threads`, which is compiled once for all
+kernels, has each thread do bins, so no kernel is compiled twice.
 """
 
-from numba import njit, prange
+from llvmlite import ir
+from numba import njit, prange, types
+from numba.extending import intrinsic
 
 from rmsjit.kernels.views import words
 from rmsjit.runtime.flags import INLINED
+
+ALL, BEFORE, AFTER = -1, -2, -3  # parts of the work; others are the numbers of bins
 
 
 @njit(**INLINED)
@@ -26,11 +31,37 @@ def over_bins(work, before=nothing, after=nothing):
         Called with the address of the call, on one thread.
     """
 
-    def kernel(call_address):
-        before(call_address)
-        for b in prange(words(call_address)[0]):
+    def kernel(call_address, part):
+        first, last = part, part + 1
+        if part < 0:
+            first, last = 0, words(call_address)[0] if part == ALL else 0
+        if part < 0 and part != AFTER:
+            before(call_address)
+        for b in range(first, last):
             work(call_address, b)
-        after(call_address)
+        if part < 0 and part != BEFORE:
+            after(call_address)
         return 0
 
     return kernel
+
+
+@intrinsic
+def call_kernel(typing_context, kernel, call_address, part):
+    """Call a C function ``int64 (int64, int64)`` by its address."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(64)
+        kind = ir.FunctionType(word, [word, word]).as_pointer()
+        return builder.call(builder.inttoptr(args[0], kind), args[1:])
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
+def run_on_threads(kernel, call_address):
+    """Do all the work of a kernel, which is given by its address, the bins on several threads."""
+    call_kernel(kernel, call_address, BEFORE)
+    for b in prange(words(call_address)[0]):
+        call_kernel(kernel, call_address, b)
+    call_kernel(kernel, call_address, AFTER)
+    return 0

@@ -25,68 +25,74 @@ from rmsjit.kernels import (
 )
 from rmsjit.rule.form import Form
 from rmsjit.runtime.cache import Kernel, compile_kernel
-from rmsjit.runtime.flags import FLAGS, HOLDING_GIL, PARALLEL
+from rmsjit.runtime.flags import HOLDING_GIL, PARALLEL
 
 
 def _over_bins(
     name: str,
     key: str,
-    parallel: bool,
     make: Callable[[], Any],
     before: Any = driver.nothing,
     after: Any = driver.nothing,
 ) -> Kernel:
     """A kernel of bins, whose work `make` returns; see `rmsjit.kernels.driver.over_bins`."""
-    flags = PARALLEL if parallel else FLAGS
-    return compile_kernel(name, key, lambda: driver.over_bins(make(), before, after), flags=flags)
+    return compile_kernel(name, key, lambda: driver.over_bins(make(), before, after), arguments=2)
 
 
 @functools.cache
-def update_dense(form: Form, kinds: Kinds, clipped: bool, parallel: bool) -> Kernel:
+def run_on_threads() -> Kernel:
+    """Have threads do the bins of another kernel."""
+    return compile_kernel(
+        "run_on_threads", "", lambda: driver.run_on_threads, arguments=2, flags=PARALLEL
+    )
+
+
+@functools.cache
+def update_dense(form: Form, kinds: Kinds, clipped: bool) -> Kernel:
     """The rule over whole variables; `form` is some form's `arithmetic`."""
     key = f"{form} {kinds} {clipped}"
     make = functools.partial(dense.update_pieces, form, kinds, clipped)
-    return _over_bins("update_dense", key, parallel, make)
+    return _over_bins("update_dense", key, make)
 
 
 @functools.cache
-def update_rows(form: Form, kinds: Kinds, exact: bool, parallel: bool) -> Kernel:
+def update_rows(form: Form, kinds: Kinds, exact: bool) -> Kernel:
     """The rule over rows of a table, with or without a clock."""
     key = f"{form} {kinds} {exact}"
     make = functools.partial(rows.update_rows, form, kinds, exact)
-    return _over_bins("update_rows", key, parallel, make, before=rows.cut_rows)
+    return _over_bins("update_rows", key, make, before=rows.cut_rows)
 
 
 @functools.cache
-def catch_up_rows(form: Form, kinds: Kinds, parallel: bool) -> Kernel:
+def catch_up_rows(form: Form, kinds: Kinds) -> Kernel:
     """Bring rows of a table to the last step of its clock."""
     make = functools.partial(rows.catch_up_rows, form, kinds)
-    return _over_bins("catch_up_rows", f"{form} {kinds}", parallel, make)
+    return _over_bins("catch_up_rows", f"{form} {kinds}", make)
 
 
 @functools.cache
 def tick() -> Kernel:
     """Count a step on a clock."""
-    return _over_bins("tick", "", False, lambda: rows.tick)
+    return _over_bins("tick", "", lambda: rows.tick)
 
 
 @functools.cache
 def reset() -> Kernel:
     """Reset a clock."""
-    return _over_bins("reset", "", False, lambda: rows.reset)
+    return _over_bins("reset", "", lambda: rows.reset)
 
 
 @functools.cache
-def sums_of_squares(real: str, computing: str, parallel: bool) -> Kernel:
+def sums_of_squares(real: str, computing: str) -> Kernel:
     """The norms of gradients; complex ones are read as twice as many `real` numbers."""
     make = functools.partial(norms.sums_of_pieces, real, computing)
-    return _over_bins("sums_of_squares", f"{real} {computing}", parallel, make, after=norms.add_up)
+    return _over_bins("sums_of_squares", f"{real} {computing}", make, after=norms.add_up)
 
 
 @functools.cache
 def copy_strided() -> Kernel:
     """Copy a strided array to contiguous memory, or back."""
-    return _over_bins("copy_strided", "", False, lambda: copies.copy_strided)
+    return _over_bins("copy_strided", "", lambda: copies.copy_strided)
 
 
 @functools.cache
@@ -125,7 +131,7 @@ def read_pairs() -> Kernel | None:
 @functools.cache
 def touch_pages() -> Kernel:
     """Touch new memory on several threads."""
-    return _over_bins("touch_pages", "", True, lambda: touching.touch_pages)
+    return _over_bins("touch_pages", "", lambda: touching.touch_pages)
 
 
 @functools.cache

@@ -107,6 +107,8 @@ class Act:
         words[act.KERNELS] = len(calls)
         words[act.THREADS] = launch.threads
         words[act.GET_THREADS], words[act.SET_THREADS] = launch.get_threads, launch.set_threads
+        if launch.threads > 1:
+            words[act.ON_THREADS] = loader.run_on_threads().address
         words[act.GATE] = _GATE
         if valid is not None:
             words[act.EPOCH], words[act.EXPECTED_EPOCH] = address_of(valid.epoch), valid.expected

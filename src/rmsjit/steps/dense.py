@@ -94,7 +94,7 @@ class DenseGroup:
         """
         bins = launch.threads
         part = self._partitioned(bins, after_norms)
-        kernel = loader.update_dense(self._form, self.kinds, clipped, bins > 1)
+        kernel = loader.update_dense(self._form, self.kinds, clipped)
         addresses, before, after = binding.addresses, [], []
         if self.copied:
             addresses = addresses.copy()

@@ -85,7 +85,7 @@ class NormPass:
         words[norms.CUTS], words[norms.PIECES] = address_of(part.bins), address_of(part.pieces)
         words[norms.GRADIENTS], words[norms.BOUND] = address_of(gradients), address_of(bound)
         words[norms.SUMS], words[norms.TOTALS] = address_of(sums), address_of(totals)
-        kernel = loader.sums_of_squares(precision.real, precision.computing, bins > 1)
+        kernel = loader.sums_of_squares(precision.real, precision.computing)
         return Call(kernel, words, (part, bound, sums, gradients, totals))
 
     def _partition(self, bins: int) -> Partition:

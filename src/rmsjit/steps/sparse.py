@@ -117,7 +117,7 @@ class Table:
         words[rows.BEHIND] = 0 if behind is None else address_of(behind)
         words[rows.CATCH_TABLE], words[rows.CATCH_WIDTH] = address_of(addresses), self.width
         words[rows.CATCH_CLOCK] = address_of(own.words)
-        kernel = loader.catch_up_rows(self.form, self.kinds, bins > 1)
+        kernel = loader.catch_up_rows(self.form, self.kinds)
         call = Call(kernel, words, (addresses, behind, own, self.arrays))
         return [*before, call, *after]
 
@@ -250,7 +250,7 @@ class SparseGroup:
         words[rows.TOTALS], words[rows.TOTAL_WIDTH] = address_of(totals), totals.shape[1]
         words[rows.CLOCK] = 0 if clock is None else address_of(clock.words)
         words[rows.NOISE], words[rows.PLACE] = address_of(noise), self.position
-        kernel = loader.update_rows(self.table.form, kinds, clock is not None, bins > 1)
+        kernel = loader.update_rows(self.table.form, kinds, clock is not None)
         alive = occurrences, cuts, totals, factors, addresses, numbers, noise, clock
         return Call(kernel, np.array(words), (*alive, self.table.arrays))
 
