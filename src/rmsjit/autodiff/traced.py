@@ -26,7 +26,9 @@ from rmsjit.autodiff.autograd_names import (
     notrace_primitives,
     recordable,
 )
-from rmsjit.autodiff.corrected import VERSIONS, power, refuse_out, refused
+from rmsjit.autodiff.corrected import VERSIONS
+from rmsjit.autodiff.corrected.arguments import refuse_out, refused
+from rmsjit.autodiff.corrected.numbers import power
 from rmsjit.autodiff.record import TapeNode, is_differentiable
 from rmsjit.autodiff.rules import name_of
 from rmsjit.variables import UNTRACED, Variable, arrays_of, mapped
