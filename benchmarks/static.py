@@ -89,8 +89,8 @@ def assembly(kernel: Kernel) -> str:
     form, kinds = _compiled_form(kernel)
     work = dense.update_pieces(form, kinds, kernel.clipped)
     dispatcher = njit(**FLAGS)(driver.over_bins(work, driver.nothing, driver.nothing))
-    dispatcher.compile((int64,))
-    return dispatcher.inspect_asm((int64,))
+    dispatcher.compile((int64, int64))
+    return dispatcher.inspect_asm((int64, int64))
 
 
 def _compiled_form(kernel: Kernel) -> tuple[Any, Any]:

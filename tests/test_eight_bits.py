@@ -12,8 +12,10 @@ from reference import reference_sparse_step
 from rmsjit import Form, IndexedSlices, RMSprop
 from rmsjit.arrays.blocks import (
     BLOCK,
+    FINE,
     LEAST_PACKED,
-    dropped_bits,
+    SQUARES,
+    WIDE,
     in_records_of,
     packed,
     part_of,
@@ -37,7 +39,9 @@ SETTINGS = {
     "torch": {"form": Form.with_slots("rms", "momentum", learning_rate="outside"), "momentum": 0.9},
 }
 every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-every_sign = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
+every_map = pytest.mark.parametrize("meaning", [SQUARES, WIDE, FINE], ids=lambda one: one.name)
+MAPS = {"rms": SQUARES, "mg": WIDE, "momentum": FINE}
+RANGES = {SQUARES: 30, WIDE: 14, FINE: 7}  # powers of 2 below the largest number of a block
 
 
 def normal(shape, seed, dtype="float32"):
@@ -55,86 +59,86 @@ def slot(opt, variable, name="rms"):
 # --- the format -----------------------------------------------------------------------------
 
 
-def numbers_of(largest, signed):
+def numbers_of(largest, meaning):
     """All numbers that a block can hold whose offset is that of its largest number."""
-    dropped = dropped_bits(signed)
-    top = int(np.float32(largest).view(np.int32)) >> dropped
-    most = 127 if signed else 255
-    levels = np.arange(signed, most + 1) + max(top - (most - 1), 0)
-    sizes = (levels << dropped).astype(np.int32).view(np.float32)
-    return np.concatenate([-sizes[::-1], [0], sizes]) if signed else sizes
+    top = int(np.float32(largest).view(np.int32)) >> meaning.dropped
+    levels = np.arange(meaning.signed, meaning.most + 1) + max(top - (meaning.most - 1), 0)
+    sizes = (levels << meaning.dropped).astype(np.int32).view(np.float32)
+    return np.concatenate([-sizes[::-1], [0], sizes]) if meaning.signed else sizes
 
 
-@every_sign
+@every_map
 @pytest.mark.parametrize("largest", [1.0, 3e38, 1e-3, 1e-30, 1e-40])
-def test_each_number_becomes_the_nearest_that_the_block_can_hold(signed, largest):
-    smallest = -7 if signed else -14
+def test_each_number_becomes_the_nearest_that_the_block_can_hold(meaning, largest):
+    smallest = -min(RANGES[meaning], 14)
     values = np.float32(largest) * np.exp2(np.linspace(0, smallest, BLOCK, dtype="f4"))
-    if signed:
+    if meaning.signed:
         values[1::2] *= -1
-    held = unpacked(packed(values, record_of(signed)), BLOCK).astype("f8")
-    candidates = numbers_of(largest, signed).astype("f8")
+    held = unpacked(packed(values, record_of(meaning)), BLOCK).astype("f8")
+    candidates = numbers_of(largest, meaning).astype("f8")
     best = np.abs(candidates - values[:, np.newaxis]).min(axis=1)
     np.testing.assert_allclose(np.abs(held - values), best, rtol=1e-6, atol=0)
 
 
 def test_what_is_too_small_for_a_block():
     values = np.zeros(BLOCK, "f4")
-    values[:3] = 1.0, 2.0**-40, -(2.0**-8)
-    assert unpacked(packed(values, record_of(True)), 4).tolist() == [1, 0, 0, 0]
-    values[2] = -(2.0**-7.5)
-    assert unpacked(packed(values, record_of(True)), 4)[2] == pytest.approx(values[2], rel=1 / 16)
-    plus = unpacked(packed(np.abs(values), record_of(False)), 4)
+    for meaning in (WIDE, FINE):
+        values[:3] = 1.0, 2.0**-40, -(2.0 ** -(RANGES[meaning] + 2))
+        record = record_of(meaning)
+        assert unpacked(packed(values, record), 4).tolist() == [1, 0, 0, 0]
+        values[2] = -(2.0 ** -RANGES[meaning])
+        assert unpacked(packed(values, record), 4)[2] == pytest.approx(values[2], rel=1 / 16)
+    plus = unpacked(packed(np.abs(values), record_of(SQUARES)), 4)
     assert plus[0] == 1
     assert plus[1] == plus[3]
     assert 0 < plus[1] < 2.0**-31
 
 
-@every_sign
+@every_map
 @pytest.mark.parametrize("scale", [1e-44, 1e-39, *np.logspace(-1, 1, 9), 1e36])
-def test_what_is_held_stays(signed, scale):
-    values = normal(1000, 0) if signed else normal(1000, 0) ** 2
+def test_what_is_held_stays(meaning, scale):
+    values = normal(1000, 0) if meaning.signed else normal(1000, 0) ** 2
     values *= np.float32(scale)
-    held = unpacked(packed(values, record_of(signed)), 1000)
-    again = unpacked(packed(held, record_of(signed)), 1000)
+    held = unpacked(packed(values, record_of(meaning)), 1000)
+    again = unpacked(packed(held, record_of(meaning)), 1000)
     np.testing.assert_array_equal(again, held)
     if scale < 1e-37:
         return  # numbers that are not normal have fewer bits
     assert np.isfinite(held).all()
-    is_in_range = np.abs(values) > np.abs(values).max() / (2**6 if signed else 2**30)
-    assert np.abs(held / values - 1)[is_in_range].max() < (1 / 32 if signed else 1 / 16)
+    is_in_range = np.abs(values) > np.abs(values).max() / 2.0 ** (RANGES[meaning] - 1)
+    assert np.abs(held / values - 1)[is_in_range].max() < (1 / 32 if meaning is FINE else 1 / 16)
 
 
 # --- steps ----------------------------------------------------------------------------------
 
 
-def neighbours_hold(held, exact, signed):
+def neighbours_hold(held, exact, meaning):
     """Whether each number is that above or below the exact one in the block of exact ones.
 
     What is too small for the block counts as well; its offset can be 8 larger than necessary.
     """
     for first in range(0, len(exact), BLOCK):
         part, given = exact[first : first + BLOCK], held[first : first + BLOCK]
-        numbers = numbers_of(np.abs(part).max(), signed)
+        numbers = numbers_of(np.abs(part).max(), meaning)
         at = np.searchsorted(numbers, part, side="right")
         low, high = numbers[np.maximum(at - 1, 0)], numbers[np.minimum(at, len(numbers) - 1)]
         small = np.abs(part) < 2 * numbers[numbers > 0].min()
         assert ((given == low) | (given == high) | small).all()
 
 
-@every_sign
+@every_map
 @pytest.mark.parametrize("length", [60, 256, 300])
-def test_parts_of_whole_records_are_parts_of_the_numbers(length, signed):
+def test_parts_of_whole_records_are_parts_of_the_numbers(length, meaning):
     size = 10 * length - 7  # the last record is not full
     values = np.abs(normal(size, 3))
-    records = packed(values, record_of(signed, length))
+    records = packed(values, record_of(meaning, length))
     whole = unpacked(records, size)
     for start, stop in ((0, 3 * length), (3 * length, size), (size, size), (0, 0)):
         part = part_of(records, start, stop)
         assert unpacked(part, stop - start).tobytes() == whole[start:stop].tobytes()
         assert part_of(values, start, stop).tobytes() == values[start:stop].tobytes()
     again = unpacked(in_records_of(records, size, 256), size)
-    np.testing.assert_allclose(again, whole, rtol=1 / 16, atol=values.max() / 2**7 * signed)
+    np.testing.assert_allclose(again, whole, rtol=1 / 16, atol=values.max() / 2 ** RANGES[meaning])
     assert in_records_of(values, size, 256) is values
 
 
@@ -172,7 +176,7 @@ def test_a_step_is_that_of_float32_and_its_state_is_packed(settings):
         wide.apply_gradients([(gradient, w)])
         np.testing.assert_array_equal(v, w)
         for name in [n for n in ("rms", "mg") if n in narrow.get_slot_names()]:
-            neighbours_hold(slot(narrow, v, name), slot(wide, w, name), name != "rms")
+            neighbours_hold(slot(narrow, v, name), slot(wide, w, name), MAPS[name])
 
 
 def test_memory_is_a_quarter():
@@ -215,7 +219,7 @@ def test_the_mean_of_what_is_rounded_is_exact(name):
     narrow.apply_gradients([(gradient, v)])
     wide.apply_gradients([(gradient, w)])
     exact = slot(wide, w, name)[0]
-    unit = 2.0 ** (np.floor(np.log2(exact)) - 4)
+    unit = 2.0 ** (np.floor(np.log2(exact)) - (3 if name == "mg" else 4))
     error = slot(narrow, v, name).astype("f8").mean() - exact
     assert abs(error) < 4 * unit / 2 / np.sqrt(size)
 
@@ -262,11 +266,11 @@ def test_as_many_of_equal_elements_are_rounded_up_as_should_be(name):
     assert len(others) > 100
 
 
-@every_sign
-def test_an_offset_follows_the_largest_value_at_a_distance(signed):
+@pytest.mark.parametrize(("name", "meaning"), MAPS.items())
+def test_an_offset_follows_the_largest_value_at_a_distance(name, meaning):
     """It leaves room for growth, is kept while numbers fit, and is not much larger than needed."""
-    opt, v = reduced(rho=0.5, momentum=0.5), np.zeros(LEAST_PACKED, np.float32)
-    name, most = ("momentum", 127) if signed else ("rms", 255)
+    opt = reduced(rho=0.5, momentum=0.5, centered=True)
+    v = np.zeros(LEAST_PACKED, np.float32)
     sizes = np.exp2(np.cumsum(np.random.default_rng(0).normal(size=60)))
     kept = 0
     before = None
@@ -274,8 +278,8 @@ def test_an_offset_follows_the_largest_value_at_a_distance(signed):
         opt.learning_rate = float(size)
         opt.apply_gradients([(size * normal(v.shape, kept), v)])
         records = opt._store.find(v).slots[name]
-        largest = np.abs(records["codes"].astype(int)).max(axis=1)
-        spare = most - largest
+        largest = np.abs(records[meaning.name].astype(int)).max(axis=1)
+        spare = meaning.most - largest
         assert (spare >= 0).all()
         assert (spare <= 1 + 8).all()
         if before is not None:
@@ -425,7 +429,7 @@ def test_a_momentum_that_is_set_later_is_packed_too():
     opt.momentum = 0.9
     opt.apply_gradients([(normal(SIZE, 2), v)])
     assert (slot(opt, v, "momentum") < 0).any()
-    assert opt._store.find(v).slots["momentum"].dtype == record_of(True)
+    assert opt._store.find(v).slots["momentum"].dtype == record_of(FINE)
 
 
 def test_rows_keep_their_slots():
@@ -483,7 +487,7 @@ def test_named_rows_take_the_step_of_the_reference_and_others_stay(width):
             held = slot(opt, v, name)
             np.testing.assert_array_equal(held[others], before[name][others])
             for row in set(named.tolist()):
-                neighbours_hold(held[row], exact[row], name != "rms")
+                neighbours_hold(held[row], exact[row], MAPS[name])
 
 
 def test_memory_of_rows():

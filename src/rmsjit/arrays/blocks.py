@@ -6,11 +6,11 @@ a sixteenth to an eighth.  The offset is the smallest with which the largest ele
 after steps up to 8 more, so that it rarely has to change.  Numbers reach down to 2**-30 of the
 largest one of their block.
 
-Where numbers have signs, bytes have them too, and give 4 bits of the fraction: neighbours differ by
-half as much, and numbers reach down to 2**-7.  Elements of a momentum are of similar size, as each
-is divided by its own root mean square.  Then the byte 0 is 0, also for smaller numbers; without
-signs, these become the smallest number of their block.  An infinity becomes the largest finite
-number of its block, and a NaN any number.
+Where numbers have signs, bytes have them too, and reach down to 2**-14.  Then the byte 0 is 0, also
+for smaller numbers; without signs, these become the smallest number of their block.  Elements of a
+momentum are of similar size, as each is divided by its own root mean square: their bytes give 4
+bits of the fraction, and reach down to 2**-7.  An infinity becomes the largest finite number of its
+block, and a NaN any number.
 
 A packed array consists of records, which hold the offsets of some blocks and then their bytes.  The
 record of a table is a row, so that rows have no block in common; other arrays have a block in each.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,35 @@ MAGNITUDE = 0x7FFFFFFF
 SIGN = 0x80000000
 
 Array = NDArray[Any]
+
+
+class Map(NamedTuple):
+    """What the bytes of an array mean.
+
+    Attributes
+    ----------
+    name : str
+        Of the field of bytes in a record, by which the map of an array is known.
+    signed : bool
+    dropped : int
+        The bits of a float32 that no byte holds.
+    """
+
+    name: str
+    signed: bool
+    dropped: int
+
+    @property
+    def most(self) -> int:
+        """The largest byte."""
+        return 127 if self.signed else 255
+
+
+SQUARES = Map("squares", signed=False, dropped=20)
+WIDE = Map("codes", signed=True, dropped=20)
+FINE = Map("fine_codes", signed=True, dropped=19)
+MAPS = {"unsigned 8bit": SQUARES, "8bit": WIDE, "fine 8bit": FINE}  # by the dtype of a slot
+_BY_NAME = {one.name: one for one in MAPS.values()}
 
 
 # --- records --------------------------------------------------------------------------------
@@ -70,10 +99,10 @@ def rows_of_records(shape: tuple[int, ...], layout: Layout, length: int) -> int:
 
 
 @functools.cache
-def record_of(signed: bool, length: int = BLOCK) -> np.dtype[Any]:
+def record_of(meaning: Map, length: int = BLOCK) -> np.dtype[Any]:
     """The dtype of records of so many elements."""
-    code = np.int8 if signed else np.uint8
-    return np.dtype([("offsets", np.int32, (_blocks_in(length),)), ("codes", code, (length,))])
+    code = np.int8 if meaning.signed else np.uint8
+    return np.dtype([("offsets", np.int32, (_blocks_in(length),)), (meaning.name, code, (length,))])
 
 
 def _blocks_in(length: int) -> int:
@@ -85,25 +114,16 @@ def has_records(array: Array) -> bool:
     return array.dtype.names is not None
 
 
-def is_signed(record: np.dtype[Any]) -> bool:
-    """Whether the numbers of a record have signs."""
-    return bool(record["codes"].base == np.int8)
+def map_of(record: np.dtype[Any]) -> Map:
+    """What the bytes of a record mean."""
+    assert record.names is not None
+    return _BY_NAME[record.names[1]]
 
 
 def length_of(record: np.dtype[Any]) -> int:
     """The elements of a record."""
-    length: int = record["codes"].shape[0]
+    length: int = record[1].shape[0]
     return length
-
-
-def most_of(signed: bool) -> int:
-    """The largest code."""
-    return 127 if signed else 255
-
-
-def dropped_bits(signed: bool) -> int:
-    """How many bits of a float32 no code holds."""
-    return 19 if signed else 20
 
 
 def records_for(size: int, length: int) -> int:
@@ -127,8 +147,8 @@ def packed(values: Array, record: np.dtype[Any]) -> Array:
     -------
     ndarray of `record`, shape (records,)
     """
-    signed, length = is_signed(record), length_of(record)
-    dropped = dropped_bits(signed)
+    (name, signed, dropped), most = map_of(record), map_of(record).most
+    length = length_of(record)
     records = np.zeros(records_for(len(values), length), record)
     step = min(BLOCK, length)
     whole = np.zeros((len(records), _blocks_in(length) * step), np.float32)
@@ -144,22 +164,22 @@ def packed(values: Array, record: np.dtype[Any]) -> Array:
     levels = ((sizes.view(np.uint32) + (1 << dropped - 1)) >> dropped).astype(np.int32)
     levels = np.where(sizes < INFINITY, np.minimum(levels, (INFINITY >> dropped) - 1), -1)
     largest = levels.max(axis=2, initial=0)
-    offsets = np.maximum(largest - most_of(signed), 0)
+    offsets = np.maximum(largest - most, 0)
     levels = np.where(levels < 0, largest[..., np.newaxis], levels)  # of what is not finite
-    codes = np.clip(levels - offsets[..., np.newaxis], 0, most_of(signed))
+    codes = np.clip(levels - offsets[..., np.newaxis], 0, most)
     records["offsets"] = offsets
     codes = np.where(bits < 0, -codes, codes) if signed else codes
-    records["codes"] = codes.reshape(whole.shape)[:, :length]
+    records[name] = codes.reshape(whole.shape)[:, :length]
     return records
 
 
 def unpacked(records: Array, size: int) -> NDArray[np.float32]:
     """The first `size` numbers of records."""
-    signed, length = is_signed(records.dtype), length_of(records.dtype)
-    codes = records["codes"].astype(np.int32)
+    (name, signed, dropped), length = map_of(records.dtype), length_of(records.dtype)
+    codes = records[name].astype(np.int32)
     offsets = np.repeat(records["offsets"], min(BLOCK, length), axis=1)[:, :length]
     levels = np.abs(codes) + offsets
-    values: NDArray[np.float32] = (levels << dropped_bits(signed)).view(np.float32)
+    values: NDArray[np.float32] = (levels << dropped).view(np.float32)
     if signed:
         values = np.sign(codes).astype(np.float32) * values
     return values.reshape(-1)[:size]
@@ -194,7 +214,7 @@ def in_records_of(flat: Array, size: int, length: int) -> Array:
     """A flat array of so many elements, in records of this length if it is packed."""
     if not has_records(flat):
         return flat
-    return repacked(flat, size, record_of(is_signed(flat.dtype), length))
+    return repacked(flat, size, record_of(map_of(flat.dtype), length))
 
 
 def part_of(flat: Array, start: int, stop: int) -> Array:
@@ -213,9 +233,9 @@ def as_bytes(records: Array) -> NDArray[np.uint8]:
     return records.view(np.uint8).reshape(len(records), records.dtype.itemsize)
 
 
-def of_bytes(rows: NDArray[np.uint8], signed: bool) -> Array:
+def of_bytes(rows: NDArray[np.uint8], meaning: Map) -> Array:
     """The inverse of `as_bytes`."""
-    record = record_of(signed, length_in_bytes(rows))
+    record = record_of(meaning, length_in_bytes(rows))
     return np.ascontiguousarray(rows).reshape(-1).view(record)
 
 
@@ -227,4 +247,4 @@ def length_in_bytes(rows: Array) -> int:
 
 def shape_in_bytes(size: int, length: int) -> tuple[int, int]:
     """The shape in `as_bytes` of so many elements in records of this length."""
-    return records_for(size, length), record_of(True, length).itemsize
+    return records_for(size, length), record_of(WIDE, length).itemsize

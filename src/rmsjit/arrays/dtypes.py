@@ -43,6 +43,7 @@ _PACKED = {  # of slots, in blocks (`rmsjit.arrays.blocks`)
     for precision in (
         Precision("8bit", "int8", "float32", "int8"),
         Precision("unsigned 8bit", "uint8", "float32", "uint8"),
+        Precision("fine 8bit", "int8", "float32", "int8"),
     )
 }
 

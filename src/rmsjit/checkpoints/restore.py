@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from rmsjit.arrays.blocks import (
     as_stored,
     has_records,
-    is_signed,
     length_in_bytes,
+    map_of,
     of_bytes,
     reordered,
     repacked,
@@ -185,7 +185,7 @@ def _plan_slot(
         memory = memory_for(store, entry, slot)
         writing.slots.append((entry, weight.name, memory))
     if has_records(memory):
-        records = of_bytes(weight.value, is_signed(memory.dtype))
+        records = of_bytes(weight.value, map_of(memory.dtype))
         records = reordered(records, entry.shape, saved_in, layout)
         value = repacked(records, entry.canonical.size, memory.dtype)
     else:

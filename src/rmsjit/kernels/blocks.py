@@ -12,9 +12,9 @@ from llvmlite import ir
 from numba import int32, njit, types
 from numba.extending import intrinsic
 
-from rmsjit.arrays.blocks import BLOCK, INFINITY, OFFSET_BYTES
+from rmsjit.arrays.blocks import BLOCK, INFINITY, MAPS, OFFSET_BYTES
 from rmsjit.kernels.codes import (
-    Block,
+    BLOCKS,
     code_of,
     fits,
     frame_memory,
@@ -60,7 +60,7 @@ def slots_in_blocks(form, kinds):
     records of `length` elements; there `start` must be the first element of a block.
     """
     makers = [
-        _block_maker(number_type(kind))
+        _block_maker(number_type(kind), MAPS[slot.dtype])
         if is_packed(slot.dtype)
         else _pointer_maker(number_type(kind))
         for slot, kind in zip(form.slots, kinds.slots, strict=True)
@@ -93,10 +93,10 @@ def _pointer_maker(kind):
     return pointer, make
 
 
-def _block_maker(code):
-    """The type of a block of bytes of this type, and the function that makes it."""
+def _block_maker(code, meaning):
+    """The type of a block of bytes of this type and map, and the function that makes it."""
     codes, values = types.CPointer(code), types.CPointer(types.float32)
-    block = types.NamedTuple((codes, types.int32, values, types.int64), Block)
+    block = types.NamedTuple((codes, types.int32, values, types.int64), BLOCKS[meaning])
 
     def make(context, builder, address, start, length):
         number, inside = builder.udiv(start, length), builder.urem(start, length)
@@ -149,29 +149,30 @@ def pack_slots(form, last=None):
     @njit(**INLINED)
     def pack(slots, count, key, sizes):
         rest(slots, count, key, sizes)
-        codes, values, largest = slots[last].codes, slots[last].values, sizes[last]
-        keeps, offset = largest < INFINITY, slots[last].offset
+        block, largest = slots[last], sizes[last]
+        codes, values, offset = block.codes, block.values, block.offset
+        keeps = largest < INFINITY
         if not keeps:
-            largest = _limit(values, count, codes)
-        least = least_offset(largest, codes)
+            largest = _limit(count, block)
+        least = least_offset(largest, block)
         if not fits(offset, least):
             keeps, offset = False, roomy_offset(least)
-            _write_offset(slots[last].offset_at, offset)
+            _write_offset(block.offset_at, offset)
         if LATE or not keeps:
             for i in range(count):
-                codes[i] = code_of(values[i], i, bits_of(noise(key, i)), offset, codes)
+                codes[i] = code_of(values[i], i, bits_of(noise(key, i)), offset, block)
 
     return pack
 
 
 @njit(**INLINED)
-def _limit(values, count, codes):
+def _limit(count, block):
     """Replace what is not finite by the largest finite value of a block, and return its size."""
-    largest = int32(0)
+    values, largest = block.values, int32(0)
     for i in range(count):
-        largest = larger_finite_size(largest, values[i], codes)
+        largest = larger_finite_size(largest, values[i], block)
     for i in range(count):
-        values[i] = limited(values[i], largest, codes)
+        values[i] = limited(values[i], largest, block)
     return largest
 
 

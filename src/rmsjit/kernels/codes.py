@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import int32, njit, types
 from numba.extending import intrinsic
 
-from rmsjit.arrays.blocks import BLOCK, INFINITY, MAGNITUDE, SIGN, dropped_bits, most_of
+from rmsjit.arrays.blocks import BLOCK, INFINITY, MAGNITUDE, MAPS, SIGN
 from rmsjit.runtime.flags import INLINED
 
 _WORD = ir.IntType(32)
@@ -39,7 +39,7 @@ _LARGER_CHANCES = [math.sqrt(chance) for chance in _CHANCES]  # as the larger on
 
 
 class Block(NamedTuple):
-    """A block in compiled code."""
+    """A block in compiled code.  Its type tells its map, see `BLOCKS`."""
 
     codes: Any  # pointer to bytes: int8 with a sign, otherwise uint8
     offset: Any  # int32
@@ -47,9 +47,12 @@ class Block(NamedTuple):
     offset_at: Any  # int64, the address of the offset, which need not be aligned
 
 
-def is_signed(codes):
-    """Whether the bytes of a pointer type have signs."""
-    return codes.dtype == types.int8
+BLOCKS = {one: type(f"BlockOf_{one.name}", (Block,), {"map": one}) for one in MAPS.values()}
+
+
+def _map_of(block):
+    """What the bytes of a type of blocks mean."""
+    return block.instance_class.map
 
 
 def _smaller(builder, left, right):
@@ -61,14 +64,14 @@ def _larger(builder, left, right):
 
 
 @intrinsic
-def unpack(typing_context, code, offset):
-    """The number of a byte, as a float32."""
-    SIGNED = code == types.int8
+def unpack(typing_context, code, offset, block):
+    """The number of a byte of a block, as a float32."""
+    SIGNED, DROPPED = _map_of(block).signed, _map_of(block).dropped
 
     def codegen(context, builder, signature, args):
         code = builder.sext(args[0], _WORD) if SIGNED else builder.zext(args[0], _WORD)
         level = _larger(builder, code, builder.neg(code)) if SIGNED else code
-        bits = builder.shl(builder.add(level, args[1]), _WORD(dropped_bits(SIGNED)))
+        bits = builder.shl(builder.add(level, args[1]), _WORD(DROPPED))
         if SIGNED:
             # 0 where the code is: a comparison would need the code as another vector of words.
             most = builder.neg(level)
@@ -76,7 +79,7 @@ def unpack(typing_context, code, offset):
             bits = builder.or_(bits, builder.and_(code, _WORD(SIGN)))
         return builder.bitcast(bits, ir.FloatType())
 
-    return types.float32(code, types.int32), codegen
+    return types.float32(code, types.int32, block), codegen
 
 
 @intrinsic
@@ -105,7 +108,7 @@ def larger_sizes(typing_context, sizes, slots, i):
                 block = builder.extract_value(args[1], k)
                 values = builder.extract_value(block, Block._fields.index("values"))
                 value = builder.load(builder.gep(values, [args[2]]))
-                size = _larger(builder, size, _size(builder, value, is_signed(slot.types[0])))
+                size = _larger(builder, size, _size(builder, value, _map_of(slot).signed))
             found.append(size)
         return context.make_tuple(builder, sizes, found)
 
@@ -113,16 +116,16 @@ def larger_sizes(typing_context, sizes, slots, i):
 
 
 @intrinsic
-def larger_finite_size(typing_context, largest, value, codes):
+def larger_finite_size(typing_context, largest, value, block):
     """The larger one of `largest` and the size of a value, if that is finite."""
-    SIGNED = is_signed(codes)
+    SIGNED = _map_of(block).signed
 
     def codegen(context, builder, signature, args):
         size = _size(builder, args[1], SIGNED)
         finite = builder.icmp_signed("<", size, _WORD(INFINITY))
         return _larger(builder, args[0], builder.select(finite, size, _WORD(0)))
 
-    return types.int32(types.int32, types.float32, codes), codegen
+    return types.int32(types.int32, types.float32, block), codegen
 
 
 def _size(builder, value, signed):
@@ -132,20 +135,20 @@ def _size(builder, value, signed):
 
 
 @intrinsic
-def code_of(typing_context, value, i, bits, offset, codes):
+def code_of(typing_context, value, i, bits, offset, block):
     """The byte of a float32, element `i` of a block, rounded by chance.
 
     The 32 random `bits` are those of the block.  Each element combines them with a fixed number for
     its position, the same in all blocks; random bits for each element would cost a tenth of the
     time of a step.  The value must be finite and `offset` large enough for it; see `least_offset`.
     """
-    SIGNED = is_signed(codes)
-    DROPPED = _WORD(dropped_bits(SIGNED))
+    SIGNED, DROPPED = _map_of(block).signed, _WORD(_map_of(block).dropped)
+    code_type = block.types[Block._fields.index("codes")].dtype
 
     def codegen(context, builder, signature, args):
         value, i, bits, offset, _ = args
         # Both are the same for all elements: the chances, and the offset to be subtracted.
-        chances, mixed = _chances(builder, bits, SIGNED)
+        chances, mixed = _chances(builder, bits, _map_of(block))
         addend = builder.or_(mixed, builder.shl(builder.neg(offset), DROPPED))
         chance = builder.load(builder.gep(chances, [i]))
         size = builder.add(_size(builder, value, SIGNED), builder.xor(chance, addend))
@@ -155,10 +158,10 @@ def code_of(typing_context, value, i, bits, offset, codes):
             code = builder.select(is_less, builder.neg(code), code)
         return builder.trunc(code, _BYTE)
 
-    return codes.dtype(types.float32, types.int64, types.uint32, types.int32, codes), codegen
+    return code_type(types.float32, types.int64, types.uint32, types.int32, block), codegen
 
 
-def _chances(builder, bits, signed):
+def _chances(builder, bits, meaning):
     """A pointer to the chances of a block's elements, and what is to be mixed into each of them.
 
     Without signs, the numbers are mean squares.  A step divides by their roots, and where these are
@@ -167,12 +170,12 @@ def _chances(builder, bits, signed):
     neighbours, 1/11 in the mean, makes the mean step right, whatever rho is.  The larger one of two
     chances gives ``f + f*(1 - f)``, so one block of 32 gets that.
     """
-    dropped = dropped_bits(signed)
+    dropped = meaning.dropped
     mixed = builder.lshr(bits, _WORD(32 - dropped))
-    if signed:
-        return _table(builder, "chances", _CHANCES, dropped), mixed
+    if meaning.signed:
+        return _table(builder, f"chances_of_{meaning.name}", _CHANCES, dropped), mixed
     tables = [*_CHANCES, *_LARGER_CHANCES, *_LARGER_CHANCES]
-    table = _table(builder, "mixed_chances", tables, dropped)
+    table = _table(builder, f"chances_of_{meaning.name}", tables, dropped)
     is_larger = builder.icmp_unsigned("<", builder.and_(bits, _WORD(_ONE_IN - 1)), _WORD(1))
     # Mixing all bits would spread larger chances evenly, so a block begins anywhere among them.
     begin = builder.add(builder.lshr(bits, _WORD(32 - _PLACE_BITS)), _WORD(BLOCK))
@@ -193,9 +196,9 @@ def _table(builder, name, chances, dropped):
 
 
 @intrinsic
-def limited(typing_context, value, largest, codes):
+def limited(typing_context, value, largest, block):
     """A value of a size that is at most `largest`, both as the bits of a float32."""
-    SIGNED = is_signed(codes)
+    SIGNED = _map_of(block).signed
 
     def codegen(context, builder, signature, args):
         bits = builder.bitcast(args[0], _WORD)
@@ -204,23 +207,22 @@ def limited(typing_context, value, largest, codes):
             size = builder.or_(size, builder.and_(bits, _WORD(SIGN)))
         return builder.bitcast(size, ir.FloatType())
 
-    return types.float32(types.float32, types.int32, codes), codegen
+    return types.float32(types.float32, types.int32, block), codegen
 
 
 @intrinsic
-def least_offset(typing_context, largest, codes):
+def least_offset(typing_context, largest, block):
     """The least offset of a block with this largest value, also if that is rounded up.
 
     The value is given by its bits.
     """
-    SIGNED = is_signed(codes)
-    MOST, DROPPED = most_of(SIGNED), dropped_bits(SIGNED)
+    MOST, DROPPED = _map_of(block).most, _map_of(block).dropped
 
     def codegen(context, builder, signature, args):
         top = builder.lshr(args[0], _WORD(DROPPED))
         return _larger(builder, builder.sub(top, _WORD(MOST - 1)), _WORD(0))
 
-    return types.int32(types.int32, codes), codegen
+    return types.int32(types.int32, block), codegen
 
 
 @njit(**INLINED)

@@ -319,7 +319,7 @@ def store_stochastically(array, i, value, noise):
         def store_code(array, i, value, noise):
             new = types.float32(value)
             array.values[i] = new
-            array.codes[i] = code_of(new, i, noise, array.offset, array.codes)
+            array.codes[i] = code_of(new, i, noise, array.offset, array)
 
         return store_code
 

@@ -95,7 +95,7 @@ def bfloat16_bits(typing_context, value):
 def load(array, i):
     """Element `i` of `array`, in the type that the rule computes in."""
     if isinstance(array, types.NamedTuple):  # a block of 8 bits
-        return lambda array, i: unpack(array.codes[i], array.offset)
+        return lambda array, i: unpack(array.codes[i], array.offset, array)
     if array.dtype == FLOAT16_BITS:
         return lambda array, i: float16_to_float32(array[i])
     if array.dtype == BFLOAT16_BITS:

@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from rmsjit.arrays.blocks import MAPS
 from rmsjit.arrays.dtypes import ARITHMETIC
 from rmsjit.rule.values import as_call, changed_settings, check_choice
 
@@ -18,8 +19,9 @@ DECAY, CARRY, STAY = "decay", "carry", "stay"
 NO_CLOSED_FORM = "no closed form"
 STOCHASTIC = "stochastic"
 HALVES = ("float16", "bfloat16")
-PACKED = ("8bit", "unsigned 8bit")  # see `rmsjit.arrays.blocks`
+PACKED = tuple(MAPS)
 SLOT_DTYPES = (None, ARITHMETIC, *PACKED, *HALVES, "float32", "float64")
+_MAP_OF_SLOT = {"rms": "unsigned 8bit", "momentum": "fine 8bit"}  # see `rmsjit.arrays.blocks`
 ROUNDINGS = ("nearest", STOCHASTIC)
 STATE_DTYPES = ("bfloat16", "8bit", "float32", "float64")  # float16 has no room for squares
 
@@ -76,9 +78,9 @@ class Slot:
         return as_call("Slot", [repr(self.name)], changed_settings(self, without="name"))
 
     def in_dtype(self, dtype: str | None) -> Slot:
-        """This slot in a dtype; below 32 bits rounded stochastically, and in 8 unsigned for rms."""
+        """This slot in a dtype; stochastic below 32 bits, and in 8 with its own map."""
         if is_packed(dtype):
-            dtype = "unsigned 8bit" if self.name == "rms" else "8bit"
+            dtype = _MAP_OF_SLOT.get(self.name, "8bit")
         is_short = dtype in (*HALVES, *PACKED)
         return replace(self, dtype=dtype, rounding=STOCHASTIC if is_short else "nearest")
 

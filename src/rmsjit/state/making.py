@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.blocks import as_stored, record_of, records_for
+from rmsjit.arrays.blocks import MAPS, as_stored, record_of, records_for
 from rmsjit.arrays.dtypes import dtype_named, slot_precision
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
 from rmsjit.rule.slot import Slot, is_packed
@@ -70,11 +70,12 @@ def _creation_order(store: SlotStore, entries: list[Entry]) -> list[tuple[Entry,
 
 def memory_for(store: SlotStore, entry: Entry, slot: Slot) -> NDArray[Any]:
     """New memory for a slot of an entry."""
-    precision, size = slot_precision(entry.precision, slot.dtype), entry.canonical.size
-    if is_packed(slot.dtype):
+    size = entry.canonical.size
+    if slot.dtype is not None and is_packed(slot.dtype):
         length = entry.record_length
-        record = record_of(precision.storage == "int8", length)
+        record = record_of(MAPS[slot.dtype], length)
         return store.allocate((records_for(size, length),), record, entry.canonical)
+    precision = slot_precision(entry.precision, slot.dtype)
     return store.allocate((size,), dtype_named(precision.name), entry.canonical)
 
 
