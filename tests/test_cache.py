@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,12 @@ ALIKE = [
     (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", one_minus_rho="exact")),
     (ALL_SLOTS, Form.with_slots("rms", "mg", "momentum", float32_numbers=("rho",))),
     (Form(weight_decay="decoupled"), Form(weight_decay="independent")),
+    (Form(), Form(mg_average="difference", clamp=False)),
+    (Form(rms_average="difference"), Form(rms_average="difference", square="first")),
+    (
+        Form.with_slots("rms", "momentum", learning_rate="outside"),
+        Form.with_slots("rms", "momentum", learning_rate="outside", quotient="rate_first"),
+    ),
     (presets.tf1(centered=True), presets.keras_legacy(centered=True, momentum=True)),
 ]
 
@@ -284,6 +291,16 @@ def test_two_forms_never_share_a_file(folder, load, flags):
 def test_forms_that_kernels_need_not_tell_apart_share_one(folder, load, flags, one, other):
     assert one != other
     assert file_of(load, one, *flags) == file_of(load, other, *flags)
+
+
+def test_real_variables_have_no_kernels_of_their_own_for_the_modulus():
+    product, modulus = ALL_SLOTS, Form(ALL_SLOTS.slots, complex_square="modulus")
+    real, paired = (precision_of(np.dtype(name)) for name in ("float32", "complex64"))
+    assert product.compiled_for(real) == modulus.compiled_for(real)
+    assert product.compiled_for(paired) != modulus.compiled_for(paired)
+    # With fused operations the variance is rounded in another place.
+    product, modulus = (replace(form, fused=True) for form in (product, modulus))
+    assert product.compiled_for(real) != modulus.compiled_for(real)
 
 
 def test_every_setting_of_a_form_is_tried_above():

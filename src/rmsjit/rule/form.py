@@ -338,18 +338,32 @@ class Form:
         slots = [replace(slot, start=0.0) for slot in self.slots]
         slots.sort(key=lambda slot: (slot.name == MASTER.name, slot.name))
         decay = "decoupled" if self.weight_decay == "independent" else self.weight_decay
-        return replace(
-            self,
-            slots=tuple(slots),
-            weight_decay=decay,
-            one_minus_rho="rounded",
-            float32_numbers=(),
-            creation="by_slot",
-        )
+        unused = {"one_minus_rho", "float32_numbers", "creation"}
+        if not self.centered:
+            unused |= {"mg_average", "clamp"}
+        if self.learning_rate == "outside":
+            unused.add("quotient")
+        if self.rms_average == "difference":
+            unused.add("square")
+        defaults: dict[str, Any] = {
+            one.name: one.default for one in fields(self) if one.name in unused
+        }
+        return replace(self, slots=tuple(slots), weight_decay=decay, **defaults)
+
+    @functools.cached_property
+    def _arithmetic_of_real_numbers(self) -> Form:
+        """The same for real variables: their squares are also those of the modulus.
+
+        With fused operations they are rounded in other places.
+        """
+        form = self.arithmetic
+        return form if form.fused else replace(form, complex_square="product")
 
     def compiled_for(self, precision: Precision, small: bool = False) -> tuple[Form, Kinds]:
         """The form and the types that kernels for variables of a precision are compiled from."""
-        form = self.of_variables(half=precision.is_half, small=small).arithmetic
+        form = self.of_variables(half=precision.is_half, small=small)
+        is_real = precision.components == 1
+        form = form._arithmetic_of_real_numbers if is_real else form.arithmetic
         return form, kinds_of(precision, tuple(slot.dtype for slot in form.slots))
 
     @property
