@@ -17,7 +17,10 @@ FRACTION = 23  # bits of a float32
 
 
 class Map(NamedTuple):
-    """The numbers of a row: the bits of their fraction, and how many there are, 0 included."""
+    """The numbers of a row: the bits of their fraction, and how many there are, 0 included.
+
+    Those with signs are differences from the smallest one.
+    """
 
     fraction: int
     count: int
@@ -31,10 +34,10 @@ MAPS = {
     "rms alone": (RMS, None),
     "momentum alone": (None, MOMENTUM),
     "rms with the right mean": (MEAN_RMS, None),
-    "momentum with a bit less of fraction, and twice the range": (None, WIDE_MOMENTUM),
+    "momentum with one bit less of fraction, and twice the range": (None, WIDE_MOMENTUM),
     "both of these": (MEAN_RMS, WIDE_MOMENTUM),
-    "rms with a bit more of fraction, and half the range": (Map(4, 256, 1 / 64), None),
-    "both with a bit more, in 9 bits": (Map(4, 512, 1 / 64), Map(5, 256)),
+    "rms with one more bit of fraction, and half the range": (Map(4, 256, 1 / 64), None),
+    "both with one more bit, in 9 bits": (Map(4, 512, 1 / 64), Map(5, 256)),
 }
 
 
@@ -42,14 +45,15 @@ def rounded(values, one, signed, rng):
     """Numbers rounded by chance to those of a map whose largest number each row decides."""
     dropped, count = FRACTION - one.fraction, one.count
     sizes = np.abs(values).view(np.int32)
+    least = np.maximum((sizes.max(axis=1, keepdims=True) >> dropped) - (count - 3), 0)
+    base = (least << dropped).view(np.float32) if signed else np.float32(0)
+    sizes = (np.abs(values) + base).view(np.int32)
     chances = rng.random((2, *values.shape))
     is_raised = rng.random((len(values), 1)) < one.raised
     chance = np.where(is_raised, chances.max(axis=0), chances[0])
     levels = (sizes + (chance * (1 << dropped)).astype(np.int32)) >> dropped
-    largest = sizes.max(axis=1, keepdims=True) >> dropped
-    least = np.maximum(largest - (count - 2), 0)
-    levels = np.where(levels > least, levels, 0 if signed else least)
-    return np.copysign((levels << dropped).view(np.float32), values)
+    sizes = (np.maximum(levels, least) << dropped).view(np.float32) - base
+    return np.copysign(sizes, values)
 
 
 class Rounding:
@@ -85,8 +89,8 @@ def table():
 
 
 def main():
-    page = PAGE.read_text(encoding="utf-8")
     made = table()
+    page = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(written(page, "maps", made), encoding="utf-8")
 
 

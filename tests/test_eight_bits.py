@@ -41,7 +41,7 @@ SETTINGS = {
 every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 every_map = pytest.mark.parametrize("meaning", [SQUARES, WIDE, FINE], ids=lambda one: one.name)
 MAPS = {"rms": SQUARES, "mg": WIDE, "momentum": FINE}
-RANGES = {SQUARES: 30, WIDE: 14, FINE: 7}  # powers of 2 below the largest number of a block
+RANGES = {SQUARES: 30, WIDE: 18, FINE: 11}  # powers of 2 below the largest number of a block
 
 
 def normal(shape, seed, dtype="float32"):
@@ -59,12 +59,14 @@ def slot(opt, variable, name="rms"):
 # --- the format -----------------------------------------------------------------------------
 
 
-def numbers_of(largest, meaning):
-    """All numbers that a block can hold whose offset is that of its largest number."""
-    top = int(np.float32(largest).view(np.int32)) >> meaning.dropped
-    levels = np.arange(meaning.signed, meaning.most + 1) + max(top - (meaning.most - 1), 0)
-    sizes = (levels << meaning.dropped).astype(np.int32).view(np.float32)
-    return np.concatenate([-sizes[::-1], [0], sizes]) if meaning.signed else sizes
+def numbers_of(offset, meaning):
+    """All numbers that a block with this offset can hold."""
+    levels = np.arange(meaning.most + 1, dtype=np.int32) + offset
+    sizes = (levels << meaning.dropped).view(np.float32)
+    if not meaning.signed:
+        return sizes
+    sizes = sizes[1:] - sizes[0]
+    return np.concatenate([-sizes[::-1], [0], sizes])
 
 
 @every_map
@@ -74,8 +76,9 @@ def test_each_number_becomes_the_nearest_that_the_block_can_hold(meaning, larges
     values = np.float32(largest) * np.exp2(np.linspace(0, smallest, BLOCK, dtype="f4"))
     if meaning.signed:
         values[1::2] *= -1
-    held = unpacked(packed(values, record_of(meaning)), BLOCK).astype("f8")
-    candidates = numbers_of(largest, meaning).astype("f8")
+    records = packed(values, record_of(meaning))
+    held = unpacked(records, BLOCK).astype("f8")
+    candidates = numbers_of(records["offsets"].item(), meaning).astype("f8")
     best = np.abs(candidates - values[:, np.newaxis]).min(axis=1)
     np.testing.assert_allclose(np.abs(held - values), best, rtol=1e-6, atol=0)
 
@@ -83,11 +86,11 @@ def test_each_number_becomes_the_nearest_that_the_block_can_hold(meaning, larges
 def test_what_is_too_small_for_a_block():
     values = np.zeros(BLOCK, "f4")
     for meaning in (WIDE, FINE):
-        values[:3] = 1.0, 2.0**-40, -(2.0 ** -(RANGES[meaning] + 2))
+        values[:3] = 1.0, 2.0**-40, -(2.0 ** -(RANGES[meaning] + 3))
         record = record_of(meaning)
-        assert unpacked(packed(values, record), 4).tolist() == [1, 0, 0, 0]
+        assert unpacked(packed(values, record), 4).tolist() == [pytest.approx(1, 0.01), 0, 0, 0]
         values[2] = -(2.0 ** -RANGES[meaning])
-        assert unpacked(packed(values, record), 4)[2] == pytest.approx(values[2], rel=1 / 16)
+        assert unpacked(packed(values, record), 4)[2] == pytest.approx(values[2], rel=1 / 3)
     plus = unpacked(packed(np.abs(values), record_of(SQUARES)), 4)
     assert plus[0] == 1
     assert plus[1] == plus[3]
@@ -105,25 +108,23 @@ def test_what_is_held_stays(meaning, scale):
     if scale < 1e-37:
         return  # numbers that are not normal have fewer bits
     assert np.isfinite(held).all()
-    is_in_range = np.abs(values) > np.abs(values).max() / 2.0 ** (RANGES[meaning] - 1)
-    assert np.abs(held / values - 1)[is_in_range].max() < (1 / 32 if meaning is FINE else 1 / 16)
+    spacing = 1 / 32 if meaning is FINE else 1 / 16
+    smallest = np.abs(values).max() / 2.0 ** RANGES[meaning]
+    assert (np.abs(held - values) < spacing * np.abs(values) + smallest).all()
 
 
 # --- steps ----------------------------------------------------------------------------------
 
 
-def neighbours_hold(held, exact, meaning):
-    """Whether each number is that above or below the exact one in the block of exact ones.
-
-    What is too small for the block counts as well; its offset can be 8 larger than necessary.
-    """
-    for first in range(0, len(exact), BLOCK):
+def neighbours_hold(held, exact, offsets, meaning):
+    """Whether each number is that above or below the exact one in its block."""
+    for first, offset in zip(range(0, len(exact), BLOCK), offsets, strict=True):
         part, given = exact[first : first + BLOCK], held[first : first + BLOCK]
-        numbers = numbers_of(np.abs(part).max(), meaning)
+        numbers = numbers_of(offset, meaning)
         at = np.searchsorted(numbers, part, side="right")
         low, high = numbers[np.maximum(at - 1, 0)], numbers[np.minimum(at, len(numbers) - 1)]
-        small = np.abs(part) < 2 * numbers[numbers > 0].min()
-        assert ((given == low) | (given == high) | small).all()
+        assert ((given == low) | (given == high)).all()
+        assert np.abs(part).max() <= numbers.max()
 
 
 @every_map
@@ -176,7 +177,8 @@ def test_a_step_is_that_of_float32_and_its_state_is_packed(settings):
         wide.apply_gradients([(gradient, w)])
         np.testing.assert_array_equal(v, w)
         for name in [n for n in ("rms", "mg") if n in narrow.get_slot_names()]:
-            neighbours_hold(slot(narrow, v, name), slot(wide, w, name), MAPS[name])
+            offsets = narrow._store.find(v).slots[name]["offsets"].ravel()
+            neighbours_hold(slot(narrow, v, name), slot(wide, w, name), offsets, MAPS[name])
 
 
 def test_memory_is_a_quarter():
@@ -281,7 +283,7 @@ def test_an_offset_follows_the_largest_value_at_a_distance(name, meaning):
         largest = np.abs(records[meaning.name].astype(int)).max(axis=1)
         spare = meaning.most - largest
         assert (spare >= 0).all()
-        assert (spare <= 1 + 8).all()
+        assert (spare <= (2 if meaning.signed else 1) + 8).all()
         if before is not None:
             kept += np.count_nonzero(before == records["offsets"])
         before = records["offsets"].copy()
@@ -314,6 +316,33 @@ def test_bits_do_not_depend_on_threads_nor_on_the_pieces():
             opt.apply_gradients([(normal(v.shape, step), v) for v in variables])
         ends.append([v.tobytes() for v in variables])
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("momentum", {"momentum": 0.999}), ("mg", {"centered": True})]
+)
+def test_small_values_grow_beside_large_ones(name, settings):
+    """A step adds much less than the spacing of the large values to them."""
+    narrow, wide = (make(1e-3, rho=0.999, **settings) for make in (reduced, RMSprop))
+    v, w = np.zeros(LEAST_PACKED, np.float32), np.zeros(LEAST_PACKED, np.float32)
+    late = np.arange(len(v)) % 8 == 0
+    for step in range(1500):
+        gradient = normal(len(v), step) + 1
+        gradient[late] = 0 if step < 500 else 0.01
+        narrow.apply_gradients([(gradient, v)])
+        wide.apply_gradients([(gradient, w)])
+    held, exact = (slot(opt, u, name)[late].mean() for opt, u in ((narrow, v), (wide, w)))
+    assert held == pytest.approx(exact, rel=0.05)
+
+
+@pytest.mark.parametrize("gradient", [1.83e19, 1.844e19])
+def test_rms_stays_finite_if_it_can(gradient):
+    opt, v = reduced(0.01, rho=0.5), np.zeros(LEAST_PACKED, np.float32)
+    for _ in range(10):
+        before = v.copy()
+        opt.apply_gradients([(np.full_like(v, gradient), v)])
+        assert np.isfinite(slot(opt, v)).all()
+        assert np.abs(v - before).min() > 0.009
 
 
 @pytest.mark.parametrize("rho", [0.9, 0.99])
@@ -487,7 +516,8 @@ def test_named_rows_take_the_step_of_the_reference_and_others_stay(width):
             held = slot(opt, v, name)
             np.testing.assert_array_equal(held[others], before[name][others])
             for row in set(named.tolist()):
-                neighbours_hold(held[row], exact[row], MAPS[name])
+                offsets = opt._store.find(v).slots[name]["offsets"][row]
+                neighbours_hold(held[row], exact[row], offsets, MAPS[name])
 
 
 def test_memory_of_rows():

@@ -6,11 +6,11 @@ a sixteenth to an eighth.  The offset is the smallest with which the largest ele
 after steps up to 8 more, so that it rarely has to change.  Numbers reach down to 2**-30 of the
 largest one of their block.
 
-Where numbers have signs, bytes have them too, and reach down to 2**-14.  Then the byte 0 is 0, also
-for smaller numbers; without signs, these become the smallest number of their block.  Elements of a
-momentum are of similar size, as each is divided by its own root mean square: their bytes give 4
-bits of the fraction, and reach down to 2**-7.  An infinity becomes the largest finite number of its
-block, and a NaN any number.
+Where numbers have signs, bytes have them too.  What the byte 0 would mean is added to a size before
+its logarithm is taken, and subtracted again.  So 0 is 0, and small numbers are evenly spaced, down
+to 2**-18 of the largest one of their block.  Elements of a momentum are of similar size, as each is
+divided by its own root mean square: their bytes give 4 bits of the fraction, and reach down to
+2**-11.  An infinity becomes the largest number of its block, and a NaN any number.
 
 A packed array consists of records, which hold the offsets of some blocks and then their bytes.  The
 record of a table is a row, so that rows have no block in common; other arrays have a block in each.
@@ -58,6 +58,11 @@ class Map(NamedTuple):
     def most(self) -> int:
         """The largest byte."""
         return 127 if self.signed else 255
+
+    @property
+    def largest(self) -> int:
+        """The bits of the largest number: no rounding of it, and of the sum above, is infinite."""
+        return (INFINITY >> self.dropped) - 2 << self.dropped
 
 
 SQUARES = Map("squares", signed=False, dropped=20)
@@ -141,47 +146,68 @@ def packed(values: Array, record: np.dtype[Any]) -> Array:
     ----------
     values : ndarray, shape (n,)
     record : dtype
-        A result of `record_of`; without signs, negative numbers become 0.
+        A result of `record_of`; without signs, negative numbers become the smallest of their block.
 
     Returns
     -------
     ndarray of `record`, shape (records,)
     """
-    (name, signed, dropped), most = map_of(record), map_of(record).most
-    length = length_of(record)
+    meaning, length = map_of(record), length_of(record)
     records = np.zeros(records_for(len(values), length), record)
-    step = min(BLOCK, length)
-    whole = np.zeros((len(records), _blocks_in(length) * step), np.float32)
     with np.errstate(all="ignore"):
-        if len(records) * length == len(values):
-            whole[:, :length] = values.reshape(-1, length)
-        else:
-            padded = np.zeros(len(records) * length, np.float32)
-            padded[: len(values)] = values
-            whole[:, :length] = padded.reshape(-1, length)
-    bits = whole.view(np.int32).reshape(len(records), -1, step)
-    sizes = bits & MAGNITUDE if signed else np.maximum(bits, 0)
-    levels = ((sizes.view(np.uint32) + (1 << dropped - 1)) >> dropped).astype(np.int32)
-    levels = np.where(sizes < INFINITY, np.minimum(levels, (INFINITY >> dropped) - 1), -1)
-    largest = levels.max(axis=2, initial=0)
-    offsets = np.maximum(largest - most, 0)
-    levels = np.where(levels < 0, largest[..., np.newaxis], levels)  # of what is not finite
-    codes = np.clip(levels - offsets[..., np.newaxis], 0, most)
-    records["offsets"] = offsets
-    codes = np.where(bits < 0, -codes, codes) if signed else codes
-    records[name] = codes.reshape(whole.shape)[:, :length]
+        whole = _in_blocks(values, len(records), length)
+        sizes = np.abs(whole) if meaning.signed else np.maximum(whole, 0)
+        finite = np.isfinite(sizes)
+        largest = np.max(np.where(finite, sizes, 0), axis=2, keepdims=True, initial=0)
+        largest = np.minimum(largest, np.int32(meaning.largest).view(np.float32))
+        sizes = np.where(finite, np.minimum(sizes, largest), largest)
+        offsets = _least_offsets(largest, meaning)
+        codes = np.clip(_nearest_levels(sizes, offsets, meaning) - offsets, 0, meaning.most)
+        codes = np.where(whole < 0, -codes, codes) if meaning.signed else codes
+    records["offsets"] = offsets[..., 0]
+    records[meaning.name] = codes.reshape(len(records), -1)[:, :length]
     return records
+
+
+def _in_blocks(values: Array, count: int, length: int) -> NDArray[np.float32]:
+    """Numbers by record, block and element, with zeros where there are none."""
+    step = min(BLOCK, length)
+    padded = np.zeros(count * length, np.float32)
+    padded[: len(values)] = values
+    whole = np.zeros((count, _blocks_in(length) * step), np.float32)
+    whole[:, :length] = padded.reshape(-1, length)
+    return whole.reshape(count, -1, step)
+
+
+def _base(offsets: NDArray[np.int32], meaning: Map) -> Any:
+    """What is added to the sizes of blocks before their logarithm is taken."""
+    return (offsets << meaning.dropped).view(np.float32) if meaning.signed else np.float32(0)
+
+
+def _nearest_levels(
+    sizes: NDArray[np.float32], offsets: NDArray[np.int32], meaning: Map
+) -> NDArray[np.int32]:
+    """The upper bits of sizes, in blocks with these offsets, rounded to nearest."""
+    bits: NDArray[np.int32] = (sizes + _base(offsets, meaning)).view(np.int32)
+    return bits + (1 << meaning.dropped - 1) >> meaning.dropped
+
+
+def _least_offsets(largest: NDArray[np.float32], meaning: Map) -> NDArray[np.int32]:
+    """The least offsets of blocks with these largest numbers."""
+    none = np.zeros(largest.shape, np.int32)
+    offsets = np.maximum(_nearest_levels(largest, none, meaning) - meaning.most, none)
+    return offsets + (_nearest_levels(largest, offsets, meaning) - offsets > meaning.most)
 
 
 def unpacked(records: Array, size: int) -> NDArray[np.float32]:
     """The first `size` numbers of records."""
-    (name, signed, dropped), length = map_of(records.dtype), length_of(records.dtype)
-    codes = records[name].astype(np.int32)
+    meaning, length = map_of(records.dtype), length_of(records.dtype)
+    codes = records[meaning.name].astype(np.int32)
     offsets = np.repeat(records["offsets"], min(BLOCK, length), axis=1)[:, :length]
     levels = np.abs(codes) + offsets
-    values: NDArray[np.float32] = (levels << dropped).view(np.float32)
-    if signed:
-        values = np.sign(codes).astype(np.float32) * values
+    values: NDArray[np.float32] = (levels << meaning.dropped).view(np.float32)
+    if meaning.signed:
+        values = np.sign(codes).astype(np.float32) * (values - _base(offsets, meaning))
     return values.reshape(-1)[:size]
 
 

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import int32, njit, types
 from numba.extending import intrinsic
 
-from rmsjit.arrays.blocks import BLOCK, INFINITY, MAPS, OFFSET_BYTES
+from rmsjit.arrays.blocks import BLOCK, MAPS, OFFSET_BYTES
 from rmsjit.kernels.codes import (
     BLOCKS,
     code_of,
@@ -145,13 +145,14 @@ def pack_slots(form, last=None):
         return rest
     name = form.slots[last].name
     bits_of, noise, LATE = bits_for(form)[name], noise_of(form)[2], packs_late(name)
+    LARGEST = MAPS[form.slots[last].dtype].largest
 
     @njit(**INLINED)
     def pack(slots, count, key, sizes):
         rest(slots, count, key, sizes)
         block, largest = slots[last], sizes[last]
         codes, values, offset = block.codes, block.values, block.offset
-        keeps = largest < INFINITY
+        keeps = largest <= LARGEST
         if not keeps:
             largest = _limit(count, block)
         least = least_offset(largest, block)
@@ -167,7 +168,7 @@ def pack_slots(form, last=None):
 
 @njit(**INLINED)
 def _limit(count, block):
-    """Replace what is not finite by the largest finite value of a block, and return its size."""
+    """Replace what is too large or not finite by the largest value that is neither; its size."""
     values, largest = block.values, int32(0)
     for i in range(count):
         largest = larger_finite_size(largest, values[i], block)

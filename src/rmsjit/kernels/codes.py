@@ -16,12 +16,13 @@ from rmsjit.runtime.flags import INLINED
 
 _WORD = ir.IntType(32)
 _BYTE = ir.IntType(8)
+_FLOAT = ir.FloatType()
 _ALIGNMENT = 64
 # An offset that fits exactly would change at almost every step, and all codes of its block with it.
 _HEADROOM = 4  # above the least offset; the largest number may grow by as many codes
 _SLACK = 8  # above the least offset, before it is reduced
 _ONE_IN = 32  # blocks without signs; that one is rounded up more often, see `_chances`
-_PLACE_BITS = 8  # number the elements of a block
+_PLACE_BITS = BLOCK.bit_length() - 1  # of the place of an element in its block
 
 
 def _spread_chances():
@@ -72,12 +73,12 @@ def unpack(typing_context, code, offset, block):
         code = builder.sext(args[0], _WORD) if SIGNED else builder.zext(args[0], _WORD)
         level = _larger(builder, code, builder.neg(code)) if SIGNED else code
         bits = builder.shl(builder.add(level, args[1]), _WORD(DROPPED))
+        value = builder.bitcast(bits, _FLOAT)
         if SIGNED:
-            # 0 where the code is: a comparison would need the code as another vector of words.
-            most = builder.neg(level)
-            bits = builder.select(builder.icmp_unsigned("<", bits, most), bits, most)
-            bits = builder.or_(bits, builder.and_(code, _WORD(SIGN)))
-        return builder.bitcast(bits, ir.FloatType())
+            size = builder.fsub(value, _base(builder, args[1], DROPPED))
+            bits = builder.or_(builder.bitcast(size, _WORD), builder.and_(code, _WORD(SIGN)))
+            value = builder.bitcast(bits, _FLOAT)
+        return value
 
     return types.float32(code, types.int32, block), codegen
 
@@ -117,13 +118,17 @@ def larger_sizes(typing_context, sizes, slots, i):
 
 @intrinsic
 def larger_finite_size(typing_context, largest, value, block):
-    """The larger one of `largest` and the size of a value, if that is finite."""
-    SIGNED = _map_of(block).signed
+    """The larger one of `largest` and the size of a value, if that is finite.
+
+    It is not larger than the largest number of the map.
+    """
+    SIGNED, LARGEST = _map_of(block).signed, _WORD(_map_of(block).largest)
 
     def codegen(context, builder, signature, args):
         size = _size(builder, args[1], SIGNED)
         finite = builder.icmp_signed("<", size, _WORD(INFINITY))
-        return _larger(builder, args[0], builder.select(finite, size, _WORD(0)))
+        size = builder.select(finite, _smaller(builder, size, LARGEST), _WORD(0))
+        return _larger(builder, args[0], size)
 
     return types.int32(types.int32, types.float32, block), codegen
 
@@ -142,23 +147,34 @@ def code_of(typing_context, value, i, bits, offset, block):
     its position, the same in all blocks; random bits for each element would cost a tenth of the
     time of a step.  The value must be finite and `offset` large enough for it; see `least_offset`.
     """
-    SIGNED, DROPPED = _map_of(block).signed, _WORD(_map_of(block).dropped)
+    SIGNED, DROPPED = _map_of(block).signed, _map_of(block).dropped
     code_type = block.types[Block._fields.index("codes")].dtype
 
     def codegen(context, builder, signature, args):
         value, i, bits, offset, _ = args
         # Both are the same for all elements: the chances, and the offset to be subtracted.
         chances, mixed = _chances(builder, bits, _map_of(block))
-        addend = builder.or_(mixed, builder.shl(builder.neg(offset), DROPPED))
+        addend = builder.or_(mixed, builder.shl(builder.neg(offset), _WORD(DROPPED)))
         chance = builder.load(builder.gep(chances, [i]))
-        size = builder.add(_size(builder, value, SIGNED), builder.xor(chance, addend))
-        code = _larger(builder, builder.ashr(size, DROPPED), _WORD(0))
+        size = _size(builder, value, SIGNED)
+        if SIGNED:
+            base = _base(builder, offset, DROPPED)
+            size = builder.bitcast(builder.fadd(builder.bitcast(size, _FLOAT), base), _WORD)
+        size = builder.add(size, builder.xor(chance, addend))
+        code = builder.ashr(size, _WORD(DROPPED))
+        if not SIGNED:  # of sizes that are too small for the block
+            code = _larger(builder, code, _WORD(0))
         if SIGNED:
             is_less = builder.icmp_signed("<", builder.bitcast(value, _WORD), _WORD(0))
             code = builder.select(is_less, builder.neg(code), code)
         return builder.trunc(code, _BYTE)
 
     return code_type(types.float32, types.int64, types.uint32, types.int32, block), codegen
+
+
+def _base(builder, offset, dropped):
+    """What is added to sizes before their logarithm is taken; see `rmsjit.arrays.blocks`."""
+    return builder.bitcast(builder.shl(offset, _WORD(dropped)), _FLOAT)
 
 
 def _chances(builder, bits, meaning):
@@ -176,12 +192,12 @@ def _chances(builder, bits, meaning):
         return _table(builder, f"chances_of_{meaning.name}", _CHANCES, dropped), mixed
     tables = [*_CHANCES, *_LARGER_CHANCES, *_LARGER_CHANCES]
     table = _table(builder, f"chances_of_{meaning.name}", tables, dropped)
-    is_larger = builder.icmp_unsigned("<", builder.and_(bits, _WORD(_ONE_IN - 1)), _WORD(1))
+    is_larger = builder.icmp_unsigned("==", builder.and_(bits, _WORD(_ONE_IN - 1)), _WORD(0))
     # Mixing all bits would spread larger chances evenly, so a block begins anywhere among them.
     begin = builder.add(builder.lshr(bits, _WORD(32 - _PLACE_BITS)), _WORD(BLOCK))
     begin = builder.select(is_larger, begin, _WORD(0))
-    few = builder.and_(mixed, _WORD((1 << dropped - _PLACE_BITS) - 1))
-    return builder.gep(table, [begin]), builder.select(is_larger, few, mixed)
+    low_bits = builder.and_(mixed, _WORD((1 << dropped - _PLACE_BITS) - 1))
+    return builder.gep(table, [begin]), builder.select(is_larger, low_bits, mixed)
 
 
 def _table(builder, name, chances, dropped):
@@ -212,15 +228,16 @@ def limited(typing_context, value, largest, block):
 
 @intrinsic
 def least_offset(typing_context, largest, block):
-    """The least offset of a block with this largest value, also if that is rounded up.
+    """An offset of a block with this largest value, also if that is rounded up.
 
-    The value is given by its bits.
+    The value is given by its bits.  With signs, adding the base can make it one level higher.
     """
     MOST, DROPPED = _map_of(block).most, _map_of(block).dropped
+    SPARE = 2 if _map_of(block).signed else 1
 
     def codegen(context, builder, signature, args):
         top = builder.lshr(args[0], _WORD(DROPPED))
-        return _larger(builder, builder.sub(top, _WORD(MOST - 1)), _WORD(0))
+        return _larger(builder, builder.sub(top, _WORD(MOST - SPARE)), _WORD(0))
 
     return types.int32(types.int32, block), codegen
 
