@@ -66,7 +66,7 @@ def threads_started():
 def nothing_learned():
     """Trials of threads begin as on a new machine, whatever earlier runs have measured.
 
-    Otherwise chance would decide which tests have parallel kernels to compile.
+    Otherwise chance would decide which tests run on threads.
     """
     from rmsjit.runtime import learned
 

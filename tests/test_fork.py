@@ -217,7 +217,7 @@ say("fine")
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_fork_waits_for_a_launch_and_steps_do_not_wait_for_it(layer):
-    """Meanwhile they run on the serial kernels, with the same bits."""
+    """Meanwhile they run on one thread, with the same bits."""
     code = """
 optimizer, variable = halfway()
 serial = ones()

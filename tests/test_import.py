@@ -2,11 +2,17 @@
 
 import inspect
 import pkgutil
+import sys
+import types
 import typing
 
+import numpy as np
 import pytest
 
 import rmsjit
+from rmsjit.arrays import masked
+from rmsjit.autodiff import hooks
+from rmsjit.rule import checks
 from strategies import run_python
 
 HEAVY = ["numba", "llvmlite", "autograd", "scipy", "sklearn", "matplotlib", "tqdm", "mpi4py"]
@@ -200,3 +206,16 @@ def test_version_is_that_of_the_distribution():
     from importlib.metadata import version
 
     assert rmsjit.__version__ == version("rmsjit")
+
+
+@pytest.mark.parametrize(
+    ("module", "asks"),
+    [
+        ("numpy.ma", lambda: masked.is_masked(np.ndarray)),
+        ("rmsjit.schedules", lambda: checks.is_schedule(0.1)),
+        ("scipy.sparse", lambda: hooks.is_sparse(np.ones(3))),
+    ],
+)
+def test_a_module_that_another_thread_imports_has_no_instances_yet(monkeypatch, module, asks):
+    monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    assert not asks()

@@ -8,8 +8,9 @@ from typing import Any
 
 def is_masked(kind: type) -> bool:
     """Whether a type is that of masked arrays."""
-    module = sys.modules.get("numpy.ma")  # without it there are no masked arrays
-    return module is not None and issubclass(kind, module.MaskedArray)
+    # Without it there are no masked arrays; another thread may be about to import it.
+    masked = getattr(sys.modules.get("numpy.ma"), "MaskedArray", None)
+    return masked is not None and issubclass(kind, masked)
 
 
 def refuse_masked(value: Any, name: str) -> None:

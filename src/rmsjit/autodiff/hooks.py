@@ -113,8 +113,9 @@ def is_stored(caller: FrameType) -> bool:
 
 def is_sparse(value: Any) -> bool:
     """Whether a value is a matrix or array of scipy.sparse, in any format."""
-    sparse = sys.modules.get("scipy.sparse")
-    return sparse is not None and bool(sparse.issparse(value))
+    # Another thread may be about to import it.
+    issparse = getattr(sys.modules.get("scipy.sparse"), "issparse", None)
+    return issparse is not None and bool(issparse(value))
 
 
 def _is_sparse_product(frame: FrameType) -> bool:

@@ -46,8 +46,9 @@ def is_of_step(name: str, value: Any) -> bool:
 
 def is_schedule(value: Any) -> bool:
     """Whether a hyperparameter is a schedule; does not import `rmsjit.schedules`."""
-    module = sys.modules.get("rmsjit.schedules")
-    return module is not None and isinstance(value, module.LearningRateSchedule)
+    # Another thread may be about to import it.
+    schedule = getattr(sys.modules.get("rmsjit.schedules"), "LearningRateSchedule", None)
+    return schedule is not None and isinstance(value, schedule)
 
 
 def is_used(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Starting threads, and when a process must use only one.
 
-The serial kernels are the fallback for what a threading layer can't do: see
+One thread is the fallback for what a threading layer can't do: see
 `rmsjit.runtime.threading_layer` for the layers and `rmsjit.runtime.forks` for the effects of a
 fork.  `rmsjit.kernels.act` launches the threads, after checking the gate of `forks`.
 """

@@ -74,7 +74,7 @@ class Act:
     valid : Validity, optional
         The act refuses to run unless it holds.
     launch : Launch
-        How parallel kernels are run.
+        On how many threads.
     nbytes : int
         The memory traffic, by which a stall is told from much work.
     trials : Trials, optional
