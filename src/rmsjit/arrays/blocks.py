@@ -3,7 +3,7 @@
 The bytes are short logarithms.  With the offset of its block, a byte gives the upper bits of a
 float32, exponent and 3 bits of the fraction, as ``(byte + offset) << 20``.  So neighbours differ by
 a sixteenth to an eighth.  The offset is the smallest with which the largest element fits, or
-after steps up to 8 more, so that it rarely has to change.  Numbers reach down to 2**-30 of the
+after steps up to 10 more, so that it rarely has to change.  Numbers reach down to 2**-30 of the
 largest one of their block.
 
 Where numbers have signs, bytes have them too.  What the byte 0 would mean is added to a size before
