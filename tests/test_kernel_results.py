@@ -25,10 +25,12 @@ from rmsjit.kernels import (
     tensors,
     touching,
 )
+from rmsjit.kernels.views import words as words_at
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers, packed
 from rmsjit.rule.presets import keras_legacy
 from rmsjit.runtime import cache, forks
+from rmsjit.runtime.flags import FLAGS, INLINED
 from rmsjit.state import clock as clocks
 from strategies import COMPLEX, DTYPES, HALF, every_dtype, wide
 
@@ -571,6 +573,32 @@ def test_acts(fresh, dtype):
     assert called(kernel, *in_order(words, act.WORDS), *calls[:2]) == act.DONE  # without either
     assert clock[clocks.NOW] == 4
     del alive
+
+
+def test_each_part_of_the_work_is_done_once():
+    from numba import njit
+
+    @njit(**INLINED)
+    def work(call_address, b):
+        words_at(words_at(call_address)[1])[b] += 1
+
+    @njit(**INLINED)
+    def before(call_address):
+        words_at(words_at(call_address)[1])[3] += 1
+
+    @njit(**INLINED)
+    def after(call_address):
+        words_at(words_at(call_address)[1])[4] += 1
+
+    kernel = njit(**FLAGS)(driver.over_bins(work, before, after))
+    counts = np.zeros(5, np.int64)
+    call, alone = np.array([3, address_of(counts)]), np.eye(5, dtype=int).tolist()
+    parts = {driver.ALL: [1] * 5, 0: alone[0], 1: alone[1], 2: alone[2]}
+    parts |= {driver.BEFORE: alone[3], driver.AFTER: alone[4]}
+    for part, expected in parts.items():
+        counts[:] = 0
+        kernel(address_of(call), part)
+        assert counts.tolist() == expected
 
 
 @pytest.mark.parametrize("bins", [1, 2, 7])

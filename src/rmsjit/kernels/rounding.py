@@ -212,7 +212,8 @@ def _then(first, second):
 def _bits_of_block(slot):
     """The function of the bits of a slot that all elements of a block share.
 
-    The key is that of the first element.  Blocks begin further apart than the number of slots.
+    The key is that of the first element.  Blocks begin further apart than the number of slots, but
+    for those of one or two elements at the end of rows.
     """
 
     @njit(**INLINED)
