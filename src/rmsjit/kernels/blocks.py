@@ -2,8 +2,8 @@
 
 The rule reads the codes of a block, and writes those of the new `rms` as if its offset stayed the
 same.  All new values are also in a buffer, which stays in the first-level cache.  At the end of the
-block, when the largest value is known, the other slots are packed, and `rms` again if it needs
-another offset.  That is rare, as offsets leave some room.
+block, the other slots are packed in the same way, and those of which the largest value, known then,
+needs another offset are packed again.  That is rare, as offsets leave some room.
 """
 
 import functools
@@ -19,6 +19,7 @@ from rmsjit.kernels.codes import (
     fits,
     frame_memory,
     larger_finite_size,
+    larger_size,
     least_offset,
     limited,
     roomy_offset,
@@ -130,12 +131,34 @@ def _write_offset(typing_context, address, offset):
     return types.none(types.int64, types.int32), codegen
 
 
+def size_of_largest(form):
+    """A function ``(largest, slots, i)``: the size of the largest element that the rule has packed.
+
+    It is called after each element `i`, with what it returned before, at first 0.
+    """
+    packed = [is_packed(slot.dtype) and not packs_late(slot.name) for slot in form.slots]
+    if True not in packed:
+        return _same_size
+    PACKED = packed.index(True)
+
+    @njit(**INLINED)
+    def larger(largest, slots, i):
+        return larger_size(largest, slots[PACKED].values[i], slots[PACKED])
+
+    return larger
+
+
+@njit(**INLINED)
+def _same_size(largest, slots, i):
+    return largest
+
+
 @functools.cache
 def pack_slots(form, last=None):
     """The function that packs what the rule has not packed, one function for each slot.
 
-    A block gets another offset where its new values need one.  `sizes` are those of the largest
-    values of all slots, as `rmsjit.kernels.codes.larger_sizes` gives them.
+    A block gets another offset where its new values need one.  `largest` is the size of the largest
+    element that the rule has packed; see `size_of_largest`.
     """
     last = len(form.slots) - 1 if last is None else last
     if last < 0:
@@ -148,10 +171,15 @@ def pack_slots(form, last=None):
     LARGEST = MAPS[form.slots[last].dtype].largest
 
     @njit(**INLINED)
-    def pack(slots, count, key, sizes):
-        rest(slots, count, key, sizes)
-        block, largest = slots[last], sizes[last]
+    def pack(slots, count, key, largest):
+        rest(slots, count, key, largest)
+        block = slots[last]
         codes, values, offset = block.codes, block.values, block.offset
+        if LATE:
+            largest = int32(0)
+            for i in range(count):
+                codes[i] = code_of(values[i], i, bits_of(noise(key, i)), offset, block)
+                largest = larger_size(largest, values[i], block)
         keeps = largest <= LARGEST
         if not keeps:
             largest = _limit(count, block)
@@ -159,7 +187,7 @@ def pack_slots(form, last=None):
         if not fits(offset, least):
             keeps, offset = False, roomy_offset(least)
             _write_offset(block.offset_at, offset)
-        if LATE or not keeps:
+        if not keeps:
             for i in range(count):
                 codes[i] = code_of(values[i], i, bits_of(noise(key, i)), offset, block)
 
@@ -178,5 +206,5 @@ def _limit(count, block):
 
 
 @njit(**INLINED)
-def _pack_nothing(slots, count, key, sizes):
+def _pack_nothing(slots, count, key, largest):
     pass

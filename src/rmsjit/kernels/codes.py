@@ -84,36 +84,17 @@ def unpack(typing_context, code, offset, block):
 
 
 @intrinsic
-def no_sizes(typing_context, slots):
-    """The sizes of the largest values of no elements, one for each slot."""
+def larger_size(typing_context, largest, value, block):
+    """The larger one of `largest` and the size of a value, both as the bits of a float32.
 
-    def codegen(context, builder, signature, args):
-        return context.make_tuple(builder, signature.return_type, [_WORD(0)] * len(slots))
-
-    return types.UniTuple(types.int32, len(slots))(slots), codegen
-
-
-@intrinsic
-def larger_sizes(typing_context, sizes, slots, i):
-    """The sizes of the largest values of packed slots, those of element `i` included.
-
-    They are the bits of a float32.  In the loop of the rule they are nearly free; a loop of their
-    own would cost a tenth of the time.
+    In a loop that computes or packs the values it is nearly free.
     """
+    SIGNED = _map_of(block).signed
 
     def codegen(context, builder, signature, args):
-        found = []
-        for k, slot in enumerate(slots):
-            size = builder.extract_value(args[0], k)
-            if isinstance(slot, types.NamedTuple):
-                block = builder.extract_value(args[1], k)
-                values = builder.extract_value(block, Block._fields.index("values"))
-                value = builder.load(builder.gep(values, [args[2]]))
-                size = _larger(builder, size, _size(builder, value, _map_of(slot).signed))
-            found.append(size)
-        return context.make_tuple(builder, sizes, found)
+        return _larger(builder, args[0], _size(builder, args[1], SIGNED))
 
-    return sizes(sizes, slots, types.int64), codegen
+    return types.int32(types.int32, types.float32, block), codegen
 
 
 @intrinsic
@@ -145,7 +126,7 @@ def code_of(typing_context, value, i, bits, offset, block):
 
     The 32 random `bits` are those of the block.  Each element combines them with a fixed number for
     its position, the same in all blocks; random bits for each element would cost a tenth of the
-    time of a step.  The value must be finite and `offset` large enough for it; see `least_offset`.
+    time of a step.  A value that is too large for `offset`, or not finite, gets an extreme byte.
     """
     SIGNED, DROPPED = _map_of(block).signed, _map_of(block).dropped
     code_type = block.types[Block._fields.index("codes")].dtype
@@ -162,11 +143,12 @@ def code_of(typing_context, value, i, bits, offset, block):
             size = builder.bitcast(builder.fadd(builder.bitcast(size, _FLOAT), base), _WORD)
         size = builder.add(size, builder.xor(chance, addend))
         code = builder.ashr(size, _WORD(DROPPED))
-        if not SIGNED:  # of sizes that are too small for the block
-            code = _larger(builder, code, _WORD(0))
         if SIGNED:
             is_less = builder.icmp_signed("<", builder.bitcast(value, _WORD), _WORD(0))
             code = builder.select(is_less, builder.neg(code), code)
+        # Instructions that narrow vectors saturate; without a bound, AVX2 would need more of them.
+        least, most = (-128, 127) if SIGNED else (0, 255)
+        code = _smaller(builder, _larger(builder, code, _WORD(least)), _WORD(most))
         return builder.trunc(code, _BYTE)
 
     return code_type(types.float32, types.int64, types.uint32, types.int32, block), codegen

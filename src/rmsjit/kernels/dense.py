@@ -9,10 +9,9 @@ division, and a processor sees too few elements ahead to compute others meanwhil
 where memory is fetched ahead, and in 8 bits they are blocks.
 """
 
-from numba import njit
+from numba import int32, njit
 
-from rmsjit.kernels.blocks import block_at, pack_slots, slots_in_blocks
-from rmsjit.kernels.codes import larger_sizes, no_sizes
+from rmsjit.kernels.blocks import block_at, pack_slots, size_of_largest, slots_in_blocks
 from rmsjit.kernels.prefetching import prefetching, run_of
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers, rounding_rule
@@ -76,7 +75,8 @@ def update_pieces(form, kinds, clipped):
     """
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     NBYTES, NUMBER_BYTES = size_of(STORAGE), size_of(COMPUTING)
-    slots_at, pack, PACKED = slots_in_blocks(form, kinds), pack_slots(form), form.is_packed
+    slots_at, larger, pack = slots_in_blocks(form, kinds), size_of_largest(form), pack_slots(form)
+    PACKED = form.is_packed
     ROUNDS_RUNS = form.has_master and form.rounding != STOCHASTIC and STORAGE == BFLOAT16_BITS
     update_element, (key_of, moved, noise) = element_rule(form, not ROUNDS_RUNS), noise_of(form)
     round_element, FETCHED = rounding_rule(form), run_of(kinds)
@@ -94,25 +94,25 @@ def update_pieces(form, kinds, clipped):
             prefetch_gradient(gradient_at, count)
         if prefetches and not PACKED:
             prefetch_others(variable_at, slots, count)
-        key, sizes = moved(key, start), no_sizes(slots)
+        key, largest = moved(key, start), int32(0)
         if clipped:
             factor = pointer(call[SCALES], COMPUTING)[row]
             for i in range(count):
                 g = scale(clip(load(gradient, i), h.clipvalue), factor)
                 update_element(i, g, variable, slots, h, noise(key, i))
-                sizes = larger_sizes(sizes, slots, i)
+                largest = larger(largest, slots, i)
         else:
             for i in range(count):
                 g = load(gradient, i)
                 update_element(i, g, variable, slots, h, noise(key, i))
-                sizes = larger_sizes(sizes, slots, i)
+                largest = larger(largest, slots, i)
         if ROUNDS_RUNS:
             for i in range(count):
                 round_element(i, variable, slots)
         if PACKED:
             if prefetches:  # not earlier, as a block needs too many lines at a time
                 prefetch_others(variable_at, slots, count)
-            pack(slots, count, key, sizes)
+            pack(slots, count, key, largest)
 
     @njit(**INLINED)
     def update_bin(call_address, b):

@@ -11,8 +11,13 @@ Rows that a gradient does not name can catch up later, by a clock; see `rmsjit.s
 import numpy as np
 from numba import float64, int32, njit, uint16
 
-from rmsjit.kernels.blocks import block_at, pack_slots, row_sizes, slots_in_blocks
-from rmsjit.kernels.codes import larger_sizes, no_sizes
+from rmsjit.kernels.blocks import (
+    block_at,
+    pack_slots,
+    row_sizes,
+    size_of_largest,
+    slots_in_blocks,
+)
 from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import element_rule, lapse_rule, read_numbers
 from rmsjit.kernels.scalars import bounded_sum, clip, load, scale
@@ -226,7 +231,7 @@ def _update_row(form, kinds):
     """The function that applies the rule to one row, block by block if it has packed slots."""
     STORAGE, PACKED = number_type(kinds.variable), form.is_packed
     NBYTES = size_of(STORAGE)
-    slots_at, pack = slots_in_blocks(form, kinds), pack_slots(form)
+    slots_at, larger, pack = slots_in_blocks(form, kinds), size_of_largest(form), pack_slots(form)
     update_element, (_, moved, noise) = element_rule(form), noise_of(form)
 
     @njit(**INLINED)
@@ -234,12 +239,12 @@ def _update_row(form, kinds):
         first = row * width + start
         variable = pointer(table[0] + first * NBYTES, STORAGE)
         slots, own = slots_at(table, 1, first, width), moved(key, first)
-        sizes = no_sizes(slots)
+        largest = int32(0)
         for i in range(count):
             update_element(i, gradient[start + i], variable, slots, h, noise(own, i))
-            sizes = larger_sizes(sizes, slots, i)
+            largest = larger(largest, slots, i)
         if PACKED:
-            pack(slots, count, own, sizes)
+            pack(slots, count, own, largest)
 
     @njit(**INLINED)
     def update_row(table, row, width, gradient, h, key):

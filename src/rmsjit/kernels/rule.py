@@ -230,11 +230,14 @@ def _variance_estimate(form: Form):
     average = _average(form.mg_average, form.fused)
     variance_of, at_least = _variance(MODULUS, form.fused), _least_variance(form)
     store_rms, store_mg = _slot_writer(form, "rms"), _slot_writer(form, "mg")
+    OVERFLOWS = not is_packed(form.slot("rms").dtype)
 
     @njit(**INLINED)
     def variance(i, g, slots, h, noise):
-        # An average that has overflowed, times a factor of 0, would be NaN.
-        mean_square = average_square(at_most(load(slots[RMS], i), h.rms_bound), g, h)
+        mean_square = load(slots[RMS], i)
+        if OVERFLOWS:  # infinity times a factor of 0 would be NaN
+            mean_square = at_most(mean_square, h.rms_bound)
+        mean_square = average_square(mean_square, g, h)
         store_rms(slots[RMS], i, mean_square, noise)
         if CORRECTED:
             mean_square = mean_square / h.correction
