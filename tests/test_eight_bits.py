@@ -1,9 +1,11 @@
 """Slots in blocks of 8 bits."""
 
+import contextlib
 import copy
 import json
 import pickle
 
+import autograd.numpy
 import numpy as np
 import pytest
 
@@ -384,6 +386,31 @@ def test_a_slot_is_a_copy_that_can_be_assigned():
     np.testing.assert_array_equal(slot(opt, v), values)
     np.testing.assert_array_equal(slot(opt, v.T), values.T)
     np.testing.assert_array_equal(slot(opt, v), rms.assign_add(0 * values).numpy())
+
+
+READINGS = {
+    "asarray": np.asarray,
+    "float64": lambda rms: np.asarray(rms, np.float64),
+    "ufunc": lambda rms: np.add(rms, 0),
+    "function": lambda rms: np.concatenate([rms]),
+    "operator": lambda rms: 1 * rms,
+    "index": lambda rms: rms[:],
+    "value": lambda rms: rms.value(),
+    "list": lambda rms: np.array(list(rms)),
+    "autograd": lambda rms: autograd.numpy.reshape(rms, rms.shape),
+    "copy": copy.copy,
+    "pickle": lambda rms: pickle.loads(pickle.dumps(rms)),
+}
+
+
+@pytest.mark.parametrize("taped", [False, True])
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_slot_is_read_like_an_array(reading, taped):
+    opt, v = reduced(), normal((80, 70), 0)
+    opt.apply_gradients([(normal((80, 70), 1), v)])
+    with rmsjit.GradientTape() if taped else contextlib.nullcontext():
+        read = READINGS[reading](opt.get_slot(v, "rms"))
+    np.testing.assert_array_equal(read, slot(opt, v))
 
 
 def test_weights_are_set_to_nearest():

@@ -147,8 +147,8 @@ class Variable(NDArrayOperatorsMixin):
 
     def value(self) -> Any:
         """Like `numpy`, but returns the recorded result if a tape watches the variable."""
-        value = hooks.read(self)
-        return self.numpy() if value is self._array else value
+        recorded = hooks.stand_in(self)
+        return self.numpy() if recorded is None else recorded
 
     def read_value(self) -> Any:
         """Same as `value`."""
@@ -199,7 +199,7 @@ class Variable(NDArrayOperatorsMixin):
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> Any:
         # Code that does not know tapes converts its arguments silently.
-        if hooks.read(self) is not self._array:
+        if hooks.stand_in(self) is not None:
             return hooks.refuse_conversion(self.name, sys._getframe(1))
         if dtype is None or np.dtype(dtype) == self.dtype:
             return self._array.copy() if copy else self._array
@@ -238,8 +238,8 @@ class Variable(NDArrayOperatorsMixin):
     # uses them once the first `rmsjit.GradientTape` has registered `Variable`.
     @property
     def _trace(self) -> float:
-        value = hooks.read(self)
-        return UNTRACED if value is self._array else value._trace
+        recorded = hooks.stand_in(self)
+        return UNTRACED if recorded is None else recorded._trace
 
     @property
     def _node(self) -> Any:
@@ -333,7 +333,7 @@ class Variable(NDArrayOperatorsMixin):
         return complex(self._array)
 
     def _check_not_stored(self, caller: FrameType) -> None:
-        if hooks.records() and hooks.is_stored(caller) and hooks.read(self) is not self._array:
+        if hooks.records() and hooks.is_stored(caller) and hooks.stand_in(self) is not None:
             hooks.refuse_conversion(self.name, caller)
 
     # `==` compares elements, as for arrays, but variables are hashed by identity: TensorFlow code
@@ -401,7 +401,7 @@ def mapped(change: Callable[[Any], Any], arguments: Any) -> Any:
 
 def _is_watched(value: Any) -> bool:
     """Whether a tape records what is computed from a variable."""
-    return isinstance(value, Variable) and hooks.read(value) is not value.array
+    return isinstance(value, Variable) and hooks.stand_in(value) is not None
 
 
 def _check_unwatched(target: Any) -> None:

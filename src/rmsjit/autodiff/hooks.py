@@ -79,14 +79,18 @@ def paused() -> Iterator[None]:
         _thread.records = outer
 
 
-def read(variable: Any) -> Any:
-    """The array of a variable, or its stand-in if a tape records operations on it."""
+def stand_in(variable: Any) -> Any:
+    """The stand-in for the array of a variable if a tape records operations on it, or None."""
     current = _thread.records
     # Ask every record, not only up to the first that notices: each must watch for itself.
     noticed = [record.notices(variable) for record in current]
-    if any(noticed):
-        return current[-1].stand_in(variable.array)
-    return variable.array
+    return current[-1].stand_in(variable.array) if any(noticed) else None
+
+
+def read(variable: Any) -> Any:
+    """The array of a variable, or its stand-in."""
+    recorded = stand_in(variable)
+    return variable.array if recorded is None else recorded
 
 
 def refuse_conversion(name: str, caller: FrameType) -> Any:
