@@ -354,3 +354,59 @@ goes_on(optimizer, variable)
 say("fine")
 """
     assert run(code) == ["fine"]
+
+
+# --- imports --------------------------------------------------------------------------------
+
+FIRST_STEP = """
+import os, signal, sys, threading, time, warnings
+import numpy as np
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+TARGET, LOGGING = sys.argv[1:3]
+begun = threading.Event()
+
+class Slow:
+    \"\"\"Tells when a module is about to be imported, and lets a fork begin meanwhile.\"\"\"
+
+    def find_spec(self, name, path=None, target=None):
+        if name == TARGET and not begun.is_set():
+            begun.set()
+            time.sleep(0.3)
+
+sys.meta_path.insert(0, Slow())
+
+def step():
+    import rmsjit
+    optimizer, variable = rmsjit.RMSprop(0.01), np.ones(9)
+    optimizer.apply_gradients([(np.ones(9), variable)])
+
+import rmsjit
+if LOGGING == "before":
+    import logging
+if TARGET.startswith("numba") or TARGET.endswith("engine"):
+    rmsjit.RMSprop
+if LOGGING == "after":
+    import logging
+worker = threading.Thread(target=step)
+worker.start()
+begun.wait()
+start = time.monotonic()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    step()
+    os._exit(0)
+assert time.monotonic() - start < 25  # seconds, and not those after which a fork gives up
+assert os.waitpid(child, 0)[1] == 0
+worker.join()
+print("fine")
+"""
+
+
+@pytest.mark.parametrize("logging", ["before", "after", "not"])
+@pytest.mark.parametrize(
+    "target", ["rmsjit.optimizers.keras_legacy", "rmsjit.steps.engine", "numba.core"]
+)
+def test_a_fork_waits_for_the_imports_of_a_first_step(target, logging):
+    assert run_python(FIRST_STEP, target, logging) == "fine\n"

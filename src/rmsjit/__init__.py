@@ -77,12 +77,12 @@ def __getattr__(name: str) -> object:
     """Import a public name, which is an ordinary one from then on."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from rmsjit.runtime import forks
+
     home = _HOMES[name]
-    if home is None:
-        value = _import_module(f"{__name__}.{name}")
-    else:
-        value = getattr(_import_module(home), name)
-    globals()[name] = value
+    with forks.undisturbed():  # a child would wait for ever for the lock of a half imported module
+        module = _import_module(home or f"{__name__}.{name}")
+    value = globals()[name] = getattr(module, name) if home else module
     return value
 
 

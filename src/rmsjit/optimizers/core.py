@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from rmsjit.optimizers.elsewhere import ForeignNames
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
+from rmsjit.runtime import forks
 from rmsjit.runtime.once import computed_once
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.settings import StepSettings
@@ -31,7 +32,8 @@ class Core(ForeignNames):
     @computed_once
     def _engine(self) -> Engine:
         """Takes the steps; made at the first one, so that only this imports Numba."""
-        from rmsjit.steps.engine import Engine
+        with forks.importing():
+            from rmsjit.steps.engine import Engine
 
         return Engine(self._store, self._settings)
 

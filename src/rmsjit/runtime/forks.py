@@ -3,13 +3,14 @@
 A forked child has its parent's memory but only one of its threads.  A lock held by another thread
 is never released, and compiled code that another thread was running stays half done: TBB has
 deadlocked in a child forked during a launch.  So a fork waits until no other thread is within
-`undisturbed`, which guards every compilation, and until no launch is in flight, which compiled code
-counts in the `gate`.  A launch takes milliseconds, a compilation up to seconds.  A fork can't wait
-for locks held while user code may run; these are `RenewedLock`.
+`undisturbed`, which guards every compilation and the import of Numba, and until no launch is in
+flight, which compiled code counts in the `gate`.  A launch takes milliseconds, a compilation up to
+seconds.  A fork can't wait for locks held while user code may run; these are `RenewedLock`.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -77,6 +78,29 @@ def undisturbed() -> Iterator[None]:
         _put_back(me, depth)
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Keep other threads from forking while the block imports Numba, or what imports it.
+
+    The lock of a module that a thread is importing would stay held in a child.
+    """
+    with undisturbed():
+        _wait_before_logging()
+        yield
+
+
+@functools.cache
+def _wait_before_logging() -> None:
+    """Let forks wait for other threads before they take the lock of logging, which Numba needs.
+
+    Hooks are called in the opposite order of their registration, and `logging` has one.
+    """
+    import logging  # noqa: F401
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=_wait)
+
+
 def _put_back(thread: int, depth: int) -> None:
     if depth:
         _busy[thread] = depth
@@ -100,14 +124,19 @@ def add_hooks(before: Callable[[], None], in_child: Callable[[], None]) -> None:
 
 
 def _before() -> None:
+    _wait()
+    for before, _ in _hooks:
+        before()
+
+
+def _wait() -> None:
+    """Wait until no other thread is within `undisturbed` and no launch is in flight."""
     me = threading.get_ident()
     _forking.add(me)  # before reading `_busy`: `undisturbed` does it in the opposite order
     _close_or_open_gate()
     deadline = time.monotonic() + _PATIENCE
     while _others_busy(me) and time.monotonic() < deadline:
         time.sleep(_POLL)
-    for before, _ in _hooks:
-        before()
 
 
 def _others_busy(me: int) -> bool:
