@@ -76,7 +76,7 @@ def load(
         check_variables(variables)
         values = Overwriting([*map(array_of, variables.values()), *_counters(optimizer)])
         if is_divided:
-            target = _twin(optimizer, SlotStore(store.name, store.form, store.allocator))
+            target = _twin(optimizer, SlotStore(store.name, store.form, store.memories.allocator))
             share_groups(store, target._store)
     except BaseException as problem:
         error = problem

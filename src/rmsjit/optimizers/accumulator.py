@@ -202,8 +202,8 @@ class Accumulator:
         self, summed: Mapping[str, Summed], pairs: Sequence[tuple[Any, Any]]
     ) -> dict[str, Summed]:
         """Sums with the gradients of one call, in new memory where they change."""
-        if self._shares and not summed and self._store.is_due_for_a_sweep:
-            self._store.sweep()
+        if self._shares and not summed and self._store.sweeps.are_due(self._store):
+            self._store.sweeps.sweep(self._store)
         new = dict(summed)
         for entry, (gradient, variable) in zip(self._entered(pairs), pairs, strict=True):
             own, known = Sum.of(gradient, variable), new.get(entry.name)

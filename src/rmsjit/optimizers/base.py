@@ -16,7 +16,8 @@ from rmsjit.optimizers.slots import Slots
 from rmsjit.optimizers.structures import Structures
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
-from rmsjit.state.slots import SlotAllocator, SlotStore
+from rmsjit.state.memories import SlotAllocator
+from rmsjit.state.slots import SlotStore
 from rmsjit.steps.settings import StepSettings
 
 C = TypeVar("C", bound=type)

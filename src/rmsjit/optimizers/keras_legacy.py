@@ -50,7 +50,7 @@ from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.loss_scale import DynamicLossScale, LossScale, checked_loss_scale
 from rmsjit.rule.presets import keras_legacy, with_terms
 from rmsjit.state.entries import Entry
-from rmsjit.state.slots import SlotAllocator
+from rmsjit.state.memories import SlotAllocator
 from rmsjit.steps.nonfinite import RAISE
 from rmsjit.steps.strategy import Strategy
 from rmsjit.variables import Variable

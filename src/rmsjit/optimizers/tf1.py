@@ -28,7 +28,7 @@ from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.presets import tf1, with_terms
 from rmsjit.runtime.forks import RenewedLock
-from rmsjit.state.slots import SlotAllocator
+from rmsjit.state.memories import SlotAllocator
 from rmsjit.steps.pairs import pairs_of
 from rmsjit.steps.strategy import Strategy
 from rmsjit.variables import Variable, array_of

@@ -18,6 +18,7 @@ from rmsjit.arrays.layout import Key, Layout, address_of, canonical_view, layout
 from rmsjit.arrays.owners import anchor_of, held_elsewhere, private_view
 from rmsjit.state.entries import Entry, Home, entry_of, key_of
 from rmsjit.state.index import NO_VARIABLE
+from rmsjit.state.slot_variables import slot_of_owner
 from rmsjit.variables import Variable, array_of
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def state_of(store: SlotStore) -> dict[str, Any]:
     return {
         "name": store.name,
         "form": store.form,
-        "allocator": store.allocator,
+        "allocator": store.memories.allocator,
         "skipped_steps": store.skipped_steps,
         "grouping": store.grouping,
         "stems": dict(store.stems),
@@ -85,7 +86,7 @@ def restore(store: SlotStore, state: dict[str, Any]) -> None:
     for entry, known in zip(entries, state["entries"], strict=True):
         for slot, flat in known.slots.items():
             ordered = entry.homes[0].from_original(flat)
-            memory = store.allocate(ordered.shape, ordered.dtype, entry.canonical)
+            memory = store.memories.allocate(ordered.shape, ordered.dtype, entry.canonical)
             memory[...] = ordered
             entry.slots[slot] = memory
         if entry.is_nowhere:
@@ -96,10 +97,10 @@ def restore(store: SlotStore, state: dict[str, Any]) -> None:
     for number, slot, variable in state["created"]:
         if number is None:
             store.created[(NO_VARIABLE, len(store.created)), slot] = variable
-        elif variable is None:
-            store.created[entries[number].key, slot] = store.seen(entries[number], slot)
-        else:
-            store.created[entries[number].key, slot] = variable
+            continue
+        entry = entries[number]
+        own = slot_of_owner(store.name, entry, slot) if variable is None else variable
+        store.created[entry.key, slot] = own
 
 
 def described(entries: Iterable[Entry]) -> list[Described]:

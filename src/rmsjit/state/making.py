@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.blocks import MAPS, as_stored, record_of, records_for
@@ -51,7 +50,7 @@ def missing_slots(
         for entry, slot in _creation_order(store, entries)
         if slot.name not in entry.slots
     ]
-    if store.allocator is not None:
+    if store.memories.allocator is not None:
         refuse_shared(store, [SlotMemory(s.name, memory) for _, s, memory in fresh], entries)
     elif touch is not None:
         touch(fresh)
@@ -74,9 +73,9 @@ def memory_for(store: SlotStore, entry: Entry, slot: Slot) -> NDArray[Any]:
     if slot.dtype is not None and is_packed(slot.dtype):
         length = entry.record_length
         record = record_of(MAPS[slot.dtype], length)
-        return store.allocate((records_for(size, length),), record, entry.canonical)
+        return store.memories.allocate((records_for(size, length),), record, entry.canonical)
     precision = slot_precision(entry.precision, slot.dtype)
-    return store.allocate((size,), dtype_named(precision.name), entry.canonical)
+    return store.memories.allocate((size,), dtype_named(precision.name), entry.canonical)
 
 
 def refuse_shared(store: SlotStore, slots: list[SlotMemory], entries: list[Entry]) -> None:
@@ -104,23 +103,3 @@ def start_from_variable(store: SlotStore, entry: Entry, without: Collection[str]
         if slot.start == "variable" and slot.name not in without:
             memory, values = entry.slots[slot.name], entry.canonical.reshape(-1)
             memory[...] = as_stored(memory, values, values.size)
-
-
-def checked_allocation(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    fits = (
-        isinstance(array, np.ndarray)
-        and array.shape == shape
-        and array.dtype == dtype
-        and array.flags.c_contiguous
-        and array.flags.writeable
-        and array.flags.aligned
-    )
-    if not fits:
-        got = repr(type(array).__name__)
-        if isinstance(array, np.ndarray):
-            got = f"shape {array.shape}, dtype {array.dtype}"
-        raise ValueError(
-            f"slot_allocator must return a writeable, C-contiguous array of shape {shape} and "
-            f"dtype {dtype}, got {got}"
-        )
-    return array  # type: ignore[no-any-return]

@@ -77,7 +77,7 @@ def _settle_at(store: SlotStore, places: Mapping[Key, tuple[Entry, Home]]) -> No
         new.given = entry.given
         for slot, flat in entry.slots.items():
             original = entry.homes[0].to_original(flat)
-            new.slots[slot] = store.placed(home.from_original(original), new)
+            new.slots[slot] = store.memories.placed(home.from_original(original), new)
     if changes:
         store.replace(changes)
     unmet = {home: e for home, e in store.unmet.items() if e.homes and e not in stay}
@@ -101,7 +101,7 @@ def _meet_stranger(store: SlotStore, array: NDArray[Any], name: str) -> None:
         _settle_at(store, {same.key: (same, home)})
         settled = store.entries[home.key]
         by_axes = home.view if _is_equal(home.view, array) else None
-        store.replace({settled.key: store.moved(settled, array, by_axes)})
+        store.replace({settled.key: store.memories.moved(settled, array, by_axes)})
     if name and (store.apart if same is None else store.links_arrays):
         begins = "starts without state"
         if same is not None:

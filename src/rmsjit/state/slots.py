@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -10,13 +9,11 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from rmsjit.arrays.blocks import has_records, reordered
-from rmsjit.arrays.layout import Key, Layout, address_of, array_key, layout_of
+from rmsjit.arrays.layout import Key, array_key, layout_of
 from rmsjit.arrays.overlap import refuse_overlap
-from rmsjit.arrays.owners import ground_of, held_elsewhere, private_view
-from rmsjit.arrays.placement import CACHE_LINE, allocate_aligned
+from rmsjit.arrays.owners import ground_of, private_view
 from rmsjit.rule.form import Form
 from rmsjit.rule.slot import Slot
 from rmsjit.runtime.forks import RenewedLock
@@ -26,15 +23,12 @@ from rmsjit.state.divided import Divided
 from rmsjit.state.entries import Entry, SlotMemory, entry_of, key_of, stem_of
 from rmsjit.state.grouping import Grouping
 from rmsjit.state.index import NO_VARIABLE, Index
-from rmsjit.state.making import checked_allocation, refuse_shared
+from rmsjit.state.making import refuse_shared
 from rmsjit.state.meeting import meet, settle
-from rmsjit.state.packed_slot import PackedSlot
+from rmsjit.state.memories import SlotAllocator, SlotMemories
+from rmsjit.state.slot_variables import slot_of_owner, slot_seen_as, slot_variable
+from rmsjit.state.sweeps import Sweeps
 from rmsjit.variables import Variable, array_of
-
-_FIRST_SWEEP = 32  # variables before the first sweep
-_MANY = 16  # variables with the same shape and dtype, each stepped once, that cause a warning
-
-SlotAllocator = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
 
 class SlotStore:
@@ -47,14 +41,18 @@ class SlotStore:
     form : Form
         Determines the slots of each variable.
     allocator : callable, optional
-        ``allocator(shape, dtype)`` returns the memory for a slot.
+        See `SlotMemories`.
 
     Attributes
     ----------
+    memories : SlotMemories
+        Gives slots memory.
     entries : dict of Key to Entry
         In the order in which the optimizer first saw the variables.
     created : dict of (Key, str) to Variable
         All slots and weights, in the order of their creation.
+    sweeps : Sweeps
+        When to forget variables that nobody holds any more, and how.
     epoch : int64 array, shape (1,)
         Counts the changes to known variables; compiled code reads it.
     lock : RenewedLock
@@ -71,7 +69,8 @@ class SlotStore:
 
     def __init__(self, name: str, form: Form, allocator: SlotAllocator | None = None) -> None:
         self.name = name
-        self.allocator = allocator
+        self.memories: SlotMemories = SlotMemories(allocator)
+        self.sweeps: Sweeps = Sweeps()
         self.lock: RenewedLock = RenewedLock()
         self.epoch: NDArray[np.int64] = np.zeros(1, np.int64)
         self.entries: dict[Key, Entry] = {}
@@ -82,12 +81,10 @@ class SlotStore:
         self._form = form
         self.stems: dict[str, int] = {}
         self._index: Index | None = None
-        self._sweep_at = _FIRST_SWEEP
         self.unmet: dict[Key, Entry] = {}  # in a copy: unused entries, by the key of each home
         self.unsettled: bool = False
         self.apart: bool = False  # whether the copy was made without any of its variables
         self.links_arrays: bool = True  # whether copying preserved the sharing of arrays
-        self._seen_once: Counter[tuple[Any, str]] = Counter()  # dead variables by shape and dtype
         self._told: set[str] = set()
 
     @property
@@ -108,7 +105,13 @@ class SlotStore:
         """
         self._change()
 
-    # --- finding ----------------------------------------------------------------------------
+    def tell(self, what: str, message: str) -> None:
+        """Warn once."""
+        if what not in self._told:
+            self._told.add(what)
+            warn(message)
+
+    # --- finding ------------------------------------------------------------------------------
 
     def find(self, variable: Any) -> Entry | None:
         """The entry of a variable, or None if the optimizer does not know it."""
@@ -134,6 +137,40 @@ class SlotStore:
         """The entry of a variable, even if it is divided; None if it is not known."""
         divided = self.divided.get(key_of(variable))
         return self.find(variable) if divided is None else divided.whole
+
+    def named(self, variable: Any) -> Entry:
+        """The entry of a variable or name, even if the memory was resized; or raise `KeyError`."""
+        entry = None
+        if isinstance(variable, str):
+            name = variable.removesuffix(":0")
+            entry = next((e for e in self.entries.values() if e.name == name), None)
+        elif isinstance(array := array_of(variable), np.ndarray):
+            entry = self.find(variable) or self._at_origin(array) or self._resized(array)
+        if entry is None:
+            what = repr(variable) if isinstance(variable, str) else "this variable"
+            names = ", ".join(entry.name for entry in islice(self.entries.values(), 20))
+            raise KeyError(f"{self.name} does not know {what}; it knows {names or 'none'}")
+        return entry
+
+    def _resized(self, array: NDArray[Any]) -> Entry | None:
+        root = ground_of(array).root
+        gone = (e for e in self.entries.values() if e.ground.root == root and e.is_gone)
+        return next(gone, None)
+
+    def _at_origin(self, array: NDArray[Any]) -> Entry | None:
+        """In a copy, the entry whose original variable is this array."""
+        key = array_key(array)
+        return next((e for e in self.entries.values() if e.origin == key), None)
+
+    def variables(self) -> list[Variable]:
+        """All known variables whose memory is still there."""
+        there = [entry for entry in list(self.entries.values()) if not entry.is_gone]
+        return [Variable(private_view(entry.owner), entry.name) for entry in there]
+
+    def with_slots(self) -> list[Entry]:
+        """The variables that have slots, in the order in which they got them."""
+        keys = dict.fromkeys(key for key, _ in list(self.created))
+        return [e for key in keys if (e := self.entries.get(key)) is not None and e.slots]
 
     def known(self, fresh: Entry, name: str) -> Entry | None:
         """The known entry of a variable for which `fresh` was just made, or None.
@@ -176,6 +213,17 @@ class SlotStore:
         self._index = index
         return index
 
+    # --- slots --------------------------------------------------------------------------------
+
+    def slots_of(self, entry: Entry) -> tuple[Slot, ...]:
+        """The slots that the form has for a variable, whether they exist yet or not."""
+        half, small = entry.precision.is_half, entry.is_small
+        return self.form.of_variables(half=half, small=small).slots
+
+    def has_all_slots(self, entry: Entry) -> bool:
+        """Whether a variable has all slots of the form."""
+        return all(slot.name in entry.slots for slot in self.slots_of(entry))
+
     def slot_of(self, variable: Any, slot: str) -> Variable | None:
         """A slot with the axes of `variable`, which may be any view of a known variable."""
         entry = self.find(variable)
@@ -184,7 +232,7 @@ class SlotStore:
         if slot not in entry.slots:
             return self.created.get((entry.key, slot))
         array = array_of(variable)
-        return self.seen_as(entry, slot, layout_of(array), array.shape)
+        return slot_seen_as(self.name, entry, slot, layout_of(array), array.shape)
 
     def add_slot(self, variable: Any, slot: str, value: NDArray[Any]) -> Variable:
         """Add a slot that the rule does not use, for a variable that has been checked."""
@@ -193,7 +241,7 @@ class SlotStore:
         if entry is None:
             entry = entry_of(variable)
             self.enter([entry], [])
-        self.created[entry.key, slot] = self._wrapped(entry, slot, value)
+        self.created[entry.key, slot] = slot_variable(self.name, entry, slot, value)
         return self.created[entry.key, slot]
 
     def add_weight(self, name: str, value: NDArray[Any], trainable: bool) -> Variable:
@@ -210,6 +258,8 @@ class SlotStore:
             for key, slot in self.created
             if key[0] != NO_VARIABLE and slot not in self.form.slot_names
         ]
+
+    # --- entering -----------------------------------------------------------------------------
 
     def enter(self, entries: Iterable[Entry], fresh: Iterable[tuple[Entry, str, Any]]) -> bool:
         """Make new entries and slots known.
@@ -234,11 +284,16 @@ class SlotStore:
         wrapped = {}
         for entry, slot, value in fresh:
             entry.slots = {**entry.slots, slot: value}
-            wrapped[entry.key, slot] = self.seen(entry, slot)
+            wrapped[entry.key, slot] = slot_of_owner(self.name, entry, slot)
         if all(self.entries.setdefault(entry.key, entry) is entry for entry in entries):
             self.created.update(wrapped)
 
-    # --- removing and moving ----------------------------------------------------------------
+    def _name_for(self, stem: str) -> str:
+        number = self.stems.get(stem, 0)
+        self.stems[stem] = number + 1
+        return f"{stem}_{number}" if number else stem
+
+    # --- removing and replacing ---------------------------------------------------------------
 
     def remove(self, key: Key) -> dict[str, NDArray[Any]]:
         """Forget a variable and return its slots, none if it was not known."""
@@ -268,7 +323,7 @@ class SlotStore:
                 created[key, slot] = variable
             elif (entry := changes[key]) is not None:
                 if slot in entry.slots:
-                    variable = self.seen(entry, slot)
+                    variable = slot_of_owner(self.name, entry, slot)
                 created[entry.key, slot] = variable
         unmet = {
             home: entry
@@ -305,99 +360,7 @@ class SlotStore:
             entries = {**self.entries, **other.entries}
             self._change(entries=entries, created={**self.created, **other.created})
 
-    @property
-    def is_due_for_a_sweep(self) -> bool:
-        """Whether the number of variables has doubled since the last sweep."""
-        return len(self.entries) >= self._sweep_at
-
-    def sweep(self) -> None:
-        """Forget variables whose memory nobody else holds any more.
-
-        Takes time in proportion to the number of variables; see `is_due_for_a_sweep`.
-        """
-        entries = [entry for entry in self.entries.values() if not entry.homes]
-        held = held_elsewhere([entry.own_views for entry in entries])
-        dead = [e for e, alive in zip(entries, held, strict=True) if not alive or e.is_gone]
-        self._seen_once.update((e.shape, e.precision.name) for e in dead if not e.met_again)
-        if dead:
-            self.drop(dead)
-        self._sweep_at = max(_FIRST_SWEEP, 2 * len(self.entries))
-        for (shape, dtype), count in self._seen_once.most_common(1):
-            if count >= _MANY:
-                self.tell(
-                    "seen once",
-                    f"{count} variables of shape {shape} and dtype {dtype} were stepped once each "
-                    f"and are gone, with their state: `w = w - x`, or `w = w*0.9999` before each "
-                    f"step, and functions that return new parameters make new arrays; to keep the "
-                    f"state, change arrays in place, as in `w -= x`, `w *= 0.9999` or "
-                    f"`w[...] = w - x`",
-                )
-
-    def named(self, variable: Any) -> Entry:
-        """The entry of a variable or name, even if the memory was resized; or raise `KeyError`."""
-        entry = None
-        if isinstance(variable, str):
-            name = variable.removesuffix(":0")
-            entry = next((e for e in self.entries.values() if e.name == name), None)
-        elif isinstance(array := array_of(variable), np.ndarray):
-            entry = self.find(variable) or self._at_origin(array) or self._resized(array)
-        if entry is None:
-            what = repr(variable) if isinstance(variable, str) else "this variable"
-            names = ", ".join(entry.name for entry in islice(self.entries.values(), 20))
-            raise KeyError(f"{self.name} does not know {what}; it knows {names or 'none'}")
-        return entry
-
-    def _resized(self, array: NDArray[Any]) -> Entry | None:
-        root = ground_of(array).root
-        gone = (e for e in self.entries.values() if e.ground.root == root and e.is_gone)
-        return next(gone, None)
-
-    def _at_origin(self, array: NDArray[Any]) -> Entry | None:
-        """In a copy, the entry whose original variable is this array."""
-        key = array_key(array)
-        return next((e for e in self.entries.values() if e.origin == key), None)
-
-    def variables(self) -> list[Variable]:
-        """All known variables whose memory is still there."""
-        there = [entry for entry in list(self.entries.values()) if not entry.is_gone]
-        return [Variable(private_view(entry.owner), entry.name) for entry in there]
-
-    def with_slots(self) -> list[Entry]:
-        """The variables that have slots, in the order in which they got them."""
-        keys = dict.fromkeys(key for key, _ in list(self.created))
-        return [e for key in keys if (e := self.entries.get(key)) is not None and e.slots]
-
-    def moved(self, entry: Entry, variable: Any, view: NDArray[Any] | None = None) -> Entry:
-        """A new entry for another variable of the same size and dtype, with the same slots.
-
-        Its axes are those of a view of the former one.  Without one, or if the shapes differ,
-        elements keep their order in memory.
-        """
-        new = entry_of(variable)
-        new.follow(entry)
-        for slot, flat in entry.slots.items():
-            if view is not None and new.shape == view.shape:
-                flat = reordered(flat, view.shape, layout_of(view), new.layout)
-            new.slots[slot] = self.placed(flat, new)
-        return new
-
-    def placed(self, flat: NDArray[Any], entry: Entry) -> NDArray[Any]:
-        """A slot's elements, copied unless their memory is suitable as a slot of this entry."""
-        fits = flat.flags.c_contiguous and flat.flags.writeable
-        off = (address_of(flat) - address_of(entry.canonical)) % CACHE_LINE
-        if fits and (self.allocator is not None or not off):
-            return flat
-        memory = self.allocate(flat.shape, flat.dtype, entry.canonical)
-        memory[...] = flat
-        return memory
-
-    def tell(self, what: str, message: str) -> None:
-        """Warn once."""
-        if what not in self._told:
-            self._told.add(what)
-            warn(message)
-
-    # --- copies -----------------------------------------------------------------------------
+    # --- copies -------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         from rmsjit.state.copies import state_of  # imported here because few programs copy
@@ -408,44 +371,3 @@ class SlotStore:
         from rmsjit.state.copies import restore
 
         restore(self, state)
-
-    def slots_of(self, entry: Entry) -> tuple[Slot, ...]:
-        """The slots that the form has for a variable, whether they exist yet or not."""
-        half, small = entry.precision.is_half, entry.is_small
-        return self.form.of_variables(half=half, small=small).slots
-
-    def has_all_slots(self, entry: Entry) -> bool:
-        """Whether a variable has all slots of the form."""
-        return all(slot.name in entry.slots for slot in self.slots_of(entry))
-
-    def allocate(
-        self, shape: tuple[int, ...], dtype: DTypeLike, beside: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
-        """Memory for a slot, with the same offset within a cache line as `beside`."""
-        dtype = np.dtype(dtype)
-        if self.allocator is not None:
-            return checked_allocation(self.allocator(shape, dtype), shape, dtype)
-        start = 0 if beside is None else address_of(beside)
-        return allocate_aligned(shape, dtype, start)
-
-    def _name_for(self, stem: str) -> str:
-        number = self.stems.get(stem, 0)
-        self.stems[stem] = number + 1
-        return f"{stem}_{number}" if number else stem
-
-    def seen(self, entry: Entry, slot: str) -> Variable:
-        """A slot that the rule uses, with the axes of the entry's owner."""
-        return self.seen_as(entry, slot, entry.layout, entry.shape)
-
-    def seen_as(self, entry: Entry, slot: str, layout: Layout, shape: tuple[int, ...]) -> Variable:
-        """A slot that the rule uses, with the axes of a view of its variable."""
-        flat = entry.slots[slot]
-        if has_records(flat):
-            return PackedSlot(flat, layout, shape, self._title(entry, slot))
-        return self._wrapped(entry, slot, layout.logical(flat, shape))
-
-    def _wrapped(self, entry: Entry, slot: str, value: NDArray[Any]) -> Variable:
-        return Variable(value, self._title(entry, slot), trainable=False)
-
-    def _title(self, entry: Entry, slot: str) -> str:
-        return f"{self.name}/{entry.name}/{slot}"

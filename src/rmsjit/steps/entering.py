@@ -121,8 +121,8 @@ def build(
     `record_lengths` are those of slots in 8 bits, where variables are parts of larger ones.
     """
     with store.lock.lock:
-        if store.is_due_for_a_sweep:
-            store.sweep()
+        if store.sweeps.are_due(store):
+            store.sweeps.sweep(store)
         entries = entries_of(store, variables, [np.ndarray] * len(variables))
         known = [entry for entry in entries if entry is not None]
         if record_lengths is not None:

@@ -14,6 +14,7 @@ from rmsjit.arrays.layout import array_key, layout_of, rows_key
 from rmsjit.arrays.overlap import Overlaps, refuse_overlap
 from rmsjit.state.entries import Entry
 from rmsjit.state.making import memory_for
+from rmsjit.state.slot_variables import slot_seen_as
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.pairs import check_variable, naming
 from rmsjit.variables import array_of
@@ -45,7 +46,7 @@ def rebind(store: SlotStore, old: Any, new: Any, catch_up: CatchUp) -> None:
         moves = _moves(store, old, new)
         for position, move in enumerate(moves):
             _check_alike(move, position)
-        changes = [(entry, store.moved(entry, to, view)) for entry, view, to in moves]
+        changes = [(entry, store.memories.moved(entry, to, view)) for entry, view, to in moves]
         for (entry, view, _), (_, moved) in zip(moves, changes, strict=True):
             _move_clock(entry, view, moved)
         _exchange(store, changes)
@@ -179,7 +180,7 @@ def _with_rows(
     kept = min(view.shape[0], resized.shape[0])
     slots = {slot.name: slot for slot in store.slots_of(resized)}
     for slot in entry.slots:
-        former = store.seen_as(entry, slot, layout_of(view), view.shape).array
+        former = slot_seen_as(store.name, entry, slot, layout_of(view), view.shape).array
         value = np.empty(resized.shape, former.dtype)
         value[...] = store.form.slot(slot).first_values(epsilon, resized.owner)
         value[:kept] = former[:kept]

@@ -149,9 +149,9 @@ class Planner:
     ) -> Placed:
         """A new plan or place; variables that are new are not entered into the store yet."""
         store = self._store
-        if store.is_due_for_a_sweep:
+        if store.sweeps.are_due(store):
             self.plans.clear()  # they keep variables alive, as the store does
-            store.sweep()
+            store.sweeps.sweep(store)
         entries = entries_of(store, variables, kinds)
         present = [entry for entry in entries if entry is not None]
         if variables and not present:
