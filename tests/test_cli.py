@@ -15,6 +15,7 @@ import rmsjit
 from rmsjit.__main__ import main
 from rmsjit.cli import bench, demo, info
 from rmsjit.runtime import numba_internals
+from rmsjit.text import human_size
 
 QUICK = ["--epochs", "1", "--hidden", "16"]
 LAST_LINE = re.compile(
@@ -449,7 +450,7 @@ def test_why_there_are_so_few_threads(used, limits, numba_is_set, expected, monk
     [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 2**20, "5.0 MiB"), (3e12, "2794.0 GiB")],
 )
 def test_sizes_for_people(size, text):
-    assert info.human_size(size) == text
+    assert human_size(size) == text
 
 
 # --- bench ----------------------------------------------------------------------------------

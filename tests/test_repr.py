@@ -198,9 +198,9 @@ def test_a_notebook_shows_settings_variables_and_memory(face):
     assert ["learning_rate", "0.5"] in cells
     assert ["momentum", "0.25"] in cells
     assert ["variable", "shape", "dtype", "slots"] in cells
-    assert ["kernel", "(64, 32)", "float64", "32 KiB"] in cells  # two slots of 16 KiB
+    assert ["kernel", "(64, 32)", "float64", "32.0 KiB"] in cells  # two slots of 16 KiB
     assert cells[-1][1:] == ["(3,)", "float32", "24 B"]
-    assert "2 variables of 16.01 KiB, slots of 32.02 KiB" in optimizer._repr_html_()
+    assert "2 variables of 16.0 KiB, slots of 32.0 KiB" in optimizer._repr_html_()
 
 
 @every_face

@@ -809,7 +809,7 @@ def wrong_slices():
     yield "flat", (IndexedSlices(np.ones(4), range(4)), ValueError, flat)
     other = where + r"its shape \(10, 3\) as dense_shape, got \(9, 3\)"
     yield "dense shape", (IndexedSlices(rows, range(4), (9, 3)), ValueError, other)
-    dtype = where + "values of a dtype that casts to float32 as same_kind, got complex128"
+    dtype = f"the values of {where}a dtype that casts to float32 as same_kind, got complex128"
     yield "dtype", (IndexedSlices(rows * 1j, range(4)), TypeError, dtype)
 
 

@@ -302,9 +302,9 @@ def test_sync_takes_indices_of_every_kind(indices):
 @pytest.mark.parametrize(
     ("indices", "error", "message"),
     [
-        ([ROWS], IndexError, "from 0 to 11, got 12"),
-        ([-1], IndexError, "from 0 to 11, got -1"),
-        (np.array([2**64 - 1], np.uint64), IndexError, f"got {2**64 - 1}"),
+        ([ROWS], IndexError, r"indices\[0\] is 12, but there are 12 rows"),
+        ([3, -1], IndexError, r"indices\[1\] is -1, but there are 12 rows"),
+        (np.array([2**64 - 1], np.uint64), IndexError, f"is {2**64 - 1}"),
         ([0.5], TypeError, "indices must be integers, got dtype float64"),
         ([True], TypeError, "indices must be integers, got dtype bool"),
     ],

@@ -17,6 +17,7 @@ from rmsjit.arrays.masked import refuse_masked
 from rmsjit.arrays.tensors import new_array
 from rmsjit.arrays.written import written_arguments
 from rmsjit.autodiff import hooks
+from rmsjit.text import brief
 
 _Method = Callable[..., Any]
 
@@ -439,9 +440,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return isinstance(value, (int, float, complex, range)) and not isinstance(value, np.generic)
-
-
-def brief(value: Any) -> str:
-    """How error messages show a wrong value."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

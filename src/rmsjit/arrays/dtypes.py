@@ -54,6 +54,11 @@ def precision_of(dtype: np.dtype[Any]) -> Precision | None:
     return _PRECISIONS.get(dtype.name) if dtype.isnative else None
 
 
+def uncastable(name: str, dtype: np.dtype[Any], target: np.dtype[Any]) -> TypeError:
+    """The error that the dtype of an argument does not cast to another one as same_kind."""
+    return TypeError(f"{name} must have a dtype that casts to {target} as same_kind, got {dtype}")
+
+
 def dtype_named(name: str) -> np.dtype[Any]:
     """The dtype with this name, including bfloat16 from ml_dtypes.
 

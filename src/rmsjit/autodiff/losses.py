@@ -10,7 +10,8 @@ import numpy as np
 
 from rmsjit.autodiff.tape import GradientTape
 from rmsjit.nest import flatten
-from rmsjit.variables import Variable, brief
+from rmsjit.text import brief
+from rmsjit.variables import Variable
 
 
 def gradients_of(

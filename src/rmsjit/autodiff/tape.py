@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.arrays.dtypes import uncastable
 from rmsjit.arrays.owners import anchor_of
 from rmsjit.autodiff import hooks
 from rmsjit.autodiff.autograd_names import isbox
@@ -20,7 +21,8 @@ from rmsjit.autodiff.record import Record, TapeNode, is_differentiable, source_o
 from rmsjit.autodiff.traced import Traced, register_variable_types
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.nest import flatten, matches, pack_like
-from rmsjit.variables import Variable, array_of, brief
+from rmsjit.text import brief
+from rmsjit.variables import Variable, array_of
 
 Source = Variable | NDArray[Any] | Traced
 Gradient = NDArray[Any] | IndexedSlices | Traced | None
@@ -332,10 +334,7 @@ def _seeds(target: Any, output_gradients: Any) -> list[tuple[TapeNode, Any]]:
                 f"output_gradients must have the target's shape {value.shape}, got {weights.shape}"
             )
         if not np.can_cast(weights.dtype, value.dtype, "same_kind"):
-            raise TypeError(
-                f"output_gradients must have a dtype that casts to the target's {value.dtype} as "
-                f"same_kind, got {weights.dtype}"
-            )
+            raise uncastable("output_gradients", weights.dtype, value.dtype)
         node = _node_of(leaf)
         if node is not None:
             seeds.append((node, weights))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rmsjit._version import __version__
+from rmsjit.text import human_size
 
 IMPORTED = ("numpy", "numba", "llvmlite")
 ENVIRONMENT = ("RMSJIT_CACHE", "RMSJIT_CACHE_DIR")
@@ -98,19 +99,6 @@ def as_text(report: Report) -> str:
         for block in blocks
         if block
     )
-
-
-def human_size(size: float) -> str:
-    """A number of bytes with a readable unit.
-
-    >>> human_size(999), human_size(4_300_000)
-    ('999 B', '4.1 MiB')
-    """
-    for unit in ("B", "KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"
 
 
 # --- collecting -----------------------------------------------------------------------------

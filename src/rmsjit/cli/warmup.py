@@ -15,9 +15,9 @@ from typing import Any
 
 from rmsjit.arrays.dtypes import SUPPORTED, Precision, dtype_named, kinds_of, precision_of
 from rmsjit.cli.bench import VARIANTS
-from rmsjit.cli.info import human_size
 from rmsjit.rule.presets import keras_legacy
 from rmsjit.runtime import store
+from rmsjit.text import human_size
 
 Loads = list[Callable[[], Any]]
 Job = tuple[str, Loads]

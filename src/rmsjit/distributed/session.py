@@ -44,7 +44,7 @@ from rmsjit.state.entries import stem_of
 from rmsjit.state.numbering import forget_numbers
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps import nonfinite
-from rmsjit.steps.pairs import check_counter, checked_pairs, warn_of_missing
+from rmsjit.steps.pairs import changed_meanwhile, check_counter, checked_pairs, warn_of_missing
 from rmsjit.steps.plans import Plans, identity_of
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ class Session:
             plan = self._new_plan(Incoming(variables, kinds, self._header(engine, terms)), terms)
             checked = plan.incoming.checked(pairs)
         if checked is None:
-            raise RuntimeError("variables must not be changed by others while a step reads them")
+            raise changed_meanwhile()
         self._plans.last = plan
         self._plans.add(plan)
         return plan, checked

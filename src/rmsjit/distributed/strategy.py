@@ -22,7 +22,8 @@ from rmsjit.distributed.settings import DEFAULT_BUCKET_BYTES, Settings
 from rmsjit.distributed.stage import Stage
 from rmsjit.optimizers.arguments import Reduction
 from rmsjit.steps.pairs import is_sparse
-from rmsjit.variables import array_of, brief
+from rmsjit.text import brief
+from rmsjit.variables import array_of
 
 if TYPE_CHECKING:
     from rmsjit.steps.engine import Engine

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rmsjit.arrays.layout import Key, array_key
 from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.optimizers.arguments import check_aggregate
 from rmsjit.optimizers.sums import Sum
 from rmsjit.rule.form import Form
 from rmsjit.state.entries import Entry, key_of
@@ -146,11 +147,7 @@ class Accumulator:
         while True:
             known, step = self._round, int(counter)
             before = self.current(step)
-            if before.aggregate not in (None, aggregate):
-                raise ValueError(
-                    "experimental_aggregate_gradients must be the same in all calls of one step, "
-                    "got both values"
-                )
+            check_aggregate(before.aggregate, aggregate)
             summed, met = self._added(before.summed, checked), _with_met(before.met, pairs)
             after = Round(step, before.calls + 1, summed, still, met, aggregate)
             if self._round is known and counter == step:  # nothing has come between

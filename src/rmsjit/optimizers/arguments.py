@@ -25,7 +25,8 @@ from rmsjit.rule.checks import (
 from rmsjit.rule.form import Form
 from rmsjit.rule.slot import ROUNDINGS, STATE_DTYPES
 from rmsjit.steps.settings import StepSettings
-from rmsjit.variables import array_of, brief
+from rmsjit.text import brief
+from rmsjit.variables import array_of
 
 Sparse = Literal["rows", "exact"]
 Nonfinite = Literal["propagate", "skip", "raise"]
@@ -184,6 +185,15 @@ def checked_sparse(value: str) -> bool:
 def checked_nonfinite(value: str) -> str:
     """The policy for gradients that are not finite."""
     return choice("nonfinite", value, "propagate", "skip", "raise")
+
+
+def check_aggregate(former: bool | None, now: bool) -> None:
+    """Check that the calls of a step agree whether gradients are summed; None before the first."""
+    if former not in (None, now):
+        raise ValueError(
+            "experimental_aggregate_gradients must be the same in all calls of one step, got both "
+            "values"
+        )
 
 
 def checked_function(name: str, value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rmsjit.indexed_slices import IndexedSlices
+from rmsjit.optimizers.arguments import check_aggregate
 from rmsjit.steps.pairs import (
     Pairs,
     check_is_array,
@@ -39,11 +40,7 @@ class Block:
         ValueError
             If earlier calls had another value of `aggregate`.
         """
-        if self.aggregate not in (None, aggregate):
-            raise ValueError(
-                "experimental_aggregate_gradients must be the same in all calls of one step, got "
-                "both values"
-            )
+        check_aggregate(self.aggregate, aggregate)
         held = [
             (_held(gradient, variable, position), variable)
             for position, (gradient, variable) in enumerate(

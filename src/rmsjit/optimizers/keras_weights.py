@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from rmsjit.arrays.dtypes import uncastable
 from rmsjit.optimizers.arguments import Initializer, initial_value, is_integer_scalar
 from rmsjit.optimizers.slots import Slots
 from rmsjit.runtime.uninterrupted import copying, run
@@ -208,10 +209,7 @@ def _check_weights(given: Sequence[NDArray[Any]], targets: Sequence[Variable]) -
         )
     for position, (value, target) in enumerate(zip(given, targets, strict=True)):
         if not np.can_cast(value.dtype, target.dtype, "same_kind"):
-            raise TypeError(
-                f"weights[{position}] must have a dtype that casts to {target.dtype} as "
-                f"same_kind, got {value.dtype}"
-            )
+            raise uncastable(f"weights[{position}]", value.dtype, target.dtype)
         if not memory_of(target).flags.writeable:
             raise ValueError(f"{target.name} must be writeable to be set, got a read-only array")
         if value.shape != target.shape:

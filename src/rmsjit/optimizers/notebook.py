@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmsjit.state.entries import Entry
+from rmsjit.text import human_size
 
 _MOST_ROWS = 20  # of variables
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def page(title: str, settings: Mapping[str, Any], entries: Iterable[Entry]) -> str:
@@ -43,7 +43,7 @@ def _rows_of_settings(settings: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _rows_of_variables(entries: list[Entry]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        (entry.name, str(entry.shape), str(entry.owner.dtype), _bytes(_slot_bytes(entry)))
+        (entry.name, str(entry.shape), str(entry.owner.dtype), human_size(_slot_bytes(entry)))
         for entry in entries[:_MOST_ROWS]
     ]
     left = len(entries) - len(rows)
@@ -54,19 +54,11 @@ def _total(entries: list[Entry]) -> str:
     variables = sum(entry.owner.nbytes for entry in entries)
     slots = sum(map(_slot_bytes, entries))
     noun = "variable" if len(entries) == 1 else "variables"
-    return f"{len(entries):,} {noun} of {_bytes(variables)}, slots of {_bytes(slots)}"
+    return f"{len(entries):,} {noun} of {human_size(variables)}, slots of {human_size(slots)}"
 
 
 def _slot_bytes(entry: Entry) -> int:
     return sum(slot.nbytes for slot in entry.slots.values())
-
-
-def _bytes(count: int) -> str:
-    """A number of bytes in the largest unit of which there is at least one."""
-    number, unit = float(count), 0
-    while number >= 1024 and unit + 1 < len(_UNITS):
-        number, unit = number / 1024, unit + 1
-    return f"{number:.4g} {_UNITS[unit]}"
 
 
 def _table(rows: Iterable[tuple[str, ...]], head: tuple[str, ...] = ()) -> str:

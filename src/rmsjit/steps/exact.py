@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.owners import private_view
+from rmsjit.indexed_slices import as_integers, check_rows
 from rmsjit.rule.form import Form
 from rmsjit.runtime import threads
 from rmsjit.runtime.threads import ONE_THREAD
@@ -143,11 +144,6 @@ def checked_rows(indices: Any, variable: Any) -> NDArray[np.int64] | None:
         return None
     if not array_of(variable).ndim:
         raise ValueError(f"indices must be left out for a variable without rows, got {indices!r}")
-    rows = np.unique(np.asarray(indices))
-    length = len(array_of(variable))
-    if rows.size and rows.dtype.kind not in "iu":
-        raise TypeError(f"indices must be integers, got dtype {rows.dtype}")
-    outside = rows[(rows < 0) | (rows >= length)]
-    if outside.size:
-        raise IndexError(f"indices must be from 0 to {length - 1}, got {outside[0]}")
-    return rows.astype(np.int64)
+    rows = as_integers(indices)
+    check_rows(rows, len(array_of(variable)))
+    return np.unique(rows).astype(np.int64)

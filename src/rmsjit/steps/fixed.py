@@ -25,7 +25,7 @@ from rmsjit.state.grouping import Assignment
 from rmsjit.steps.act import DONE
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.launching import launch_for
-from rmsjit.steps.pairs import Pairs, check_variable, naming
+from rmsjit.steps.pairs import Pairs, changed_meanwhile, check_variable, naming
 from rmsjit.steps.plan import Plan
 
 
@@ -135,7 +135,7 @@ class FixedStep:
         plan = self._plan(tuple(map(type, gradients)))
         binding = plan.bindings.bind(pairs)
         if binding is None:
-            raise RuntimeError("variables must not be changed by others while a step reads them")
+            raise changed_meanwhile()
         return self._ready(plan, binding, values, scale)
 
     def _ready(self, plan: Plan, binding: Binding, values: StepNumbers, scale: float) -> ReadyStep:

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.dtypes import SUPPORTED, Precision, converted, precision_of
+from rmsjit.arrays.dtypes import SUPPORTED, Precision, converted, precision_of, uncastable
 from rmsjit.arrays.layout import layout_of, overlaps_itself
 from rmsjit.arrays.masked import refuse_masked
 from rmsjit.indexed_slices import IndexedSlices, maker_of_slices
 from rmsjit.runtime.warning import warn
-from rmsjit.variables import Variable, array_of, brief
+from rmsjit.text import brief
+from rmsjit.variables import Variable, array_of
 
 _MOST_INDICES = 2**31 - 1  # positions are kept in 32 bits
 
@@ -113,6 +114,11 @@ def no_gradient(names: Sequence[str]) -> ValueError:
     return ValueError(f"no gradient was given for any variable: {', '.join(names)}")
 
 
+def changed_meanwhile() -> RuntimeError:
+    """The error for a step whose variables other code changes while it is prepared."""
+    return RuntimeError("variables must not be changed by others while a step reads them")
+
+
 def warn_of_missing(names: Sequence[str]) -> None:
     """Warn about the variables that a step leaves unchanged."""
     warn(f"no gradient for {', '.join(names)}: left unchanged")
@@ -177,10 +183,7 @@ def dense_gradient(gradient: Any, variable: Any, position: Position) -> NDArray[
     )
     target = array_of(variable)
     if not np.can_cast(array.dtype, target.dtype, "same_kind"):
-        raise TypeError(
-            f"{_gradient_of(variable, position)} must have a dtype that casts to {target.dtype} "
-            f"as same_kind, got {array.dtype}"
-        )
+        raise uncastable(_gradient_of(variable, position), array.dtype, target.dtype)
     if array.shape != target.shape:
         raise ValueError(
             f"{_gradient_of(variable, position)} must have its shape {target.shape}, "
@@ -211,10 +214,7 @@ def sparse_gradient(
     if isinstance(variable, Variable) and variable.constraint is not None:
         raise RuntimeError(f"{where} must not be sparse, since the variable has a constraint")
     if not np.can_cast(gradient.values.dtype, target.dtype, "same_kind"):
-        raise TypeError(
-            f"{where} must have values of a dtype that casts to {target.dtype} as same_kind, "
-            f"got {gradient.values.dtype}"
-        )
+        raise uncastable(f"the values of {where}", gradient.values.dtype, target.dtype)
     if target.ndim == 0 or gradient.values.shape[1:] != target.shape[1:]:
         raise ValueError(
             f"{where} must have values of shape (n, *row) for a variable of shape "

@@ -20,6 +20,7 @@ from rmsjit.steps.first_touch import touch_first
 from rmsjit.steps.noise import NO_NOISE, noise_for
 from rmsjit.steps.pairs import (
     Pairs,
+    changed_meanwhile,
     check_is_array,
     check_variable,
     checked_pairs,
@@ -80,7 +81,7 @@ class Planner:
                 drafted = plan.bindings.bind(pairs, place)
                 if drafted is not None:
                     return plan, drafted, pairs
-        raise RuntimeError("variables must not be changed by others while a step reads them")
+        raise changed_meanwhile()
 
     def _bound_as_last(self, pairs: Pairs) -> tuple[Placed, Binding] | None:
         """The last plan, if it follows to these variables as well."""
