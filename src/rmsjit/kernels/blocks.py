@@ -2,8 +2,8 @@
 
 The rule reads the codes of a block, and writes those of the new `rms` as if its offset stayed the
 same.  All new values are also in a buffer, which stays in the first-level cache.  At the end of the
-block, the other slots are packed in the same way, and those of which the largest value, known then,
-needs another offset are packed again.  That is rare, as offsets leave some room.
+block, the other slots are packed in the same way, and any slot is packed again if its largest
+value, now known, needs another offset.  That is rare, as offsets leave some room.
 """
 
 import functools
@@ -24,7 +24,7 @@ from rmsjit.kernels.codes import (
     limited,
     roomy_offset,
 )
-from rmsjit.kernels.rounding import bits_for, noise_of
+from rmsjit.kernels.noise import bits_for, noise_of
 from rmsjit.kernels.rule import packs_late
 from rmsjit.kernels.views import number_type, size_of
 from rmsjit.rule.slot import is_packed
@@ -196,7 +196,7 @@ def pack_slots(form, last=None):
 
 @njit(**INLINED)
 def _limit(count, block):
-    """Replace what is too large or not finite by the largest value that is neither; its size."""
+    """Limit values to the largest finite one that fits; return its size."""
     values, largest = block.values, int32(0)
     for i in range(count):
         largest = larger_finite_size(largest, values[i], block)

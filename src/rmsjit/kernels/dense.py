@@ -12,8 +12,8 @@ where memory is fetched ahead, and in 8 bits they are blocks.
 from numba import int32, njit
 
 from rmsjit.kernels.blocks import block_at, pack_slots, size_of_largest, slots_in_blocks
+from rmsjit.kernels.noise import noise_of
 from rmsjit.kernels.prefetching import prefetching, run_of
-from rmsjit.kernels.rounding import noise_of
 from rmsjit.kernels.rule import FIELDS, element_rule, read_numbers, rounding_rule
 from rmsjit.kernels.scalars import BFLOAT16_BITS, clip, load, scale
 from rmsjit.kernels.views import (
@@ -68,18 +68,50 @@ def update_pieces(form, kinds, clipped):
     - ``GRADIENTS``: int64 (variables,), of the gradients, which have the layout of the variables.
     - ``NUMBERS``: (groups, FIELDS), see `rmsjit.rule.numbers.RuleNumbers`.
     - ``SCALES``: (variables,), what to multiply each gradient by; read only if `clipped`.
-    - ``NOISE``: see `rmsjit.kernels.rounding.noise_of`; read only by stochastic rounding.
+    - ``NOISE``: see `rmsjit.kernels.noise.noise_of`; read only by stochastic rounding.
     - ``LENGTHS``: int64 (variables,), the elements of the records of slots in 8 bits; read only if
       the form has some.
     - ``PREFETCHES``: 1 to fetch memory ahead, otherwise 0.
     """
+    COMPUTING = number_type(kinds.computing)
+    NUMBER_BYTES, PACKED, FETCHED = size_of(COMPUTING), form.is_packed, run_of(kinds)
+    ROUNDS_RUNS, key_of = _rounds_runs(form, kinds), noise_of(form)[0]
+    update_run = _update_run(form, kinds, clipped)
+
+    @njit(**INLINED)
+    def update_bin(call_address, b):
+        call = words(call_address)
+        cuts, prefetches = words(call[CUTS]), call[PREFETCHES] != 0
+        for p in range(cuts[b], cuts[b + 1]):
+            piece = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
+            row, start, count, group = piece[0], piece[1], piece[2], piece[3]
+            key = key_of(call[NOISE], row)
+            numbers = pointer(call[NUMBERS] + group * FIELDS * NUMBER_BYTES, COMPUTING)
+            length = words(call[LENGTHS])[row] if PACKED else 0
+            end, run = start + count, min(count, RUN) if ROUNDS_RUNS else count
+            if prefetches:
+                run = min(run, FETCHED)
+            while start < end:
+                count = min(block_at(start, length) if PACKED else run, end - start)
+                update_run(call, row, start, count, length, numbers, key, prefetches)
+                start += count
+
+    return update_bin
+
+
+def _rounds_runs(form, kinds):
+    """Whether master weights are rounded to their variable in a loop of its own."""
+    is_bfloat16 = number_type(kinds.variable) == BFLOAT16_BITS
+    return form.has_master and form.rounding != STOCHASTIC and is_bfloat16
+
+
+def _update_run(form, kinds, clipped):
+    """The function that applies the rule to a part of a variable, at most a block in 8 bits."""
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
-    NBYTES, NUMBER_BYTES = size_of(STORAGE), size_of(COMPUTING)
+    NBYTES, PACKED, ROUNDS_RUNS = size_of(STORAGE), form.is_packed, _rounds_runs(form, kinds)
     slots_at, larger, pack = slots_in_blocks(form, kinds), size_of_largest(form), pack_slots(form)
-    PACKED = form.is_packed
-    ROUNDS_RUNS = form.has_master and form.rounding != STOCHASTIC and STORAGE == BFLOAT16_BITS
-    update_element, (key_of, moved, noise) = element_rule(form, not ROUNDS_RUNS), noise_of(form)
-    round_element, FETCHED = rounding_rule(form), run_of(kinds)
+    update_element, (_, moved, noise) = element_rule(form, not ROUNDS_RUNS), noise_of(form)
+    round_element = rounding_rule(form)
     prefetch_gradient, prefetch_others = prefetching(kinds)
 
     @njit(**INLINED)
@@ -114,22 +146,4 @@ def update_pieces(form, kinds, clipped):
                 prefetch_others(variable_at, slots, count)
             pack(slots, count, key, largest)
 
-    @njit(**INLINED)
-    def update_bin(call_address, b):
-        call = words(call_address)
-        cuts, prefetches = words(call[CUTS]), call[PREFETCHES] != 0
-        for p in range(cuts[b], cuts[b + 1]):
-            piece = words(call[PIECES] + p * PIECE_WORDS * WORD_BYTES)
-            row, start, count, group = piece[0], piece[1], piece[2], piece[3]
-            key = key_of(call[NOISE], row)
-            numbers = pointer(call[NUMBERS] + group * FIELDS * NUMBER_BYTES, COMPUTING)
-            length = words(call[LENGTHS])[row] if PACKED else 0
-            end, run = start + count, min(count, RUN) if ROUNDS_RUNS else count
-            if prefetches:
-                run = min(run, FETCHED)
-            while start < end:
-                count = min(block_at(start, length) if PACKED else run, end - start)
-                update_run(call, row, start, count, length, numbers, key, prefetches)
-                start += count
-
-    return update_bin
+    return update_run

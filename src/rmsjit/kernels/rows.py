@@ -18,7 +18,7 @@ from rmsjit.kernels.blocks import (
     size_of_largest,
     slots_in_blocks,
 )
-from rmsjit.kernels.rounding import noise_of
+from rmsjit.kernels.noise import noise_of
 from rmsjit.kernels.rule import element_rule, lapse_rule, read_numbers
 from rmsjit.kernels.scalars import bounded_sum, clip, load, scale
 from rmsjit.kernels.views import (
@@ -173,7 +173,7 @@ def update_rows(form, kinds, exact):
       arithmetic (complex for complex tables).  Bins must not share a cache line, or their threads
       wait for each other at every row.
     - ``CLOCK``: the words of the clock.
-    - ``NOISE``: see `rmsjit.kernels.rounding.noise_of`; ``PLACE``: the position of the table in it.
+    - ``NOISE``: see `rmsjit.kernels.noise.noise_of`; ``PLACE``: the position of the table in it.
     """
     STORAGE, COMPUTING = number_type(kinds.variable), number_type(kinds.computing)
     TOTAL, COLUMNS = number_type(kinds.total), 1 + len(kinds.slots)

@@ -24,8 +24,8 @@ import functools
 import numpy as np
 from numba import njit
 
+from rmsjit.kernels.noise import bits_for
 from rmsjit.kernels.rounding import (
-    bits_for,
     master_or_written,
     master_or_written_near,
     store_stochastically,

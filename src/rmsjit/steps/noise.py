@@ -23,7 +23,7 @@ NO_NOISE = np.zeros(1, np.int64)  # where nothing is rounded by random bits
 def noise_for(
     store: SlotStore, entries: Sequence[Entry | None], turns: Sequence[int], seed: int
 ) -> NDArray[np.int64]:
-    """The memory that kernels read, `rmsjit.kernels.rounding.noise_of`, of the variables of a step.
+    """The memory that kernels read, `rmsjit.kernels.noise.noise_of`, of the variables of a step.
 
     Parameters
     ----------
