@@ -277,7 +277,7 @@ def test_watched_by_hand_counts_too():
     v = Variable([1.0], trainable=False)
     with GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(v)
-        with pytest.raises(TypeError, match="unasked"):
+        with pytest.raises(TypeError, match="implicitly"):
             np.asarray(v)
 
 
@@ -300,7 +300,7 @@ def test_optimizers_take_variables_while_a_tape_records():
 
 def test_bfloat16_is_no_exception():
     v = Variable(np.ones(3, ml_dtypes.bfloat16))
-    with GradientTape(), pytest.raises(TypeError, match="unasked"):
+    with GradientTape(), pytest.raises(TypeError, match="implicitly"):
         np.asarray(v)
 
 
@@ -367,7 +367,7 @@ def test_an_element_does_not_become_a_constant_in_silence(name, recorded, write)
         with pytest.raises((TypeError, ValueError)) as caught:
             write(y, value)
         error = caught.value.__cause__ or caught.value
-        assert name in ("array.array", "bfloat16") or "unasked" in str(error)
+        assert name in ("array.array", "bfloat16") or "implicitly" in str(error)
         y[0] = complex(value) if name == "complex" else int(value)
         np.zeros(3)[int(value)] = float(value)
         loss = anp.sum(v**2)
@@ -404,7 +404,7 @@ def test_a_pickled_result_is_a_plain_array(protocol):
     v = Variable(np.array([1.0, 2.0]))
     with GradientTape():
         result = v * 2
-        with pytest.raises(TypeError, match="unasked"):
+        with pytest.raises(TypeError, match="implicitly"):
             pickle.dumps(result, protocol)
     restored = pickle.loads(pickle.dumps(result, protocol))
     assert type(restored) is np.ndarray

@@ -293,7 +293,7 @@ def test_custom_classes(path):
     assert type(optimizer) is Mine
     assert optimizer.learning_rate.rate == 0.5
     load(path, rmsjit.RMSprop(), variables)  # the state is that of the class it derives from
-    with pytest.raises(ValueError, match="'Mine' needs that class among custom_objects"):
+    with pytest.raises(ValueError, match="'Mine' must be in custom_objects"):
         load(path)
     with pytest.raises(ValueError, match=r"can't be made from its configuration.*'Halving'"):
         load(path, custom_objects={"Mine": Mine})
@@ -648,7 +648,7 @@ def test_bad_optimizer(path):
 
 
 def test_config_that_json_can_not_hold(path):
-    with pytest.raises(TypeError, match=r"configuration of .* is not for JSON: .* complex"):
+    with pytest.raises(TypeError, match=r"JSON can't hold the configuration of .*: .* complex"):
         save(path, rmsjit.RMSprop(Halving(1j)), {})
 
 
@@ -912,7 +912,7 @@ def test_bad_places(path):
     with pytest.raises(FileNotFoundError, match="there is no such folder"):
         save(path.parent / "nowhere" / path.name, rmsjit.RMSprop(), {})
     path.mkdir()
-    with pytest.raises(IsADirectoryError, match="a folder is in the place of the file"):
+    with pytest.raises(IsADirectoryError, match="there is a folder instead of a file"):
         save(path, rmsjit.RMSprop(), {})
     assert os.listdir(path.parent) == [path.name]
 

@@ -183,7 +183,7 @@ def test_nothing_is_there_twice(path, run, kind):
         records.append(records[0])
 
     rewritten(path, double)
-    assert_refused(path, *run, "is there twice")
+    assert_refused(path, *run, "occurs twice")
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 50_000, "[]", "3", "null", '"x"', "NaN"])
@@ -204,7 +204,7 @@ def test_form_that_contradicts_the_class_of_a_user(tmp_path):
     )
     with pytest.raises(ValueError, match="the configuration makes"):
         load(path, custom_objects={"Mine": Mine})
-    with pytest.raises(ValueError, match="custom_objects must have a RMSprop for it"):
+    with pytest.raises(ValueError, match=r"custom_objects\['\w+'\] must be a subclass of"):
         load(path, custom_objects={"Mine": print})
 
 

@@ -165,7 +165,7 @@ def test_wrong_arguments_are_type_errors_that_help(call, match):
         (lambda: forms.optax(0.1, nesterov="yes", momentum=0.9), "nesterov must be one of"),
         (lambda: forms.optax(0.1, initial_scale="one"), "start must be a finite number"),
         (lambda: forms.caffe(0.1, regularization_type="L1"), "regularization_type must be 'L2'"),
-        (lambda: forms.torch(weight_decay=0.1, sparse="exact"), 'sparse="exact" is not for'),
+        (lambda: forms.torch(weight_decay=0.1, sparse="exact"), 'can.t have sparse="exact": '),
         (lambda: forms.torch(clipnorm=1, global_clipnorm=1), "can't both be set"),
         (lambda: forms.torch(differentiable=True), "differentiable must be False, got True: steps"),
         (
@@ -312,7 +312,7 @@ def test_a_row_is_a_value():
 
 def test_momentum_that_comes_later_is_refused_where_it_would_be_another_form():
     optimizer, w = forms.torch(), np.ones(2)
-    with pytest.raises(ValueError, match="momentum is not for a form without it"):
+    with pytest.raises(ValueError, match="momentum needs a form that has it from construction on"):
         optimizer.momentum = 0.9
     optimizer.apply_gradients([(np.ones(2), w)])
     with_momentum = forms.torch(momentum=0.5)

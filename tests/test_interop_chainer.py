@@ -80,7 +80,7 @@ def test_a_recorded_state_comes_back(library):
         (
             "chainer",
             rmsjit.RMSprop(form=rmsjit.Form.with_slots("rms", rms_start=1.0)),
-            "the start of rms: 1.0 here, 0.0 there, and '/idle' took no step yet",
+            "the start of rms: 1.0 here, 0.0 there; not stepped yet: '/idle'",
         ),
         (
             "chainer",

@@ -191,7 +191,7 @@ def test_what_would_be_lost_is_named(library, changes, lost):
     [
         ({"use_ema": True}, "the slot 'average', which is there only"),
         ({"gradient_accumulation_steps": 2}, "must be the same, got 1 here and 2 in keras"),
-        ({"use_ema": True, "jit_compile": True}, "averages start otherwise than those here"),
+        ({"use_ema": True, "jit_compile": True}, "averages start differently here"),
     ],
 )
 def test_what_is_there_only_is_refused(config, match):
@@ -227,7 +227,7 @@ def test_nothing_is_assigned_before_all_fits():
         to_keras_optimizer(optimizer, variables, theirs)
     np.testing.assert_equal(theirs.values(), before)
     fresh = of_record("keras")
-    with pytest.raises(ValueError, match=r"'model/dense/bias' took no step yet: optimizer.build"):
+    with pytest.raises(ValueError, match=r"lacking slots: .*'model/dense/bias'; optimizer.build"):
         to_keras_optimizer(fresh, variables, theirs)
     wrong = {name: v.astype(np.float64) for name, v in variables.items()}
     with pytest.raises(ValueError, match="dtype of slot 'rms' of 'model/dense/kernel': saved"):
@@ -391,9 +391,7 @@ def test_a_file_with_another_number_of_variables(h5py, tmp_path, file):
     shutil.copyfile(GOLDEN / file, path)
     for other in (dict(list(variables.items())[:1]), {**variables, "x": np.ones(2, np.float32)}):
         needed = 1 + 3 * len(other)
-        match = (
-            rf"can't be loaded: it has [78] variables of the optimizer, and there must be {needed}"
-        )
+        match = rf"can't be loaded: it has [78] optimizer variables, but must have {needed}"
         with pytest.raises(ValueError, match=match):
             from_keras_file(path, other, optimizer)
     swapped = dict(reversed(variables.items()))

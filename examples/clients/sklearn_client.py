@@ -1,4 +1,4 @@
-"""scikit-learn: ``MLPClassifier`` and ``MLPRegressor`` with rmsjit in the place of Adam.
+"""scikit-learn: ``MLPClassifier`` and ``MLPRegressor`` with rmsjit instead of Adam.
 
 `partial_fit` keeps the optimizer that the estimator has, so it can be put there beforehand.  The
 attribute `_optimizer` is private to scikit-learn and may change.

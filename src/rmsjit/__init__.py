@@ -80,7 +80,7 @@ def __getattr__(name: str) -> object:
     from rmsjit.runtime import forks
 
     home = _HOMES[name]
-    with forks.undisturbed():  # a child would wait for ever for the lock of a half imported module
+    with forks.undisturbed():  # a child would wait forever for a half-imported module's lock
         module = _import_module(home or f"{__name__}.{name}")
     value = globals()[name] = getattr(module, name) if home else module
     return value

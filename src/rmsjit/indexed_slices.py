@@ -44,7 +44,7 @@ class IndexedSlices:
     TypeError
         If `values` are not numbers, or `indices` or `dense_shape` are not integers.
     ValueError
-        If `indices` are not one-dimensional, `values` has not one slice for each of them, or
+        If `indices` are not one-dimensional, `values` does not have one slice per index, or
         `dense_shape` does not match the slices.
 
     Examples
@@ -79,8 +79,8 @@ class IndexedSlices:
     def from_scipy(cls, matrix: Any) -> IndexedSlices:
         """The rows of a ``scipy.sparse`` matrix that have stored elements, as dense rows.
 
-        For a sparse batch ``x``, ``x.T @ slope`` is such a matrix: the gradient of weights of which
-        the batch uses only a few rows.
+        For a sparse batch ``x``, ``x.T @ slope`` is such a matrix: the gradient of weights when the
+        batch uses few of their rows.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ class IndexedSlices:
         ----------
         tensor : torch.Tensor, shape (rows, ...)
             Of the layout ``torch.sparse_coo``, coalesced or not.  One with single elements stored
-            (``sparse_dim`` above 1) gives whole rows, the other elements of which are 0.
+            (``sparse_dim`` above 1) gives whole rows that are 0 elsewhere.
 
         Raises
         ------

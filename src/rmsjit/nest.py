@@ -100,8 +100,8 @@ def pairs(gradients: Any, params: Any) -> list[tuple[Any, Any]]:
     Parameters
     ----------
     gradients : nested structure
-        Of the structure of `params`.  None in the place of a variable, a list or a dictionary
-        means that there is no gradient for what is there.
+        Of the structure of `params`.  None in place of a variable, a list or a dictionary means
+        that there is no gradient for what is there.
     params : nested structure of ndarray or Variable
         None is no variable, as for the bias of a layer without one; its gradient must be None.
 

@@ -101,9 +101,9 @@ def refuse_conversion(name: str, caller: FrameType) -> Any:
     if _is_sparse_product(caller):
         return np.full((), None, object)
     raise TypeError(
-        f"{name} can't become a plain array unasked while a tape records it, because the tape "
-        f"would lose track of it: use a function of autograd.numpy, or .numpy() to take its value "
-        f"as a constant"
+        f"{name} can't become a plain array implicitly while a tape records it (the tape would "
+        f"lose track of it): use a function of autograd.numpy, or .numpy() to take its value as a "
+        f"constant"
     )
 
 
@@ -111,7 +111,7 @@ _STORES = {opmap[name] for name in ("STORE_SUBSCR", "STORE_SLICE") if name in op
 
 
 def is_stored(caller: FrameType) -> bool:
-    """Whether `caller` converts a value to a number unasked, to store it: ``array[i] = value``."""
+    """Whether `caller` implicitly makes a number of a value to store it: ``array[i] = value``."""
     return caller.f_code.co_code[caller.f_lasti] in _STORES
 
 

@@ -62,13 +62,13 @@ def _raise_named(function: Any, error: Exception) -> NoReturn:
     kind = kinds[0] if isinstance(error, kinds[0]) else kinds[1]
     reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     raise kind(
-        f"autograd can't differentiate {name} for these arguments ({reason}): compute the same "
-        f"with other functions"
+        f"autograd can't differentiate {name} for these arguments ({reason}): use other "
+        f"functions instead"
     ) from error
 
 
 def check_shape(part: Any, shape: tuple[int, ...], function: Any) -> None:
-    """Raise `ValueError` if a part of a gradient has not the shape of its argument.
+    """Raise `ValueError` if a part of a gradient does not have the shape of its argument.
 
     The rule is wrong then.  Summing the part to the right shape would only hide it.
     """
@@ -80,7 +80,7 @@ def check_shape(part: Any, shape: tuple[int, ...], function: Any) -> None:
         whose = "autograd's" if _is_of_autograd(name) else "the"
         raise ValueError(
             f"{whose} derivative of {name} is wrong for these arguments: its shape is "
-            f"{got}, and that of the argument {shape}; compute the same with other functions"
+            f"{got}, and that of the argument {shape}; use other functions instead"
         )
 
 

@@ -61,11 +61,10 @@ class GradientTape:
       ``array.dot(v)``, ``np.array([v, w])`` (not ``anp.array``), C code, linear operators.  So does
       ``array[i] = v``, where NumPy turns it into a `ValueError`.  What calls ``float(v)`` itself,
       such as ``array.fill(v)``, ``np.fromiter`` and ``math.exp(v)``, gets a constant.
-    - Where autograd's derivatives are known to be wrong, NumPy functions and methods have right
-      ones, or are refused with a `TypeError` that names the argument.  ``autograd.numpy`` functions
-      have only autograd's: `gradient` raises `ValueError` if the shape is wrong, but can't notice
-      wrong numbers.  If a derivative fails, the error is `NotImplementedError` and names the
-      function.
+    - Where autograd's derivatives are known to be wrong, NumPy functions and methods have corrected
+      ones, or raise a `TypeError` that names the argument.  ``autograd.numpy`` functions have only
+      autograd's: `gradient` raises `ValueError` if the shape is wrong, but can't notice wrong
+      numbers.  If a derivative fails, the error is `NotImplementedError` and names the function.
     - ``A @ v`` and ``v @ A`` are recorded for ``scipy.sparse`` matrices and arrays in all formats.
       The matrix is a constant; the gradients for ``v`` are ``A.T @ g`` and ``g @ A.T``.
     - Values are stored without copying.  `gradient` raises `RuntimeError` if a `Variable` was
@@ -116,7 +115,7 @@ class GradientTape:
 
     def __enter__(self) -> GradientTape:
         if self._recording:
-            raise ValueError("the tape records already")
+            raise ValueError("the tape is already recording")
         if self._record is None:  # a call of gradient has used it up
             self._record = self._new_record()
         hooks.records().append(self._record)
@@ -137,10 +136,10 @@ class GradientTape:
         Raises
         ------
         RuntimeError
-            If the tape does not record.
+            If the tape is not recording.
         """
         if not self._recording:
-            raise RuntimeError("the tape does not record, so it can't stop")
+            raise RuntimeError("the tape is not recording")
         self._stop()
         try:
             yield
@@ -174,7 +173,7 @@ class GradientTape:
         Raises
         ------
         TypeError
-            If `tensor` can't be differentiated with respect to.
+            If `tensor` has another type or dtype.
         """
         record = self._usable_record()
         return pack_like(tensor, [_watch(record, leaf) for leaf in flatten(tensor)])

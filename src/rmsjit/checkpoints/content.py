@@ -226,7 +226,7 @@ def _check_unique(kind: str, names: list[Any]) -> None:
     seen = set()
     for name in names:
         if name in seen:
-            raise ValueError(f"{kind} {name!r} is there twice")
+            raise ValueError(f"{kind} {name!r} occurs twice")
         seen.add(name)
 
 

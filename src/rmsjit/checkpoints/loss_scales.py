@@ -13,7 +13,7 @@ def scale_state(optimizer: Optimizer) -> ScaleState | None:
 
 
 def set_scale_state(optimizer: Optimizer, state: ScaleState | None) -> None:
-    """Go on with a former state; an optimizer with another kind of loss scale keeps its own."""
+    """Continue with a former state; an optimizer with another kind of loss scale keeps its own."""
     scale = optimizer._clipping.loss_scale
     if state is not None and isinstance(scale, DynamicLossScale):
         scale.state = state

@@ -78,11 +78,14 @@ def new_optimizer(checkpoint: Checkpoint, custom_objects: Mapping[str, Any] | No
     cls: Any = custom.get(saved.subclass, CLASSES.get(saved.subclass))
     if cls is None:
         raise ValueError(
-            f"an optimizer of the class {saved.subclass!r} needs that class among custom_objects; "
-            f"or pass an existing one as optimizer"
+            f"the optimizer's class {saved.subclass!r} must be in custom_objects; or pass an "
+            f"existing optimizer"
         )
     if not (isinstance(cls, type) and issubclass(cls, CLASSES[saved.class_name])):
-        raise ValueError(f"custom_objects must have a {saved.class_name} for it, got {cls!r}")
+        raise ValueError(
+            f"custom_objects[{saved.subclass!r}] must be a subclass of {saved.class_name}, "
+            f"got {cls!r}"
+        )
     try:
         if issubclass(cls, RMSprop):
             optimizer: Optimizer = cls.from_config(saved.config, custom_objects=custom)

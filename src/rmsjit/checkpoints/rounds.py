@@ -61,7 +61,7 @@ def saved_round(optimizer: Optimizer, variables: Mapping[str, Any]) -> SavedRoun
 def restore_round(
     checkpoint: Checkpoint, optimizer: Optimizer, variables: Mapping[str, Any]
 ) -> None:
-    """Go on with the saved round; `round_differences` must have found that it fits."""
+    """Continue with the saved round; `round_differences` must have found that it fits."""
     if not isinstance(optimizer, RMSprop) or optimizer._accumulator is None:
         return
     saved = checkpoint.accumulated

@@ -118,7 +118,7 @@ def save(path: str | os.PathLike[str], optimizer: Optimizer, variables: Variable
     try:
         text, arrays = encoded(checkpoint)
     except TypeError as error:
-        raise TypeError(f"the configuration of {optimizer!r} is not for JSON: {error}") from error
+        raise TypeError(f"JSON can't hold the configuration of {optimizer!r}: {error}") from error
     with replacing(path) as draft:
         write_arrays(draft, text, arrays)
 

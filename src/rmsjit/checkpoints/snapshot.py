@@ -34,9 +34,9 @@ def restoring(optimizer: Optimizer, variables: Variables) -> Iterator[None]:
     """
     check_optimizer(optimizer)
     check_variables(variables)
-    optimizer._refuse_divided("a run that is taken back")
+    optimizer._refuse_divided("a run to be undone")
     if optimizer._takes_calls_together:
-        raise RuntimeError("a run that is taken back must not be within one_step")
+        raise RuntimeError("a run to be undone must not be within one_step")
     store = optimizer._store
     known = set(store.entries)
     checkpoint = _copied(taken(optimizer, variables))

@@ -116,8 +116,8 @@ def words_of_groups(numbers: Numbers) -> NDArray[np.int64]:
 NO_WORDS = np.zeros_like(words_of(StepNumbers(*[0.0] * _NUMBERS), NO_CLIPPING))
 NO_GROUPS = words_of_groups(())
 
-# The words of a header.  Of what must be equal there is the number and its complement: their
-# maxima give the largest and the smallest number.
+# The words of a header.  Each number that must be equal is sent with its complement: their maxima
+# give its largest and smallest value.
 _EQUAL = 2 + len(Place._fields) + len(Progress._fields)
 _FAILED, _UNPREPARED, _UNFIT, _OUT, _ALONE, _OF_RANK_0 = range(2 * _EQUAL, 2 * _EQUAL + 6)
 _WORDS = _OF_RANK_0 + len(NO_WORDS)

@@ -71,7 +71,7 @@ def check_message(
     if array.dtype != dtype or array.size != count or not array.flags.c_contiguous:
         raise RuntimeError(
             f"the message to {act} must hold {count} contiguous elements of {dtype}, got "
-            f"{array.size} of {array.dtype} (a fault of rmsjit)"
+            f"{array.size} of {array.dtype} (a bug in rmsjit)"
         )
 
 
@@ -238,7 +238,7 @@ def exchanged(
 def _check_slices(comm: Any, act: str, own: NDArray[Any], count: int) -> None:
     """Check the shape and dtype of a slice on all ranks, and the number of slices."""
     if len(own) != count:
-        raise RuntimeError(f"{count} slices must be sent, got {len(own)} (a fault of rmsjit)")
+        raise RuntimeError(f"{count} slices must be sent, got {len(own)} (a bug in rmsjit)")
     one = np.empty(own.shape[1:], own.dtype)
     check_message(comm, act, one, own.dtype, math.prod(own.shape[1:]))
 

@@ -1,7 +1,6 @@
 """The exchange of headers, in which all ranks meet at the beginning of every act.
 
-A header has two pieces: words of which the largest of all ranks counts, and words of which those
-of rank 0 count.
+A header has two pieces: words reduced to their maximum over ranks, and words taken from rank 0.
 """
 
 from __future__ import annotations

@@ -203,9 +203,9 @@ class MPIStrategy:
     def send(self, gradient: Any, variable: Any) -> None:
         """Let a gradient travel while others are computed; the next step uses the sum.
 
-        Call it for each gradient as soon as it is there, in the same order on all ranks, and pass
-        the same objects to the step.  The first step of an optimizer only learns the order;
-        from the second one on, gradients are sent at once if the order is that of the last step.
+        Call it for each gradient once it is computed, in the same order on all ranks, and pass the
+        same objects to the step.  The first step of an optimizer only learns the order; from the
+        second one on, gradients are sent at once if the order is that of the last step.
 
         Parameters
         ----------
@@ -223,12 +223,12 @@ class MPIStrategy:
 
         Notes
         -----
-        The first call of a step waits until all ranks have come to theirs; the others return at
-        once.  A thread moves messages on, and the step waits for what is left.  If anything but
-        the step of these gradients comes next on all ranks, such as `save`, or the order has
-        changed, the step sends them once more.  With gradients that were sent, the step has the
-        same bits as without on two ranks, and the same up to the order of additions on more.
-        With `shard_state` too: then each rank receives the sums of its parts only.
+        The first call of a step waits for all ranks to make theirs; later calls return at once.  A
+        thread moves messages on, and the step waits for what is left.  If anything but the step of
+        these gradients comes next on all ranks, such as `save`, or the order has changed, the step
+        sends them once more.  Sending changes no bits of the step on two ranks, only the order of
+        additions on more; with `shard_state` too, where each rank receives the sums of its parts
+        only.
 
         Examples
         --------
@@ -263,8 +263,8 @@ class MPIStrategy:
         ------
         RuntimeError
             On all ranks when the context is left: if a rank leaves it with an error (which that
-            rank raises itself), if one has to follow a step that it has never taken (it needs one
-            batch at least of each kind of step), or if others do something else than to step.
+            rank raises itself), if one has to follow a step that it has never taken (it needs at
+            least one batch for each kind of step), or if others do anything but step.
 
         Notes
         -----
@@ -281,10 +281,10 @@ class MPIStrategy:
         return Join(self)
 
     def close(self) -> None:
-        """Give back what MPI holds for this strategy, which can't be used after that.
+        """Free the MPI resources of this strategy; it can't be used after that.
 
         Collective.  Strategies on the same communicator share two communicators of MPI, which the
-        last one gives back.  Only a program that constructs strategies on very many different
+        last one frees.  Only a program that constructs strategies on very many different
         communicators needs this.
 
         Raises
@@ -395,7 +395,7 @@ def checked_communicator(comm: Any) -> Any:
     Raises
     ------
     TypeError, ValueError
-        If it is none.
+        If it is not.
     RuntimeError
         If MPI has not been started, or has ended.
     """

@@ -2,8 +2,8 @@
 
 MPI libraries make progress only within calls of MPI.  A thread of our own makes some calls while a
 message travels, and sleeps in between: each call takes time from whatever computes on the same
-processor, far more than the call itself takes.  Where MPI was not started for several threads, only
-the calls that add messages do it.
+processor, far more than the call itself takes.  Where MPI was not started for several threads,
+messages move on only when another one is added.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def from_chainer_arrays(arrays: Mapping[str, Any], variables: Variables, optimiz
     variables : dict of str to ndarray or Variable
         By the names of ``link.namedparams()``, such as ``"/l1/W"``.  Their values are left alone.
     optimizer : RMSprop or train.RMSPropOptimizer
-        Of the same form, with the same slots: its state is replaced, its hyperparameters stay.
+        Must have the same form and slots; its state is replaced, not its hyperparameters.
 
     Returns
     -------
@@ -42,12 +42,12 @@ def from_chainer_arrays(arrays: Mapping[str, Any], variables: Variables, optimiz
     TypeError
         If an argument is of a wrong type.
     ValueError
-        If the form is another: all that would be lost is named; or if there are other variables
-        here than there, or of other shapes.  Nothing has been changed then.
+        If the form differs (the message lists all that would be lost), or the names or shapes of
+        the variables do.  Nothing is changed then.
 
     See Also
     --------
-    to_chainer_arrays : The other way.
+    to_chainer_arrays : The reverse.
 
     Notes
     -----
@@ -117,7 +117,7 @@ def to_chainer_arrays(optimizer: Any, variables: Variables, epoch: int = 0) -> d
 
     See Also
     --------
-    from_chainer_arrays : The other way.
+    from_chainer_arrays : The reverse.
 
     Examples
     --------

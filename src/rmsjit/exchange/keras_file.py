@@ -58,7 +58,7 @@ def from_keras_file(path: Path, variables: Variables, optimizer: Any) -> Any:
         In the order of ``model.trainable_variables``, and all of them: such files number the
         optimizer's variables.  Their values are left alone.
     optimizer : RMSprop or train.RMSPropOptimizer
-        Of the same form, with the same slots: its state is replaced, its hyperparameters stay.
+        Must have the same form and slots; its state is replaced, not its hyperparameters.
 
     Returns
     -------
@@ -74,12 +74,12 @@ def from_keras_file(path: Path, variables: Variables, optimizer: Any) -> Any:
     TypeError
         If an argument is of a wrong type, or a ``.keras`` file holds another optimizer.
     ValueError
-        If the form is another: all that would be lost is named; or if there are more variables
-        there, or fewer, or of other shapes.  Nothing has been changed then.
+        If the form differs (the message lists all that would be lost), or the number or shapes of
+        the variables do.  Nothing is changed then.
 
     See Also
     --------
-    to_keras_file : The other way.
+    to_keras_file : The reverse.
     from_keras_optimizer : From an optimizer of Keras, by names.
 
     Notes
@@ -129,7 +129,7 @@ def to_keras_file(optimizer: Any, variables: Variables, path: Path) -> None:
 
     See Also
     --------
-    from_keras_file : The other way.
+    from_keras_file : The reverse.
     """
     state = state_of(optimizer, variables, has_rounds=True)
     refuse_unbuilt(state, optimizer, variables)
@@ -177,7 +177,7 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
             raise ValueError("its name must end in .keras or .weights.h5")
         weights = stack.enter_context(h5py.File(file, "r"))
         if _GROUP not in weights:
-            raise ValueError("it was saved without an optimizer, or before that was compiled")
+            raise ValueError("it was saved without an optimizer, or the model was not compiled")
         held = dict(weights[_GROUP])
         if any(one.file != weights for one in held.values()):
             raise ValueError("its variables are links into another file")
@@ -222,7 +222,7 @@ def _places(
     if first not in (1, 2) or held.keys() != set(map(str, range(len(held)))):
         slots = ", ".join(dict.fromkeys(TITLES[slot] for slot, _ in keys))
         raise ValueError(
-            f"it has {len(held)} variables of the optimizer, and there must be {1 + len(keys)}, "
+            f"it has {len(held)} optimizer variables, but must have {1 + len(keys)}, "
             f"or {2 + len(keys)} with the learning rate: iteration, and {slots} of each of the "
             f"{len(variables)} variables"
         )

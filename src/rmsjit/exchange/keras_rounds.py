@@ -55,7 +55,7 @@ def refuse_other_rounds(config: Mapping[str, Any], library: str, optimizer: Opti
     if config.get("use_ema"):
         raise ValueError(
             f"{library} moves averages at every call, and rmsjit at every step, so with "
-            f"gradient_accumulation_steps the averages would not go on as they were"
+            f"gradient_accumulation_steps the averages would change"
         )
 
 

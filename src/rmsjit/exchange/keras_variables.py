@@ -73,7 +73,7 @@ def from_keras_optimizer(keras_optimizer: Any, variables: Variables, optimizer: 
         By the names that they have in Keras: ``v.path`` in Keras 3, ``v.name`` in tf-keras.
         Their values are left alone.
     optimizer : RMSprop or train.RMSPropOptimizer
-        Of the same form, with the same slots: its state is replaced, its hyperparameters stay.
+        Must have the same form and slots; its state is replaced, not its hyperparameters.
 
     Returns
     -------
@@ -85,12 +85,12 @@ def from_keras_optimizer(keras_optimizer: Any, variables: Variables, optimizer: 
     TypeError
         If an argument is of a wrong type, or `keras_optimizer` no RMSprop.
     ValueError
-        If the form is another: all that would be lost is named; or if there are other variables
-        here than there, or of other shapes.  Nothing has been changed then.
+        If the form differs (the message lists all that would be lost), or the names or shapes of
+        the variables do.  Nothing is changed then.
 
     See Also
     --------
-    to_keras_optimizer : The other way, with an example.
+    to_keras_optimizer : The reverse, with an example.
     from_keras_file : From a file.
     """
     check_arguments(optimizer, variables)
@@ -105,7 +105,7 @@ def from_keras_optimizer(keras_optimizer: Any, variables: Variables, optimizer: 
 
 
 def to_keras_optimizer(optimizer: Any, variables: Variables, keras_optimizer: Any) -> None:
-    """Go on in Keras 3 or tf-keras with the state of an optimizer of rmsjit, by names.
+    """Continue in Keras 3 or tf-keras with the state of an optimizer of rmsjit, by names.
 
     Parameters
     ----------
@@ -114,7 +114,7 @@ def to_keras_optimizer(optimizer: Any, variables: Variables, keras_optimizer: An
         All that the optimizer has stepped, by the names that they have in Keras, as for
         `from_keras_optimizer`.
     keras_optimizer : keras.optimizers.RMSprop
-        Built, with the same slots; its state is replaced, its hyperparameters stay.
+        Built, with the same slots; its state is replaced, not its hyperparameters.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def to_keras_optimizer(optimizer: Any, variables: Variables, keras_optimizer: An
 
     See Also
     --------
-    from_keras_optimizer : The other way.
+    from_keras_optimizer : The reverse.
 
     Examples
     --------
@@ -176,10 +176,10 @@ def keras_form(*, momentum: bool, centered: bool, is_legacy: bool = False) -> Fo
 def refuse_other_form(
     config: Mapping[str, Any], there: Form, library: str, optimizer: Optimizer
 ) -> None:
-    """Raise `ValueError` if the state would not go on between the two as it was."""
+    """Raise `ValueError` if the run could not continue unchanged between the two."""
     if config.get("use_ema") and "jit_compile" in config:
         raise ValueError(
-            f"{library} of tf-keras has use_ema, whose averages start otherwise than those here"
+            f"{library} of tf-keras has use_ema, whose averages start differently here"
         )
     refuse_other_rounds(config, library, optimizer)
     numbers = next_numbers(optimizer)
@@ -230,6 +230,6 @@ def _places(
         raise ValueError(
             f"the variables of {naming.library} must be those of the slots here; only here: "
             f"{', '.join(missing) or 'none'}; only there: {', '.join(unknown) or 'none'} "
-            f"(build() makes slots there; variables here go by their names there)"
+            f"(build() makes slots there; name variables here as they are there)"
         )
     return places

@@ -46,11 +46,11 @@ def refuse_losses(
     if starts[0] != starts[1] and unstepped:
         names = ", ".join(map(repr, unstepped))
         found.append(
-            f"the start of rms: {starts[0]} here, {starts[1]} there, and {names} took no step yet"
+            f"the start of rms: {starts[0]} here, {starts[1]} there; not stepped yet: {names}"
         )
     if found:
         raise ValueError(
-            f"the run would not go on as it was between this optimizer and {library}; "
+            f"the run can't continue unchanged between this optimizer and {library}; "
             f"what would be lost:\n- " + "\n- ".join(found)
         )
 

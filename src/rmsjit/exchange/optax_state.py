@@ -51,7 +51,7 @@ def from_optax_state(state: Any, variables: Variables, optimizer: Any) -> Any:
         By the paths that they have in the tree of parameters, such as ``"layer/kernel"`` for
         ``params["layer"]["kernel"]``.  Their values are left alone.
     optimizer : RMSprop or train.RMSPropOptimizer
-        Of the same form, with the same slots: its state is replaced, its hyperparameters stay.
+        Must have the same form and slots; its state is replaced, not its hyperparameters.
 
     Returns
     -------
@@ -63,13 +63,12 @@ def from_optax_state(state: Any, variables: Variables, optimizer: Any) -> Any:
     TypeError
         If an argument is of a wrong type.
     ValueError
-        If the form is another: all that would be lost is named; if there is the state of another
-        transformation, or there are other variables here than there, or of other shapes.
-        Nothing has been changed then.
+        If the form differs (the message lists all that would be lost), the state is another
+        transformation's, or paths or shapes differ.  Nothing is changed then.
 
     See Also
     --------
-    to_optax_state : The other way.
+    to_optax_state : The reverse.
 
     Notes
     -----
@@ -121,7 +120,7 @@ def to_optax_state(optimizer: Any, variables: Variables, state: Any) -> Any:
 
     See Also
     --------
-    from_optax_state : The other way.
+    from_optax_state : The reverse.
 
     Examples
     --------

@@ -99,8 +99,8 @@ def refuse_packed(optimizer: Optimizer) -> None:
     """Raise `ValueError` for slots in 8 bits, which no format of another library has."""
     if optimizer._store.form.is_packed:
         raise ValueError(
-            "an exchange of state needs slots that hold numbers, got an optimizer with slots in "
-            '8 bits: use one without state_dtype="8bit", and give it these with set_weights'
+            "slots in 8 bits can't be exchanged: copy them, by set_weights, into an optimizer "
+            'without state_dtype="8bit"'
         )
 
 
@@ -150,12 +150,12 @@ def refuse_unbuilt(state: State, optimizer: Optimizer, variables: Variables) -> 
     unbuilt = [name for name in variables if state.of(name).keys() != complete]
     if unbuilt:
         raise ValueError(
-            f"{', '.join(map(repr, unbuilt))} took no step yet: optimizer.build makes the slots"
+            f"lacking slots: {', '.join(map(repr, unbuilt))}; optimizer.build makes them"
         )
 
 
 def check_kind(title: str, value: NDArray[Any], target: Any) -> None:
-    """Raise `ValueError` if a value has not the shape and dtype of what it is to be put into."""
+    """Raise `ValueError` if a value differs in shape or dtype from what it is to be put into."""
     theirs = (tuple(target.shape), dtype_name(target))
     if theirs != (value.shape, value.dtype.name):
         raise ValueError(

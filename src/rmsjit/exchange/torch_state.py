@@ -83,7 +83,7 @@ def to_torch_state_dict(
         In the order of the parameters of the torch optimizer, group by group, and all of them; for
         a list of optimizers a list, in the order of the groups.
     library : {"torch", "timm", "stable_baselines3", "pfrl"}
-        Whose class it is for: ``torch.optim.RMSprop``, or one with the same layout: RMSpropTF,
+        The library to write for: ``torch.optim.RMSprop``, or one with the same layout: RMSpropTF,
         RMSpropTFLike, or RMSpropEpsInsideSqrt.
 
     Returns
@@ -100,17 +100,17 @@ def to_torch_state_dict(
         If an argument is of a wrong type, or a variable is complex, since torch squares the two
         parts separately.
     ValueError
-        If the form is another, so that the run would not go on as it was: all that would be lost
-        is named; or if a variable of the optimizer is missing.
+        If the form differs, so that the run could not continue unchanged (the message lists the
+        losses), or a variable of the optimizer is missing.
 
     See Also
     --------
-    from_torch_state_dict : The other way.
+    from_torch_state_dict : The reverse.
 
     Notes
     -----
-    Variables that have taken no step are absent from ``state``, as they are in torch.  It counts
-    the steps of each parameter, rmsjit those of the optimizer; nothing is computed from that.
+    Variables that have taken no step are absent from ``state``, as they are in torch.  torch counts
+    steps per parameter, rmsjit per optimizer; nothing is computed from the counts.
 
     Clipping and schedules are no part of a torch optimizer and are not carried over.
 
@@ -156,18 +156,17 @@ def from_torch_state_dict(
     Parameters
     ----------
     state_dict : dict
-        As ``state_dict()`` of the torch optimizer gives it; arrays in the place of tensors will
-        do.
+        What ``state_dict()`` of the torch optimizer returns; arrays may replace tensors.
     variables : dict of str to ndarray or Variable, or list of dict
         With the shapes and dtypes of the parameters, in their order; where the groups have
         ``param_names``, of these names, in any order.  Values are left alone.  A list has one
         dict for each group of parameters; without it, all groups must have the same
         hyperparameters.
     optimizer : RMSprop, train.RMSPropOptimizer, or list of them, optional
-        Its state is replaced, its hyperparameters stay.  By default a new `RMSprop` is made, with
+        Its state is replaced, not its hyperparameters.  By default a new `RMSprop` is made, with
         form and hyperparameters of the group; for a list of variables a list of them.
     library : {"torch", "timm", "stable_baselines3", "pfrl"}
-        Whose class it is from, as for `to_torch_state_dict`.
+        The library it is from, as for `to_torch_state_dict`.
 
     Returns
     -------
@@ -184,7 +183,7 @@ def from_torch_state_dict(
 
     See Also
     --------
-    to_torch_state_dict : The other way.
+    to_torch_state_dict : The reverse.
 
     Examples
     --------
@@ -215,7 +214,7 @@ def from_torch_state_dict(
         if one_dict:
             groups = [_merged(groups)]
         if len(groups) != len(pairs):
-            raise ValueError(f"it has {len(groups)} groups, and variables are {len(pairs)} dicts")
+            raise ValueError(f"it has {len(groups)} groups, but variables has {len(pairs)} dicts")
         made = [
             _loaded(group, states, named, given, like)
             for group, (given, named) in zip(groups, pairs, strict=True)
@@ -237,7 +236,7 @@ def _library(name: str) -> _Library:
 
 
 def _in_pairs(optimizers: Any, variables: Any) -> list[tuple[Any, Any]]:
-    """Each optimizer with its variables; None in the place of optimizers that are to be made."""
+    """Each optimizer with its variables; None in place of optimizers that are to be made."""
     if isinstance(variables, Mapping):
         return [(optimizers, variables)]
     if not isinstance(variables, (list, tuple)):
@@ -349,7 +348,7 @@ def _read(state_dict: Any) -> tuple[list[dict[str, Any]], _States]:
         states = dict(state_dict["state"])
         numbers = [index for group in groups for index in group["params"]]
         if not groups or not states.keys() <= set(numbers) or len(set(numbers)) < len(numbers):
-            raise ValueError(f"it has groups of the parameters {numbers}, state of {[*states]}")
+            raise ValueError(f"it has parameters {numbers} in groups, state for {[*states]}")
         for group in groups:
             for name in _HYPERPARAMETERS:
                 group[name] = (bool if name == "centered" else float)(group[name])
@@ -359,7 +358,7 @@ def _read(state_dict: Any) -> tuple[list[dict[str, Any]], _States]:
 
 
 def _no_state_dict(error: Exception) -> ValueError:
-    return ValueError(f"it is none of torch.optim.RMSprop: {type(error).__name__}: {error}")
+    return ValueError(f"it is not an RMSprop's state_dict: {type(error).__name__}: {error}")
 
 
 def _merged(groups: list[dict[str, Any]]) -> dict[str, Any]:
@@ -386,7 +385,7 @@ def _loaded(
         if group.get(name):
             raise ValueError(f"it has {name}: {instead}")
     if like.is_timm != ("lr_in_momentum" in group):
-        raise ValueError(f"it is not of {like.title}: library= names whose it is")
+        raise ValueError(f"it is not of {like.title}: set library= to its library")
     ascends = bool(group.get("maximize"))
     if given is not None and ascends != given.maximize:
         raise ValueError(f"it has maximize={ascends}, the optimizer here {given.maximize}")

@@ -48,8 +48,8 @@ def optimize(
     args : tuple, optional
         Further arguments of both.
     optimizer : RMSprop, optional
-        With its learning rate, its form and all else; by default ``RMSprop(0.01)``.  A copy of it
-        takes the steps, so each run begins alike.
+        Sets learning rate, form and all else; by default ``RMSprop(0.01)``.  Each run steps a fresh
+        copy of it.
     bounds : scipy.optimize.Bounds or sequence of (min, max), optional
         Each step is followed by a projection into them.  None in a pair stands for no bound.
     callback : callable, optional
@@ -65,7 +65,7 @@ def optimize(
     Returns
     -------
     OptimizeResult
-        SciPy's, or the like if SciPy is not installed: ``x``, the best of all points; ``fun`` and
+        SciPy's, or similar if SciPy is not installed: ``x``, the best of all points; ``fun`` and
         ``jac`` there; ``nit``, ``nfev``, ``njev``; ``success``, ``status`` and ``message``.
         ``status`` is 0 if a tolerance was reached, 1 after `maxiter` steps, 2 if the callback
         ended the run, 3 at a value or gradient that is not finite.

@@ -177,7 +177,7 @@ class Accumulator:
         return self._round
 
     def restore(self, step: int, calls: int, sums: Sequence[tuple[Any, Any]]) -> None:
-        """Go on with the sums of a round, pairs of a variable and its summed gradients."""
+        """Continue with the sums of a round, pairs of a variable and its summed gradients."""
         pairs = [(gradient, variable) for variable, gradient in sums]
         self._round = Round(step, calls, self._added({}, pairs))
 

@@ -43,12 +43,12 @@ _SHARED_PARAMETERS = """
         How float16 and bfloat16 variables are rounded.  "stochastic" rounds up with a probability
         equal to the part that is lost otherwise, so that many small steps add up.
     state_dtype : dtype or dict of str to dtype, optional
-        That of all slots of the rule, or of each by name, in place of the variable's.  With
+        Dtype of the rule's slots, one for all or by name, instead of the variable's.  With
         "bfloat16" a slot takes half the memory, with "8bit" a quarter, and is rounded
         stochastically.  In 8 bits, `get_slot` gives a copy, and only tables in C order with rows of
         16 elements or more may have sparse gradients.
     seed : int, default 0
-        Of the random bits of stochastic rounding.
+        Seed of the bits of stochastic rounding.
     sparse : {"rows", "exact"}, default "rows"
         How an `IndexedSlices` gradient affects the rows that it does not name.  "rows" leaves
         them and their slots alone.  "exact" gives the result of the dense rule with a zero
@@ -96,7 +96,7 @@ class Optimizer(Structures, Groups, Precision, GradientScale, Reports, KnownVari
         allocator = checked_function("slot_allocator", slot_allocator)
         self._store = SlotStore(self._name, form, allocator)
         if settings.exact and form.without_closed_form:
-            raise ValueError(f'sparse="exact" is not for this form: {form.without_closed_form}')
+            raise ValueError(f'this form can\'t have sparse="exact": {form.without_closed_form}')
         # Last of all: optimizers that fail to be made must not be counted.
         self._settings = settings._replace(place=enrolled(settings.strategy))
         self._watch_gathers()

@@ -64,6 +64,6 @@ class Core(ForeignNames):
         """Raise `NotImplementedError` where no process has a whole slot."""
         if self._divides_slots:
             raise NotImplementedError(
-                f"{what} needs whole slots, which shard_state=True has on no rank: use "
+                f"{what} needs whole slots, which no rank has with shard_state=True: use "
                 f"strategy.save and strategy.load, or strategy.gathered"
             )

@@ -43,15 +43,15 @@ class Groups(Core):
             numbers in the order in which variables get slots, from 0.  If a variable is in several
             groups, the last one that was added counts.
         learning_rate : float, callable or LearningRateSchedule, optional
-            Schedules only where the optimizer counts its steps.  The optimizer's if left out, like
-            the next ones.
+            By default the optimizer's, like the next ones.  A schedule needs an optimizer that
+            counts steps.
         lr_multiplier : float or callable, optional
             Multiplies the learning rate, whether that is the group's or the optimizer's.
         weight_decay, rho, momentum, epsilon : float or callable, optional
             Weight decay and momentum only if the optimizer has them; 0 switches them off.
         frozen : bool, default False
-            Leave the variables and their slots alone, whatever their gradients, which do not count
-            for a global norm either.
+            Leave the variables and their slots alone; their gradients do not count for a global
+            norm either.
 
         Returns
         -------

@@ -107,9 +107,9 @@ class Hooks(Groups):
         """Raise `NotImplementedError` with a loss scale, without which gradients may vanish."""
         if self._clipping.loss_scale is not None:
             raise NotImplementedError(
-                "loss_scale is not for gradient_transformers, gradient_aggregator and the methods "
-                "that replace them: they would see gradients without the scale in the dtypes of "
-                "their variables, where small ones are 0"
+                "loss_scale can't be used with gradient_transformers, gradient_aggregator or the "
+                "methods that replace them: they would get unscaled gradients in their variables' "
+                "dtypes, where small ones are 0"
             )
 
     def _through_hooks(self, given: tuple[Any, ...], aggregate: bool) -> _Prepared | None:

@@ -91,13 +91,10 @@ class KerasHyperparameters(Core):
         """Set a checked value for the next step."""
         form = self.form
         if name == "weight_decay" and is_used(value) and form.weight_decay is None:
-            raise ValueError(f"weight_decay is not for a form without it, got {form}")
+            raise ValueError(f"weight_decay needs a form that has it, got {form}")
         adds_slot = name == "momentum" and is_used(value) and not form.has_momentum
         if adds_slot and not has_plain_rule(form):
-            raise ValueError(
-                f"momentum is not for a form without it, got {form}; such a form has momentum "
-                f"from construction or not at all"
-            )
+            raise ValueError(f"momentum needs a form that has it from construction on, got {form}")
         if adds_slot:  # first, as a slot that is not used yet does no harm
             self._momentum_came_later = True
             self._store.form = form.with_momentum().with_state(self._state_dtype)

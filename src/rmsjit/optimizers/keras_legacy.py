@@ -85,7 +85,7 @@ def _check_form(form: Form, centered: bool, uses_momentum: bool, numbers: dict[s
         ("clip_weights", clips, form.clip_weights),
     ):
         if asked and not has:
-            raise ValueError(f"{name} is not for a form without it, got {form}")
+            raise ValueError(f"{name} needs a form that has it, got {form}")
     if form.clip_weights and not clips:
         raise ValueError("a form that clips weights needs clip_weights, got None")
 

@@ -48,7 +48,7 @@ def members_of(given: Any) -> Members:
     Raises
     ------
     TypeError
-        If it is none of what the argument may be.
+        If it or an item is of a type not allowed there, or a negative number.
     ValueError
         If it is empty.
     """

@@ -22,7 +22,7 @@ class Reports(Core):
 
     @property
     def last_gradient_norm(self) -> float | None:
-        """The joint norm of all gradients of the last step that computed it, before its clipping.
+        """The joint norm of all gradients, before norm clipping, in the last step to compute it.
 
         Steps compute it if there is a bound on norms, if `nonfinite` is not "propagate", or with
         ``track_norms=True``.  It is that of the gradients as the rule gets them, before they are

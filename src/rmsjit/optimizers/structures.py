@@ -24,8 +24,8 @@ class Structures(Core):
         params : nested structure of ndarray or Variable
             Lists, tuples and dictionaries, nested to any depth.  None in it is no variable.
         gradients : nested structure
-            Of the same structure, with a gradient in the place of each variable.  None in the
-            place of a variable, or of all of a list or dictionary, leaves that unchanged.
+            Of the same structure, with a gradient for each variable.  None instead of a gradient,
+            or of a whole list or dictionary, leaves the variables there unchanged.
 
         Returns
         -------

@@ -50,7 +50,7 @@ class ScaleState(NamedTuple):
     ----------
     value : float
     good_steps : int
-        The number of steps since the scale has last changed or a step was skipped.
+        The number of steps since the scale last changed or a step was skipped.
     """
 
     value: float
@@ -76,7 +76,7 @@ class DynamicLossScale:
     Attributes
     ----------
     state : ScaleState
-        What it knows; may be set, to go on from a former state.
+        Can be set, to continue from an earlier state.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def checked_loss_scale(value: Any) -> LossScale | None:
     Raises
     ------
     TypeError, ValueError
-        If it is none.
+        If invalid.
     """
     if value is None:
         return None

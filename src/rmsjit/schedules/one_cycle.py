@@ -26,9 +26,9 @@ class OneCycle(DataSchedule):
 
     From ``initial = max_learning_rate / div_factor`` at step 0 up to ``max_learning_rate`` at step
     ``pct_start * total_steps - 1``, then down to ``initial / final_div_factor`` at step
-    ``total_steps - 1``, which is also the rate of all later steps. In a phase from rate ``a`` to
-    rate ``b``, of which a fraction ``t`` is done, the rate is ``b + (a - b) * (1 + cos(pi*t)) / 2``
-    or, linearly, ``a + (b - a) * t``.
+    ``total_steps - 1``, which is also the rate of all later steps. After a fraction ``t`` of a
+    phase from rate ``a`` to rate ``b``, the rate is ``b + (a - b) * (1 + cos(pi*t)) / 2`` or,
+    linearly, ``a + (b - a) * t``.
 
     Arguments and values are those of ``torch.optim.lr_scheduler.OneCycleLR``. Its momentum cycle
     is another schedule, handed over as a function: ``momentum=lambda step: cycle(step)``.

@@ -31,7 +31,7 @@ class PlateauState(NamedTuple):
     best : float or None
         The best metric; None before there is one.
     bad_updates : int
-        The number of metrics since then that were no better, without those of a cooldown.
+        How many metrics in a row were no better; a reduction or a cooldown resets it.
     cooldown_left : int
         How many metrics of the cooldown are left.
     reductions : int
@@ -70,9 +70,9 @@ class ReduceOnPlateau(DataSchedule):
     """A rate that falls when a metric, such as the validation loss, stops improving.
 
     ``schedule(step) * factor**reductions``, but a reduction does not take the rate below
-    ``min_learning_rate``. ``update(metric)`` counts the metrics that are not better than the best
-    one, by more than a threshold; when there are more than ``patience`` in a row, ``reductions``
-    rises by one.
+    ``min_learning_rate``. ``update(metric)`` counts the metrics that do not beat the best one by
+    more than a threshold; when there are more than ``patience`` in a row, ``reductions`` rises by
+    one.
 
     With a number as ``schedule``, rates are those of ``torch.optim.lr_scheduler.ReduceLROnPlateau``
     with ``eps=0``.
@@ -87,7 +87,7 @@ class ReduceOnPlateau(DataSchedule):
     threshold_mode : {"rel", "abs"}, whether the threshold is a fraction of the best metric
         A metric is better if below ``best * (1 - threshold)`` or ``best - threshold``; with
         ``mode="max"``, above ``best * (1 + threshold)`` or ``best + threshold``.
-    cooldown : int, 0 or more, for how many metrics after a reduction none is counted
+    cooldown : int, 0 or more, how many metrics after a reduction are not counted
     min_learning_rate : float, 0 or more, the lowest rate that reductions lead to
     name : str, optional, a label kept in the config
 

@@ -170,6 +170,6 @@ class Grouping:
         names = [name for name, group in unseen.items() if not group.frozen]
         if names:
             warn(
-                f"settings of groups have no effect on {', '.join(names)}, which had no gradient "
-                f"in any step since then"
+                f"settings of groups have no effect on {', '.join(names)}: no gradient in any step "
+                f"since add_group"
             )

@@ -62,7 +62,7 @@ class SlotStore:
     grouping : Grouping
         Which variables have settings of their own.
     divided : dict of Key to Divided
-        The variables of which `entries` has only a part, or nothing, by their memory.
+        Variables with only a part, or nothing, in `entries`, by their memory.
     stems : dict of str to int
         How many variables have a name that is made of each stem.
     """

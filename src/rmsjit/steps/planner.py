@@ -185,7 +185,7 @@ class Planner:
         entries: Sequence[Entry | None],
         members: Sequence[Member | None],
     ) -> Plan:
-        """A new plan, in the place of these variables."""
+        """A new plan for these variables."""
         store, exact = self._store, self._settings.exact
         groups = store.grouping.assigned(variables, entries, store.find)
         noise = self._noise(entries, members)

@@ -169,7 +169,7 @@ def lacking(
     Raises
     ------
     TypeError, ValueError
-        If a state has something that is not for its parameter.
+        If a state has something that does not fit its parameter.
     """
     _check_states(params, states, names, form)
     lists: list[dict[str, Any]] = []

@@ -58,17 +58,17 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
     capturable, foreach : optional
         Accepted as there, and part of the groups; they change nothing here.
     maximize : bool, default False
-        Go up instead of down.
+        Maximise the loss.
     differentiable : bool, default False
         Only False: the steps have no derivative.
     num_threads : int, optional
-        The maximum number of threads; by default all that the process may use.  1 is right where
+        The maximum number of threads; by default all that the process may use.  Use 1 where
         several processes train one model.
 
     Raises
     ------
     TypeError
-        If a parameter is no ordinary dense tensor of these dtypes, or a number is none.
+        If a parameter is no ordinary dense tensor of these dtypes, or a number is of a wrong type.
     ValueError
         If a parameter is not on the CPU, or a number is out of its range.
 
@@ -138,7 +138,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         Parameters
         ----------
         param_group : dict
-            With ``"params"``, and any of the constructor's arguments that is not the default.
+            With ``"params"``, and any constructor arguments that are not the defaults.
 
         Raises
         ------
@@ -273,9 +273,8 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         Raises
         ------
         TypeError, ValueError
-            If its groups do not have the numbers of parameters of these, or lack a setting, as
-            those of another optimizer do, or if a setting or a part of the state is not valid.
-            Nothing is changed then.
+            If group sizes differ, a group lacks a setting (as another optimizer's does), or a
+            setting or part of the state is not valid.  Nothing is changed then.
         """
         # The last of such hooks, so that it sees what those of the user make of `state_dict`.
         handle = self.register_load_state_dict_pre_hook(prepared)

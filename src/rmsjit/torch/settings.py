@@ -122,5 +122,5 @@ def refuse_differentiable(group: Mapping[str, Any]) -> None:
     if group["differentiable"]:
         raise ValueError(
             "differentiable must be False, got True: steps of compiled code have no derivative; "
-            "torch.optim.RMSprop has it"
+            "those of torch.optim.RMSprop have one"
         )

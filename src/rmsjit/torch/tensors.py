@@ -73,8 +73,8 @@ def check_memory(tensor: Tensor, name: str) -> None:
     if not _has_memory(tensor):
         raise TypeError(
             f"{name} must be an ordinary dense tensor with memory on the CPU, got a "
-            f"{type(tensor).__name__} of the shape {(*tensor.shape,)}, the layout {tensor.layout} "
-            f"and the device {str(tensor.device)!r} without it"
+            f"{type(tensor).__name__} without such memory, of the shape {(*tensor.shape,)}, the "
+            f"layout {tensor.layout} and the device {str(tensor.device)!r}"
         )
 
 
@@ -167,8 +167,8 @@ class Layouts:
         Returns
         -------
         int64 array, shape (tensors,), or None
-            None if one has not, or has no memory.  Never for complex ones, which may still have to
-            be conjugated.
+            None if one differs in layout, or has no memory.  Never for complex ones, which may
+            still have to be conjugated.
         """
         if self._has_complex or any(map(Tensor.is_neg, gradients)):
             return None
