@@ -694,7 +694,7 @@ def test_a_call_with_gradients_of_frozen_variables_alone_counts(trainable):
     opt.apply_gradients([(np.ones(1), w), (np.ones(1), f)])
     assert int(opt.iterations) == 1
     assert w[0] < 0 == f.numpy()[0]
-    with pytest.raises(ValueError, match="no gradient was given for any variable: variable 0"):
+    with pytest.raises(ValueError, match=r"no gradient was given for any variable, .*: variable 0"):
         opt.apply_gradients([(None, w)])
 
 

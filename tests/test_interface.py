@@ -157,6 +157,7 @@ _GROUPS = {"add_group", "grad_scale", "groups", "maximize"}
 _PRECISION = {"master_weights", "rounding", "seed", "state_dtype"}
 _MEMORY = {"forget", "rebind", "resize_rows", "variables_seen"}
 _STEPS = {
+    *("nonfinite", "num_threads", "slot_allocator", "sparse", "strategy", "track_norms"),
     "current_learning_rate",
     "last_gradient_norm",
     "last_gradient_norms",
@@ -286,6 +287,55 @@ def test_methods_refuse_unknown_keywords(face, name):
     required = [0.1 for default in METHODS[face][name].values() if default is REQUIRED]
     with pytest.raises(TypeError, match="nonsense"):
         method(*required, nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"learing_rate": 1},
+            "RMSprop has no argument 'learing_rate'; did you mean 'learning_rate'",
+        ),
+        ({"clip_norm": 1}, "did you mean 'clipnorm'"),
+        ({"eps": 1}, "it is called 'epsilon' here"),
+        ({"nesterov": True}, "RMSprop has no argument 'nesterov'$"),
+    ],
+)
+def test_unknown_arguments_are_answered_by_known_ones(given, message):
+    with pytest.raises(TypeError, match=message):
+        rmsjit.RMSprop(**given)
+
+
+def test_arguments_of_a_group():
+    optimizer = rmsjit.RMSprop(0.1)
+    with pytest.raises(TypeError, match=r"RMSprop.add_group has .* is called 'learning_rate' here"):
+        optimizer.add_group("*", lr=0.1)
+    with pytest.raises(TypeError, match=r"add_group has .*; did you mean 'lr_multiplier'"):
+        optimizer.add_group("*", lr_multiplyer=0.1)
+    with pytest.raises(AttributeError, match="lr_multiplyer"):
+        optimizer.add_group("*").lr_multiplyer = 0.1
+    with pytest.raises(TypeError, match="called 'decay' here"):
+        rmsjit.train.RMSPropOptimizer(0.1, alpha=0.5)
+
+
+@every_face
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sparse", "exact"),
+        ("nonfinite", "skip"),
+        ("track_norms", True),
+        ("num_threads", 1),
+        ("slot_allocator", np.zeros),
+    ],
+)
+def test_how_steps_are_taken_is_fixed_at_construction(face, name, value):
+    assert getattr(CLASSES[face](0.1, **{name: value}), name) == value
+    optimizer = CLASSES[face](0.1)
+    before = getattr(optimizer, name)
+    with pytest.raises(AttributeError, match=f"^{name} of .* is fixed at construction"):
+        setattr(optimizer, name, value)
+    assert getattr(optimizer, name) == before
 
 
 def test_aliases():

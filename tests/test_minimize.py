@@ -337,7 +337,7 @@ def test_a_loss_that_uses_no_variable_is_refused(form):
             optimizer,
             [v],
             ValueError,
-            r"no gradient was given for any variable: variable 0 \(unused:0\)",
+            r"or the loss depends on none: variable 0 \(unused:0\)",
         )
 
 
@@ -532,6 +532,21 @@ def test_arguments_are_in_the_order_of_the_variables():
     nested = {"c": c, "a": (a, b)}
     pairs = RMSPropOptimizer(0.1).compute_gradients(lambda x, y, z: x + 10 * y + 100 * z, nested)
     assert all(one is two for (_, one), two in zip(pairs, [a, b, c], strict=True))
+
+
+@every_face
+def test_a_loss_of_one_argument_gets_a_dictionary_whole(form):
+    w, b = np.array([1.0, 2.0]), Variable(np.array(3.0))
+
+    def loss(model):
+        return anp.sum(model["dense"]["w"] ** 2) + 3 * model["b"]
+
+    minimize(form.optimizer(0.1), loss, {"dense": {"w": w}, "b": b})
+    assert same_bits(w, stepped(form, np.array([1.0, 2.0]), [np.array([2.0, 4.0])]))
+    assert same_bits(b, stepped(form, np.array(3.0), [np.array(3.0)]))
+    alone = np.array(2.0)
+    minimize(form.optimizer(0.1), lambda model: model["w"] ** 2, {"w": alone})
+    assert same_bits(alone, stepped(form, np.array(2.0), [np.array(4.0)]))
 
 
 def test_too_many_or_too_few_arguments_are_the_users_error():

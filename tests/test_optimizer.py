@@ -615,6 +615,15 @@ def test_iterations_are_returned_and_settable():
     assert int(optimizer.iterations) == 3
 
 
+def test_iterations_can_be_moved_in_place():
+    optimizer, w = rmsjit.RMSprop(0.1), np.ones(2)
+    optimizer.apply_gradients([(w.copy(), w)])
+    counter = optimizer.iterations
+    optimizer.iterations += 10
+    assert optimizer.iterations is counter
+    assert int(counter) == 11
+
+
 def test_iterations_may_be_shared():
     counter = rmsjit.Variable(np.array(5, np.int32), name="step")
     optimizers = [rmsjit.RMSprop(decay=0.5), rmsjit.RMSprop(decay=0.5)]

@@ -220,7 +220,7 @@ def test_an_optimizer_that_travelled_apart_says_so_once(given, apart):
     W, optimizer = np.zeros((2, 3)), BOTH.optimizer()
     step(optimizer, GIVEN[given](W))
     other, moved = pickle.loads(pickle.dumps(optimizer)), APART[apart](W)
-    with pytest.warns(RuntimeWarning, match=r"variable 0 .* as are Variable of its shape.* rebind"):
+    with pytest.warns(RuntimeWarning, match=r"variable 0 was not copied .* of Variable.* rebind"):
         step(other, GIVEN[given](moved))
     step(other, APART[apart](W))
 
@@ -839,3 +839,41 @@ def test_copies_know_how_many_steps_were_skipped():
     twin = copy.deepcopy(optimizer)
     twin.apply_gradients([(np.array([1.0, np.nan]), w)])
     assert (optimizer.skipped_steps, twin.skipped_steps) == (1, 2)
+
+
+# --- structures -----------------------------------------------------------------------------
+
+STRUCTURES = {
+    "one array": lambda w, b: w,
+    "dictionary": lambda w, b: {"w": w, "b": b},
+    "nested": lambda w, b: [{"w": w}, (b,)],
+    "generator": lambda w, b: (v for v in (w, b)),
+    "values": lambda w, b: {"w": w, "b": b}.values(),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_methods_that_take_variables_take_structures_and_single_arrays(name):
+    w, b = np.ones((3, 2)), np.ones(2)
+    optimizer = rmsjit.RMSprop(0.1, use_ema=True)
+    optimizer.build(STRUCTURES[name](w, b))
+    assert len(optimizer.variables_seen) == (1 if name == "one array" else 2)
+    group = optimizer.add_group(STRUCTURES[name](w, b), lr_multiplier=0.0)
+    optimizer.apply_gradients([(np.ones((3, 2)), w), (np.ones(2), b)])
+    assert (w == 1).all()
+    assert (b == 1).all() == (name != "one array")
+    group.lr_multiplier = 1.0
+    optimizer.apply_gradients([(np.ones((3, 2)), w), (np.ones(2), b)])
+    own = w.copy()
+    with optimizer.averaged(STRUCTURES[name](w, b)):
+        assert (w != own).all()
+    optimizer.finalize_variable_values(STRUCTURES[name](w, b))
+    assert (w != own).all()
+
+
+def test_a_slot_that_is_not_there():
+    optimizer = rmsjit.RMSprop(0.1)
+    with pytest.raises(KeyError, match=r"no slot 'rms' for this variable yet: the first step .*"):
+        optimizer.get_slot(np.ones(2), "rms")
+    with pytest.raises(KeyError, match=r"no slot 'rsm'; its slots are \['rms'\]"):
+        optimizer.get_slot(np.ones(2), "rsm")

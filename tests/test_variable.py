@@ -342,3 +342,10 @@ def test_masked_values_are_not_assigned():
     with pytest.raises(TypeError, match="masked"):
         v.assign(np.ma.array([5.0, 6.0], mask=[1, 0]))
     np.testing.assert_array_equal(v, [1.0, 2.0])
+
+
+def test_numbers_are_formatted():
+    assert f"{Variable(2.0):.3f} {Variable(np.array(7)):4d}" == "2.000    7"
+    assert f"{Variable([1.0])}" == str(Variable([1.0]))
+    with pytest.raises(TypeError, match="unsupported format"):
+        f"{Variable([1.0, 2.0]):.3f}"

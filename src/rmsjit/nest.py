@@ -50,6 +50,23 @@ def flatten(structure: Any) -> list[Any]:
     return [match.leaf for match in matches(structure, None)]
 
 
+def variables_in(given: Any) -> list[Any]:
+    """The variables of an argument that takes several: a structure, another iterable, or one.
+
+    Parameters
+    ----------
+    given : nested structure, iterable, array or Variable
+        An array or `rmsjit.Variable` is one variable, and not a sequence of its rows.
+
+    Returns
+    -------
+    list
+    """
+    if isinstance(given, _CONTAINERS) or hasattr(given, "__array__"):
+        return flatten(given)
+    return list(given)
+
+
 def pack_like(structure: Any, leaves: Iterable[Any]) -> Any:
     """The leaves packed into the form of `structure`: the inverse of `flatten`.
 

@@ -363,6 +363,9 @@ class Variable(NDArrayOperatorsMixin):
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return super().__reduce_ex__(max(2, operator.index(protocol)))  # older ones know no slots
 
+    def __format__(self, spec: str) -> str:
+        return format(self._array, spec) if spec else str(self)
+
     def __repr__(self) -> str:
         value = repr(self._array) if self.ndim else str(self._array)
         return (

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from rmsjit.autodiff.tape import GradientTape
-from rmsjit.nest import flatten
+from rmsjit.nest import flatten, pack_like
 from rmsjit.text import brief
 from rmsjit.variables import Variable
 
@@ -65,30 +65,38 @@ def gradients_of_arguments(
 ) -> tuple[list[Any], list[Any]]:
     """The gradients of ``loss(*var_list)``, as in TensorFlow 1; otherwise as `gradients_of`.
 
-    The loss gets the flattened variables as arguments: a `Variable` as it is, a plain array as a
-    stand-in, so that the tape notices its use.
+    The loss gets the flattened variables as arguments, or a dictionary whole if it takes one
+    argument: a `Variable` as it is, a plain array as a stand-in, so that the tape notices its use.
     """
-    variables = _checked_variables(var_list() if callable(var_list) else var_list)
+    var_list = var_list() if callable(var_list) else var_list
+    variables = _checked_variables(var_list)
     with tape or GradientTape() as tape:
         arguments = tape.watch(variables)
-        value = loss(*arguments)
+        is_whole = isinstance(var_list, Mapping) and len(_required(loss)) == 1
+        value = loss(pack_like(var_list, arguments)) if is_whole else loss(*arguments)
     return tape.gradient(value, arguments, grad_loss), variables
 
 
 def takes_arguments(loss: Callable[..., Any]) -> bool:
     """Whether a loss takes the variables; TensorFlow itself calls it without arguments."""
+    return bool(_required(loss))
+
+
+def _required(loss: Callable[..., Any]) -> list[Any]:
+    """The parameters of a loss that get variables: without a default, and ``*args`` as two."""
     try:
         parameters = inspect.signature(loss).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        return True
-    return any(
-        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL)
-        or (
-            parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-            and parameter.default is parameter.empty
-        )
-        for parameter in parameters
-    )
+    except (TypeError, ValueError):  # a builtin without a signature, which may take any number
+        return [loss, loss]
+    found: list[Any] = []
+    for one in parameters:
+        if one.kind is one.VAR_POSITIONAL:
+            found += [one, one]
+        elif one.kind is one.POSITIONAL_ONLY or (
+            one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty
+        ):
+            found.append(one)
+    return found
 
 
 def gradients_of_touched(

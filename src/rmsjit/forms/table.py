@@ -77,7 +77,8 @@ LIBRARIES = (
             Unsupported("differentiable", False, instead=_NO_DERIVATIVE),
         ),
         _TORCH | {"mg_average": "difference"},
-        note="Complex variables are trained as pairs of real numbers there: pass `z.view(float)`.",
+        note="Complex variables are trained as pairs of real numbers there: pass "
+        "`z.view(z.real.dtype)`.",
     ),
     Library(
         "keras",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rmsjit.arrays.dtypes import converted
 from rmsjit.arrays.layout import array_key
 from rmsjit.autodiff import hooks
+from rmsjit.nest import variables_in
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.keras_weights import KerasWeights
 from rmsjit.rule.averaging import Averaging
@@ -61,7 +62,7 @@ class Averages(KerasWeights):
         return self._averaging
 
     @contextmanager
-    def averaged(self, variables: Iterable[Any]) -> Iterator[None]:
+    def averaged(self, variables: Any) -> Iterator[None]:
         """A context in which variables have the values of their averages.
 
         They are exchanged in place, and get their own values back when the context is left, also
@@ -69,7 +70,7 @@ class Averages(KerasWeights):
 
         Parameters
         ----------
-        variables : iterable of ndarray or Variable
+        variables : ndarray, Variable, or nested structure of them
 
         Raises
         ------
@@ -96,7 +97,7 @@ class Averages(KerasWeights):
         [0.454]
         """
         self._needed_averaging()
-        averages = self._averages(list(variables))
+        averages = self._averages(variables_in(variables))
         own = [(array, array.copy()) for array, _ in averages]
         try:
             _write(averages)
@@ -104,14 +105,14 @@ class Averages(KerasWeights):
         finally:
             _write(own)
 
-    def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
+    def finalize_variable_values(self, var_list: Any) -> None:
         """Overwrite variables by their averages, for the end of a training.
 
         Does nothing without ``use_ema=True``, as in Keras.
 
         Parameters
         ----------
-        var_list : iterable of ndarray or Variable
+        var_list : ndarray, Variable, or nested structure of them
 
         Raises
         ------
@@ -131,7 +132,7 @@ class Averages(KerasWeights):
         [0.569]
         """
         if self.use_ema:
-            variables = list(var_list)
+            variables = variables_in(var_list)
             _write([*self._averages(variables), *self._averages_of_masters(variables)])
 
     def _averages(self, variables: list[Any]) -> Copies:

@@ -14,6 +14,7 @@ from rmsjit.optimizers.precision import Precision
 from rmsjit.optimizers.reports import Reports
 from rmsjit.optimizers.slots import Slots
 from rmsjit.optimizers.structures import Structures
+from rmsjit.optimizers.taking_steps import TakingSteps
 from rmsjit.rule.form import Form
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.memories import SlotAllocator
@@ -80,7 +81,9 @@ def with_shared_parameters(cls: C) -> C:
     return cls
 
 
-class Optimizer(Structures, Groups, Precision, GradientScale, Reports, KnownVariables, Slots):
+class Optimizer(
+    Structures, Groups, Precision, GradientScale, TakingSteps, Reports, KnownVariables, Slots
+):
     """The common part of `rmsjit.RMSprop` and `rmsjit.train.RMSPropOptimizer`."""
 
     def __init__(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-F = TypeVar("F", bound=Callable[..., None])
+F = TypeVar("F", bound=Callable[..., Any])
 
 _PAIRS = "opt.apply_gradients([(gradient, variable)])"
 _TORCH = "rmsjit.torch.RMSprop is an optimizer of PyTorch"
@@ -67,27 +68,44 @@ for _name, _hint in _ATTRIBUTES.items():  # not in the class, where type checker
 
 
 def explaining_arguments(**own: str) -> Callable[[F], F]:
-    """A decorator of ``__init__``, which then explains the arguments of other libraries.
+    """A decorator of a method, which then explains arguments that it does not have.
 
     Parameters
     ----------
     **own : str
-        The names of the optimizer's arguments that differ from those of `RMSprop`.
+        The names of the method's arguments that differ from those of `RMSprop`.
     """
 
-    def decorated(init: F) -> F:
-        @functools.wraps(init)
-        def explained(self: Any, *args: Any, **kwargs: Any) -> None:
+    def decorated(method: F) -> F:
+        @functools.wraps(method)
+        def explained(self: Any, *args: Any, **kwargs: Any) -> Any:
+            known = _names_of(method)
             for name in kwargs:
-                if name in _ARGUMENTS and name not in inspect.signature(init).parameters:
-                    here = own.get(_ARGUMENTS[name], _ARGUMENTS[name])
-                    raise TypeError(
-                        f"{type(self).__name__} has no argument {name!r}: it is called {here!r} "
-                        f"here, and the functions of rmsjit.forms take the arguments of other "
-                        f"libraries"
-                    )
-            init(self, *args, **kwargs)
+                if name not in known:
+                    owner = type(self).__name__
+                    if method.__name__ != "__init__":
+                        owner += f".{method.__name__}"
+                    raise TypeError(f"{owner} has no argument {name!r}{_instead(name, known, own)}")
+            return method(self, *args, **kwargs)
 
         return cast(F, explained)
 
     return decorated
+
+
+@functools.cache
+def _names_of(method: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(method).parameters) - {"self"}
+
+
+def _instead(name: str, known: Iterable[str], own: Mapping[str, str]) -> str:
+    """What may have been meant by an argument that is not there."""
+    meant = _ARGUMENTS.get(name, name)
+    here = own.get(meant, meant)
+    if here in known:
+        return (
+            f": it is called {here!r} here, and the functions of rmsjit.forms take the arguments "
+            f"of other libraries"
+        )
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

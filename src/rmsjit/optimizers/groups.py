@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rmsjit.optimizers.core import Core
+from rmsjit.optimizers.elsewhere import explaining_arguments
 from rmsjit.optimizers.parameter_group import Members, ParameterGroup, members_of
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.state.divided import Divided
@@ -19,6 +20,7 @@ from rmsjit.steps.entering import entries_of
 class Groups(Core):
     """Adding groups of variables."""
 
+    @explaining_arguments()
     def add_group(
         self,
         variables: Any,
@@ -37,7 +39,7 @@ class Groups(Core):
 
         Parameters
         ----------
-        variables : ndarray, Variable, str, int, or list of them
+        variables : ndarray, Variable, str, int, or nested structure of them
             Variables by any view of their memory; or patterns of the names of `Variable` objects,
             such as ``"*/bias"``, in which ``*``, ``?`` and ``[...]`` are as in file names; or
             numbers in the order in which variables get slots, from 0.  If a variable is in several

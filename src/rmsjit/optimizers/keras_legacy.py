@@ -193,8 +193,8 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
 
     Complex gradients are squared as ``g*g``, as in TensorFlow.  That does not guarantee descent:
     ``abs(z - 1j)`` may grow.  ``form=rmsjit.Form(complex_square="modulus")`` divides by the modulus
-    instead, and ``z.view(float)`` with ``g.view(float)`` trains real and imaginary parts
-    separately, as PyTorch does.
+    instead, and ``z.view(z.real.dtype)`` with ``g.view(z.real.dtype)`` trains real and imaginary
+    parts separately, as PyTorch does.
 
     State belongs to a variable's memory, not to the Python object: ``W``, ``W[...]`` and
     ``W.reshape(-1)`` are the same variable.  Copy or pickle an optimizer together with its

@@ -35,6 +35,8 @@ class KerasWeights(Slots):
 
     @iterations.setter
     def iterations(self, value: Any) -> None:
+        if value is self._iterations:  # as after `opt.iterations += 1`
+            return
         self._refuse_to_move("setting iterations")
         if not isinstance(value, Variable):
             self._iterations.assign(np.asarray(value))
@@ -76,11 +78,17 @@ class KerasWeights(Slots):
         """
         slot = self._slot(var, slot_name)
         if slot is None:
-            raise KeyError(
-                f"{self._name} has no slot {slot_name!r} for this variable; its slots are "
-                f"{self.get_slot_names()}, made at the first step or by build()"
-            )
+            raise KeyError(self._why_no_slot(slot_name))
         return slot
+
+    def _why_no_slot(self, slot_name: str) -> str:
+        names = self.get_slot_names()
+        if slot_name in names:
+            return (
+                f"{self._name} has no slot {slot_name!r} for this variable yet: the first step "
+                f"with its gradient, or build([variable]), makes it"
+            )
+        return f"{self._name} has no slot {slot_name!r}; its slots are {names}"
 
     def add_slot(
         self,

@@ -31,8 +31,9 @@ class Losses(Calls, LossScaling):
             takes them as arguments, in the order of ``rmsjit.nest.flatten(var_list)``; one without
             arguments reads `rmsjit.Variable`.  If the loss is an array, its sum is minimised.
         var_list : list, tuple, nested structure, or a callable that returns one
-            The variables, of which a function of the variables may take plain arrays.  A callable
-            is called after a loss without arguments.  May be empty.
+            The variables; those of a loss with arguments may be plain arrays.  A loss of one
+            argument gets a dictionary whole.  A callable is called after a loss without arguments.
+            May be empty.
         grad_loss : array_like, optional
             The upstream gradient, of the shape of `loss`; ones by default.
         name : str, optional

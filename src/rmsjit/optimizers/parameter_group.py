@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rmsjit.nest import variables_in
 from rmsjit.optimizers.arguments import (
     checked_epsilon,
     checked_factor,
@@ -55,7 +56,7 @@ def members_of(given: Any) -> Members:
     single = isinstance(given, (str, int, np.integer, Variable, np.ndarray))
     if not single and not isinstance(given, Iterable):
         raise TypeError(f"variables must be variables or patterns, got {given!r}")
-    items = [given] if single else list(given)
+    items = [given] if single else variables_in(given)
     if not items:
         raise ValueError("variables must hold at least one variable or pattern, got none")
     members = Members(tuple(item for item in items if isinstance(item, str)), [], set())
@@ -112,6 +113,19 @@ class ParameterGroup:
     >>> group
     ParameterGroup(1 variable, lr_multiplier=0.5)
     """
+
+    # So that assigning to a misspelled setting raises an error.
+    __slots__ = (
+        "_count",
+        "_frozen",
+        "_has_steps",
+        "_hyperparameters",
+        "_settings",
+        "awaited",
+        "epoch",
+        "form",
+        "patterns",
+    )
 
     def __init__(self, hyperparameters: Hyperparameters, store: SlotStore, has_steps: bool) -> None:
         self.patterns: tuple[str, ...] = ()

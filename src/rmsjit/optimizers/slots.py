@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
+from rmsjit.nest import variables_in
 from rmsjit.optimizers.core import Core
 from rmsjit.steps.entering import build
 from rmsjit.variables import Variable
@@ -13,19 +13,19 @@ from rmsjit.variables import Variable
 class Slots(Core):
     """The part of slots that both interfaces share."""
 
-    def build(self, var_list: Sequence[Any]) -> None:
+    def build(self, var_list: Any) -> None:
         """Create the slots of `var_list` ahead of the first step.
 
         Parameters
         ----------
-        var_list : sequence of ndarray or Variable
+        var_list : ndarray, Variable, or nested structure of them
 
         Raises
         ------
         TypeError, ValueError
             If one of them can't be trained, or two partly overlap in memory.
         """
-        build(self._store, list(var_list), self._hyperparameters)
+        build(self._store, variables_in(var_list), self._hyperparameters)
 
     def sync(self, var: Any = None, indices: Any = None) -> None:
         """Bring rows of a table up to date before they are read or set (``sparse="exact"``).

@@ -103,15 +103,14 @@ def _meet_stranger(store: SlotStore, array: NDArray[Any], name: str) -> None:
         by_axes = home.view if _is_equal(home.view, array) else None
         store.replace({settled.key: store.memories.moved(settled, array, by_axes)})
     if name and (store.apart if same is None else store.links_arrays):
-        begins = "starts without state"
+        names = ", ".join(entry.name for entry in (alike or unmet)[:3])
+        begins = f"starts without state: its values are not those of {names}"
         if same is not None:
-            begins = f"continues with the state of {same.name}, since it has the same values"
+            begins = f"continues with the state of {same.name}, which has the same values"
         store.tell(
             "stranger",
-            f"{name} is not one of the variables that the optimizer was copied with, as are "
-            f"{', '.join(entry.name for entry in (alike or unmet)[:3])} of its shape, and "
-            f"{begins}; copy the optimizer and its variables together, or "
-            f"assign the state to other variables with rebind",
+            f"{name} was not copied with this copy of the optimizer. It {begins}. Copy the "
+            f"optimizer and its variables together, or call rebind(old, new)",
         )
 
 

@@ -111,7 +111,9 @@ def split_pairs(given: Pairs) -> tuple[list[tuple[Any, Any]], list[str]]:
 
 def no_gradient(names: Sequence[str]) -> ValueError:
     """The error for a step without a single gradient."""
-    return ValueError(f"no gradient was given for any variable: {', '.join(names)}")
+    return ValueError(
+        f"no gradient was given for any variable, or the loss depends on none: {', '.join(names)}"
+    )
 
 
 def changed_meanwhile() -> RuntimeError:
