@@ -93,6 +93,33 @@ def test_a_run_goes_on_after_two_copies(way):
     assert goes_on(way(way(trained(3))))
 
 
+# Arrays that the user holds, and the view of each that is the variable.
+HELD = {
+    "itself": (lambda: np.asfortranarray(np.ones((40, 130))), lambda held: held),
+    "transposed": (lambda: np.ones((130, 40)), lambda held: held.T),
+    "flat": (lambda: np.ones(5200), lambda held: held.reshape((40, 130), order="F")),
+    "square": (lambda: np.ones((64, 64)), lambda held: held.T),
+    "reversed": (lambda: np.ones((40, 130)), lambda held: held[::-1]),
+}
+
+
+@every_way
+@pytest.mark.parametrize("name", HELD)
+def test_copies_of_copies_have_the_axes_of_the_variable(name, way):
+    make, view = HELD[name]
+    held, optimizer = make(), rmsjit.RMSprop(0.1)
+    gradient = np.arange(held.size, dtype=float).reshape(view(held).shape)
+    optimizer.apply_gradients([(gradient, view(held))])
+    (once, one), (twice, two) = (pair := way((optimizer, held))), WAYS["pickle 4"](way(pair))
+    for other, memory in [(once, one), (twice, two)]:
+        for mine, copied in zip(optimizer.get_weights(), other.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, copied)
+        other.apply_gradients([(gradient, view(memory))])
+    optimizer.apply_gradients([(gradient, view(held))])
+    np.testing.assert_array_equal(one, held)
+    np.testing.assert_array_equal(two, held)
+
+
 @every_way
 def test_a_copy_counts_for_itself(way):
     state = trained(3)

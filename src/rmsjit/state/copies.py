@@ -58,6 +58,8 @@ def state_of(store: SlotStore) -> dict[str, Any]:
     slots = {(e.key, slot) for e in entries for slot in e.slots}
     created = list(store.created.items())  # in one call, as other threads may add some
     probe = np.zeros(1)
+    # Of a copy whose variables were duplicated, and in which no step has found them, likewise.
+    links_arrays = store.links_arrays or not store.unmet
     return {
         "name": store.name,
         "form": store.form,
@@ -70,7 +72,7 @@ def state_of(store: SlotStore) -> dict[str, Any]:
             (numbers.get(key), slot, None if (key, slot) in slots else variable)
             for (key, slot), variable in created
         ],
-        "probe": (probe, probe),
+        "probe": (probe, probe if links_arrays else None),
     }
 
 
@@ -118,11 +120,12 @@ def described(entries: Iterable[Entry]) -> list[Described]:
 
 
 def _described(entry: Entry, things: list[Any], is_held: bool) -> Described:
-    slots, views = entry.slots, [(entry.owner, entry.layout)] if is_held else []
+    slots, places = entry.slots, [_place(entry.owner, entry.layout)] if is_held else []
     objects = [(thing, layout_of(array_of(thing))) for thing in things]
     if entry.homes:  # a copy that no step has used: any of these may still be the variable
-        objects = _objects_at_homes(entry)
-        views = [(home.view, home.layout) for home in entry.homes]
+        objects, holders = _objects_at_homes(entry)
+        places = [_place(home.view, home.layout) for home in entry.homes]
+        places += [_place(home.view, home.layout, array) for array, home in holders]
         slots = {name: entry.homes[0].to_original(flat) for name, flat in slots.items()}
     return Described(
         entry.name,
@@ -133,26 +136,42 @@ def _described(entry: Entry, things: list[Any], is_held: bool) -> Described:
         entry.layout,
         entry.record_length,
         objects,
-        [(anchor_of(view), _place(view), layout) for view, layout in views],
+        places,
         slots,
         entry.group,
     )
 
 
-def _objects_at_homes(entry: Entry) -> list[tuple[Any, Layout]]:
+def _objects_at_homes(
+    entry: Entry,
+) -> tuple[list[tuple[Any, Layout]], list[tuple[NDArray[Any], Home]]]:
     """The objects that were copied with an entry and are alive, with the layout of the original.
 
     An unpickled array may be a view of another array, which is not the one that the user has.
+    Arrays that hold the memory, but have other axes than the variable, come second, with its home.
     """
-    layouts = {home.key: home.layout for home in entry.homes}
-    things = {key_of(thing): thing for thing in entry.remembered()}
-    return [(thing, layouts[key]) for key, thing in things.items() if key in layouts]
+    homes = {home.key: home for home in entry.homes}
+    objects, holders = [], []
+    for thing in {_axes_of(array_of(thing)): thing for thing in entry.remembered()}.values():
+        home, array = homes.get(key_of(thing)), array_of(thing)
+        if home is not None and _axes_of(array) == _axes_of(home.view):
+            objects.append((thing, home.layout))
+        elif home is not None and isinstance(thing, np.ndarray):
+            holders.append((array, home))
+    return objects, holders
 
 
-def _place(view: NDArray[Any]) -> InOwner:
-    anchor = anchor_of(view)
+def _axes_of(array: NDArray[Any]) -> tuple[Any, ...]:
+    return address_of(array), array.shape, array.strides
+
+
+def _place(
+    view: NDArray[Any], layout: Layout, anchor: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], InOwner, Layout]:
+    """Where a view is in an array that holds its memory, by default in the one that owns it."""
+    anchor = anchor_of(view) if anchor is None else anchor
     offset = address_of(view) - address_of(anchor)
-    return InOwner(offset, view.shape, view.strides, anchor.shape, anchor.strides)
+    return anchor, InOwner(offset, view.shape, view.strides, anchor.shape, anchor.strides), layout
 
 
 def revived(state: Described, links_arrays: bool) -> Entry:
