@@ -288,6 +288,55 @@ def test_flush_of_what_does_not_move_counts():
     np.testing.assert_array_equal(w, 1.0)
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_flush_of_what_may_move_by_now_does_not_move_it(others):
+    w, b, opt = np.ones(2), np.ones(2), accumulating(2, momentum=0.9)
+    for _ in range(2):
+        opt.apply_gradients([(np.ones(2), w)])
+    group = opt.add_group([w], frozen=True)
+    opt.apply_gradients([(np.ones(2), w), *([(np.ones(2), b)] if others else [])])
+    group.frozen = False
+    before = w.copy()
+    opt.flush()
+    assert (int(opt.iterations), opt.accumulated_calls) == (2, 0)
+    np.testing.assert_array_equal(w, before)
+
+
+@pytest.mark.parametrize("how", ["copy", "save"])
+def test_a_copy_of_a_round_of_what_does_not_move_counts(how, tmp_path):
+    w, opt = np.ones(2), accumulating(2)
+    opt.add_group([w], frozen=True)
+    opt.apply_gradients([(np.ones(2), w)])
+    if how == "copy":
+        opt, w = copy.deepcopy((opt, w))
+    else:
+        rmsjit.save(tmp_path / "run.npz", opt, {"w": w})
+        opt, found = rmsjit.load(tmp_path / "run.npz")
+        w = found["w"]
+    opt.flush()
+    assert (int(opt.iterations), opt.accumulated_calls) == (1, 0)
+    np.testing.assert_array_equal(w, 1.0)
+
+
+def test_a_saved_round_goes_on_in_its_order(tmp_path):
+    """By which slots are made, variables numbered and random bits drawn."""
+
+    def run(saves):
+        a, b = np.ones(64, "float16"), np.ones(64, "float16")
+        opt = accumulating(2, rounding="stochastic")
+        opt.add_group([b], lr_multiplier=0.5)
+        opt.apply_gradients([(a.copy(), a), (b.copy(), b)])
+        if saves:
+            rmsjit.save(tmp_path / "run.npz", opt, {"b": b, "a": a})
+            opt, found = rmsjit.load(tmp_path / "run.npz")
+            a, b = found["a"], found["b"]
+        for _ in range(3):
+            opt.apply_gradients([(a.copy(), a), (b.copy(), b)])
+        return a.tolist(), b.tolist(), opt.get_config()["groups"]
+
+    assert run(saves=True) == run(saves=False)
+
+
 class Flushing:
     """A gradient that takes a step while it is read, as a signal handler might."""
 

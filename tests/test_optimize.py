@@ -165,6 +165,19 @@ def test_a_used_optimizer_begins_again():
     assert (int(optimizer.iterations), optimizer.accumulated_calls) == (49, 1)
 
 
+@pytest.mark.parametrize("scale", [1024.0, "dynamic"])
+@pytest.mark.parametrize("jac", [None, lambda x: 2 * (x - 1)])
+def test_a_loss_scale_is_left_out(scale, jac):
+    ends = []
+    for loss_scale in (None, scale):
+        optimizer = rmsjit.RMSprop(0.01, epsilon=1.0, loss_scale=loss_scale)
+        found = rmsjit.optimize(
+            lambda x: np.sum((x - 1.0) ** 2), np.zeros(2), jac, optimizer=optimizer, maxiter=100
+        )
+        ends.append(found.x.tolist())
+    assert ends[0] == ends[1]
+
+
 def test_no_steps():
     found = rmsjit.optimize(bowl, np.zeros(2), maxiter=0)
     assert (found.nit, found.nfev, found.status, found.fun) == (0, 1, 1, 18.0)

@@ -182,6 +182,38 @@ def test_a_run_goes_on_as_if_there_had_been_no_test(name, before):
     assert problem.w.tolist() == twin.w.tolist()
 
 
+def test_slots_that_came_with_the_test_go_with_it():
+    """Their order numbers variables, for groups and for random bits."""
+
+    def run(tests):
+        rng = np.random.default_rng(0)
+        a, b = (rng.normal(size=6).astype("float16") for _ in range(2))
+        optimizer = rmsjit.RMSprop(0.01, rounding="stochastic", momentum=lambda step: 0.1 * step)
+        optimizer.add_group([b], lr_multiplier=0.5, rho=lambda step: 0.9 - 0.01 * step)
+
+        def step():
+            optimizer.apply_gradients([(a.copy(), a), (b.copy(), b)])
+            return float(a.astype(float) @ a)
+
+        def of_one():
+            optimizer.apply_gradients([(b.copy(), b)])
+            return float(b.astype(float) @ b)
+
+        if tests:
+            rmsjit.lr_range_test(of_one, optimizer, [a, b], num_steps=5)
+            assert len(optimizer.weights) == 1
+        step()
+        before = optimizer.build([a, b]), optimizer.get_config()
+        if tests:
+            rmsjit.lr_range_test(step, optimizer, [a, b], num_steps=5)
+        assert optimizer.get_config() == before[1]
+        for _ in range(2):
+            step()
+        return optimizer.get_config(), a.tolist(), b.tolist()
+
+    assert run(tests=True) == run(tests=False)
+
+
 def test_legacy_decay_does_not_lower_the_rates_of_the_test():
     with_decay, without = Problem(decay=9.0, steps=0), Problem(steps=0)
     assert with_decay.test().losses.tolist() == without.test().losses.tolist()

@@ -16,6 +16,7 @@ from rmsjit.checkpoints.compare import check_all_named, check_optimizer
 from rmsjit.checkpoints.snapshot import restoring
 from rmsjit.optimizers.base import Optimizer
 from rmsjit.rule.checks import as_number, integer, positive_number
+from rmsjit.rule.group_settings import GroupSettings
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.svg import BLUE, GREY, ORANGE, Axis, Line, chart
 
@@ -277,7 +278,12 @@ def _geometric(start: float, end: float, count: int) -> Floats:
 
 @contextmanager
 def _own_rate(numbers: Hyperparameters, rate: float) -> Iterator[None]:
-    """Let the test set the learning rate, and put the given ones back at the end."""
+    """Let the test set the learning rate, and put the given ones back at the end.
+
+    Functions have then last returned, for a configuration, what they had before the test.
+    """
+    holders: list[Hyperparameters | GroupSettings] = [numbers, *numbers.groups]
+    used = [holder.used() for holder in holders]
     given = {name: numbers[name] for name in ("learning_rate", "decay")}
     of_groups = [(group, group.get("learning_rate")) for group in numbers.groups]
     of_groups = [(group, own) for group, own in of_groups if own is not None]
@@ -291,6 +297,8 @@ def _own_rate(numbers: Hyperparameters, rate: float) -> Iterator[None]:
             group.set("learning_rate", own)
         for name, value in given.items():
             numbers[name] = value
+        for holder, values in zip(holders, used, strict=True):
+            holder.recall(values)
 
 
 def _loss_of(step: Callable[[], Any]) -> float:

@@ -38,12 +38,12 @@ def restoring(optimizer: Optimizer, variables: Variables) -> Iterator[None]:
     if optimizer._takes_calls_together:
         raise RuntimeError("a run to be undone must not be within one_step")
     store = optimizer._store
-    known = set(store.entries)
+    known = {key: set(entry.slots) for key, entry in store.entries.items()}
     checkpoint = _copied(taken(optimizer, variables))
     try:
         yield
     finally:
-        store.drop([entry for key, entry in store.entries.items() if key not in known])
+        store.restrict(known)
         restore(checkpoint, optimizer, variables)
 
 

@@ -48,8 +48,8 @@ def optimize(
     args : tuple, optional
         Further arguments of both.
     optimizer : RMSprop, optional
-        Sets learning rate, form and all else; by default ``RMSprop(0.01)``.  Each run steps a fresh
-        copy of it.
+        Sets learning rate, form and all else but a loss scale; by default ``RMSprop(0.01)``.  Each
+        run steps a fresh copy of it.
     bounds : scipy.optimize.Bounds or sequence of (min, max), optional
         Each step is followed by a projection into them.  None in a pair stands for no bound.
     callback : callable, optional
@@ -203,7 +203,11 @@ def _own(optimizer: RMSprop | None) -> RMSprop:
 
 
 def _begun_again(optimizer: RMSprop) -> RMSprop:
-    """An optimizer without what it knows of other variables, at its first step."""
+    """An optimizer without what it knows of other variables, at its first step.
+
+    Without a loss scale too, since gradients of the function are not scaled.
+    """
+    optimizer._clipping = optimizer._clipping.replaced(loss_scale=None)
     for variable in optimizer.variables_seen:
         optimizer.forget(variable.name)
     if optimizer._accumulator is not None:

@@ -6,7 +6,7 @@ call.  So clipping, weight decay and strategies see only sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -157,10 +157,14 @@ class Accumulator:
         self._round = after
         return None
 
-    def partial(self, step: int) -> Pairs | None:
-        """The pairs for a step with the calls that there are, None without any."""
+    def partial(self, step: int, is_still: Callable[[Any], bool]) -> Pairs | None:
+        """The pairs for a step with the calls that there are, None without any.
+
+        Of the variables that did not move in the last call, some may do so by now.
+        """
         current = self.current(step)
-        return self._reduced(current) if current.calls else None
+        still = tuple(pair for pair in current.still if is_still(pair[1]))
+        return self._reduced(current._replace(still=still)) if current.calls else None
 
     def clear(self) -> None:
         """Begin a new round."""
@@ -266,10 +270,11 @@ class Accumulator:
         return tuple(pairs)
 
     def entries_of(self, current: Round) -> dict[str, Entry]:
-        """The entries of the variables with a sum, by name."""
+        """The entries of the variables with a sum, by name, in the order of the sums."""
         self._store.settle()
         entries = list(self._store.entries.values())  # in one call, as other threads may add some
-        return {entry.name: entry for entry in entries if entry.name in current.summed}
+        found = {entry.name: entry for entry in entries if entry.name in current.summed}
+        return {name: found[name] for name in current.summed if name in found}
 
     # --- variables that move ----------------------------------------------------------------
 

@@ -189,7 +189,7 @@ class Calls(Hooks, KerasWeights):
         """
         if self._accumulator is not None:
             with self._store.lock.lock:
-                pairs = self._accumulator.partial(int(self._counter))
+                pairs = self._accumulator.partial(int(self._counter), self._is_still)
                 if pairs is not None:
                     aggregate = self._accumulator.latest.aggregate is not False
                     self._step_of_round(pairs, aggregate)
@@ -217,4 +217,6 @@ class Calls(Hooks, KerasWeights):
         latest = self._accumulator.latest
         if pairs:
             self._step(pairs, aggregate)
+        elif not latest.summed:  # only variables that did not move, and could now
+            self._engine.count(self._counter)
         self._accumulator.end(latest)  # a step that was skipped has not counted

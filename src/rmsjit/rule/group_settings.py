@@ -39,6 +39,14 @@ class GroupSettings:
             del self._set[name]
         self._own[name] = value
 
+    def used(self) -> dict[str, float]:
+        """What each function last returned."""
+        return self._own.used()
+
+    def recall(self, used: Mapping[str, float]) -> None:
+        """Take these for what functions last returned."""
+        self._own.recall(used)
+
     @property
     def is_constant(self) -> bool:
         """Whether the numbers can't change from step to step."""

@@ -239,6 +239,14 @@ class Hyperparameters:
         used = self._used.get(name)
         return self.now(name, iterations) if used is None else used
 
+    def used(self) -> dict[str, float]:
+        """What each function last returned."""
+        return dict(self._used)
+
+    def recall(self, used: Mapping[str, float]) -> None:
+        """Take these for what functions last returned."""
+        self._used = dict(used)
+
     def serialized(self, name: str) -> Any:
         """A value for JSON: the configuration of a schedule, or the current number.
 

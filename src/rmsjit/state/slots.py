@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -353,6 +353,17 @@ class SlotStore:
         for entry, held in slots:
             entry.slots = held
         self._change(**before)
+
+    def restrict(self, slots: Mapping[Key, Collection[str]]) -> None:
+        """Forget variables and slots that are not among these."""
+        self.drop([entry for key, entry in self.entries.items() if key not in slots])
+        kept = [
+            (entry, {slot: own for slot, own in entry.slots.items() if slot in slots[key]})
+            for key, entry in self.entries.items()
+        ]
+        fresh = {(e.key, slot) for e, held in kept for slot in e.slots.keys() - held.keys()}
+        created = {key: slot for key, slot in self.created.items() if key not in fresh}
+        completed(partial(self._take_back, {"created": created}, kept))
 
     def take_over(self, other: SlotStore) -> None:
         """Know what another store knows."""

@@ -237,6 +237,11 @@ class Engine:
             stage.share()
         return True
 
+    def count(self, counter: NDArray[Any]) -> None:
+        """Take a step without any gradient."""
+        _check_room(counter)
+        Act([], counter).run()
+
     def _is_ready(self, plan: Plan, place: Place) -> bool:
         """Warn of missing gradients and start clocks; False if that needs a new plan."""
         if place.dropped:
