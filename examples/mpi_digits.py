@@ -31,7 +31,9 @@ def main() -> None:
     steps_per_epoch = -(-len(data.train_labels) // options.batch_size)
     done = int(optimizer.iterations) // steps_per_epoch
     if done and strategy.rank == 0:
-        print(f"{options.checkpoint}: going on with epoch {done + 1}")
+        left = settings.epochs - done
+        going_on = f"going on with epoch {done + 1}" if left > 0 else "all epochs are done"
+        print(f"{options.checkpoint}: {going_on}")
 
     for epoch in range(done, settings.epochs):
         rng = np.random.default_rng([settings.seed, epoch])  # the same on all ranks

@@ -258,8 +258,24 @@ def test_hyperparameters_of_a_given_optimizer_stay(path):
 def test_callable_hyperparameters_are_saved_as_their_values(path):
     w = np.ones(3)
     save(path, rmsjit.train.RMSPropOptimizer(lambda: 0.7, lambda: 0.6), {"w": w})
-    optimizer, _ = load(path)
+    with pytest.warns(RuntimeWarning, match="saved with functions, .*: learning_rate, decay. The"):
+        optimizer, _ = load(path)
     assert "learning_rate=0.7, decay=0.6" in repr(optimizer)
+
+
+def test_functions_that_are_not_saved_are_named(path):
+    w = np.ones(3)
+    given = {"gradient_transformers": [lambda pairs: pairs], "momentum": lambda: 0.5}
+    optimizer = rmsjit.RMSprop(Halving(0.5), **given)
+    optimizer.add_group([w], lr_multiplier=lambda step: 1.0)
+    optimizer.apply_gradients([(w, w)])
+    save(path, optimizer, {"w": w})
+    names = "momentum, lr_multiplier of group 0, gradient_transformers. The new"
+    with pytest.warns(RuntimeWarning, match=names):
+        load(path, custom_objects={"Halving": Halving})
+    load(path, optimizer, {"w": w})  # without a warning, as it has them
+    save(path, rmsjit.RMSprop(Halving(0.5)), {"w": w})
+    load(path, custom_objects={"Halving": Halving})
 
 
 def test_all_settings_of_the_first_optimizer_are_saved(path):
@@ -599,6 +615,9 @@ def test_failing_allocator_changes_nothing(path, run):
 
 @pytest.mark.parametrize("name", ["run", "run.pt", "run.NPZ", ".npz"])
 def test_other_endings_are_refused(tmp_path, name):
+    for call in (lambda p: save(p, rmsjit.RMSprop(), {}), load):
+        with pytest.raises(TypeError, match="path must be a str or path_like, got RMSprop"):
+            call(rmsjit.RMSprop())
     for call in (lambda p: save(p, rmsjit.RMSprop(), {}), load):
         with pytest.raises(ValueError, match=r"path must end in \.npz or \.safetensors, got"):
             call(tmp_path / name)

@@ -131,6 +131,7 @@ def test_importing_forms_imports_no_library():
         (lambda: forms.keras(alpha=0.9), "keras.* no argument 'alpha'; the nearest is 'rho'"),
         (lambda: forms.autograd(lr=0.1), "'lr'; the nearest is 'step_size'"),
         (lambda: forms.torch7(momentun=0.1), "'momentun'; the nearest is"),
+        (lambda: forms.torch(nonsense=True), "no argument 'nonsense'$"),
         (lambda: forms.optax(0.1, eps_in_sqr=True), "the nearest is 'eps_in_sqrt'"),
         (lambda: forms.mlx(0.1, momentum=0.9), "no argument 'momentum'"),
         (lambda: forms.tf1(), r"tf1\(\): missing a required argument: 'learning_rate'"),
@@ -172,6 +173,14 @@ def test_wrong_arguments_are_type_errors_that_help(call, match):
             lambda: forms.keras(use_ema=True, gradient_accumulation_steps=2),
             "use_ema and gradient_accumulation_steps can't both be set, got use_ema=True and "
             "gradient_accumulation_steps=2: Keras moves averages at every call",
+        ),
+        (
+            lambda: forms.keras(clipnorm=1.0, clipvalue=0.5),
+            "clipnorm and clipvalue can't both be set, .*: Keras takes one of its three bounds",
+        ),
+        (
+            lambda: forms.keras(clipvalue=1.0, global_clipnorm=0.5),
+            "clipvalue and global_clipnorm can't both be set",
         ),
         (lambda: forms.keras(epsilon=0), "epsilon must be positive, got 0.0"),
         (lambda: forms.keras(clipnorm=math.inf), "clipnorm must be finite, got inf"),
@@ -441,6 +450,11 @@ def test_the_loss_scale_of_keras():
         ({"class_name": "Adam", "config": {}}, TypeError, "one of 'Adam'"),
         ({"beta_1": 0.9}, TypeError, r"no form .* has all of the arguments \['beta_1'\]"),
         ([("lr", 0.1)], TypeError, "config must be a mapping, got list"),
+        (
+            {"name": "adam", "learning_rate": 0.1},
+            TypeError,
+            "config must be one of RMSprop, got one of 'adam'",
+        ),
         (KERAS_3 | {"loss_scale_factor": -8}, ValueError, "loss_scale_factor must be positive"),
         (
             KERAS_3 | {"use_ema": True, "gradient_accumulation_steps": 2},

@@ -317,7 +317,9 @@ def test_wrong_arguments(settings, error, message):
 
 def test_complex_variables_are_refused():
     v = np.ones(3, np.complex64)
-    with pytest.raises(TypeError, match="variable 0 must be real for the slot 'rms' in bfloat16"):
+    with pytest.raises(
+        TypeError, match="variable 0 must be real, since the slot 'rms' has the dtype bfloat16"
+    ):
         reduced().apply_gradients([(v.copy(), v)])
 
 

@@ -110,7 +110,8 @@ def test_what_a_step_has_used_is_not_asked_again(face, tmp_path):
     for look in looks_at(optimizer, w, tmp_path).values():
         look()
         assert rate.count == 1
-    loaded, _ = rmsjit.load(tmp_path / "run.npz")
+    with pytest.warns(RuntimeWarning, match="saved with functions"):
+        loaded, _ = rmsjit.load(tmp_path / "run.npz")
     assert loaded._hyperparameters["learning_rate"] == 0.5
     step(optimizer, w)
     assert rate.count == 2

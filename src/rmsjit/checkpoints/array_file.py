@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmsjit.arrays.dtypes import dtype_named
+from rmsjit.text import brief
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -63,6 +64,8 @@ def read_arrays(path: str | os.PathLike[str]) -> tuple[str, Arrays]:
 
 def ending_of(path: str | os.PathLike[str]) -> str:
     """The suffix of a path, which must be that of a known format."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a str or path_like, got {brief(path)}")
     ending = Path(path).suffix
     if ending not in _FORMATS:
         raise ValueError(f"path must end in {' or '.join(_FORMATS)}, got {os.fspath(path)!r}")

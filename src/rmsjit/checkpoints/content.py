@@ -7,6 +7,7 @@ The text, of format version 2::
      "optimizer": {"class", "subclass", "config", "form", "iterations", "skipped_steps",
                    "weights": [{"variable", "name", "array", "dtype", "shape"}, ...],
                    "groups": [{"patterns", "variables", "settings"}, ...],
+                   "functions": [<names>],
                    "loss_scale": {"value", "good_steps"},
                    "accumulated": {"calls", "sums": [<as weights>, ...]}}}
 
@@ -15,6 +16,7 @@ an earlier one, which ``same_memory_as`` names.  ``axes`` are the axes of a vari
 stride, ``flipped`` those with a negative stride.  ``weights`` are in the order of the optimizer's
 weights; ``variable`` is null for weights that are not slots.  ``groups`` is left out if there are
 none; ``variables`` are names of variables, ``settings`` arguments of `Optimizer.add_group`.
+``functions``, likewise, are what the optimizer had that a file can't hold.
 ``loss_scale`` is there only for a dynamic one.
 ``accumulated`` is there only in the middle of a round of gradient accumulation; a sum is
 "gradient", or for a table with sparse gradients "gradient" and "rows".
@@ -81,6 +83,7 @@ class SavedOptimizer:
     skipped_steps: int = 0
     groups: list[SavedGroup] | None = None  # None if the source does not tell
     loss_scale: ScaleState | None = None  # None if it never changes
+    functions: tuple[str, ...] = ()  # the names of those that it had, which are not saved
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,7 @@ def encoded(checkpoint: Checkpoint) -> tuple[str, Arrays]:
             "skipped_steps": optimizer.skipped_steps,
             "weights": [_weight_record(saved, arrays) for saved in checkpoint.weights],
             **({"groups": groups} if groups else {}),
+            **({"functions": list(optimizer.functions)} if optimizer.functions else {}),
             **_scale_record(optimizer.loss_scale),
             **_round_record(checkpoint.accumulated, arrays),
         },
@@ -181,7 +185,12 @@ def _checkpoint(content: dict[str, Any], arrays: Mapping[str, NDArray[Any]]) -> 
     _check_groups(groups, variables)
     form = _form(optimizer["form"], content["version"])
     scale = optimizer.pop("loss_scale", None)
-    changed = {"form": form, "groups": groups, "loss_scale": scale and ScaleState(**scale)}
+    changed = {
+        "form": form,
+        "groups": groups,
+        "loss_scale": scale and ScaleState(**scale),
+        "functions": tuple(optimizer.pop("functions", ())),
+    }
     saved = SavedOptimizer(class_name=optimizer.pop("class"), **optimizer | changed)
     if saved.subclass == saved.class_name:
         _check_config_of_form(saved)

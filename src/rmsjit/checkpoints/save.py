@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, overload
 
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from rmsjit.optimizers.base import Optimizer
 from rmsjit.optimizers.keras_config import own_config_of
 from rmsjit.optimizers.keras_legacy import RMSprop
 from rmsjit.optimizers.tf1 import RMSPropOptimizer
+from rmsjit.runtime.warning import warn
 from rmsjit.state.entries import key_of
 from rmsjit.state.packed_slot import PackedSlot
 from rmsjit.variables import array_of
@@ -217,7 +218,7 @@ def load(
 
     Functions are not saved.  For a hyperparameter that is a function, the value that the last step
     used is saved; ``gradient_transformers`` and the like are left out.  Pass an `optimizer` that
-    has them.
+    has them; otherwise, a warning names them.
 
     If a momentum was set after construction, set it before loading, too.  Weights that were added
     by `RMSprop.add_weight` must be added before loading; slots need not.
@@ -232,11 +233,20 @@ def load(
         if variables is None:
             variables = new_variables(checkpoint)
         if optimizer is None:
+            lost = checkpoint.optimizer.functions
             optimizer = new_optimizer(checkpoint, custom_objects)
             add_saved_groups(checkpoint, optimizer, variables, custom_objects)
+        else:
+            lost = ()
         restore(checkpoint, optimizer, variables)
     except ValueError as error:
         raise ValueError(f"{path} can't be loaded: {error}") from error
+    if lost:
+        warn(
+            f"{path} was saved with functions, which are not in a file: {', '.join(lost)}. The new "
+            f"optimizer has the numbers of the last step in their place, and no gradient hooks. To "
+            f"continue the run, pass an optimizer that has them: load(path, optimizer, variables)"
+        )
     return optimizer, variables
 
 
@@ -280,7 +290,18 @@ def _saved_optimizer(optimizer: Optimizer, groups: list[SavedGroup]) -> SavedOpt
         skipped_steps=optimizer.skipped_steps,
         groups=groups,
         loss_scale=scale_state(optimizer),
+        functions=tuple(_functions_of(optimizer)),
     )
+
+
+def _functions_of(optimizer: Optimizer) -> Iterator[str]:
+    """The names of functions that an optimizer has, which are not saved."""
+    yield from optimizer._hyperparameters.functions
+    for number, group in enumerate(optimizer._hyperparameters.groups):
+        yield from (f"{name} of group {number}" for name in group.functions)
+    for name in ("gradient_transformers", "gradient_aggregator"):
+        if getattr(optimizer, name, None):
+            yield name
 
 
 def _config_of(optimizer: Optimizer) -> dict[str, Any]:

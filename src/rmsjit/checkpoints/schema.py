@@ -206,10 +206,11 @@ _OPTIMIZER: dict[str, Check] = {
     "skipped_steps": _count,
     "weights": _list,
     "groups": _list,
+    "functions": _strings,
     "loss_scale": _dictionary,
     "accumulated": _dictionary,
 }
-_OPTIONAL = {"groups", "loss_scale", "accumulated"}
+_OPTIONAL = {"groups", "functions", "loss_scale", "accumulated"}
 _GROUP: dict[str, Check] = {"patterns": _strings, "variables": _strings, "settings": _dictionary}
 _SETTINGS: dict[str, Check] = {
     "learning_rate": _rate,

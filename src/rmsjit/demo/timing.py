@@ -41,14 +41,21 @@ class Comparison(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"The optimizer took {self._share(self.update)} of the training time "
-            f"({self.update * 1e6:,.0f} µs a step); the same rule in hand-written NumPy would "
-            f"have taken {self._share(self.numpy_update)} ({self.numpy_update * 1e6:,.0f} µs a "
-            f"step)."
+            f"The optimizer took {self.of_all}. The same rule in hand-written NumPy takes "
+            f"{self.beside}."
         )
 
-    def _share(self, update: float) -> str:
-        return f"{100 * update / (update + self.rest):.2g} %"
+    @property
+    def of_all(self) -> str:
+        """The share of the first optimizer in the training, and its time."""
+        share = 100 * self.update / (self.update + self.rest)
+        return f"{share:.2g} % of the training time ({self.update * 1e6:,.0f} µs a step)"
+
+    @property
+    def beside(self) -> str:
+        """The time of the second optimizer, and how it compares with the first."""
+        ratio = self.numpy_update / self.update
+        return f"{self.numpy_update * 1e6:,.0f} µs a step, {ratio:.2g} times as long"
 
 
 def compare(

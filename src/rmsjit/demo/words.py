@@ -278,19 +278,15 @@ class DenseRMSprop:
 def compare(corpus: Corpus, settings: Settings) -> str:
     """Train two copies of the new model for some steps, one of them with dense gradients."""
     rng = np.random.default_rng(settings.seed)
-    update, dense_update, rest = timing.compare(
+    times = timing.compare(
         rmsjit.RMSprop(settings.learning_rate),
         DenseRMSprop(settings.learning_rate),
         (new_model(corpus, settings), new_model(corpus, settings)),
         list(islice(batches(corpus, settings, rng), TIMED_STEPS)),
     )
-
-    def described(seconds: float) -> str:
-        return f"{100 * seconds / (seconds + rest):.2g} % ({seconds * 1e6:,.0f} µs a step)"
-
     return (
-        f"The sparse updates took {described(update)} of the training time; the same gradients "
-        f"made dense, and updates of the whole tables, would have taken {described(dense_update)}."
+        f"The sparse updates took {times.of_all}. The same gradients made dense, with updates of "
+        f"the whole tables, take {times.beside}."
     )
 
 

@@ -11,6 +11,10 @@ from rmsjit.forms.table import BY_NAME, LIBRARIES
 from rmsjit.optimizers.keras_legacy import RMSprop
 
 _KNOWN_CLASSES = ("RMSprop", "RMSProp", "Keras>RMSprop", "Custom>RMSprop")
+_OTHER_RULES = {  # the names that Keras gives its other optimizers
+    *("adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw", "ftrl", "gradient_descent"),
+    *("lamb", "lion", "loss_scale_optimizer", "muon", "nadam", "sgd"),
+}
 _NOT_OF_THE_RULE = {  # its parameters, and what schedulers of PyTorch put into a group
     "params",
     "param_names",
@@ -106,6 +110,9 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(config.get("config"), Mapping):
             raise TypeError(f"config must have the arguments under 'config', got {config!r}")
         config = config["config"]
+    own = config.get("name")
+    if isinstance(own, str) and own.lower() in _OTHER_RULES:
+        raise TypeError(f"config must be one of RMSprop, got one of {own!r}")
     return {k: v for k, v in config.items() if k not in _NOT_OF_THE_RULE}
 
 

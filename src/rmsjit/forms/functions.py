@@ -86,10 +86,11 @@ def _bound(
     """The arguments of a call by name, or a `TypeError` that says what is wrong with them."""
     for name in kwargs:
         if name not in signature.parameters:
-            instead = f"the nearest is {nearest(library, name, signature.parameters)!r}"
+            near = nearest(library, name, signature.parameters)
+            instead = f"; the nearest is {near!r}" if near else ""
             if _ROLES.get(name) == {"weight_decay"}:
-                instead = "the library's RMSprop does not decay weights, rmsjit.RMSprop can"
-            raise TypeError(f"{library.name}() has no argument {name!r}; {instead}")
+                instead = "; the library's RMSprop does not decay weights, rmsjit.RMSprop can"
+            raise TypeError(f"{library.name}() has no argument {name!r}{instead}")
     for value in args[:1]:
         refuse_variables(next(iter(signature.parameters)), value)
     try:
@@ -99,11 +100,11 @@ def _bound(
 
 
 def nearest(library: Library, name: str, names: Iterable[str]) -> str:
-    """The argument that was meant by a misspelled name, or by one of another library."""
+    """The argument that was meant by a misspelled name, or by one of another library, or ""."""
     for number in sorted(_ROLES.get(name, ())):
         if number in library.numbers:
             return library.numbers[number].name
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+    return next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
 
 def example_arguments(library: Library) -> dict[str, Any]:

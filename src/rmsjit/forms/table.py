@@ -97,7 +97,15 @@ LIBRARIES = (
         _KERAS,
         apart={
             ("use_ema", "gradient_accumulation_steps"): "Keras moves averages at every call, "
-            "rmsjit once in a step; rmsjit.RMSprop takes both, with the form of rmsjit.forms.keras"
+            "rmsjit once in a step; rmsjit.RMSprop takes both, with the form of rmsjit.forms.keras",
+            **dict.fromkeys(
+                [
+                    ("clipnorm", "clipvalue"),
+                    ("clipnorm", "global_clipnorm"),
+                    ("clipvalue", "global_clipnorm"),
+                ],
+                "Keras takes one of its three bounds",
+            ),
         },
         note="Sparse gradients there change all rows, and duplicate indices are not summed.",
     ),

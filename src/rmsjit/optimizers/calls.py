@@ -15,7 +15,7 @@ from rmsjit.optimizers.blocks import Block, Blocks
 from rmsjit.optimizers.fixed import fixed_at_construction
 from rmsjit.optimizers.keras_hooks import Hooks
 from rmsjit.optimizers.keras_weights import KerasWeights
-from rmsjit.steps.pairs import Pairs, check_counter, checked_pairs, pairs_of
+from rmsjit.steps.pairs import Pairs, check_counter, checked_pairs, pairs_of, warn_if_used_up
 from rmsjit.variables import Variable
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Calls(Hooks, KerasWeights):
             pairs = pairs_of(grads_and_vars)
         except BaseException as error:
             self._refuse(error)
+        if not pairs:
+            warn_if_used_up(grads_and_vars)
         counter, strategy = self._counter, self._settings.strategy
         if pairs and strategy is None and not counter.flags.writeable:
             check_counter(counter)

@@ -39,6 +39,11 @@ class GroupSettings:
             del self._set[name]
         self._own[name] = value
 
+    @property
+    def functions(self) -> list[str]:
+        """The names of settings that are functions, and not schedules."""
+        return [name for name in self._own.functions if name in self._set]
+
     def used(self) -> dict[str, float]:
         """What each function last returned."""
         return self._own.used()

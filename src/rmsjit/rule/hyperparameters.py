@@ -239,6 +239,12 @@ class Hyperparameters:
         used = self._used.get(name)
         return self.now(name, iterations) if used is None else used
 
+    @property
+    def functions(self) -> list[str]:
+        """The names that the user knows of those that are functions, and not schedules."""
+        given = self._given.items()
+        return [self._name(k) for k, one in given if callable(one) and not is_schedule(one)]
+
     def used(self) -> dict[str, float]:
         """What each function last returned."""
         return dict(self._used)

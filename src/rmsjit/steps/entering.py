@@ -85,8 +85,8 @@ def _check_slots(form: Form, precision: Precision, variable: Any, position: int)
         for slot in form.of_variables(half=False).slots:
             if slot.dtype is not None:
                 raise TypeError(
-                    f"{naming(variable, position)} must be real for the slot {slot.name!r} in "
-                    f"{slot.dtype}, got {precision.name}"
+                    f"{naming(variable, position)} must be real, since the slot {slot.name!r} has "
+                    f"the dtype {slot.dtype}, got {precision.name}"
                 )
 
 
@@ -99,9 +99,9 @@ def check_rows(table: NDArray[Any], length: int, name: str) -> None:
     if not length or row_width(table.shape, layout_of(table)) == length:
         return
     raise ValueError(
-        f"{name} must be a table in C order, with rows of at least {LEAST_ROW} elements, to have a "
-        f"sparse gradient with slots in 8 bits, got shape {table.shape} and strides "
-        f'{table.strides} with blocks for rows of {length}: use state_dtype="bfloat16"'
+        f'{name} can\'t have a sparse gradient with state_dtype="8bit", which supports them for '
+        f"tables in C order with rows of at least {LEAST_ROW} elements, as at the first step, got "
+        f'shape {table.shape} and strides {table.strides}: use state_dtype="bfloat16"'
     )
 
 

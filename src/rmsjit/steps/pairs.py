@@ -42,6 +42,15 @@ def pairs_of(grads_and_vars: Iterable[Any]) -> Pairs:
         ) from None
 
 
+def warn_if_used_up(grads_and_vars: Iterable[Any]) -> None:
+    """Warn of an iterator without pairs, such as a `zip` that an earlier step has used up."""
+    if hasattr(grads_and_vars, "__next__"):
+        warn(
+            f"grads_and_vars is a {type(grads_and_vars).__name__} object without pairs, so nothing "
+            f"is updated: an iterator can be used only once, make another one for each step"
+        )
+
+
 def checked_pairs(pairs: Pairs) -> Pairs:
     """The same pairs, each as a plain tuple.
 
