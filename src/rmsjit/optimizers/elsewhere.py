@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -107,5 +106,7 @@ def _instead(name: str, known: Iterable[str], own: Mapping[str, str]) -> str:
             f": it is called {here!r} here, and the functions of rmsjit.forms take the arguments "
             f"of other libraries"
         )
+    import difflib  # which takes a millisecond, for errors only
+
     near = difflib.get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
