@@ -131,3 +131,18 @@ def test_by_groups_where_there_are_none():
     opt = rmsjit.RMSprop(track_norms=True)
     opt.apply_gradients([(PAIR[0], np.zeros(2))])
     assert opt.last_gradient_norms == (5.0,) == (opt.last_gradient_norm,)
+
+
+@pytest.mark.parametrize("fault", ["rate", "gradient"])
+def test_an_error_leaves_the_norms_of_the_last_step(fault):
+    w, b = np.ones(2), np.ones(2)
+    rates = iter([0.1, "none"])
+    opt = rmsjit.RMSprop(lambda: next(rates), nonfinite="raise", track_norms=True)
+    opt.add_group([b], lr_multiplier=0.5)
+    opt.apply_gradients([(np.array([3.0, 4.0]), w), (np.zeros(2), b)])
+    before = opt.last_gradient_norm, opt.last_gradient_norms
+    assert before[0] == 5.0
+    gradient = np.full(2, np.nan if fault == "gradient" else 7.0)
+    with pytest.raises((TypeError, FloatingPointError)):
+        opt.apply_gradients([(gradient, w), (gradient, b)])
+    assert (opt.last_gradient_norm, opt.last_gradient_norms) == before

@@ -228,6 +228,7 @@ def load(
     if variables is not None:
         check_variables(variables)
     text, arrays = read_arrays(path)
+    lost: tuple[str, ...] = ()
     try:
         checkpoint = decoded(text, arrays)
         if variables is None:
@@ -236,16 +237,14 @@ def load(
             lost = checkpoint.optimizer.functions
             optimizer = new_optimizer(checkpoint, custom_objects)
             add_saved_groups(checkpoint, optimizer, variables, custom_objects)
-        else:
-            lost = ()
         restore(checkpoint, optimizer, variables)
     except ValueError as error:
         raise ValueError(f"{path} can't be loaded: {error}") from error
     if lost:
         warn(
-            f"{path} was saved with functions, which are not in a file: {', '.join(lost)}. The new "
-            f"optimizer has the numbers of the last step in their place, and no gradient hooks. To "
-            f"continue the run, pass an optimizer that has them: load(path, optimizer, variables)"
+            f"{path} was saved with functions, which a file can't hold: {', '.join(lost)}. The new "
+            f"optimizer uses their last values, and leaves hooks out. To continue the run, pass an "
+            f"optimizer that has them: load(path, optimizer, variables)"
         )
     return optimizer, variables
 

@@ -28,7 +28,7 @@ from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.groups import constrain
 from rmsjit.steps.launching import launch_for
-from rmsjit.steps.nonfinite import PROPAGATE
+from rmsjit.steps.nonfinite import NOT_JUDGED, PROPAGATE, Judgement
 from rmsjit.steps.pairs import Pairs, warn_of_missing
 from rmsjit.steps.place import Place
 from rmsjit.steps.plan import Plan
@@ -177,7 +177,7 @@ class Engine:
             scale = clipping.factor * (1.0 if stage is None else stage.scale)
             limit /= abs(scale)
         must_judge = clipping.by_norm or self.reads_norms or scale != 1.0
-        factors = None
+        judged = NOT_JUDGED
         may_launch = True
         while True:
             plan, last = None, self._plans.last
@@ -199,8 +199,9 @@ class Engine:
             if plan.layout.complex_dtype:
                 refuse_complex(plan.layout.complex_dtype, clipping, plan.form)
             if must_judge:
-                accepted, factors = self._judged(plan, binding, clipping, launch, stage, scale)
-                if not accepted:
+                judged = self._judged(plan, binding, clipping, launch, stage, scale)
+                if not judged.accepted:
+                    self._report(judged)
                     plan.bindings.release(binding)
                     return False
                 must_judge = False  # ranks judge a step together, so only once
@@ -216,7 +217,7 @@ class Engine:
             if place.constrained or place.draft is not None:
                 _check_room(counter)
             acts = plan.updates.acts(
-                binding, factors, clipping.clipvalue is not None, launch, counted
+                binding, judged.factors, clipping.clipvalue is not None, launch, counted
             )
             if place.draft is not None and not self._planner.entered(plan, place):
                 continue
@@ -229,6 +230,8 @@ class Engine:
                 raise _full(counter)
             may_launch = may_launch and status != CLOSED
 
+        if judged.norms:
+            self._report(judged)
         if place.constrained:
             self._constrain(plan, place, acts[1:], counter)
         binding.alive, binding.occurrences = None, {}
@@ -277,32 +280,36 @@ class Engine:
         launch: Launch,
         stage: Reduction | None,
         scale: float,
-    ) -> tuple[bool, NDArray[Any] | None]:
-        """Whether the step is taken, and what to multiply each gradient by."""
+    ) -> Judgement:
+        """Judge a step by the norms of its gradients, if they are wanted."""
         factors: NDArray[Any] | None = None
         if scale != 1.0:
             check_scale(scale, plan.layout.computing)
             factors = np.full(plan.count, scale)
         if not clipping.by_norm and not self.reads_norms:
-            return True, factors
+            return Judgement(True, factors)
         limit = clipping.limit / abs(scale) if clipping.by_norm else math.inf
         norms, name = plan.updates.norms(binding, limit, launch), binding.place.name
         if stage is not None:
             norms, name = stage.whole(norms), stage.name
-        self.last_norm = abs(scale) * math.sqrt(norms.squares.sum())
-        self.last_norms = (self.last_norm,)
+        joint = abs(scale) * math.sqrt(norms.squares.sum())
+        by_group = (joint,)
         if self.store.grouping.groups:
             rows = plan.rows if stage is None or stage.rows is None else stage.rows
             of_groups = np.bincount(rows, norms.squares, 1 + len(self.store.grouping.groups))
-            self.last_norms = tuple((abs(scale) * np.sqrt(of_groups)).tolist())
+            by_group = tuple((abs(scale) * np.sqrt(of_groups)).tolist())
         if not nonfinite.accepts(self.nonfinite, norms.finite, name):
-            return False, None
+            return Judgement(False, None, joint, by_group)
         if clipping.by_norm:
             finite = bool(norms.finite.all())
             factors = scale * clipping.factors(scale * (scale * norms.squares), finite)
             if stage is not None:
                 factors = stage.own(factors)
-        return True, factors
+        return Judgement(True, factors, joint, by_group)
+
+    def _report(self, judged: Judgement) -> None:
+        """Let users read the norms of a step, once it has been taken or skipped."""
+        self.last_norm, self.last_norms = judged.norm, judged.norms
 
     # --- beside steps -----------------------------------------------------------------------
 
