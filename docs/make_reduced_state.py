@@ -74,7 +74,7 @@ def train_regression(optimizer, seed):
 
 
 PROBLEMS = {  # with the learning rate and the number of seeds, as many as 1 % takes to be seen
-    "digits": (train_digits, 0.001, 120),
+    "digits": (train_digits, 0.001, 480),
     "word vectors": (train_words, 0.003, 10),
     "badly scaled regression": (train_regression, CosineDecay(0.01, 4000), 10),
 }
