@@ -379,12 +379,15 @@ sys.meta_path.insert(0, Slow())
 def step():
     import rmsjit
     optimizer, variable = rmsjit.RMSprop(0.01), np.ones(9)
-    optimizer.apply_gradients([(np.ones(9), variable)])
+    if TARGET.startswith("autograd"):
+        optimizer.minimize(lambda v: (v * v).sum(), [variable])
+    else:
+        optimizer.apply_gradients([(np.ones(9), variable)])
 
 import rmsjit
 if LOGGING == "before":
     import logging
-if TARGET.startswith("numba") or TARGET.endswith("engine"):
+if not TARGET.endswith("keras_legacy"):
     rmsjit.RMSprop
 if LOGGING == "after":
     import logging
@@ -406,7 +409,8 @@ print("fine")
 
 @pytest.mark.parametrize("logging", ["before", "after", "not"])
 @pytest.mark.parametrize(
-    "target", ["rmsjit.optimizers.keras_legacy", "rmsjit.steps.engine", "numba.core"]
+    "target",
+    ["rmsjit.optimizers.keras_legacy", "rmsjit.steps.engine", "numba.core", "autograd.core"],
 )
 def test_a_fork_waits_for_the_imports_of_a_first_step(target, logging):
     assert run_python(FIRST_STEP, target, logging) == "fine\n"

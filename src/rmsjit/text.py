@@ -1,6 +1,14 @@
 """How messages and reports write values."""
 
+from collections.abc import Iterable
 from typing import Any
+
+
+def nearest(word: str, words: Iterable[str], least: float = 0.6) -> str:
+    """The most similar word to a misspelled one, or "" if none has this similarity, from 0 to 1."""
+    import difflib  # which takes a millisecond, for errors only
+
+    return next(iter(difflib.get_close_matches(word, sorted(words), n=1, cutoff=least)), "")
 
 
 def brief(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,31 +73,29 @@ def gradients_of_arguments(
     variables = _checked_variables(var_list)
     with tape or GradientTape() as tape:
         arguments = tape.watch(variables)
-        is_whole = isinstance(var_list, Mapping) and len(_required(loss)) == 1
+        is_whole = isinstance(var_list, Mapping) and _argument_count(loss) == 1
         value = loss(pack_like(var_list, arguments)) if is_whole else loss(*arguments)
     return tape.gradient(value, arguments, grad_loss), variables
 
 
 def takes_arguments(loss: Callable[..., Any]) -> bool:
     """Whether a loss takes the variables; TensorFlow itself calls it without arguments."""
-    return bool(_required(loss))
+    return _argument_count(loss) > 0
 
 
-def _required(loss: Callable[..., Any]) -> list[Any]:
-    """The parameters of a loss that get variables: without a default, and ``*args`` as two."""
+def _argument_count(loss: Callable[..., Any]) -> float:
+    """How many variables a loss takes, infinitely many for ``*args`` and for unknown signatures."""
     try:
         parameters = inspect.signature(loss).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature, which may take any number
-        return [loss, loss]
-    found: list[Any] = []
-    for one in parameters:
-        if one.kind is one.VAR_POSITIONAL:
-            found += [one, one]
-        elif one.kind is one.POSITIONAL_ONLY or (
-            one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty
-        ):
-            found.append(one)
-    return found
+    except (TypeError, ValueError):  # a builtin without a signature
+        return math.inf
+    if any(one.kind is one.VAR_POSITIONAL for one in parameters):
+        return math.inf
+    return sum(
+        one.kind is one.POSITIONAL_ONLY
+        or (one.kind is one.POSITIONAL_OR_KEYWORD and one.default is one.empty)
+        for one in parameters
+    )
 
 
 def gradients_of_touched(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from rmsjit.forms import description
 from rmsjit.forms.functions import signature_of
 from rmsjit.forms.library import Library
 from rmsjit.forms.table import BY_NAME, LIBRARIES
+from rmsjit.text import nearest
 
 _WIDTH = 88
 
@@ -105,7 +105,7 @@ def comparison(one: Library, other: Library) -> list[str]:
 
 def _library(name: str) -> Library:
     if name not in BY_NAME:
-        near = difflib.get_close_matches(name, BY_NAME, n=1, cutoff=0.0)[0]
+        near = nearest(name, BY_NAME, least=0.0)
         raise ValueError(f"there is no form {name!r}; the nearest is {near!r}")
     return BY_NAME[name]
 

@@ -17,12 +17,11 @@ np.int64(1)
 [0. 2.]
 """
 
-import difflib as _difflib
-
 from rmsjit.forms.configs import from_config
 from rmsjit.forms.functions import FormFunction as _FormFunction
 from rmsjit.forms.functions import function_of as _function_of
 from rmsjit.forms.table import LIBRARIES as _LIBRARIES
+from rmsjit.text import nearest as _nearest
 
 _FUNCTIONS = {library.name: _function_of(library) for library in _LIBRARIES}
 globals().update(_FUNCTIONS)
@@ -32,5 +31,5 @@ __all__ = ["from_config", *_FUNCTIONS]
 
 def __getattr__(name: str) -> _FormFunction:
     """The `AttributeError` for what is no form; types see here what functions there are."""
-    near = _difflib.get_close_matches(name, _FUNCTIONS, n=1, cutoff=0.0)[0]
+    near = _nearest(name, _FUNCTIONS, least=0.0)
     raise AttributeError(f"there is no form {name!r} in rmsjit.forms; the nearest is {near!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +11,7 @@ from rmsjit.forms.library import REQUIRED, Library, roles
 from rmsjit.forms.table import LIBRARIES
 from rmsjit.optimizers.arguments import refuse_variables
 from rmsjit.optimizers.keras_legacy import RMSprop
+from rmsjit.text import nearest
 
 FormFunction = Callable[..., RMSprop]
 OPTIONS = (  # arguments of `RMSprop` that every function takes, where the library has none of them
@@ -86,7 +86,7 @@ def _bound(
     """The arguments of a call by name, or a `TypeError` that says what is wrong with them."""
     for name in kwargs:
         if name not in signature.parameters:
-            near = nearest(library, name, signature.parameters)
+            near = meant(library, name, signature.parameters)
             instead = f"; the nearest is {near!r}" if near else ""
             if _ROLES.get(name) == {"weight_decay"}:
                 instead = "; the library's RMSprop does not decay weights, rmsjit.RMSprop can"
@@ -99,12 +99,12 @@ def _bound(
         raise TypeError(f"{library.name}(): {error}") from None
 
 
-def nearest(library: Library, name: str, names: Iterable[str]) -> str:
+def meant(library: Library, name: str, names: Iterable[str]) -> str:
     """The argument that was meant by a misspelled name, or by one of another library, or ""."""
     for number in sorted(_ROLES.get(name, ())):
         if number in library.numbers:
             return library.numbers[number].name
-    return next(iter(difflib.get_close_matches(name, names, n=1)), "")
+    return nearest(name, names)
 
 
 def example_arguments(library: Library) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def _write_offset(typing_context, address, offset):
     return types.none(types.int64, types.int32), codegen
 
 
+@functools.cache
 def size_of_largest(form):
     """A function ``(largest, slots, i)``: the size of the largest element that the rule has packed.
 

@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
+from rmsjit.text import nearest
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PAIRS = "opt.apply_gradients([(gradient, variable)])"
@@ -106,7 +108,5 @@ def _instead(name: str, known: Iterable[str], own: Mapping[str, str]) -> str:
             f": it is called {here!r} here, and the functions of rmsjit.forms take the arguments "
             f"of other libraries"
         )
-    import difflib  # which takes a millisecond, for errors only
-
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(name, known)
+    return f"; did you mean {near!r}?" if near else ""

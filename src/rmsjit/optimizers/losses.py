@@ -7,6 +7,7 @@ from typing import Any
 from rmsjit.nest import flatten
 from rmsjit.optimizers.calls import Calls
 from rmsjit.optimizers.loss_scaling import LossScaling
+from rmsjit.runtime import forks
 from rmsjit.steps.pairs import naming
 from rmsjit.variables import Variable
 
@@ -123,7 +124,8 @@ class Losses(Calls, LossScaling):
     def _compute_gradients(
         self, loss: Any, var_list: Any, grad_loss: Any = None, tape: Any = None
     ) -> list[tuple[Any, Any]]:
-        from rmsjit.autodiff import losses
+        with forks.undisturbed():
+            from rmsjit.autodiff import losses
 
         takes_variables = callable(loss) and losses.takes_arguments(loss)
         compute = losses.gradients_of_arguments if takes_variables else losses.gradients_of

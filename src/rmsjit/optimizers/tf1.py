@@ -27,6 +27,7 @@ from rmsjit.rule.checks import is_used
 from rmsjit.rule.clipping import Clipping
 from rmsjit.rule.hyperparameters import Hyperparameters
 from rmsjit.rule.presets import tf1, with_terms
+from rmsjit.runtime import forks
 from rmsjit.runtime.forks import RenewedLock
 from rmsjit.state.memories import SlotAllocator
 from rmsjit.steps.pairs import pairs_of
@@ -201,7 +202,8 @@ class RMSPropOptimizer(Optimizer):
         if not callable(loss):
             raise RuntimeError(f"loss must be callable, got {loss!r}")
         _check_graph_arguments(gate_gradients, aggregation_method, colocate_gradients_with_ops)
-        from rmsjit.autodiff import losses
+        with forks.undisturbed():
+            from rmsjit.autodiff import losses
 
         if var_list is None:
             gradients, variables = losses.gradients_of_touched(loss, grad_loss)

@@ -28,7 +28,8 @@ from rmsjit.steps.act import CLOSED, DONE, FULL, Act
 from rmsjit.steps.binding import Binding
 from rmsjit.steps.groups import constrain
 from rmsjit.steps.launching import launch_for
-from rmsjit.steps.nonfinite import NOT_JUDGED, PROPAGATE, Judgement
+from rmsjit.steps.nonfinite import PROPAGATE
+from rmsjit.steps.norms import NOT_JUDGED, Judgement
 from rmsjit.steps.pairs import Pairs, warn_of_missing
 from rmsjit.steps.place import Place
 from rmsjit.steps.plan import Plan

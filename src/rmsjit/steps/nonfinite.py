@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 PROPAGATE, RAISE = "propagate", "raise"  # the third policy is "skip"
-
-
-class Judgement(NamedTuple):
-    """What the norms of gradients say about a step.
-
-    Attributes
-    ----------
-    accepted : bool
-        Whether it is taken.
-    factors : ndarray or None
-        What to multiply each gradient by.
-    norm : float or None
-        The joint norm, if it was computed.
-    norms : tuple of float
-        Those of the groups, likewise.
-    """
-
-    accepted: bool
-    factors: NDArray[Any] | None
-    norm: float | None = None
-    norms: tuple[float, ...] = ()
-
-
-NOT_JUDGED = Judgement(True, None)
 
 
 def accepts(policy: str, finite: NDArray[np.bool_], name: Callable[[int], str]) -> bool:

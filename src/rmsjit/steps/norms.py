@@ -39,6 +39,30 @@ class Norms(NamedTuple):
         return cls(totals[:, 0], totals[:, 1] == 0)
 
 
+class Judgement(NamedTuple):
+    """What the norms of gradients say about a step.
+
+    Attributes
+    ----------
+    accepted : bool
+        Whether it is taken.
+    factors : ndarray or None
+        What to multiply each gradient by.
+    norm : float or None
+        The joint norm, if it was computed.
+    norms : tuple of float
+        Those of the groups, likewise.
+    """
+
+    accepted: bool
+    factors: NDArray[Any] | None
+    norm: float | None = None
+    norms: tuple[float, ...] = ()
+
+
+NOT_JUDGED = Judgement(True, None)
+
+
 class NormPass:
     """The pass over gradients of given sizes.
 
