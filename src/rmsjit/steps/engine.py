@@ -29,7 +29,7 @@ from rmsjit.steps.binding import Binding
 from rmsjit.steps.groups import constrain
 from rmsjit.steps.launching import launch_for
 from rmsjit.steps.nonfinite import PROPAGATE
-from rmsjit.steps.norms import NOT_JUDGED, Judgement
+from rmsjit.steps.norms import Judgement
 from rmsjit.steps.pairs import Pairs, warn_of_missing
 from rmsjit.steps.place import Place
 from rmsjit.steps.plan import Plan
@@ -178,7 +178,7 @@ class Engine:
             scale = clipping.factor * (1.0 if stage is None else stage.scale)
             limit /= abs(scale)
         must_judge = clipping.by_norm or self.reads_norms or scale != 1.0
-        judged = NOT_JUDGED
+        factors, judged = None, None
         may_launch = True
         while True:
             plan, last = None, self._plans.last
@@ -205,6 +205,7 @@ class Engine:
                     self._report(judged)
                     plan.bindings.release(binding)
                     return False
+                factors = judged.factors
                 must_judge = False  # ranks judge a step together, so only once
             if values is None:
                 values = hyperparameters.constant or hyperparameters.at(counter)
@@ -218,7 +219,7 @@ class Engine:
             if place.constrained or place.draft is not None:
                 _check_room(counter)
             acts = plan.updates.acts(
-                binding, judged.factors, clipping.clipvalue is not None, launch, counted
+                binding, factors, clipping.clipvalue is not None, launch, counted
             )
             if place.draft is not None and not self._planner.entered(plan, place):
                 continue
@@ -231,7 +232,7 @@ class Engine:
                 raise _full(counter)
             may_launch = may_launch and status != CLOSED
 
-        if judged.norms:
+        if judged is not None and judged.norms:
             self._report(judged)
         if place.constrained:
             self._constrain(plan, place, acts[1:], counter)

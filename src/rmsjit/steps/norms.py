@@ -60,9 +60,6 @@ class Judgement(NamedTuple):
     norms: tuple[float, ...] = ()
 
 
-NOT_JUDGED = Judgement(True, None)
-
-
 class NormPass:
     """The pass over gradients of given sizes.
 
