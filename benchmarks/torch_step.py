@@ -45,7 +45,9 @@ class Model:
         self._backward()
 
     def _backward(self):
-        sum((p * p).sum() for p in self.parameters).backward()
+        # Kept until the next one, as a training loop keeps its loss while it takes a step.
+        self._loss = sum((p * p).sum() for p in self.parameters)
+        self._loss.backward()
 
     def prepare(self):
         """Make the gradients of the next step."""

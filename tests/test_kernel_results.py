@@ -51,6 +51,9 @@ every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 all_or_in_parallel = pytest.mark.parametrize("bins", [1, 2], ids=["serial", "parallel"])
 
 
+HELPERS = {"_over_bins", "_of_objects"}
+
+
 def public_loaders():
     return {name for name, value in vars(loader).items() if hasattr(value, "cache_clear")}
 
@@ -60,7 +63,7 @@ def compiling_functions():
     for function in ast.parse(inspect.getsource(loader)).body:
         if isinstance(function, ast.FunctionDef):
             called = {getattr(node, "id", "") for node in ast.walk(function)}
-            if called & {"compile_kernel", "_over_bins"}:
+            if called & {"compile_kernel", *HELPERS}:
                 yield function.name
 
 
@@ -71,7 +74,7 @@ def tried_here():
 
 
 def test_every_kernel_is_tried_here():
-    assert set(compiling_functions()) - {"_over_bins"} == public_loaders()
+    assert set(compiling_functions()) - HELPERS == public_loaders()
     assert set(tried_here()) == public_loaders()
 
 
@@ -933,3 +936,36 @@ def test_reading_tensors(fresh):
     ):
         assert status(wrong, others[1]) == tensors.NOT_AS_EXPECTED
     assert status(others[0], None) == tensors.NOT_DESCRIBED
+
+
+def test_comparing_the_items_of_tuples(fresh):
+    kernel, one, other = fresh("same_items"), [], []
+    for items, others, same in (
+        ((one, other), (one, other), 1),
+        ((one, other), (other, one), 0),
+        ((one, other), (one,), 0),
+        ((one,), (one, other), 0),
+        ((), (), 1),
+    ):
+        assert kernel.call(id(items), id(others)) == same
+
+
+def test_finding_an_item_of_a_tuple(fresh):
+    kernel, one, other = fresh("has_item"), [], []
+    for items, found in (((one, other), 1), ((other, one), 1), ((other,), 0), ((), 0)):
+        assert kernel.call(id(items), id(one)) == found
+
+
+def test_comparing_the_values_of_dictionaries(fresh):
+    kernel, one, other = fresh("same_values"), [], []
+    get_item = ctypes.cast(ctypes.pythonapi.PyDict_GetItem, ctypes.c_void_p).value
+
+    def are_same(*dictionaries, keys=("a", "b"), values=(one, other, one, one)):
+        return kernel.call(id(dictionaries), id(keys), id(values), get_item)
+
+    both = {"a": one, "b": other}, {"b": one, "more": other, "a": one}
+    assert are_same(*both) == 1
+    assert are_same(*both[::-1]) == 0
+    assert are_same(both[0], {"a": one}) == 0
+    assert are_same(both[0], {"a": one, "b": []}) == 0
+    assert are_same(values=()) == 1

@@ -150,7 +150,7 @@ def test_squares_are_packed(dtype):
     assert_nothing_is_allocated(text)
 
 
-READING_OBJECTS = ["read_pairs", "follow", "read_tensors"]
+READING_OBJECTS = ["read_pairs", "follow", "read_tensors", "same_items", "same_values", "has_item"]
 SHIPPED_ONCE = [
     "tick",
     "reset",

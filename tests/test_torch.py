@@ -13,6 +13,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.optim.optimizer import (  # noqa: E402
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from rmsjit.kernels import loader  # noqa: E402
 from rmsjit.torch import RMSprop, reader  # noqa: E402
 from strategies import run_python  # noqa: E402
 
@@ -49,9 +55,11 @@ def random(shape, dtype):
 
 @pytest.fixture(params=["in one call", "by methods"])
 def reading(request, monkeypatch):
-    """Both ways to see where tensors are: torch's C function, and without one."""
+    """Both ways to see what a step needs: in compiled code, and in Python."""
     if request.param == "by methods":
         monkeypatch.setattr(reader, "_functions", lambda: None)
+        for kernel in ("same_items", "same_values", "has_item"):
+            monkeypatch.setattr(loader, kernel, lambda: None)
 
 
 in_both_ways = pytest.mark.usefixtures("reading")
@@ -210,6 +218,23 @@ def test_a_lazily_negated_scalar_gradient():
     assert_same_parameters(ours, theirs)
 
 
+@in_both_ways
+@pytest.mark.parametrize("shape", [(), (1,), (2,)])
+def test_a_gradient_that_becomes_a_negative_view_of_the_same_memory(shape):
+    theirs = [torch.nn.Parameter(torch.randn(shape))]
+    ours = twins(theirs)
+    for (p,), cls in ((theirs, Theirs), (ours, RMSprop)):
+        z = torch.complex(torch.ones(shape), torch.full(shape, 2.0))
+        p.grad = z.imag
+        optimizer = cls([p])
+        for _ in range(2):
+            optimizer.step()
+        p.grad.data = z.conj().imag
+        assert p.grad.data_ptr() == z.imag.data_ptr()
+        optimizer.step()
+    assert_same_parameters(ours, theirs)
+
+
 def test_a_conjugated_gradient():
     theirs = [torch.nn.Parameter(torch.randn(3, dtype=torch.complex64))]
     theirs[0].grad = torch.randn(3, dtype=torch.complex64)
@@ -361,15 +386,72 @@ def test_a_closure_is_called_with_gradients_enabled(cls):
     assert second < first
 
 
-def test_hooks_run_round_a_step():
+class OursWithStep(RMSprop):
+    """With a `step` of its own, to which torch adds its wrapper."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    "cls", [Theirs, RMSprop, OursWithStep], ids=["theirs", "ours", "a subclass"]
+)
+def test_hooks_run_once_round_a_step(cls):
     (p,) = parameters(shapes=[(3,)])
-    optimizer, calls = RMSprop([p]), []
+    optimizer, calls = cls([p]), []
     optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
     handle = optimizer.register_step_post_hook(lambda *_: calls.append("after"))
     optimizer.step()
     handle.remove()
     optimizer.step()
     assert calls == ["before", "after", "before"]
+
+
+@pytest.mark.parametrize(
+    "cls", [Theirs, RMSprop, OursWithStep], ids=["theirs", "ours", "a subclass"]
+)
+def test_hooks_for_all_optimizers_run_once(cls):
+    (p,) = parameters(shapes=[(3,)])
+    optimizer, calls = cls([p]), []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *_: calls.append("before")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("after")),
+    ]
+    optimizer.step()
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert calls == ["before", "after"]
+
+
+@pytest.mark.parametrize("cls", [Theirs, RMSprop])
+def test_hooks_get_the_arguments_and_may_replace_them(cls):
+    (p,) = parameters(shapes=[(3,)])
+    optimizer, seen = cls([p]), []
+
+    def replace(found, arguments, named):
+        seen.append((found is optimizer, arguments[1:], named))
+        return (optimizer,), {"closure": lambda: 7.0}
+
+    optimizer.register_step_pre_hook(replace)
+    optimizer.register_step_post_hook(
+        lambda _, arguments, named: seen.append((arguments[1:], sorted(named)))
+    )
+    assert optimizer.step(None) == 7.0
+    assert seen == [(True, (None,), {}), ((), ["closure"])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "cls", [Theirs, RMSprop, OursWithStep], ids=["theirs", "ours", "a subclass"]
+)
+def test_a_profiler_sees_a_step(cls):
+    (p,) = parameters(shapes=[(3,)])
+    optimizer = cls([p])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    records = {event.key: event.count for event in profile.key_averages()}
+    assert records[f"Optimizer.step#{cls.__name__}.step"] == 1
 
 
 def test_a_model_learns_as_with_torch():
@@ -886,6 +968,20 @@ def test_shared_memory():
         assert not p.numel() or not torch.equal(p, old)
         assert all(optimizer.state[p][key] is value for key, value in kept.items())
         assert kept["step"] == 2
+
+
+@in_both_ways
+def test_parameters_may_be_swapped_after_a_step():
+    """Which torch refuses for tensors that it sees held elsewhere."""
+    theirs, ours = (parameters(shapes=[(3,), (2,)]) for _ in CLASSES)
+    for params, cls in ((theirs, Theirs), (ours, RMSprop)):
+        optimizer = cls(params)
+        optimizer.step()
+        other = torch.nn.Parameter(torch.ones(3))
+        other.grad = torch.ones(3)
+        torch.utils.swap_tensors(params[0], other)
+        optimizer.step()
+    assert_same_parameters(ours, theirs)
 
 
 @in_both_ways

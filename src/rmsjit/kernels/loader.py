@@ -17,6 +17,7 @@ from rmsjit.kernels import (
     driver,
     following,
     headers,
+    identity,
     norms,
     overlap,
     rows,
@@ -140,20 +141,39 @@ def meets_written() -> Kernel:
     return compile_kernel("meets_written", "", lambda: overlap.meets_written, arguments=2)
 
 
+def _of_objects(name: str, make: Callable[[], Any], arguments: int = 2) -> Kernel | None:
+    """A kernel that reads Python's objects; None as for `read_pairs`."""
+    if read_pairs() is None:
+        return None
+    return compile_kernel(name, "", make, arguments, flags=HOLDING_GIL)
+
+
 @functools.cache
 def follow() -> Kernel | None:
     """Finds known variables and moves a step to them; None as for `read_pairs`."""
-    if read_pairs() is None:
-        return None
-    kernel = compile_kernel("follow", "", lambda: following.follow, arguments=2, flags=HOLDING_GIL)
-    return kernel if following.can_follow(kernel.call) else None
+    kernel = _of_objects("follow", lambda: following.follow)
+    return kernel if kernel is not None and following.can_follow(kernel.call) else None
 
 
 @functools.cache
 def read_tensors() -> Kernel | None:
     """Finds where tensors are; None as for `read_pairs`, as it reads a tuple in the same way."""
-    if read_pairs() is None:
-        return None
-    return compile_kernel(
-        "read_tensors", "", lambda: tensors.read_tensors, arguments=3, flags=HOLDING_GIL
-    )
+    return _of_objects("read_tensors", lambda: tensors.read_tensors, arguments=3)
+
+
+@functools.cache
+def same_items() -> Kernel | None:
+    """Whether tuples hold the same objects; None as for `read_pairs`."""
+    return _of_objects("same_items", lambda: identity.same_items)
+
+
+@functools.cache
+def same_values() -> Kernel | None:
+    """Whether dictionaries hold the same objects; None as for `read_pairs`."""
+    return _of_objects("same_values", lambda: identity.same_values, arguments=4)
+
+
+@functools.cache
+def has_item() -> Kernel | None:
+    """Whether a tuple holds an object; None as for `read_pairs`."""
+    return _of_objects("has_item", lambda: identity.has_item)

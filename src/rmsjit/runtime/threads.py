@@ -7,6 +7,7 @@ fork.  `rmsjit.kernels.act` launches the threads, after checking the gate of `fo
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from typing import NamedTuple
@@ -51,18 +52,21 @@ class Launch(NamedTuple):
 ONE_THREAD = Launch(1, 0, 0)
 
 
-def launch(wanted: int) -> Launch:
+@functools.lru_cache  # as steps ask for the same again and again
+def _permission(
+    threads: int, get_threads: int = 0, set_threads: int = 0, prefetches: bool = False
+) -> Launch:
+    return Launch(threads, get_threads, set_threads, prefetches)
+
+
+def launch(wanted: int, prefetches: bool = False) -> Launch:
     """Permission for a launch on at most `wanted` threads, or on one if there must be no others."""
-    if wanted <= 1:
-        return ONE_THREAD
-    layer = _layer or start()
-    if layer is None or _serial_because:
-        return ONE_THREAD
-    granted = min(layer.get_threads(), wanted)
-    if granted <= 1:
-        return ONE_THREAD
+    layer = (_layer or start()) if wanted > 1 else None
+    granted = 1 if layer is None or _serial_because else min(layer.get_threads(), wanted)
+    if layer is None or granted <= 1:
+        return _permission(1, prefetches=prefetches)
     _launchers.add(threading.get_ident())
-    return Launch(granted, layer.get_address, layer.set_address)
+    return _permission(granted, layer.get_address, layer.set_address, prefetches)
 
 
 def prepare() -> None:

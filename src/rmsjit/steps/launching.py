@@ -22,5 +22,4 @@ def launch_for(plan: Plan, binding: Binding, trials: TrialsBySize, limit: int) -
     wanted = own.choose()
     if wanted.threads > 1:
         threads.prepare()
-    launch = threads.launch(wanted.threads)
-    return launch._replace(prefetches=True) if wanted.prefetches else launch
+    return threads.launch(wanted.threads, wanted.prefetches)

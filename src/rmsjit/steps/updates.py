@@ -52,11 +52,10 @@ class Updates:
 
     def nbytes(self, binding: Binding) -> int:
         """How many bytes could be written sequentially in the time that the update takes."""
-        rows = (
-            group.table.bytes_of(binding.occurrences[group.position].distinct)
-            for group in self._layout.sparse
-        )
-        return self._layout.dense_nbytes + sum(rows)
+        nbytes = self._layout.dense_nbytes
+        for group in self._layout.sparse:
+            nbytes += group.table.bytes_of(binding.occurrences[group.position].distinct)
+        return nbytes
 
     def norms(self, binding: Binding, limit: float, launch: Launch) -> Norms:
         """The norms of all gradients, and whether they are finite; a missing one is zero.

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from operator import is_, itemgetter
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
+from torch.utils.dlpack import to_dlpack
 
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
 from rmsjit.rule.slot import MG, MOMENTUM, RMS
 from rmsjit.steps.fixed import FixedStep, ReadyStep
 from rmsjit.torch.counts import STEP, check_count, fresh_counts, merged
+from rmsjit.torch.identity import SameValues, are_same
 from rmsjit.torch.tensors import (
     KnownMemory,
     Layouts,
@@ -37,9 +37,9 @@ class BoundParameters:
 
     Parameters
     ----------
-    params : sequence of Tensor
+    params : tuple of Tensor
     states : sequence of dict
-        The state of each parameter; kept, so that changes are noticed.
+        The state of each parameter, with which later changes are noticed.
     added : sequence of dict
         What is to be added to each state (`lacking`).
     names : sequence of str
@@ -50,13 +50,11 @@ class BoundParameters:
     Attributes
     ----------
     form : Form
-    layouts : Layouts
-        Those of the parameters.
     """
 
     def __init__(
         self,
-        params: Sequence[Tensor],
+        params: tuple[Tensor, ...],
         states: Sequence[State],
         added: Sequence[State],
         names: Sequence[str],
@@ -64,55 +62,43 @@ class BoundParameters:
         num_threads: int | None,
     ) -> None:
         self.form = form
-        self.layouts = Layouts(params)
-        self._params, self._states, self._names = list(params), list(states), list(names)
-        self._slots_of = [itemgetter(_KEYS[name]) for name in form.slot_names]
+        self._layouts = Layouts(params)
+        self._params, self._names = params, names
+        keys = [STEP, *(_KEYS[name] for name in form.slot_names)]
         whole = [{**state, **more} for state, more in zip(states, added, strict=True)]
-        self._counts = [state[STEP] for state in whole]
-        self._merged_counts = merged(self._counts)
-        self._memory = KnownMemory(self._tensors_in(whole))
-        slots = [
-            {name: array_of(state[_KEYS[name]]) for name in form.slot_names} for state in whole
+        counts, *slots = [[state[key] for state in whole] for key in keys]
+        counts_together = merged(counts)
+        self._values = SameValues(states, keys, list(zip(counts, *slots, strict=True)))
+        self._memory = KnownMemory([*params, *chain.from_iterable(slots), *counts_together])
+        # C++ owns slots and counts as well, through these: whenever it uses a tensor that only
+        # Python owns, torch takes Python's lock.  Parameters are left out, as
+        # `torch.utils.swap_tensors` refuses those that have another owner.
+        self._owners = list(map(to_dlpack, [*chain.from_iterable(slots), *counts_together]))
+        self._count_arrays = [array_of(count) for count in counts_together]
+        arrays = [
+            dict(zip(form.slot_names, map(array_of, held), strict=True))
+            for held in zip(*slots, strict=True)
         ]
-        self._count_arrays = [array_of(count) for count in self._merged_counts]
-        self._step = FixedStep([array_of(p) for p in params], slots, form, num_threads)
+        self._step = FixedStep([array_of(p) for p in params], arrays, form, num_threads)
 
-    def _tensors_in(self, states: Sequence[State]) -> list[Tensor]:
-        """All that a step writes: the parameters, their slots, and the counts."""
-        slots = chain.from_iterable(map(slot, states) for slot in self._slots_of)
-        return [*self._params, *slots, *self._merged_counts]
-
-    def holds(self, params: Sequence[Tensor]) -> bool:
+    def holds(self, params: tuple[Tensor, ...]) -> bool:
         """Whether these are the parameters, and they and their state are in the same memory."""
-        if len(params) != len(self._params) or not all(map(is_, params, self._params)):
-            return False
-        try:
-            counts = map(itemgetter(STEP), self._states)
-            return all(map(is_, counts, self._counts)) and self._memory.is_that_of(
-                self._tensors_in(self._states)
-            )
-        except KeyError:  # a part of a state was removed
-            return False
+        return (
+            are_same(params, self._params)
+            and self._values.are_there()
+            and self._memory.is_unchanged()
+        )
 
     def is_of(self, other: BoundParameters) -> bool:
         """Whether it is of the same parameters."""
-        alike = len(self._params) == len(other._params)
-        return alike and all(map(is_, self._params, other._params))
+        return are_same(self._params, other._params)
 
-    def ready(
-        self,
-        gradients: Sequence[Tensor],
-        addresses: NDArray[np.int64] | None,
-        numbers: StepNumbers,
-        scale: float,
-    ) -> ReadyUpdate:
+    def ready(self, gradients: Sequence[Tensor], numbers: StepNumbers, scale: float) -> ReadyUpdate:
         """The next update, checked.
 
         Parameters
         ----------
         gradients : sequence of Tensor
-        addresses : int64 array or None
-            Where they are if they lie in memory as the parameters do (`Layouts.addresses_of`).
         numbers : StepNumbers
         scale : float
             What to multiply gradients by.
@@ -122,7 +108,7 @@ class BoundParameters:
         TypeError, ValueError, IndexError
             If a gradient or a number is not valid.
         """
-        step = None
+        addresses, step = self._layouts.addresses_of(gradients), None
         if addresses is not None:
             step = self._step.at(addresses, gradients, numbers, scale)
         if step is None:
@@ -144,8 +130,9 @@ class ReadyUpdate:
         """Update parameters and state, and tell autograd that the parameters have changed."""
         for counts in self._counts:
             counts += 1
-        self._step.run()
+        # Before the update takes their place in the caches.
         increment_version(self._params)
+        self._step.run()
 
 
 def lacking(

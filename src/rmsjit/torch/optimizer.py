@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import repeat
-from operator import is_, is_not
 from typing import Any
 
 import torch
@@ -14,6 +12,8 @@ from rmsjit.optimizers.arguments import checked_threads
 from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
 from rmsjit.torch.bound import BoundParameters, ReadyUpdate, lacking
+from rmsjit.torch.identity import are_same, has_none
+from rmsjit.torch.listeners import told_to_listeners
 from rmsjit.torch.saved import prepared
 from rmsjit.torch.settings import (
     LATER_SETTINGS,
@@ -115,7 +115,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
     ) -> None:
         self._num_threads = checked_threads(num_threads)
         self._bound: dict[int, list[BoundParameters]] = {}  # by the number of the group
-        self._states: list[Any] = []  # those that were bound
+        self._states: tuple[Any, ...] = ()  # those that were bound
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -153,6 +153,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
             self.param_groups.pop()
             raise
 
+    @told_to_listeners
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient.
 
@@ -189,16 +190,18 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         for parameter, state, added in additions:
             state.update(added)
             self.state[parameter] = state
-        self._states = list(self.state.values())
+        if additions:
+            self._states = tuple(self.state.values())
         for update in updates:
             if update is not None:
                 update.run()
 
     def _notice_new_states(self) -> None:
         """Drop all that is bound if the state of a parameter has been replaced."""
-        states = self.state.values()
-        if len(states) != len(self._states) or not all(map(is_, states, self._states)):
+        states = tuple(self.state.values())
+        if not are_same(states, self._states):
             self._bound.clear()
+            self._states = states
 
     def _ready(
         self, number: int, group: Mapping[str, Any], additions: list[_Addition]
@@ -206,20 +209,19 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
         """The update of a group, checked; what states lack for it is put into `additions`."""
         numbers = numbers_of(group)
         refuse_differentiable(group)
-        params, gradients = group["params"], [p.grad for p in group["params"]]
-        if not all(map(is_not, gradients, repeat(None))):
-            params = [p for p, g in zip(params, gradients, strict=True) if g is not None]
-            gradients = [g for g in gradients if g is not None]
+        params = tuple(group["params"])
+        gradients = tuple([p.grad for p in params])
+        if has_none(gradients):
+            params = tuple([p for p, g in zip(params, gradients, strict=True) if g is not None])
+            gradients = tuple([g for g in gradients if g is not None])
         if not params:
             return None
         bound = self._known(number, params, form_of(numbers, group["centered"]))
-        addresses = None if bound is None else bound.layouts.addresses_of(gradients)
-        if bound is None or (addresses is None and not bound.layouts.are_those_of(params)):
+        if bound is None:
             bound = self._newly_bound(number, params, numbers, additions)
-            addresses = bound.layouts.addresses_of(gradients)
-        return bound.ready(gradients, addresses, numbers, -1.0 if group["maximize"] else 1.0)
+        return bound.ready(gradients, numbers, -1.0 if group["maximize"] else 1.0)
 
-    def _known(self, number: int, params: Sequence[Tensor], form: Form) -> BoundParameters | None:
+    def _known(self, number: int, params: tuple[Tensor, ...], form: Form) -> BoundParameters | None:
         """What is bound to these parameters of a group, in this form."""
         for bound in self._bound.get(number, ()):
             if bound.form is form and bound.holds(params):
@@ -229,7 +231,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
     def _newly_bound(
         self,
         number: int,
-        params: Sequence[Tensor],
+        params: tuple[Tensor, ...],
         numbers: StepNumbers,
         additions: list[_Addition],
     ) -> BoundParameters:
@@ -290,7 +292,7 @@ class RMSprop(torch.optim.Optimizer):  # type: ignore[misc]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._bound, self._states = {}, []
+        self._bound, self._states = {}, ()
         for group in self.param_groups:
             for name, value in LATER_SETTINGS.items():
                 group.setdefault(name, value)

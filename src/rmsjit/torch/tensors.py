@@ -144,22 +144,18 @@ def _as_real(array: NDArray[Any]) -> NDArray[Any]:
 
 
 class Layouts:
-    """How tensors lie in memory, to be compared with others."""
+    """How parameters lie in memory, to be compared with their gradients."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._layouts = list(map(_layout_of, tensors))
         self._shapes = list(map(Tensor.size, tensors))
-        self._filled = np.array(list(map(Tensor.numel, tensors))) > 0
         self._dtypes = [tensor.dtype for tensor in tensors]
-        self._strides = [(t.shape, t.stride()) for t in tensors]
+        self._filled = np.array(list(map(Tensor.numel, tensors))) > 0
+        self._single = [k for k, tensor in enumerate(tensors) if tensor.numel() == 1]
         self._contiguous = all(map(Tensor.is_contiguous, tensors))
         self._has_complex = any(map(Tensor.is_complex, tensors))
         self._reader = reader_for(tensors)
-
-    def are_those_of(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether other dense tensors have the same."""
-        return [(t.shape, t.stride()) for t in tensors] == self._strides and [
-            t.dtype for t in tensors
-        ] == self._dtypes
+        self._positive = b""  # the addresses of gradients that were no negative views
 
     def addresses_of(self, gradients: Sequence[Tensor]) -> NDArray[np.int64] | None:
         """The addresses of gradients that have the memory layout of these tensors.
@@ -170,15 +166,16 @@ class Layouts:
             None if one differs in layout, or has no memory.  Never for complex ones, which may
             still have to be conjugated.
         """
-        if self._has_complex or any(map(Tensor.is_neg, gradients)):
+        if self._has_complex:
             return None
+        found = None
         if self._reader is not None:
             found = self._reader.addresses(gradients)
             if not self._reader.is_useful:
                 self._reader = None
-            if found is not None:
-                return found
-        return self._addresses_by_methods(gradients)
+        if found is None:
+            found = self._addresses_by_methods(gradients)
+        return None if found is None or self._any_is_negative(gradients, found) else found
 
     def _addresses_by_methods(self, gradients: Sequence[Tensor]) -> NDArray[np.int64] | None:
         try:
@@ -192,29 +189,51 @@ class Layouts:
     def _fit(self, gradients: Sequence[Tensor]) -> bool:
         """Whether gradients lie in memory as these tensors do, by their methods."""
         if not self._contiguous:
-            return self.are_those_of(gradients)
+            return list(map(_layout_of, gradients)) == self._layouts
         return (
             all(map(Tensor.is_contiguous, gradients))
-            # A parameter that has got other memory may have another shape than its gradient.
             and list(map(Tensor.size, gradients)) == self._shapes
             and [gradient.dtype for gradient in gradients] == self._dtypes
         )
 
+    def _any_is_negative(self, gradients: Sequence[Tensor], found: NDArray[np.int64]) -> bool:
+        """Whether a gradient is a negative view of other memory, such as ``z.conj().imag``.
+
+        Such a view skips every second number.  So if gradients are where those of the last step
+        were, only one of a single number can have become such a view.
+        """
+        if found.tobytes() == self._positive:
+            return any(gradients[k].is_neg() for k in self._single)
+        if any(map(Tensor.is_neg, gradients)):
+            return True
+        self._positive = found.tobytes()
+        return False
+
+
+def _layout_of(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
 
 class KnownMemory:
-    """Where tensors were, to see whether they are still there."""
+    """Where some tensors were and how they lay there, to see whether they still do."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tuple(tensors)
         self._reader = reader_for(tensors)
         self._addresses = addresses(tensors).tobytes()
+        self._layouts = list(map(_layout_of, tensors))
 
-    def is_that_of(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether tensors are in this memory."""
+    def is_unchanged(self) -> bool:
+        """Whether all tensors are where and as they were."""
+        found = self._reader.addresses(self._tensors) if self._reader else None
+        if found is not None:
+            return found.tobytes() == self._addresses
         try:
-            found = self._reader.addresses(tensors) if self._reader else addresses(tensors)
-        except (RuntimeError, TypeError):  # something else, or a tensor without an address
+            if list(map(_layout_of, self._tensors)) != self._layouts:
+                return False
+            return addresses(self._tensors).tobytes() == self._addresses
+        except RuntimeError:  # one has no address any more
             return False
-        return found is not None and found.tobytes() == self._addresses
 
 
 def addresses(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
