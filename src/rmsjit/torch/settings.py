@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,8 @@ from rmsjit.rule.form import Form
 from rmsjit.rule.numbers import StepNumbers
 
 _NAMES = ("lr", "alpha", "momentum", "eps", "weight_decay")
+_values_in = itemgetter(*_NAMES)
+_PLAIN = {float, int}  # types of numbers that need no conversion
 LATER_SETTINGS = {  # that states of older versions of torch do not have
     "momentum": 0.0,
     "centered": False,
@@ -67,7 +70,10 @@ def numbers_of(group: Mapping[str, Any]) -> StepNumbers:
     ValueError
         If one is out of its range.
     """
-    return _checked(*[number_of(name, group[name]) for name in _NAMES])
+    values = _values_in(group)
+    if not _PLAIN.issuperset(map(type, values)):
+        values = tuple(map(number_of, _NAMES, values))
+    return _checked(*values)
 
 
 def check_rate(group: Mapping[str, Any]) -> None:
@@ -83,8 +89,8 @@ def number_of(name: str, value: Any) -> float:
     TypeError, ValueError
         If it is not one finite real number.
     """
-    if type(value) is float or type(value) is int:
-        return value
+    if type(value) in _PLAIN:
+        return value  # type: ignore[no-any-return]
     if isinstance(value, Tensor):
         if value.numel() != 1:
             shape = (*value.shape,)

@@ -202,11 +202,12 @@ class Layouts:
         Such a view skips every second number.  So if gradients are where those of the last step
         were, only one of a single number can have become such a view.
         """
-        if found.tobytes() == self._positive:
+        where = found.tobytes()
+        if where == self._positive:
             return any(gradients[k].is_neg() for k in self._single)
         if any(map(Tensor.is_neg, gradients)):
             return True
-        self._positive = found.tobytes()
+        self._positive = where
         return False
 
 
