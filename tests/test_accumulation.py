@@ -11,9 +11,11 @@ import pytest
 
 import rmsjit
 import rmsjit.interop
+from rmsjit.arrays import recycled
 from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.checkpoints.content import SavedRound, SavedWeight
 from rmsjit.checkpoints.rounds import round_differences
+from rmsjit.steps import additions
 
 N = 3
 SETTINGS = {
@@ -30,6 +32,17 @@ SETTINGS = {
         "gradient_transformers": [lambda pairs: [(2 * g, v) for g, v in pairs]],
     },
 }
+
+
+@pytest.fixture(params=["by NumPy", "by kernels"])
+def adding(request, monkeypatch):
+    """Both ways to add gradients up: few numbers, and many, in memory that is used again."""
+    if request.param == "by kernels":
+        monkeypatch.setattr(additions, "LEAST_BYTES", 0)
+        monkeypatch.setattr(recycled, "_LEAST_BYTES", 0)
+
+
+in_both_ways = pytest.mark.usefixtures("adding")
 
 
 def gradients(shape, dtype="float64", count=4 * N):
@@ -57,6 +70,7 @@ def slices(values, rows):
     return rmsjit.IndexedSlices(np.array(values, float).reshape(len(rows), 1), rows)
 
 
+@in_both_ways
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_round_is_a_step_with_its_mean_or_sum(name, reduction):
@@ -74,6 +88,7 @@ def test_a_round_is_a_step_with_its_mean_or_sum(name, reduction):
         np.testing.assert_array_equal(w, plain)
 
 
+@in_both_ways
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_types_are_added_up_in_float32(dtype):
     dtype = dtype_named(dtype)
@@ -86,6 +101,55 @@ def test_half_types_are_added_up_in_float32(dtype):
         np.testing.assert_array_equal(w, plain)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_large_variables_of_any_order_on_threads(dtype, reduction):
+    """As many as threads add up, beside one that is not and one without a gradient in each call."""
+    rng = np.random.default_rng(3)
+    shapes = [(300, 257), (257, 300), (40_001,), (3,)]
+    drawn = [[rng.normal(size=(2, *s)) for s in shapes] for _ in range(2 * N)]
+    calls = [[(g[0] + (1j * g[1] if "c" in dtype else 0)).astype(dtype) for g in c] for c in drawn]
+    summed, apart = ([np.zeros(s, dtype) for s in shapes] for _ in range(2))
+    summed[1] = np.zeros(shapes[1], dtype, order="F")
+    opt, plain = accumulating(gradient_accumulation_reduction=reduction), rmsjit.RMSprop(0.05)
+    for those in rounds(calls):
+        for number, call in enumerate(those):
+            pairs = list(zip(call, summed, strict=True))
+            opt.apply_gradients(pairs[: 3 if number == 1 else 4])
+        wanted = [added([c[k] for c in those]) for k in range(3)]
+        wanted.append(those[0][3] + those[2][3])
+        if reduction == "mean":
+            parts = [w.view(w.real.dtype) / np.array(N, w.real.dtype) for w in wanted]
+            wanted = [part.view(dtype) for part in parts]
+        plain.apply_gradients(zip(wanted, apart, strict=True))
+    for one, other in zip(summed, apart, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@in_both_ways
+def test_a_sum_that_somebody_keeps_is_not_overwritten():
+    kept, w = [], np.zeros(3)
+    opt = accumulating(
+        2, gradient_transformers=[lambda pairs: [kept.append(pairs[0][0]), pairs][1]]
+    )
+    for k in range(8):
+        opt.apply_gradients([(np.full(3, float(k)), w)])
+    assert [sums.tolist() for sums in kept] == [[k] * 3 for k in (0.5, 2.5, 4.5, 6.5)]
+
+
+@in_both_ways
+def test_a_copy_of_a_round_is_not_overwritten():
+    w = np.zeros(3)
+    opt = accumulating(2)
+    opt.apply_gradients([(np.ones(3), w)])
+    state = opt._accumulator.__getstate__()  # as pickle holds it while other calls go on
+    for k in range(4):
+        opt.apply_gradients([(np.full(3, float(k)), w)])
+    (total,) = state["_round"][2].values()
+    assert total.total.tolist() == [1.0, 1.0, 1.0]
+
+
+@in_both_ways
 def test_gradients_are_not_kept_by_reference():
     w, g, opt = np.zeros(2), np.ones(2), accumulating(2, gradient_accumulation_reduction="sum")
     opt.apply_gradients([(g, w)])
@@ -106,6 +170,7 @@ def test_rows_of_tables_are_merged(clipping):
     np.testing.assert_array_equal(table[[1, 3]], 1.0)
 
 
+@in_both_ways
 @pytest.mark.parametrize("order", [0, 1])
 def test_a_dense_and_a_sparse_gradient_of_one_variable(order):
     table, plain = np.ones((3, 1)), np.ones((3, 1))
@@ -128,6 +193,7 @@ def test_exact_rows():
     np.testing.assert_allclose(table, plain, rtol=1e-14)
 
 
+@in_both_ways
 def test_variables_need_not_have_a_gradient_in_every_call():
     a, b, opt = np.zeros(1), np.zeros(1), accumulating(2)
     opt.apply_gradients([(np.ones(1), a)])
@@ -166,6 +232,7 @@ def call_of(view, kind, seed):
     return VIEWS[view](gradient), gradient
 
 
+@in_both_ways
 @pytest.mark.parametrize("kinds", [("dense", "dense"), ("dense", "sparse"), ("sparse", "sparse")])
 @pytest.mark.parametrize("second", VIEWS)
 @pytest.mark.parametrize("first", VIEWS)
@@ -188,6 +255,7 @@ def test_any_views_of_a_variable_in_one_round(first, second, kinds):
     assert len(opt.variables_seen) == 1
 
 
+@in_both_ways
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("calls", [1, 2, 3])
@@ -241,6 +309,7 @@ def test_a_copy_without_its_variables_says_what_it_drops():
     assert (int(alone.iterations), alone.accumulated_calls) == (0, 0)
 
 
+@in_both_ways
 def test_calls_of_several_threads_all_count():
     w, opt = np.zeros(1000), accumulating(10, gradient_accumulation_reduction="sum")
     gradient, calls = np.ones(1000), 100
@@ -348,6 +417,7 @@ class Flushing:
         return np.ones(1)
 
 
+@in_both_ways
 @pytest.mark.parametrize("act", ["flush", "call"])
 def test_a_step_within_a_call_loses_no_call(act):
     w, opt = np.zeros(1), accumulating(3, gradient_accumulation_reduction="sum")
@@ -442,6 +512,7 @@ def test_a_schedule_is_given_the_number_of_calls():
 # --- flush ----------------------------------------------------------------------------------
 
 
+@in_both_ways
 def test_flush_steps_with_the_calls_that_there_are():
     w, plain, opt, other = np.ones(2), np.ones(2), accumulating(), rmsjit.RMSprop(0.05)
     given = gradients((2,), count=5)
@@ -463,6 +534,7 @@ def test_flush_without_accumulation_does_nothing():
 # --- errors ---------------------------------------------------------------------------------
 
 
+@in_both_ways
 @pytest.mark.parametrize("at", range(N))
 @pytest.mark.parametrize(
     ("wrong", "error"),
@@ -485,6 +557,7 @@ def test_a_wrong_call_changes_nothing(wrong, error, at):
     assert int(opt.iterations) == 2
 
 
+@in_both_ways
 def test_a_step_that_fails_can_be_repeated():
     w, plain = np.ones(2), np.ones(2)
     rate = [0.05]
@@ -502,6 +575,7 @@ def test_a_step_that_fails_can_be_repeated():
     np.testing.assert_array_equal(w, plain)
 
 
+@in_both_ways
 def test_nonfinite():
     bad = np.full(1, np.inf)
     w, opt = np.ones(1), accumulating(2, nonfinite="skip")
@@ -557,6 +631,7 @@ def ended(table, w, opt):
     return table, w
 
 
+@in_both_ways
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda these: pickle.loads(pickle.dumps(these))])
 def test_copies_go_on_with_a_round(copied):
     these = in_a_round()

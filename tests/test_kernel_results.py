@@ -13,6 +13,7 @@ from rmsjit.arrays.dtypes import kinds_of, precision_of
 from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import (
     act,
+    adding,
     copies,
     dense,
     driver,
@@ -936,6 +937,38 @@ def test_reading_tensors(fresh):
     ):
         assert status(wrong, others[1]) == tensors.NOT_AS_EXPECTED
     assert status(others[0], None) == tensors.NOT_DESCRIBED
+
+
+@all_or_in_parallel
+@pytest.mark.parametrize("divisor", [1, 3])
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_adding_gradients_to_sums(fresh, real, divisor, bins):
+    """Three arrays, the first in two pieces of several chunks; two have a sum, two a gradient."""
+    sizes = (5001, 9, 3)
+    sums = [wave(7, real, size) for size in sizes[:2]]
+    gradients = [wave(11, real, sizes[0]), wave(5, real, sizes[2])]
+    results = [np.full(size, np.nan, real) for size in sizes]
+    pieces = np.array([[0, 0, 2500, 0], [0, 2500, 2501, 0], [1, 0, 9, 0], [2, 0, 3, 0]])
+    cuts = np.array([0, 4] if bins == 1 else [0, 1, 4])
+    columns = [
+        np.array([*map(address_of, results)]),
+        np.array([*map(address_of, sums), 0]),
+        np.array([address_of(gradients[0]), 0, address_of(gradients[1])]),
+    ]
+    number = np.array([divisor], real)
+    words = {
+        adding.BINS: bins,
+        adding.CUTS: address_of(cuts),
+        adding.PIECES: address_of(pieces),
+        adding.RESULTS: address_of(columns[0]),
+        adding.SUMS: address_of(columns[1]),
+        adding.GRADIENTS: address_of(columns[2]),
+        adding.DIVISOR: address_of(number),
+    }
+    assert all_bins(fresh("add_pieces", real), *in_order(words, adding.WORDS)) == 0
+    expected = [sums[0] + gradients[0], sums[1], gradients[1]]
+    for result, value in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result, value / number)
 
 
 def test_comparing_the_items_of_tuples(fresh):

@@ -150,6 +150,17 @@ def test_squares_are_packed(dtype):
     assert_nothing_is_allocated(text)
 
 
+@x86
+@slow
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_additions_are_packed(real):
+    text, _ = assembly("add_pieces", real)
+    kind = "ps" if real == "float32" else "pd"
+    assert packed_loops(text, f"v?add{kind}")
+    assert packed_loops(text, f"v?div{kind}")
+    assert_nothing_is_allocated(text)
+
+
 READING_OBJECTS = ["read_pairs", "follow", "read_tensors", "same_items", "same_values", "has_item"]
 SHIPPED_ONCE = [
     "tick",
@@ -177,7 +188,7 @@ def test_other_kernels_allocate_nothing(name):
 
 
 def test_no_shipped_kernel_is_left_out():
-    of_the_rule = {"update_dense", "update_rows", "catch_up_rows", "sums_of_squares"}
+    of_the_rule = {"update_dense", "update_rows", "catch_up_rows", "sums_of_squares", "add_pieces"}
     assert of_the_rule | set(SHIPPED_ONCE) == public_loaders()
 
 

@@ -83,8 +83,10 @@ def converted(array: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     Overflow and other floating-point errors are ignored, whatever `np.errstate` says; a number too
     large for the dtype becomes infinite.
     """
+    if array.dtype == dtype:  # to ignore errors takes longer than to see that there are none
+        return array
     with np.errstate(all="ignore"):
-        return array.astype(dtype, copy=False)
+        return array.astype(dtype)
 
 
 class Kinds(NamedTuple):

@@ -91,6 +91,7 @@ def jobs(precisions: Iterable[Precision], variants: Sequence[str], sparse: bool)
         yield "clock of rows", [loader.tick, loader.reset]
     for p in precisions:
         yield f"norms, {p.name}", [partial(loader.sums_of_squares, p.real, p.computing)]
+        yield f"sums of gradients, {p.name}", [partial(loader.add_pieces, p.computing)]
         for name in variants:
             momentum, centered = VARIANTS[name]
             form = keras_legacy(centered=centered, momentum=momentum > 0).arithmetic

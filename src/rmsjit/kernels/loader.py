@@ -12,6 +12,7 @@ from typing import Any
 from rmsjit.arrays.dtypes import Kinds
 from rmsjit.kernels import (
     act,
+    adding,
     copies,
     dense,
     driver,
@@ -88,6 +89,12 @@ def sums_of_squares(real: str, computing: str) -> Kernel:
     """The norms of gradients; complex ones are read as twice as many `real` numbers."""
     make = functools.partial(norms.sums_of_pieces, real, computing)
     return _over_bins("sums_of_squares", f"{real} {computing}", make, after=norms.add_up)
+
+
+@functools.cache
+def add_pieces(real: str) -> Kernel:
+    """Add gradients to sums; all numbers have the type `real`."""
+    return _over_bins("add_pieces", real, lambda: adding.add_pieces(real))
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from rmsjit.rule.form import Form
 from rmsjit.state.entries import Entry, key_of
 from rmsjit.state.meeting import held_homes
 from rmsjit.state.slots import SlotStore
+from rmsjit.steps.additions import Adder, Additions
 from rmsjit.steps.entering import known_or_new
 from rmsjit.steps.nonfinite import PROPAGATE, RAISE, accepts, finite_gradients
 from rmsjit.steps.pairs import (
@@ -52,6 +53,11 @@ class Summed(NamedTuple):
         """The sum beside the memory of an entry."""
         found = self.sums.get(entry.key)
         return next(iter(self.sums.values())).for_other(entry.owner) if found is None else found
+
+    def divided(self, calls: int, additions: Additions) -> Summed:
+        """With the mean over so many calls; see `Sum.divided`."""
+        means = {key: one.divided(calls, additions) for key, one in self.sums.items()}
+        return self._replace(sums=means)
 
 
 class Round(NamedTuple):
@@ -96,6 +102,8 @@ class Accumulator:
         What the step gets of the gradients of its calls.
     nonfinite : {"propagate", "skip", "raise"}
         With "raise", calls are checked; otherwise it is left to the step.
+    num_threads : int or None
+        The maximum number of threads; None for as many as the process may keep busy.
     """
 
     def __init__(
@@ -104,11 +112,13 @@ class Accumulator:
         calls_per_step: int,
         reduction: str = "mean",
         nonfinite: str = PROPAGATE,
+        num_threads: int | None = None,
     ) -> None:
         self._store = store or SlotStore("accumulator", Form())
         self._shares = store is None  # its steps with other ranks
         self.calls_per_step, self.reduction = calls_per_step, reduction
         self._nonfinite = nonfinite
+        self._adder = Adder(num_threads)
         self._round = Round()
 
     def current(self, step: int) -> Round:
@@ -148,11 +158,13 @@ class Accumulator:
             known, step = self._round, int(counter)
             before = self.current(step)
             check_aggregate(before.aggregate, aggregate)
-            summed, met = self._added(before.summed, checked), _with_met(before.met, pairs)
-            after = Round(step, before.calls + 1, summed, still, met, aggregate)
+            calls, met = before.calls + 1, _with_met(before.met, pairs)
+            ends = calls >= self.calls_per_step
+            summed = self._added(before.summed, checked, self._divisor(calls) if ends else 1)
+            after = Round(step, calls, summed, still, met, aggregate)
             if self._round is known and counter == step:  # nothing has come between
                 break
-        if after.calls >= self.calls_per_step:
+        if ends:
             return self._reduced(after)
         self._round = after
         return None
@@ -163,8 +175,11 @@ class Accumulator:
         Of the variables that did not move in the last call, some may do so by now.
         """
         current = self.current(step)
+        if not current.calls:
+            return None
         still = tuple(pair for pair in current.still if is_still(pair[1]))
-        return self._reduced(current._replace(still=still)) if current.calls else None
+        summed = self._added(current.summed, [], self._divisor(current.calls))
+        return self._reduced(current._replace(still=still, summed=summed))
 
     def clear(self) -> None:
         """Begin a new round."""
@@ -174,6 +189,7 @@ class Accumulator:
         """Begin a new round after the step of one, unless another has begun meanwhile."""
         if self._round is ended:
             self._round = Round()
+        self._adder.memory.turn()
 
     @property
     def latest(self) -> Round:
@@ -198,20 +214,28 @@ class Accumulator:
             accepts(RAISE, finite, lambda k: naming(pairs[k][1], k))
         return pairs, missing
 
+    def _divisor(self, calls: int) -> int:
+        """What the sums of so many calls are divided by for the step."""
+        return calls if self.reduction == "mean" else 1
+
     @np.errstate(all="ignore")  # sums that are not finite are for the step to judge
     def _added(
-        self, summed: Mapping[str, Summed], pairs: Sequence[tuple[Any, Any]]
+        self, summed: Mapping[str, Summed], pairs: Sequence[tuple[Any, Any]], divisor: int = 1
     ) -> dict[str, Summed]:
-        """Sums with the gradients of one call, in new memory where they change."""
+        """Sums with the gradients of one call, all divided, in new memory where they change."""
         if self._shares and not summed and self._store.sweeps.are_due(self._store):
             self._store.sweeps.sweep(self._store)
-        new = dict(summed)
+        new, additions = dict(summed), self._adder.begin()
         for entry, (gradient, variable) in zip(self._entered(pairs), pairs, strict=True):
-            own, known = Sum.of(gradient, variable), new.get(entry.name)
-            total = own if known is None else known.at(entry).plus(own)
+            known = new.get(entry.name)
+            before = None if known is None else known.at(entry)
+            total = Sum.with_gradient(before, gradient, variable, additions)
             if known is not None and isinstance(known.variable, Variable):
                 variable = known.variable  # it may have a constraint
             new[entry.name] = Summed(variable, {entry.key: total})
+        if divisor != 1:
+            new = {name: one.divided(divisor, additions) for name, one in new.items()}
+        additions.run(divisor)
         return new
 
     def _entered(self, pairs: Sequence[tuple[Any, Any]]) -> list[Entry]:
@@ -245,7 +269,7 @@ class Accumulator:
         return entries
 
     def _reduced(self, current: Round) -> Pairs:
-        """The pairs for the step that ends a round."""
+        """The pairs for the step that ends a round, whose sums are divided already."""
         entries = self.entries_of(current)
         pairs = []
         for name, (variable, _) in current.summed.items():
@@ -256,8 +280,6 @@ class Accumulator:
                 self._store.tell("sum", f"{name} was not copied with its sum, which is dropped")
                 continue
             total = current.summed[name].at(entry)
-            if self.reduction == "mean":
-                total = total.divided(current.calls)
             pairs.append((total.for_view(array_of(variable)), variable))
         if not pairs:
             return tuple((_zeros_of(variable), variable) for _, variable in current.still)

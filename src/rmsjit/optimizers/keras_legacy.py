@@ -305,7 +305,9 @@ class RMSprop(KerasHyperparameters, Averages, Losses, Optimizer):
 
             # What a rank has only accumulated must not be part of the state that all ranks share.
             store = self._store if settings.strategy is None else None
-            self._accumulator = Accumulator(store, calls, reduction, nonfinite)
+            self._accumulator = Accumulator(
+                store, calls, reduction, nonfinite, settings.num_threads
+            )
 
     # --- configuration ----------------------------------------------------------------------
 

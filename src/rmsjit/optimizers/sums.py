@@ -15,6 +15,7 @@ from rmsjit.arrays.dtypes import dtype_named
 from rmsjit.arrays.layout import Layout, layout_of
 from rmsjit.indexed_slices import IndexedSlices
 from rmsjit.state.entries import Home
+from rmsjit.steps.additions import Additions
 from rmsjit.variables import array_of
 
 Gradient = NDArray[Any] | IndexedSlices
@@ -48,6 +49,22 @@ class Sum(NamedTuple):
         layout.logical(total, array.shape)[...] = gradient
         return cls(total, array.shape, layout)
 
+    @classmethod
+    def with_gradient(
+        cls, known: Sum | None, gradient: Any, variable: Any, additions: Additions
+    ) -> Sum:
+        """A sum and one more gradient, which `additions` is to compute if both are dense."""
+        before = None if known is None else known.total
+        if isinstance(gradient, IndexedSlices) or isinstance(before, IndexedSlices):
+            own = cls.of(gradient, variable)
+            return own if known is None else known.plus(own)
+        array = array_of(variable)
+        layout, dtype = layout_of(array), dtype_of_sum(array.dtype)
+        flat = layout.canonical(gradient).reshape(-1)
+        if flat.dtype != dtype or not flat.flags.aligned:
+            flat = flat.astype(dtype)
+        return cls(additions.of(before, flat), array.shape, layout)
+
     def plus(self, other: Sum) -> Sum:
         """The sum of two sums in new memory; dense unless both name rows of the same view."""
         ours, theirs = self.total, other.total
@@ -62,14 +79,13 @@ class Sum(NamedTuple):
             return other._replace(total=self._added_to(theirs.copy()))
         return other._replace(total=ours + theirs)
 
-    @np.errstate(all="ignore")
-    def divided(self, calls: int) -> Sum:
-        """The mean over so many calls."""
+    def divided(self, calls: int, additions: Additions) -> Sum:
+        """The mean over so many calls, which `additions` is to compute if it is dense."""
         total = self.total
         if isinstance(total, IndexedSlices):
             values = np.asarray(total.values / calls)
             return self._replace(total=IndexedSlices(values, total.indices, total.dense_shape))
-        return self._replace(total=total / calls)
+        return self if additions.make(total) else self._replace(total=additions.of(total, None))
 
     def elements(self) -> NDArray[Any]:
         """All elements in canonical order."""

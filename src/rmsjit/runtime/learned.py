@@ -27,7 +27,7 @@ class Work(NamedTuple):
     Attributes
     ----------
     kind : str
-        "dense", "sparse" or "catch up".
+        "dense", "sparse", "catch up" or "sum".
     most : int
         The maximum number of threads.
     bits : int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from rmsjit.arrays.owners import private_view
 from rmsjit.indexed_slices import as_integers, check_rows
 from rmsjit.rule.form import Form
-from rmsjit.runtime import threads
-from rmsjit.runtime.threads import ONE_THREAD
 from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.clock import Clock
 from rmsjit.state.entries import Entry, Member
 from rmsjit.state.slots import SlotStore
-from rmsjit.steps.act import DONE, Act, Call
+from rmsjit.steps.act import Act, Call
 from rmsjit.steps.pairs import naming
+from rmsjit.steps.running import run_calls
 from rmsjit.steps.sparse import SparseGroup, Table, reset_call
 from rmsjit.variables import array_of
 
@@ -100,7 +99,9 @@ def catch_up(entry: Entry, form: Form, rows: NDArray[np.int64] | None, limit: in
     pieces = [None] if rows is None and table.in_place else _behind(clock, rows)
     for piece in pieces:
         count = table.rows if piece is None else len(piece)
-        _run(functools.partial(table.catch_up_calls, clock, piece), table.bytes_of(count), limit)
+        nbytes = table.bytes_of(count)
+        calls = functools.partial(table.catch_up_calls, clock, piece)
+        run_calls(calls, _trials.of(limit, nbytes, "catch up"), nbytes)
     if rows is None:
         Act([reset_call(clock)]).run()
 
@@ -112,14 +113,6 @@ def _behind(clock: Clock, rows: NDArray[np.int64] | None) -> Iterator[NDArray[np
         return
     for start in range(0, len(clock.done), _ROWS_AT_ONCE):
         yield start + np.flatnonzero(clock.done[start : start + _ROWS_AT_ONCE] != clock.now)
-
-
-def _run(calls: Callable[[int], list[Call]], nbytes: int, limit: int) -> None:
-    """Run calls on the number of threads that has proved fastest; on one if threads can't start."""
-    tried = _trials.of(limit, nbytes, "catch up")
-    launch = ONE_THREAD if tried is None else threads.launch(tried.choose().threads)
-    if Act(calls(launch.threads), launch=launch, nbytes=nbytes, trials=tried).run() != DONE:
-        Act(calls(1)).run()
 
 
 def _table_of(member: Member, form: Form) -> Table:
