@@ -14,6 +14,7 @@ from rmsjit.arrays.layout import address_of
 from rmsjit.kernels import (
     act,
     adding,
+    converting,
     copies,
     dense,
     driver,
@@ -453,8 +454,9 @@ def test_norms(fresh, dtype, bins):
 # --- copies ---------------------------------------------------------------------------------
 
 
+@all_or_in_parallel
 @pytest.mark.parametrize("dtype", ["uint8", *DTYPES])
-def test_strided_copies(fresh, dtype):
+def test_strided_copies(fresh, dtype, bins):
     kernel = fresh("copy_strided")
     whole = (np.arange(4 * 5 * 6) % 100).reshape(4, 5, 6).astype(dtype)
     array, numbers = whole[::-1, 1::2].transpose(2, 0, 1), np.array([5, 0, 2])
@@ -462,7 +464,7 @@ def test_strided_copies(fresh, dtype):
         chosen = array if named is None else array[named]
         contiguous = np.zeros(chosen.shape, dtype)
         words = {
-            0: 1,  # bin
+            0: bins,
             copies.SOURCE_IS_STRIDED: 1,
             copies.STRIDED: address_of(array),
             copies.CONTIGUOUS: address_of(contiguous),
@@ -480,6 +482,31 @@ def test_strided_copies(fresh, dtype):
         words[copies.SOURCE_IS_STRIDED] = 0
         all_bins(kernel, *in_order(words, copies.STRIDED_WORDS), *places)
         assert np.array_equal(whole, expected)
+
+
+@all_or_in_parallel
+@pytest.mark.parametrize("names", [("float64", "float32"), ("uint16", "float32")])
+def test_conversions(fresh, names, bins):
+    """In tiles of a transposed array, behind an outer axis, some of them not whole."""
+    source, target = ("float16" if name == "uint16" else name for name in names)
+    array = wave(11, source, 2 * 70 * 45).reshape(2, 45, 70).transpose(0, 2, 1)
+    result = np.zeros(array.shape, target)
+    axes = np.array([[2, array.strides[0], result.strides[0]]])
+    words = {
+        converting.BINS: bins,
+        converting.SOURCE: address_of(array),
+        converting.TARGET: address_of(result),
+        converting.ROWS: 70,
+        converting.ROW_SOURCE: array.strides[1],
+        converting.ROW_TARGET: result.strides[1],
+        converting.COLUMNS: 45,
+        converting.COLUMN_SOURCE: array.strides[2],
+        converting.OUTER: 1,
+        converting.AXES: address_of(axes),
+        converting.SLABS: 2,
+    }
+    all_bins(fresh("convert", *names), *in_order(words, converting.WORDS))
+    np.testing.assert_array_equal(result, array)
 
 
 def test_copies_of_parts(fresh):

@@ -161,6 +161,22 @@ def test_additions_are_packed(real):
     assert_nothing_is_allocated(text)
 
 
+CONVERSIONS = {
+    ("float64", "float32"): "v?cvtpd2psy?",
+    ("float32", "float64"): "v?cvtps2pd",
+    ("float32", "int16"): "v?paddd",
+}
+
+
+@x86
+@slow
+@pytest.mark.parametrize("names", CONVERSIONS, ids="-".join)
+def test_conversions_are_packed(names):
+    text, _ = assembly("convert", *names)
+    assert packed_loops(text, CONVERSIONS[names])
+    assert_nothing_is_allocated(text)
+
+
 READING_OBJECTS = ["read_pairs", "follow", "read_tensors", "same_items", "same_values", "has_item"]
 SHIPPED_ONCE = [
     "tick",
@@ -188,8 +204,15 @@ def test_other_kernels_allocate_nothing(name):
 
 
 def test_no_shipped_kernel_is_left_out():
-    of_the_rule = {"update_dense", "update_rows", "catch_up_rows", "sums_of_squares", "add_pieces"}
-    assert of_the_rule | set(SHIPPED_ONCE) == public_loaders()
+    of_types = {
+        "update_dense",
+        "update_rows",
+        "catch_up_rows",
+        "sums_of_squares",
+        "add_pieces",
+        "convert",
+    }
+    assert of_types | set(SHIPPED_ONCE) == public_loaders()
 
 
 @x86

@@ -13,6 +13,7 @@ from rmsjit.arrays.dtypes import Kinds
 from rmsjit.kernels import (
     act,
     adding,
+    converting,
     copies,
     dense,
     driver,
@@ -95,6 +96,13 @@ def sums_of_squares(real: str, computing: str) -> Kernel:
 def add_pieces(real: str) -> Kernel:
     """Add gradients to sums; all numbers have the type `real`."""
     return _over_bins("add_pieces", real, lambda: adding.add_pieces(real))
+
+
+@functools.cache
+def convert(source: str, target: str) -> Kernel:
+    """Copy strided arrays to contiguous memory of another type, or of the same."""
+    make = functools.partial(converting.convert, source, target)
+    return _over_bins("convert", f"{source} {target}", make)
 
 
 @functools.cache

@@ -60,9 +60,7 @@ class Sum(NamedTuple):
             return own if known is None else known.plus(own)
         array = array_of(variable)
         layout, dtype = layout_of(array), dtype_of_sum(array.dtype)
-        flat = layout.canonical(gradient).reshape(-1)
-        if flat.dtype != dtype or not flat.flags.aligned:
-            flat = flat.astype(dtype)
+        flat = additions.flat(layout.canonical(gradient), dtype)
         return cls(additions.of(before, flat), array.shape, layout)
 
     def plus(self, other: Sum) -> Sum:

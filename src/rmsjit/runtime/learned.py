@@ -27,7 +27,7 @@ class Work(NamedTuple):
     Attributes
     ----------
     kind : str
-        "dense", "sparse", "catch up" or "sum".
+        "dense", "sparse", "catch up", "sum" or "copy".
     most : int
         The maximum number of threads.
     bits : int

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsjit.arrays.layout import address_of
+from rmsjit.arrays.layout import address_of, is_dense
 from rmsjit.arrays.recycled import RecycledMemory
 from rmsjit.kernels import adding, loader
 from rmsjit.runtime.processors import thread_limit
 from rmsjit.runtime.trials import LEAST_BYTES, TrialsBySize
 from rmsjit.steps.act import Call
+from rmsjit.steps.converting import ContiguousCopies
 from rmsjit.steps.partition import Partition, cut_evenly, pieces_of
 from rmsjit.steps.running import run_calls
 
@@ -30,11 +31,15 @@ class Adder:
     Attributes
     ----------
     memory : RecycledMemory
+        For sums.
+    copies : ContiguousCopies
+        Makes those of gradients that can't be added as they are.
     """
 
     def __init__(self, num_threads: int | None) -> None:
         self._num_threads = num_threads
         self.memory = RecycledMemory()
+        self.copies = ContiguousCopies(num_threads)
         self._trials = TrialsBySize()
         self._partitions: dict[tuple[bytes, int], Partition] = {}
 
@@ -110,6 +115,12 @@ class Additions:
         self._adder = adder
         self._by_dtype: dict[np.dtype[Any], list[Addition]] = {}
         self._made: set[int] = set()
+
+    def flat(self, array: Array, dtype: np.dtype[Any]) -> Array:
+        """The elements of an array in order, in a dtype; copied only if they must be."""
+        if array.dtype == dtype and is_dense(array):
+            return array.reshape(-1)
+        return self._adder.copies.of(array, dtype).reshape(-1)
 
     def of(self, total: Array | None, gradient: Array | None) -> Array:
         """The array that is to be a sum, or a copy if one of both is None.

@@ -14,6 +14,7 @@ from rmsjit.runtime.once import computed_once
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.act import Validity
 from rmsjit.steps.binding import Binding
+from rmsjit.steps.converting import ContiguousCopies
 from rmsjit.steps.groups import Layout
 from rmsjit.steps.pairs import Pairs, dense_gradient
 from rmsjit.steps.place import Place
@@ -36,6 +37,8 @@ class Bindings:
         How many rows of numbers a step needs.
     noise : int64 array, shape (1 + 2 * pairs,)
         What stochastic rounding reads; see `rmsjit.steps.noise`.
+    copies : ContiguousCopies
+        Makes those of gradients that kernels can't read in place.
 
     Attributes
     ----------
@@ -51,7 +54,9 @@ class Bindings:
         validity: Validity,
         group_count: int,
         noise: NDArray[np.int64],
+        copies: ContiguousCopies,
     ) -> None:
+        self._copies = copies
         self._place, self._slot_names = place, slot_names
         self._layout, self._sparse = layout, layout.sparse
         self._epoch, self._valid_epoch = validity
@@ -211,8 +216,7 @@ class Bindings:
             gradient = dense_gradient(pairs[k][0], place.variables[k], k)
             canonical = layout_of(place.owners[k]).canonical(gradient)
             if not place.is_readable(canonical, k, entry.canonical.dtype):
-                with np.errstate(all="ignore"):  # a number too large for the dtype is infinite
-                    canonical = canonical.astype(entry.canonical.dtype, order="C")
+                canonical = self._copies.of(canonical, entry.canonical.dtype)
             gradients[k] = address_of(canonical)
             copies.append(canonical)
         binding.alive = pairs, copies

@@ -101,8 +101,8 @@ class DenseGroup:
         for position, entry in self.copied:
             copy = np.empty(entry.canonical.shape, entry.canonical.dtype)
             addresses[position, 0] = address_of(copy)
-            before.append(copy_call(entry.canonical, copy, outwards=False))
-            after.append(copy_call(entry.canonical, copy, outwards=True))
+            before.append(copy_call(entry.canonical, copy, outwards=False, bins=bins))
+            after.append(copy_call(entry.canonical, copy, outwards=True, bins=bins))
         numbers, scales = binding.numbers[self.kinds.computing], binding.scales_of(self.kinds)
         words = np.zeros(dense.WORDS, np.int64)
         words[dense.BINS] = bins

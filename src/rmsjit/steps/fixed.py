@@ -24,6 +24,7 @@ from rmsjit.state.entries import Member, SlotMemory, entry_of
 from rmsjit.state.grouping import Assignment
 from rmsjit.steps.act import DONE
 from rmsjit.steps.binding import Binding
+from rmsjit.steps.converting import ContiguousCopies
 from rmsjit.steps.launching import launch_for
 from rmsjit.steps.pairs import Pairs, changed_meanwhile, check_variable, naming
 from rmsjit.steps.plan import Plan
@@ -63,6 +64,7 @@ class FixedStep:
         self._refuse_overlap()
         self._limit = num_threads or thread_limit()
         self._trials = TrialsBySize()
+        self._copies = ContiguousCopies(num_threads)
         self._epoch = np.zeros(1, np.int64)  # never changes: nobody else knows these variables
         self._plans: dict[tuple[type, ...], Plan] = {}
         self._dense = (np.ndarray,) * len(self._variables)
@@ -88,7 +90,14 @@ class FixedStep:
         if kinds not in self._plans:
             one_group = Assignment(1, np.zeros(len(kinds), np.int64))
             self._plans[kinds] = Plan(
-                self._variables, kinds, self._members, self._form, False, self._epoch, one_group
+                self._variables,
+                kinds,
+                self._members,
+                self._form,
+                False,
+                self._epoch,
+                one_group,
+                self._copies,
             )
         return self._plans[kinds]
 

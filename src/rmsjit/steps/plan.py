@@ -19,6 +19,7 @@ from rmsjit.state.entries import Member
 from rmsjit.state.grouping import Assignment
 from rmsjit.steps.act import Validity
 from rmsjit.steps.bindings import Bindings
+from rmsjit.steps.converting import ContiguousCopies
 from rmsjit.steps.exact import refuse_other_views
 from rmsjit.steps.groups import Layout, rounds_of
 from rmsjit.steps.noise import NO_NOISE
@@ -45,6 +46,8 @@ class Plan:
         See `rmsjit.state.slots.SlotStore.epoch`.
     assignment : Assignment
         Which variables have settings of their own.
+    copies : ContiguousCopies
+        Makes those of gradients that kernels can't read in place.
     noise : int64 array, shape (1 + 2 * pairs,)
         What stochastic rounding reads; see `rmsjit.steps.noise`.
 
@@ -82,6 +85,7 @@ class Plan:
         exact: bool,
         epoch: NDArray[np.int64],
         assignment: Assignment,
+        copies: ContiguousCopies,
         noise: NDArray[np.int64] = NO_NOISE,
     ) -> None:
         self.form, self._validity = form, Validity.of_now(epoch)
@@ -97,7 +101,9 @@ class Plan:
         self.is_tried = bool(layout.sparse) or layout.dense_nbytes >= trials.LEAST_BYTES
         has_clocks = exact and any(m.entry.clock is not None for m in members if m)
         self.updates = Updates(layout, form, self._validity, exact, has_clocks)
-        self.bindings = Bindings(place, names, layout, self._validity, self.group_count, noise)
+        self.bindings = Bindings(
+            place, names, layout, self._validity, self.group_count, noise, copies
+        )
         grouped = self.group_count > 1  # and what is moved may be in another group
         fixed = exact or self.is_tried or grouped or self.is_noisy
         movable = self.updates.are_kept and not fixed

@@ -15,6 +15,7 @@ from rmsjit.state.entries import Entry, Member
 from rmsjit.state.making import missing_slots
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.binding import Binding
+from rmsjit.steps.converting import ContiguousCopies
 from rmsjit.steps.entering import entries_of, first_epsilon
 from rmsjit.steps.first_touch import touch_first
 from rmsjit.steps.noise import NO_NOISE, noise_for
@@ -60,6 +61,7 @@ class Planner:
         self.plans: Plans[Placed] = Plans()
         self.num_threads: int | None = settings.num_threads
         self.limit: int = settings.num_threads or 0
+        self._copies = ContiguousCopies(settings.num_threads)
         self._follows = False  # whether the last step followed to other variables
 
     def bound(self, pairs: Pairs, hyperparameters: Hyperparameters) -> tuple[Plan, Binding, Pairs]:
@@ -189,7 +191,9 @@ class Planner:
         store, exact = self._store, self._settings.exact
         groups = store.grouping.assigned(variables, entries, store.find)
         noise = self._noise(entries, members)
-        return Plan(variables, kinds, members, store.form, exact, store.epoch, groups, noise)
+        return Plan(
+            variables, kinds, members, store.form, exact, store.epoch, groups, self._copies, noise
+        )
 
     def _noise(
         self, entries: Sequence[Entry | None], members: Sequence[Member | None]
