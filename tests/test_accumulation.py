@@ -126,6 +126,26 @@ def test_large_variables_of_any_order_on_threads(dtype, reduction):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("calls", [1, 2, 3])
+def test_a_large_variable_may_come_twice_in_a_call(calls, threads):
+    """And beside another one, which is divided once as well."""
+    summed, apart = ([np.zeros(90_000), np.zeros(50_000)] for _ in range(2))
+    view = summed[0].reshape(300, 300)
+    opt = accumulating(calls, num_threads=threads)
+    plain = rmsjit.RMSprop(0.05)
+    drawn = gradients((3, 90_000), count=4 * calls)
+    for those in rounds(drawn, calls):
+        for first, second, third in those:
+            pairs = [(first, summed[0]), (third[:50_000], summed[1])]
+            opt.apply_gradients([*pairs, (second.reshape(300, 300), view)])
+        totals = added([part for g in those for part in g[:2]]), added([g[2] for g in those])
+        wanted = [totals[0] / calls, totals[1][:50_000] / calls]
+        plain.apply_gradients(zip(wanted, apart, strict=True))
+    for one, other in zip(summed, apart, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @in_both_ways
 def test_a_sum_that_somebody_keeps_is_not_overwritten():
     kept, w = [], np.zeros(3)

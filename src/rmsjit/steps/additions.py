@@ -17,6 +17,8 @@ from rmsjit.steps.converting import ContiguousCopies
 from rmsjit.steps.partition import Partition, cut_evenly, pieces_of
 from rmsjit.steps.running import run_calls
 
+_PARTITIONS = 16  # kept for later calls
+
 Array = NDArray[Any]
 
 
@@ -79,7 +81,8 @@ class Adder:
         sizes = np.array([one.result.size for one in additions], np.int64)
         key = sizes.tobytes(), bins
         if key not in self._partitions:
-            self._partitions.clear()  # that of another list of variables
+            if len(self._partitions) >= _PARTITIONS:  # as where variables change in each round
+                self._partitions.clear()
             starts, itemsize = np.zeros_like(sizes), additions[0].result.itemsize
             part = cut_evenly(sizes, starts, itemsize, bins)
             self._partitions[key] = pieces_of(part, np.arange(len(sizes)))
@@ -133,6 +136,8 @@ class Additions:
         """
         like = gradient if total is None else total
         assert like is not None
+        if self.make(like):  # a variable comes twice, and threads keep no order
+            self.run(1)
         result = self._adder.memory.array(like.size, like.dtype)
         addition = Addition(result, total, gradient)
         if result.dtype.kind == "c":
@@ -142,13 +147,15 @@ class Additions:
         return result
 
     def make(self, array: Array) -> bool:
-        """Whether an array is one of the results."""
+        """Whether an array is a result that is not written yet."""
         return id(array) in self._made
 
     def run(self, divisor: float) -> None:
-        """Write all results, each divided."""
+        """Write all results, each divided; they count as other sums from then on."""
         for additions in self._by_dtype.values():
             self._adder.run(additions, divisor)
+        self._by_dtype.clear()
+        self._made.clear()
 
 
 def _real(array: Array | None) -> Any:

@@ -42,7 +42,7 @@ class ContiguousCopies:
         """A C-contiguous copy in a dtype; a number too large for it becomes infinite."""
         names = _storage(array.dtype), _storage(dtype)
         nbytes = array.size * dtype.itemsize
-        if nbytes < LEAST_BYTES or not _are_convertible(*names):
+        if nbytes < LEAST_BYTES or not array.flags.aligned or not _are_convertible(*names):
             with np.errstate(all="ignore"):
                 return array.astype(dtype, order="C")
         self._copies += 1
