@@ -1,15 +1,24 @@
 """What settings of training cost: the time of a step with one, relative to a step without."""
 
 import numba  # noqa: F401 - so that asv loads it once and not in each process
+import numpy as np
 
 from rmsjit.cli.stopwatch import median_times
+from rmsjit.runtime.trials import SETTLED_AFTER
 
 from .common import DenseStep, dense_bytes, require
 
 LARGE = 10_000_000
+SIDE = 2048  # of a square variable
+GRADIENTS = {
+    "transposed": np.asfortranarray,
+    "every second number": lambda gradient: np.repeat(gradient, 2, axis=1)[:, ::2],
+    "float64": lambda gradient: gradient.astype(np.float64),
+}
 SETTINGS = {
     "decoupled decay": ("float32", {"weight_decay": 0.01}),
     "average of weights": ("float32", {"use_ema": True}),
+    "gradients of four calls": ("float32", {"gradient_accumulation_steps": 4}),
     "slots in bfloat16": ("float32", {"state_dtype": "bfloat16"}),
     "slots in 8 bits": ("float32", {"state_dtype": "8bit"}),
     "master weights of bfloat16": ("bfloat16", {"master_weights": True}),
@@ -33,6 +42,29 @@ class Setting:
         }
 
     def track_ratio(self, setting):
+        times = median_times(self.steps, self.rounds)
+        return round(times["with"] / times["without"], 3)
+
+    track_ratio.unit = "times a step without"
+
+
+class CopiedGradient:
+    """Gradients that kernels can't read where they are."""
+
+    param_names = ("gradient",)
+    params = (list(GRADIENTS),)
+    rounds = 9
+
+    def setup(self, gradient):
+        require(6 * dense_bytes(SIDE**2, 4, slots=1))
+        self.steps = {"without": DenseStep((SIDE**2,)), "with": DenseStep((SIDE**2,))}
+        step = self.steps["with"]
+        step.variables = [step.variables[0].reshape(SIDE, SIDE)]
+        step.gradients = [GRADIENTS[gradient](step.gradients[0].reshape(SIDE, SIDE))]
+        for _ in range(SETTLED_AFTER):
+            step()
+
+    def track_ratio(self, gradient):
         times = median_times(self.steps, self.rounds)
         return round(times["with"] / times["without"], 3)
 

@@ -1,11 +1,13 @@
 """Copying strided arrays of one dtype to contiguous memory of another one.
 
-A transposed array is read in tiles: the cache lines of a tile are used whole before they leave the
-cache.
+A transposed array is read in tiles, whose elements are first collected in memory of their own.  So
+each cache line is used whole at once, also where all lines of a tile are in one set of the cache.
 """
 
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
+from rmsjit.kernels.codes import frame_memory
 from rmsjit.kernels.scalars import load, store
 from rmsjit.kernels.views import WORD_BYTES, number_type, pointer, size_of, words
 from rmsjit.runtime.flags import INLINED
@@ -28,6 +30,17 @@ from rmsjit.runtime.flags import INLINED
 ) = range(11)
 WORDS = 11
 TILE = 32  # rows and columns
+
+
+@intrinsic
+def _memory_of_tile(typing_context, dtype):
+    """A pointer to memory for a tile, whose type must be a constant."""
+    kind = types.CPointer(dtype.dtype)
+
+    def codegen(context, builder, signature, args):
+        return frame_memory(builder, context.get_data_type(dtype.dtype), TILE * TILE)
+
+    return kind(dtype), codegen
 
 
 def convert(source, target):
@@ -53,29 +66,48 @@ def convert(source, target):
                 store(result, i, load(pointer(of + i * stride, READ), 0))
 
     @njit(**INLINED)
+    def convert_transposed(to, row_target, of, stride, rows, columns):
+        """A tile whose columns are contiguous in the source."""
+        tile = _memory_of_tile(READ)
+        for c in range(columns):
+            column = pointer(of + c * stride, READ)
+            for r in range(rows):
+                tile[c * TILE + r] = column[r]
+        for r in range(rows):
+            result = pointer(to + r * row_target, WRITTEN)
+            for c in range(columns):
+                store(result, c, load(tile, c * TILE + r))
+
+    @njit(**INLINED)
     def convert_bin(call_address, b):
         call = words(call_address)
         tiles = (call[ROWS] + TILE - 1) // TILE
         every = tiles * call[SLABS]
-        stride, columns = call[COLUMN_SOURCE], call[COLUMNS]
-        width = columns if stride == READ_BYTES else TILE
+        stride, columns, row_source = call[COLUMN_SOURCE], call[COLUMNS], call[ROW_SOURCE]
+        in_tiles = abs(row_source) < abs(stride)
+        width = TILE if in_tiles else columns
         for t in range(every * b // call[BINS], every * (b + 1) // call[BINS]):
             rest, first = t // tiles, t % tiles * TILE
-            of = call[SOURCE] + first * call[ROW_SOURCE]
+            of = call[SOURCE] + first * row_source
             to = call[TARGET] + first * call[ROW_TARGET]
             for a in range(call[OUTER]):
                 axis = words(call[AXES] + 3 * WORD_BYTES * a)
                 of += rest % axis[0] * axis[1]
                 to += rest % axis[0] * axis[2]
                 rest //= axis[0]
+            rows = min(TILE, call[ROWS] - first)
             for start in range(0, columns, width):
                 count = min(width, columns - start)
-                for r in range(min(TILE, call[ROWS] - first)):
-                    convert_run(
-                        to + r * call[ROW_TARGET] + start * WRITTEN_BYTES,
-                        of + r * call[ROW_SOURCE] + start * stride,
-                        stride,
-                        count,
-                    )
+                source_at, target_at = of + start * stride, to + start * WRITTEN_BYTES
+                if in_tiles and row_source == READ_BYTES:
+                    convert_transposed(target_at, call[ROW_TARGET], source_at, stride, rows, count)
+                else:
+                    for r in range(rows):
+                        convert_run(
+                            target_at + r * call[ROW_TARGET],
+                            source_at + r * row_source,
+                            stride,
+                            count,
+                        )
 
     return convert_bin
