@@ -886,6 +886,18 @@ def test_memory_of_parameters_may_be_replaced():
 
 
 @in_both_ways
+def test_a_parameter_may_be_transposed_where_it_is():
+    """Under a gradient that keeps its layout."""
+    lists = two_lists(shapes=[(7, 7)])
+    for (p,), cls in zip(lists, CLASSES, strict=True):
+        optimizer = cls([p])
+        optimizer.step()
+        p.data = p.data.t()
+        optimizer.step()
+    assert_same_parameters(*lists)
+
+
+@in_both_ways
 def test_no_memory_is_kept_alive_that_was_replaced():
     (p,) = parameters(shapes=[(1000,)])
     optimizer = RMSprop([p])

@@ -10,8 +10,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from rmsjit.kernels.driver import ALL, call_kernel
-from rmsjit.kernels.views import WORD_BYTES, words
+from rmsjit.kernels.driver import ALL
+from rmsjit.kernels.views import WORD_BYTES, call_c, words
 from rmsjit.runtime.flags import INLINED
 from rmsjit.runtime.forks import BUSY, EXCLUSIVE, FORKING, IN_FLIGHT
 
@@ -133,9 +133,9 @@ def run_act(act_address):
     for k in range(act[KERNELS]):
         kernel, call_address = act[WORDS + 2 * k], act[WORDS + 2 * k + 1]
         if threads > 1 and words(call_address)[0] > 1:  # bins
-            call_kernel(act[ON_THREADS], kernel, call_address)
+            call_c(act[ON_THREADS], kernel, call_address)
         else:
-            call_kernel(kernel, call_address, ALL)
+            call_c(kernel, call_address, ALL)
     if counter:
         _count(counter, act[COUNTER_BYTES], 1)
     if threads > 1:

@@ -6,11 +6,9 @@ after the bins.  On one thread all of it is done.  `run_on_threads`, which is co
 kernels, has each thread do bins, so no kernel is compiled twice.
 """
 
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 
-from rmsjit.kernels.views import words
+from rmsjit.kernels.views import call_c, words
 from rmsjit.runtime.flags import INLINED
 
 ALL, BEFORE, AFTER = -1, -2, -3  # parts of the work; others are the numbers of bins
@@ -46,22 +44,10 @@ def over_bins(work, before=nothing, after=nothing):
     return kernel
 
 
-@intrinsic
-def call_kernel(typing_context, kernel, call_address, part):
-    """Call a C function ``int64 (int64, int64)`` by its address."""
-
-    def codegen(context, builder, signature, args):
-        word = ir.IntType(64)
-        kind = ir.FunctionType(word, [word, word]).as_pointer()
-        return builder.call(builder.inttoptr(args[0], kind), args[1:])
-
-    return types.int64(types.int64, types.int64, types.int64), codegen
-
-
 def run_on_threads(kernel, call_address):
     """Do all the work of a kernel, which is given by its address, the bins on several threads."""
-    call_kernel(kernel, call_address, BEFORE)
+    call_c(kernel, call_address, BEFORE)
     for b in prange(words(call_address)[0]):
-        call_kernel(kernel, call_address, b)
-    call_kernel(kernel, call_address, AFTER)
+        call_c(kernel, call_address, b)
+    call_c(kernel, call_address, AFTER)
     return 0

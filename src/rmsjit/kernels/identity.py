@@ -4,24 +4,8 @@ To compare 200 objects takes Python some microseconds, compiled code a tenth of 
 `rmsjit.kernels.objects`, the GIL is held meanwhile.
 """
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
 from rmsjit.kernels.objects import ITEMS, LENGTH
-from rmsjit.kernels.views import words
-
-
-@intrinsic
-def _value_of(typing_context, function, mapping, key):
-    """Call a C function ``PyObject *(PyObject *, PyObject *)`` by its address."""
-
-    def codegen(context, builder, signature, args):
-        word = ir.IntType(64)
-        kind = ir.FunctionType(word, [word, word]).as_pointer()
-        return builder.call(builder.inttoptr(args[0], kind), args[1:])
-
-    return types.int64(types.int64, types.int64, types.int64), codegen
+from rmsjit.kernels.views import call_c, words
 
 
 def same_items(ones, others):
@@ -49,7 +33,7 @@ def same_values(dictionaries, keys, values, get_item):
     count = names[LENGTH]
     for d in range(every[LENGTH]):
         for k in range(count):
-            found = _value_of(get_item, every[ITEMS + d], names[ITEMS + k])
+            found = call_c(get_item, every[ITEMS + d], names[ITEMS + k])
             if found != expected[ITEMS + d * count + k]:
                 return 0
     return 1

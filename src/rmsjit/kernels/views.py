@@ -33,6 +33,18 @@ def words(address):
     return pointer(address, int64)
 
 
+@intrinsic
+def call_c(typing_context, function, first, second):
+    """Call a C function of two words that returns one, by its address."""
+
+    def codegen(context, builder, signature, args):
+        word = ir.IntType(64)
+        kind = ir.FunctionType(word, [word, word]).as_pointer()
+        return builder.call(builder.inttoptr(args[0], kind), args[1:])
+
+    return types.int64(types.int64, types.int64, types.int64), codegen
+
+
 def number_type(name):
     """Numba's type for the name of a dtype, as a constant that kernels can close over."""
     return from_dtype(np.dtype(name))

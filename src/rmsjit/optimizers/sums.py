@@ -64,7 +64,7 @@ class Sum(NamedTuple):
         return cls(additions.of(before, flat), array.shape, layout)
 
     def plus(self, other: Sum) -> Sum:
-        """The sum of two sums in new memory; dense unless both name rows of the same view."""
+        """The sum of two sums, one of rows at least; dense unless both name rows of one view."""
         ours, theirs = self.total, other.total
         if isinstance(theirs, IndexedSlices):
             if isinstance(ours, IndexedSlices) and self._is_of(*other[1:]):
@@ -73,9 +73,7 @@ class Sum(NamedTuple):
                 total = IndexedSlices(values, rows, theirs.dense_shape).coalesce()
                 return other._replace(total=total)
             return other._replace(total=other._added_to(self.elements().copy()))
-        if isinstance(ours, IndexedSlices):
-            return other._replace(total=self._added_to(theirs.copy()))
-        return other._replace(total=ours + theirs)
+        return other._replace(total=self._added_to(theirs.copy()))
 
     def divided(self, calls: int, additions: Additions) -> Sum:
         """The mean over so many calls, which `additions` is to compute if it is dense."""
@@ -83,7 +81,9 @@ class Sum(NamedTuple):
         if isinstance(total, IndexedSlices):
             values = np.asarray(total.values / calls)
             return self._replace(total=IndexedSlices(values, total.indices, total.dense_shape))
-        return self if additions.make(total) else self._replace(total=additions.of(total, None))
+        return (
+            self if additions.has_pending(total) else self._replace(total=additions.of(total, None))
+        )
 
     def elements(self) -> NDArray[Any]:
         """All elements in canonical order."""

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from rmsjit.arrays.layout import address_of, is_dense
 from rmsjit.arrays.recycled import RecycledMemory
 from rmsjit.kernels import adding, loader
-from rmsjit.runtime.processors import thread_limit
-from rmsjit.runtime.trials import LEAST_BYTES, TrialsBySize
+from rmsjit.runtime.trials import LEAST_BYTES
 from rmsjit.steps.act import Call
 from rmsjit.steps.converting import ContiguousCopies
 from rmsjit.steps.partition import Partition, cut_evenly, pieces_of
-from rmsjit.steps.running import run_calls
+from rmsjit.steps.running import Runner
 
 _PARTITIONS = 16  # kept for later calls
 
@@ -42,7 +41,7 @@ class Adder:
         self._num_threads = num_threads
         self.memory = RecycledMemory()
         self.copies = ContiguousCopies(num_threads)
-        self._trials = TrialsBySize()
+        self._runner = Runner("sum", num_threads)
         self._partitions: dict[tuple[bytes, int], Partition] = {}
 
     def __reduce__(self) -> Any:
@@ -59,12 +58,7 @@ class Adder:
             for one in additions:
                 one.compute(divisor)
             return
-        limit = self._num_threads or thread_limit()
-        run_calls(
-            lambda threads: [self._call(additions, divisor, threads)],
-            self._trials.of(limit, nbytes, "sum"),
-            nbytes,
-        )
+        self._runner.run(lambda bins: [self._call(additions, divisor, bins)], nbytes)
 
     def _call(self, additions: list[Addition], divisor: float, bins: int) -> Call:
         dtype = additions[0].result.dtype
@@ -136,7 +130,7 @@ class Additions:
         """
         like = gradient if total is None else total
         assert like is not None
-        if self.make(like):  # a variable comes twice, and threads keep no order
+        if self.has_pending(like):  # a variable comes twice, and threads keep no order
             self.run(1)
         result = self._adder.memory.array(like.size, like.dtype)
         addition = Addition(result, total, gradient)
@@ -146,7 +140,7 @@ class Additions:
         self._made.add(id(result))
         return result
 
-    def make(self, array: Array) -> bool:
+    def has_pending(self, array: Array) -> bool:
         """Whether an array is a result that is not written yet."""
         return id(array) in self._made
 

@@ -12,10 +12,9 @@ from rmsjit.arrays.dtypes import precision_of
 from rmsjit.arrays.layout import address_of
 from rmsjit.arrays.recycled import RecycledMemory
 from rmsjit.kernels import converting, loader
-from rmsjit.runtime.processors import thread_limit
-from rmsjit.runtime.trials import LEAST_BYTES, TrialsBySize
+from rmsjit.runtime.trials import LEAST_BYTES
 from rmsjit.steps.act import Call
-from rmsjit.steps.running import run_calls
+from rmsjit.steps.running import Runner
 
 _COPIES_PER_TURN = 256  # so several lists of variables may be updated in turn
 _RUN = 2048  # elements of a row, of a vector that is cut into rows
@@ -33,9 +32,8 @@ class ContiguousCopies:
     """
 
     def __init__(self, num_threads: int | None) -> None:
-        self._num_threads = num_threads
+        self._runner = Runner("copy", num_threads)
         self._memory = RecycledMemory()
-        self._trials = TrialsBySize()
         self._copies = 0
 
     def of(self, array: Array, dtype: np.dtype[Any]) -> Array:
@@ -49,12 +47,7 @@ class ContiguousCopies:
         if self._copies % _COPIES_PER_TURN == 0:
             self._memory.turn()
         result = self._memory.array(array.size, dtype).reshape(array.shape)
-        limit = self._num_threads or thread_limit()
-        run_calls(
-            lambda bins: _calls(array, result, names, bins),
-            self._trials.of(limit, nbytes, "copy"),
-            nbytes,
-        )
+        self._runner.run(lambda bins: _calls(array, result, names, bins), nbytes)
         return result
 
 

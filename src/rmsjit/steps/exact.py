@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 from rmsjit.arrays.owners import private_view
 from rmsjit.indexed_slices import as_integers, check_rows
 from rmsjit.rule.form import Form
-from rmsjit.runtime.trials import TrialsBySize
 from rmsjit.state.clock import Clock
 from rmsjit.state.entries import Entry, Member
 from rmsjit.state.slots import SlotStore
 from rmsjit.steps.act import Act, Call
 from rmsjit.steps.pairs import naming
-from rmsjit.steps.running import run_calls
+from rmsjit.steps.running import Runner
 from rmsjit.steps.sparse import SparseGroup, Table, reset_call
 from rmsjit.variables import array_of
 
-_trials = TrialsBySize()  # of catching up
+_runner = Runner("catch up")
 _ROWS_AT_ONCE = 1 << 14  # that are copied from a table whose rows are not contiguous
 
 
@@ -101,7 +100,7 @@ def catch_up(entry: Entry, form: Form, rows: NDArray[np.int64] | None, limit: in
         count = table.rows if piece is None else len(piece)
         nbytes = table.bytes_of(count)
         calls = functools.partial(table.catch_up_calls, clock, piece)
-        run_calls(calls, _trials.of(limit, nbytes, "catch up"), nbytes)
+        _runner.run(calls, nbytes, limit)
     if rows is None:
         Act([reset_call(clock)]).run()
 
